@@ -1,0 +1,48 @@
+# List what can be done.
+default:
+    @just --list
+
+# Does it compile?
+check:
+    cargo check --all-targets
+
+# Format the code.
+fmt:
+    cargo fmt
+
+# Clippy, warnings are errors.
+lint:
+    cargo clippy --all-targets -- -D warnings
+
+# All tests.
+test:
+    cargo test
+
+# Races against cp (and PEFT, with --peft PYTHON): `just bench merge`. `just bench kernels` times the inner loops.
+bench what="merge" *args:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    case "{{what}}" in
+        merge) cargo build --release && benches/race.sh {{args}} ;;
+        kernels) cargo bench --bench kernels -- {{args}} ;;
+        *) echo "unknown bench: {{what}}" >&2; exit 2 ;;
+    esac
+
+# Make the fixtures again.
+fixtures:
+    python3 fixtures/generate.py
+    python3 fixtures/bad/generate.py
+
+# The real peers (torch, transformers, PEFT): see tests/peers/README.md.
+peers python="python3":
+    cargo build --release
+    {{python}} tests/peers/load_tiny.py
+    {{python}} tests/peers/real.py
+
+# The documentation.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Everything that must pass before a change lands.
+ci:
+    bash .ci/run

@@ -1,0 +1,419 @@
+//! `adapter_config.json` of PEFT, and the one place where a scale is computed.
+//!
+//! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
+
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::formats::json::{self, kind};
+use crate::naming::experts::DEFINITION_ORDER;
+
+/// File name of the config.
+pub const CONFIG_NAME: &str = "adapter_config.json";
+
+/// Initialisers that change the base: an adapter they started belongs to that changed base.
+const MUTATING: [(&str, Init); 5] = [
+    ("pissa", Init::Subtracted),
+    ("olora", Init::Subtracted),
+    ("corda", Init::Subtracted),
+    ("lora_ga", Init::Subtracted),
+    ("loftq", Init::Quantised),
+];
+
+/// Settings under which a module's contribution is not a fixed ΔW, or not one that is implemented: refused by name.
+const REFUSED: [(&str, &str); 7] = [
+    ("alora_invocation_tokens", "an activated LoRA acts only after its invocation tokens, so no weight can hold it"),
+    ("arrow_config", "Arrow routes between several adapters at run time, so no weight can hold it"),
+    ("use_qalora", "QALoRA adapters belong to a group-quantised base, and PEFT cannot merge them either"),
+    ("layer_replication", "the adapter belongs to a deeper model made of repeated layers, which this base is not"),
+    ("use_bdlora", "block-diagonal LoRA is not merged yet"),
+    ("kasa_config", "KaSA removes singular components of the base as well, which is not merged yet"),
+    ("monteclora_config", "MonteCLoRA keeps parameters beyond A and B, which are not merged yet"),
+];
+
+/// What the initialiser did to the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// Nothing: B started at zero, or the base was left alone.
+    Plain,
+    /// s·B₀·A₀ was taken out of the base.
+    Subtracted,
+    /// The base was quantised anew.
+    Quantised,
+}
+
+/// How alpha and the rank make a scale.
+#[derive(Debug, Clone)]
+pub struct Scaling {
+    rank: u64,
+    alpha: f64,
+    rslora: bool,
+    rank_pattern: Vec<(Regex, u64)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+}
+
+impl Scaling {
+    /// The rank the config gives `module`.
+    pub fn rank(&self, module: &str) -> u64 {
+        first_match(&self.rank_pattern, module).unwrap_or(self.rank)
+    }
+
+    /// The alpha the config gives `module`.
+    pub fn alpha(&self, module: &str) -> f64 {
+        first_match(&self.alpha_pattern, module).unwrap_or(self.alpha)
+    }
+
+    /// Whether the scale is α/√r (Kalajdzievski 2023) instead of α/r.
+    pub fn is_rslora(&self) -> bool {
+        self.rslora
+    }
+
+    /// The factor in front of B·A.
+    pub fn scale(&self, module: &str) -> f64 {
+        let rank = self.rank(module) as f64;
+        self.alpha(module) / if self.rslora { rank.sqrt() } else { rank }
+    }
+}
+
+fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+}
+
+/// The settings of an adapter that change its numbers, and where they were read.
+#[derive(Debug, Clone)]
+pub struct AdapterConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// `peft_type`, upper case.
+    pub method: String,
+    /// Rank, alpha and the patterns over them; `None` for methods without.
+    pub scaling: Option<Scaling>,
+    /// Magnitudes are expected.
+    pub dora: bool,
+    /// The base keeps its weights as `[in, out]`, as far as the writer knew.
+    pub fan_in_fan_out: bool,
+    /// What the initialiser did to the base, and its name.
+    pub init: (Init, String),
+    /// Modules saved whole.
+    pub modules_to_save: Vec<String>,
+    /// Parameters that are adapted without a layer of their own.
+    pub target_parameters: Vec<String>,
+    /// Embedding rows that were trained, by module suffix; an empty suffix means the input embedding.
+    pub token_indices: Vec<(String, Vec<usize>)>,
+    /// Whether head and embedding were trained as one.
+    pub ensure_weight_tying: bool,
+    /// The base's name, as the writer knew it.
+    pub base_model: Option<String>,
+    /// The whole file, in its order.
+    pub raw: Map<String, Value>,
+}
+
+impl AdapterConfig {
+    /// Reads the config in the adapter directory `directory`.
+    ///
+    /// # Errors
+    /// When it is missing, is not PEFT's, or a setting that matters cannot be understood.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(CONFIG_NAME);
+        if !path.is_file() {
+            return Err(Error::unsupported(
+                directory,
+                format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown"),
+            )
+            .hint("the file is written beside the weights by PEFT's `save_pretrained`"));
+        }
+        Self::parse(path.clone(), json::read_object(&path)?)
+    }
+
+    fn parse(path: PathBuf, raw: Map<String, Value>) -> Result<Self> {
+        let fields = Fields { path: &path, raw: &raw };
+        let method = match fields.text("peft_type")? {
+            Some(method) => method.to_uppercase(),
+            None if raw.contains_key("config") => {
+                return Err(Error::unsupported(
+                    &path,
+                    "is an AdapterHub config, not PEFT's; such adapters cannot be read yet",
+                ));
+            }
+            None => return Err(Error::malformed(&path, "`peft_type`", "is missing, so the method is unknown")),
+        };
+        let scaling = if method == "LORA" { Some(fields.scaling()?) } else { None };
+        let token_key = if method == "TRAINABLE_TOKENS" { "token_indices" } else { "trainable_token_indices" };
+        Ok(Self {
+            scaling,
+            dora: fields.flag("use_dora")?,
+            fan_in_fan_out: fields.flag("fan_in_fan_out")?,
+            init: fields.init(),
+            modules_to_save: fields.texts("modules_to_save")?,
+            target_parameters: fields.texts("target_parameters")?,
+            token_indices: fields.token_indices(token_key)?,
+            ensure_weight_tying: fields.flag("ensure_weight_tying")?,
+            base_model: fields.text("base_model_name_or_path")?.map(str::to_owned),
+            method,
+            path,
+            raw,
+        })
+    }
+
+    /// The parameters of `module` that are adapted without a layer of their own, in the order the module defines them.
+    pub fn parameters_of(&self, module: &str) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for target in &self.target_parameters {
+            let (owner, name) = target.rsplit_once('.').unwrap_or(("", target));
+            let serves = owner.is_empty() || module == owner || module.ends_with(&format!(".{owner}"));
+            if serves && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.sort_by_key(|name| DEFINITION_ORDER.iter().position(|known| known == name).unwrap_or(usize::MAX));
+        names
+    }
+
+    /// Why this adapter cannot be merged into any weight, if it cannot.
+    pub fn refusal(&self) -> Option<Error> {
+        let refuse = |what: String| Some(Error::unsupported(&self.path, what));
+        if !["LORA", "TRAINABLE_TOKENS"].contains(&self.method.as_str()) {
+            return refuse(format!("`peft_type` is `{}`, a method that is not merged yet", self.method));
+        }
+        let set = |key: &str| self.raw.get(key).is_some_and(is_set);
+        REFUSED.iter().find(|(key, _)| set(key)).and_then(|(key, reason)| {
+            let value = shorten(&self.raw[*key]);
+            refuse(format!("`{key}` is set ({value}): {reason}"))
+        })
+    }
+}
+
+/// Typed access that names file, key and the value found.
+struct Fields<'a> {
+    path: &'a Path,
+    raw: &'a Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn wrong(&self, key: &str, wanted: &str, found: &Value) -> Error {
+        Error::malformed(
+            self.path,
+            format!("`{key}`"),
+            format!("must be {wanted}, is {} ({})", kind(found), shorten(found)),
+        )
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.raw.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        self.value(key).map(|value| value.as_str().ok_or_else(|| self.wrong(key, "a text", value))).transpose()
+    }
+
+    fn flag(&self, key: &str) -> Result<bool> {
+        self.value(key)
+            .map_or(Ok(false), |value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value)))
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<String>> {
+        match self.value(key) {
+            None => Ok(Vec::new()),
+            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(Value::Array(list)) => {
+                let text = |item: &Value| {
+                    item.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, "a list of texts", item))
+                };
+                list.iter().map(text).collect()
+            }
+            Some(other) => Err(self.wrong(key, "a list of texts", other)),
+        }
+    }
+
+    fn rank(&self, key: &str, value: &Value) -> Result<u64> {
+        value.as_u64().filter(|rank| *rank > 0).ok_or_else(|| self.wrong(key, "a whole number above zero", value))
+    }
+
+    fn alpha(&self, key: &str, value: &Value) -> Result<f64> {
+        value.as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| self.wrong(key, "a finite number", value))
+    }
+
+    fn scaling(&self) -> Result<Scaling> {
+        let required = |key: &str| {
+            let missing = || Error::malformed(self.path, format!("`{key}`"), "is missing, so the scale is unknown");
+            self.value(key).ok_or_else(missing)
+        };
+        Ok(Scaling {
+            rank: self.rank("r", required("r")?)?,
+            alpha: self.alpha("lora_alpha", required("lora_alpha")?)?,
+            rslora: self.flag("use_rslora")?,
+            rank_pattern: self.pattern("rank_pattern", |key, value| self.rank(key, value))?,
+            alpha_pattern: self.pattern("alpha_pattern", |key, value| self.alpha(key, value))?,
+        })
+    }
+
+    /// Patterns in file order. PEFT matches `(.*\.)?(pattern)$` from the start of the module path; the first match wins.
+    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+        let object = match self.value(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Object(object)) => object,
+            Some(other) => return Err(self.wrong(key, "an object of patterns", other)),
+        };
+        let compile = |(pattern, value): (&String, &Value)| {
+            let at = format!("{key}: {pattern}");
+            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| {
+                Error::malformed(
+                    self.path,
+                    &at,
+                    format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
+                )
+            })?;
+            Ok((regex, read(&at, value)?))
+        };
+        object.iter().map(compile).collect()
+    }
+
+    fn init(&self) -> (Init, String) {
+        let Some(name) = self.value("init_lora_weights").and_then(Value::as_str) else {
+            return (Init::Plain, String::new());
+        };
+        let lower = name.to_lowercase();
+        let known = MUTATING.iter().find(|(prefix, _)| lower.starts_with(prefix));
+        (known.map_or(Init::Plain, |(_, init)| *init), name.to_owned())
+    }
+
+    fn token_indices(&self, key: &str) -> Result<Vec<(String, Vec<usize>)>> {
+        let ids = |list: &Value| {
+            let list = list.as_array().ok_or_else(|| self.wrong(key, "a list of token numbers", list))?;
+            let id = |item: &Value| {
+                let id = item.as_u64().and_then(|id| usize::try_from(id).ok());
+                id.ok_or_else(|| self.wrong(key, "a list of token numbers", item))
+            };
+            list.iter().map(id).collect::<Result<Vec<usize>>>()
+        };
+        match self.value(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(modules)) => {
+                modules.iter().map(|(module, list)| Ok((module.clone(), ids(list)?))).collect()
+            }
+            Some(list) => Ok(vec![(String::new(), ids(list)?)]),
+        }
+    }
+}
+
+/// Whether a setting is there and not switched off.
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(object) => !object.is_empty(),
+        _ => true,
+    }
+}
+
+fn shorten(value: &Value) -> String {
+    const SHOWN: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text,
+    }
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Result<AdapterConfig> {
+        let Value::Object(raw) = serde_json::from_str(text).expect("JSON") else { panic!("an object") };
+        AdapterConfig::parse(PathBuf::from("adapter_config.json"), raw)
+    }
+
+    fn scaling(text: &str) -> Scaling {
+        config(text).expect("a config").scaling.expect("LoRA has a scale")
+    }
+
+    #[test]
+    fn plain_and_rank_stabilised_scales() {
+        assert_eq!(scaling(r#"{"peft_type":"LORA","r":16,"lora_alpha":32}"#).scale("x"), 2.0);
+        assert_eq!(scaling(r#"{"peft_type":"LORA","r":16,"lora_alpha":32,"use_rslora":true}"#).scale("x"), 8.0);
+    }
+
+    #[test]
+    fn patterns_follow_pefts_rules() {
+        let scaling = scaling(
+            r#"{"peft_type":"LORA","r":8,"lora_alpha":8,
+                "rank_pattern":{"q_proj":4, "model.layers.1.k_proj":2, "layers.0.q_proj":16, "^top":32, "a|b":64}}"#,
+        );
+        for (module, rank) in [
+            ("model.layers.0.q_proj", 4), // the first pattern in file order wins
+            ("model.layers.1.k_proj", 2), // a full path is a pattern
+            ("model.layers.1xk_proj", 2), // a dot is any character
+            ("model.layers.10.k_proj", 8),
+            ("my_q_proj", 8), // anchored at a dot
+            ("q_proj", 4),
+            ("q_proj.x", 8), // anchored at the end
+            ("top", 32),
+            ("x.top", 8), // `^` is the start of the path
+            ("x.b", 64),
+        ] {
+            assert_eq!(scaling.rank(module), rank, "{module}");
+        }
+    }
+
+    #[test]
+    fn mutating_initialisers_are_told_from_harmless_ones() {
+        for (value, init) in [
+            ("true", Init::Plain),
+            ("\"gaussian\"", Init::Plain),
+            ("\"eva\"", Init::Plain),
+            ("\"pissa\"", Init::Subtracted),
+            ("\"pissa_niter_16\"", Init::Subtracted),
+            ("\"olora\"", Init::Subtracted),
+            ("\"loftq\"", Init::Quantised),
+        ] {
+            let text = format!(r#"{{"peft_type":"LORA","r":1,"lora_alpha":1,"init_lora_weights":{value}}}"#);
+            assert_eq!(config(&text).expect(value).init.0, init, "{value}");
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_setting() {
+        for (key, value) in [
+            ("alora_invocation_tokens", "[3, 5]"),
+            ("arrow_config", r#"{"arrow_top_k": 2}"#),
+            ("use_qalora", "true"),
+            ("layer_replication", "[[0, 2], [1, 2]]"),
+        ] {
+            let text = format!(r#"{{"peft_type":"LORA","r":1,"lora_alpha":1,"{key}":{value}}}"#);
+            let refusal = config(&text).expect(key).refusal().expect("refused");
+            assert!(refusal.to_string().contains(key), "{refusal}");
+        }
+        assert!(
+            config(r#"{"peft_type":"LORA","r":1,"lora_alpha":1,"layer_replication":null}"#)
+                .expect("ok")
+                .refusal()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn unusable_values_name_the_key_and_the_value() {
+        for (text, parts) in [
+            (r#"{"r":1}"#, ["peft_type", "missing"]),
+            (r#"{"peft_type":"LORA","r":0,"lora_alpha":1}"#, ["`r`", "(0)"]),
+            (r#"{"peft_type":"LORA","r":4}"#, ["`lora_alpha`", "missing"]),
+            (r#"{"peft_type":"LORA","r":4,"lora_alpha":"x"}"#, ["`lora_alpha`", "(\"x\")"]),
+            (
+                r#"{"peft_type":"LORA","r":4,"lora_alpha":1,"rank_pattern":{"(":1}}"#,
+                ["rank_pattern: (", "unclosed group"],
+            ),
+            (r#"{"peft_type":"LORA","r":4,"lora_alpha":1,"use_dora":1}"#, ["`use_dora`", "(1)"]),
+        ] {
+            let message = config(text).expect_err(text).to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! LoRA (Hu et al. 2021): ΔW = s · B · A with B `[out, r]`, A `[r, in]`, s = α/r or α/√r.
+//!
+//! A sum of such products serves adapters that are known only as a difference: ΔW = s(B A − B₀ A₀). Arithmetic follows
+//! PEFT's CPU merge bit for bit: one f32 accumulator per element, fused multiply-add over k in order, the scale afterwards
+//! (`tensor::add_low_rank`).
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::delta::{Columns, Delta, Tile};
+use super::factor::Factor;
+use crate::error::Result;
+use crate::linalg::{LinearOperator, LowRank};
+use crate::tensor::add_low_rank;
+
+/// One product, in the orientation of the stored weight.
+#[derive(Debug, Clone)]
+pub struct Term {
+    /// `[rows, r]`.
+    pub up: Factor,
+    /// `[r, cols]`.
+    pub down: Factor,
+    /// The scale of the product.
+    pub scale: f64,
+}
+
+/// ΔW = Σ scaleᵢ · upᵢ · downᵢ.
+#[derive(Debug, Clone)]
+pub struct LowRankDelta {
+    terms: Vec<Term>,
+    rounds_alone: bool,
+}
+
+impl LowRankDelta {
+    /// The sum of `terms`, which all have the same outer shape.
+    pub fn new(terms: Vec<Term>) -> Self {
+        assert!(!terms.is_empty(), "a delta has at least one term");
+        assert!(terms.iter().all(|term| term.up.shape().1 == term.down.shape().0), "inner dimensions agree");
+        Self { terms, rounds_alone: true }
+    }
+
+    /// The same change, of which `safe_merge=True` rounds only the sum.
+    #[must_use]
+    pub fn rounded_with_sum(self) -> Self {
+        Self { rounds_alone: false, ..self }
+    }
+
+    /// The file the first term lies in.
+    pub fn path(&self) -> &Path {
+        self.terms[0].up.tensor().path()
+    }
+}
+
+impl Delta for LowRankDelta {
+    fn shape(&self) -> (usize, usize) {
+        (self.terms[0].up.shape().0, self.terms[0].down.shape().1)
+    }
+
+    fn rounds_alone(&self) -> bool {
+        self.rounds_alone
+    }
+
+    fn operator(&self) -> Result<Option<Box<dyn LinearOperator>>> {
+        let [term] = self.terms.as_slice() else { return Ok(None) };
+        let rank = term.down.shape().0;
+        Ok(Some(Box::new(LowRank::from_rows(term.up.to_vec()?, term.down.to_vec()?, rank, term.scale))))
+    }
+
+    fn columns(&self, cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {
+        let decode = |term: &Term| {
+            let rank = term.down.shape().0;
+            let mut down = vec![0.0; rank * cols.len()];
+            term.down.decode(0..rank, cols.clone(), &mut down)?;
+            Ok(down)
+        };
+        let down = self.terms.iter().map(decode).collect::<Result<_>>()?;
+        Ok(Box::new(LowRankColumns { terms: &self.terms, down, up: Vec::new() }))
+    }
+}
+
+struct LowRankColumns<'a> {
+    terms: &'a [Term],
+    down: Vec<Vec<f32>>,
+    up: Vec<f32>,
+}
+
+impl Columns for LowRankColumns<'_> {
+    fn add(&mut self, strength: f64, tile: &mut Tile<'_>) -> Result<()> {
+        let width = tile.cols.len();
+        for (term, down) in self.terms.iter().zip(&self.down) {
+            let rank = term.down.shape().0;
+            self.up.resize(tile.rows.len() * rank, 0.0);
+            term.up.decode(tile.rows.clone(), 0..rank, &mut self.up)?;
+            let scale = (strength * term.scale) as f32;
+            add_low_rank(tile.value, width, &self.up, down, width, rank, scale);
+        }
+        Ok(())
+    }
+}

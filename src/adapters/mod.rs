@@ -1,0 +1,23 @@
+//! What an adapter file *means*: which module it changes, and how.
+//!
+//! An [`Adapter`] is a list of [`Change`]s by module path. Where a change lands (which tensor, which rows, which
+//! orientation) is decided by `ops` with the base at hand; the result is a [`Delta`], the single home of each method's
+//! mathematics.
+
+pub mod config;
+mod delta;
+mod dora;
+mod factor;
+mod low_rank;
+mod peft;
+mod rows;
+mod whole;
+
+pub use config::{AdapterConfig, Init};
+pub use delta::{BaseRows, Columns, Delta, Tile};
+pub use dora::{Dora, Outputs};
+pub use factor::Factor;
+pub use low_rank::{LowRankDelta, Term};
+pub use peft::{Adapter, Change, Lora, Module, describe, is_adapter, weight_files};
+pub use rows::TokenRows;
+pub use whole::{Difference, Whole};

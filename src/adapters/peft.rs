@@ -1,0 +1,314 @@
+//! A PEFT adapter directory: config and tensors → changes by module.
+//!
+//! Facts: PEFT 0.21 `tuners/lora/layer.py`, `utils/save_and_load.py`. The rank of a module is the one of its tensors, and has to
+//! be the one its config gives it, since the scale depends on it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::config::{AdapterConfig, CONFIG_NAME};
+use super::factor::Factor;
+use super::low_rank::{LowRankDelta, Term};
+use crate::error::{Error, Result};
+use crate::formats::{Checkpoint, Stored};
+use crate::naming::{Role, peft};
+use crate::tensor::first_not_finite;
+
+/// An opened adapter.
+#[derive(Debug)]
+pub struct Adapter {
+    /// The directory it was read from.
+    pub root: PathBuf,
+    /// Its settings.
+    pub config: AdapterConfig,
+    /// Its tensors.
+    pub tensors: Checkpoint,
+    /// Its changes by module path, as the adapter names it.
+    pub modules: Vec<Module>,
+}
+
+/// One change of one module.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Path without wrappers.
+    pub path: String,
+    /// How deep the pair is nested: tells the parameters of one module apart.
+    pub nesting: usize,
+    /// What happens to it.
+    pub change: Change,
+}
+
+/// What an adapter does to a module.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A low-rank change of its weight.
+    Lora(Box<Lora>),
+    /// A parameter (`weight`, `bias` …) that takes the place of the base's.
+    Whole(String, Stored),
+    /// A parameter of the frozen layer, saved along: a copy of the base's, or what the base's became.
+    Frozen(String, Stored),
+    /// Rows that replace rows of the weight.
+    TokenRows(Stored),
+    /// A tensor whose meaning is not known.
+    Unknown(Stored),
+}
+
+/// A LoRA pair and what belongs to it.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// A, `[r, in]` or `[r, in, k …]`.
+    pub down: Stored,
+    /// B, `[out, r]` or `[out, r, 1 …]`.
+    pub up: Stored,
+    /// Bias of B, `[out]`.
+    pub bias: Option<Stored>,
+    /// DoRA magnitudes, one per output.
+    pub magnitude: Option<Stored>,
+    /// The weight is a table of rows, `[vocabulary, dim]`: ΔW = s · (B·A)ᵀ.
+    pub embedding: bool,
+}
+
+impl Lora {
+    /// r, as the tensors have it; r times the number of experts for a stack.
+    pub fn rank(&self) -> u64 {
+        self.down.info.shape.rows_cols().0
+    }
+
+    /// Inputs, counting every position of a convolution's kernel.
+    pub fn inputs(&self) -> u64 {
+        self.down.info.shape.rows_cols().1
+    }
+
+    /// Outputs.
+    pub fn outputs(&self) -> u64 {
+        self.up.info.shape.rows_cols().0
+    }
+
+    /// `scale · B·A` as it is to be added to `[out, in]`.
+    ///
+    /// # Errors
+    /// When a factor holds no floating point numbers.
+    pub fn term(&self, scale: f64) -> Result<Term> {
+        Ok(Term { up: Factor::new(&self.up)?, down: Factor::new(&self.down)?, scale })
+    }
+
+    /// The tensors of the pair.
+    pub fn tensors(&self) -> impl Iterator<Item = &Stored> {
+        [Some(&self.down), Some(&self.up), self.bias.as_ref(), self.magnitude.as_ref()].into_iter().flatten()
+    }
+}
+
+impl Change {
+    /// The tensors behind it.
+    pub fn tensors(&self) -> Vec<&Stored> {
+        match self {
+            Self::Lora(lora) => lora.tensors().collect(),
+            Self::Whole(_, tensor) | Self::Frozen(_, tensor) | Self::TokenRows(tensor) | Self::Unknown(tensor) => {
+                vec![tensor]
+            }
+        }
+    }
+}
+
+impl Term {
+    /// The same change for a weight that is stored as `[in, out]`.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self { up: self.down.transposed(), down: self.up.transposed(), scale: self.scale }
+    }
+}
+
+impl From<Term> for LowRankDelta {
+    fn from(term: Term) -> Self {
+        Self::new(vec![term])
+    }
+}
+
+/// Whether `path` is an adapter rather than a model.
+pub fn is_adapter(path: &Path) -> bool {
+    let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
+    directory.join(CONFIG_NAME).is_file() && (path.is_dir() || named)
+}
+
+/// The files of an opened adapter: config and weights.
+pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
+    let weights = adapter.tensors.files().iter().map(|file| file.map.path().to_path_buf());
+    std::iter::once(adapter.config.path.clone()).chain(weights).collect()
+}
+
+impl Adapter {
+    /// Opens the adapter in the directory `path`, or the weight file `path` with its config beside it.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed, and when tensors that belong together do not fit: half a pair, ranks that
+    /// disagree with each other or with the config.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (adapter, problem) = Self::examine(path)?;
+        problem.map_or(Ok(adapter), Err)
+    }
+
+    /// Opens an adapter to be described: also gives the problem for which [`Adapter::open`] refuses it. `modules` is empty
+    /// where the tensors cannot be put together.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed.
+    pub fn examine(path: &Path) -> Result<(Self, Option<Error>)> {
+        let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
+        let (root, tensors) = if kind.is_dir() {
+            let config = AdapterConfig::read(path)?;
+            (path.to_path_buf(), (config, Checkpoint::open_directory(path, &["adapter_model"])?))
+        } else {
+            let root = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            (root.to_path_buf(), (AdapterConfig::read(root)?, Checkpoint::open(path)?))
+        };
+        let (config, tensors) = tensors;
+        let (modules, problem) = match collect(&tensors) {
+            Ok(modules) => (modules, None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        let adapter = Self { root, config, tensors, modules };
+        let problem = problem.or_else(|| adapter.check_pairs().err());
+        Ok((adapter, problem))
+    }
+
+    /// Refuses tensors without elements and values that are not finite.
+    ///
+    /// # Errors
+    /// `Numeric` or `Malformed`, naming the first such tensor.
+    pub fn check_values(&self) -> Result<()> {
+        for module in &self.modules {
+            for tensor in module.change.tensors() {
+                check_tensor(tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_pairs(&self) -> Result<()> {
+        for module in &self.modules {
+            let Change::Lora(lora) = &module.change else { continue };
+            lora.tensors().try_for_each(check_elements)?;
+            let up_rank = lora.up.info.shape.as_slice().get(1).copied();
+            if up_rank != Some(lora.rank()) {
+                let problem = format!(
+                    "A has rank {}, B has {}",
+                    lora.rank(),
+                    up_rank.map_or("none".into(), |rank| rank.to_string())
+                );
+                let error = Error::mismatch(describe(&lora.down), describe(&lora.up), problem);
+                // B of a grouped convolution is [out, r / groups, 1 …].
+                let groups = up_rank
+                    .filter(|rank| *rank > 0 && lora.rank() % rank == 0 && lora.up.info.shape.as_slice().len() > 2);
+                return Err(match groups {
+                    Some(rank) => error.hint(format!(
+                        "a convolution in {} groups; neither PEFT nor lorakit merges a LoRA into one",
+                        lora.rank() / rank
+                    )),
+                    None => error,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tensor for messages: file, name, shape.
+pub fn describe(tensor: &Stored) -> String {
+    format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)
+}
+
+fn check_elements(tensor: &Stored) -> Result<()> {
+    if tensor.info.bytes > 0 {
+        return Ok(());
+    }
+    let problem = format!("has shape {} and no elements", tensor.info.shape);
+    Err(Error::malformed(tensor.path(), format!("tensor `{}`", tensor.info.name), problem)
+        .hint("ZeRO-3 and FSDP leave such tensors behind when an adapter is saved without gathering its shards"))
+}
+
+fn check_tensor(tensor: &Stored) -> Result<()> {
+    check_elements(tensor)?;
+    let view = tensor.view()?;
+    let Some(float) = view.float() else { return Ok(()) };
+    let found = first_not_finite(float, view.data);
+    tensor.map.release(tensor.start, tensor.info.bytes);
+    match found {
+        None => Ok(()),
+        Some(at) => {
+            let mut value = [0.0];
+            float.decode(&view.data[at * float.bytes()..(at + 1) * float.bytes()], &mut value);
+            Err(Error::numeric(tensor.path(), &tensor.info.name, format!("element {at} is {}", value[0])))
+        }
+    }
+}
+
+/// Tensors of one module, while they are gathered.
+#[derive(Default)]
+struct Gathered {
+    down: Option<Stored>,
+    up: Option<Stored>,
+    bias: Option<Stored>,
+    magnitude: Option<Stored>,
+    embedding: bool,
+}
+
+/// Groups the tensors by module, in path order.
+fn collect(tensors: &Checkpoint) -> Result<Vec<Module>> {
+    let mut pairs: BTreeMap<(String, usize), Gathered> = BTreeMap::new();
+    let mut modules = Vec::new();
+    for info in tensors.tensors() {
+        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
+        let key = peft::parse(&info.name);
+        let change = match key.role {
+            Role::Whole(parameter) => Change::Whole(parameter, stored),
+            Role::Frozen(parameter) => Change::Frozen(parameter, stored),
+            Role::TokenRows => Change::TokenRows(stored),
+            Role::Unknown(_) => Change::Unknown(stored),
+            role => {
+                let pair = pairs.entry((key.module, key.nesting)).or_default();
+                put(pair, &role, stored)?;
+                continue;
+            }
+        };
+        modules.push(Module { path: key.module, nesting: key.nesting, change });
+    }
+    for ((path, nesting), pair) in pairs {
+        modules.push(Module { change: Change::Lora(Box::new(complete(&path, pair)?)), path, nesting });
+    }
+    modules.sort_by(|left, right| (&left.path, left.nesting).cmp(&(&right.path, right.nesting)));
+    Ok(modules)
+}
+
+fn put(pair: &mut Gathered, role: &Role, stored: Stored) -> Result<()> {
+    pair.embedding |= matches!(role, Role::EmbeddingDown | Role::EmbeddingUp);
+    let place = match role {
+        Role::Down | Role::EmbeddingDown => &mut pair.down,
+        Role::Up | Role::EmbeddingUp => &mut pair.up,
+        Role::UpBias => &mut pair.bias,
+        _ => &mut pair.magnitude,
+    };
+    match place.replace(stored) {
+        None => Ok(()),
+        Some(other) => {
+            let twin = place.as_ref().expect("it was just put there");
+            let problem =
+                format!("is `{}` under another name: both mean the same part of the same module", other.info.name);
+            Err(Error::malformed(twin.path(), format!("tensor `{}`", twin.info.name), problem))
+        }
+    }
+}
+
+fn complete(path: &str, pair: Gathered) -> Result<Lora> {
+    match (pair.down, pair.up) {
+        (Some(down), Some(up)) => {
+            Ok(Lora { down, up, bias: pair.bias, magnitude: pair.magnitude, embedding: pair.embedding })
+        }
+        (down, up) => {
+            let missing = if down.is_none() { "A (the down projection)" } else { "B (the up projection)" };
+            let present = down.or(up).or(pair.bias).or(pair.magnitude).expect("a module is listed because of a tensor");
+            let problem = format!("belongs to module `{path}`, whose {missing} is not in the file");
+            Err(Error::malformed(present.path(), format!("tensor `{}`", present.info.name), problem))
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Words → paths, weights, sizes.
+
+use std::path::PathBuf;
+
+use lorakit::error::{Error, Result};
+use lorakit::formats::hub;
+
+/// Roots of the Hugging Face cache, as huggingface_hub finds them.
+fn caches() -> Vec<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let explicit = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+    let home = variable("HF_HOME").map(|home| home.join("hub"));
+    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    explicit.or(home).or_else(|| cache.map(|cache| cache.join("huggingface/hub"))).into_iter().collect()
+}
+
+/// A path, or a model in the Hugging Face cache.
+pub fn path(written: &str) -> Result<PathBuf> {
+    hub::resolve(written, &caches())
+}
+
+/// An adapter and its weight: `path`, `path:0.7`, `org/name@rev:-1`. If all of it is an existing path, it is a path.
+pub fn adapter(written: &str) -> Result<(PathBuf, f64)> {
+    if std::path::Path::new(written).exists() {
+        return Ok((written.into(), 1.0));
+    }
+    match written.rsplit_once(':') {
+        Some((place, weight)) => match weight.parse::<f64>() {
+            Ok(weight) if weight.is_finite() => Ok((path(place)?, weight)),
+            _ => Err(Error::invalid("ADAPTER[:W]", format!("`{weight}` in `{written}` is not a finite number"))),
+        },
+        None => Ok((path(written)?, 1.0)),
+    }
+}
+
+/// Sizes as people write them: `5GB` (10⁹), `500MiB` (2²⁰), plain bytes.
+pub fn size(option: &str, written: &str) -> Result<u64> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    let text = written.trim().to_uppercase();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let unit = UNITS.iter().find(|(unit, _)| *unit == text[digits..].trim()).map(|(_, factor)| *factor);
+    let bytes = text[..digits].parse::<f64>().ok().zip(unit).map(|(number, unit)| number * unit as f64);
+    match bytes {
+        Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 => Ok(bytes as u64),
+        _ => Err(Error::invalid(option, format!("`{written}` is not a size such as `5GB` or `500MiB`"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_decimal_or_binary_as_written() {
+        for (text, bytes) in
+            [("5GB", 5_000_000_000), ("64MiB", 64 << 20), ("1.5 kb", 1500), ("123", 123), ("2gib", 2 << 30)]
+        {
+            assert_eq!(size("--x", text).expect(text), bytes, "{text}");
+        }
+        for text in ["", "GB", "0", "-1GB", "5XB", "1e30GB", "nan"] {
+            assert!(size("--x", text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_colon_is_a_path() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let odd = directory.path().join("a:0.5");
+        std::fs::create_dir(&odd).expect("a directory");
+        assert_eq!(adapter(odd.to_str().expect("text")).expect("a path"), (odd.clone(), 1.0));
+        let weighted = format!("{}:-0.5", odd.display());
+        assert_eq!(adapter(&weighted).expect("a weight"), (odd, -0.5));
+        assert!(adapter(&format!("{}:x", directory.path().display())).is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! JSON side files: configs and shard indexes, read within bounds and written reproducibly.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::io::read_small;
+use crate::limits::MAX_JSON_BYTES;
+
+/// Reads a JSON file that must hold one object. Key order is kept.
+///
+/// # Errors
+/// `Io` when it cannot be read, `Limit` when it is too long, `Malformed` when it is not a JSON object.
+pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
+    let bytes = read_small(path, MAX_JSON_BYTES)?;
+    // Editors on Windows like to put a byte order mark in front.
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    match serde_json::from_slice(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(Error::malformed(path, "byte 0", format!("must hold a JSON object, holds {}", kind(&other)))),
+        Err(problem) => Err(Error::malformed(path, "JSON", problem.to_string())),
+    }
+}
+
+/// The text of a JSON file as Hugging Face tools write it: two spaces, a line end at the end.
+pub fn render(value: &impl serde::Serialize) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(value).expect("maps with text keys and finite numbers always serialise");
+    text.push(b'\n');
+    text
+}
+
+/// What a JSON value is, in words.
+pub fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

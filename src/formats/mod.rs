@@ -1,0 +1,16 @@
+//! Files ↔ tensors: which tensors a checkpoint or adapter file holds, where their bytes lie, and how a new file is laid
+//! out. This room knows nothing of adapters: a LoRA factor is a tensor like any other here.
+//!
+//! * [`safetensors`]: the header of one file, read and rendered.
+//! * [`Checkpoint`]: one file, a directory or a sharded set behind one list of tensors.
+//! * [`layout`]: the files an output consists of, known before anything is computed.
+//! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
+
+mod checkpoint;
+pub mod companions;
+pub mod hub;
+pub mod json;
+pub mod layout;
+pub mod safetensors;
+
+pub use checkpoint::{Checkpoint, Container, Stored, WEIGHT_STEMS};

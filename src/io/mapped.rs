@@ -1,0 +1,344 @@
+//! A file as a byte slice, without reading it: the page cache is the buffer.
+//!
+//! The only `unsafe` of this room, and why it is sound enough: a map is plain bytes, never references or text; it is
+//! read-only; and the two things another process can do to it are dealt with. Bytes that change are found by
+//! [`MappedFile::check_unchanged`]; a file that gets shorter raises SIGBUS on the next touch, which a program turns
+//! into a message with [`exit_on_lost_mapping`].
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+
+use super::regular::open_regular;
+use crate::error::{Error, Result};
+
+/// A regular file, mapped read-only; shared freely between threads.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    file: File,
+    /// `None` for the empty file, which cannot be mapped.
+    map: Option<Mmap>,
+    bytes: u64,
+    modified: Option<SystemTime>,
+    identity: (u64, u64),
+}
+
+impl MappedFile {
+    /// Maps a file; links are followed. An empty file is fine.
+    ///
+    /// # Errors
+    /// When it cannot be opened or mapped, or is a directory, a pipe or a device.
+    pub fn open(path: &Path) -> Result<Self> {
+        let (file, metadata) = open_regular(path)?;
+        let cannot_map = |source| Error::io(path, "cannot map into memory", source);
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the map is read-only and seen as `u8` only. Nothing stops another process from changing the
+            // file; see the module's text for how that is noticed.
+            Some(unsafe { Mmap::map(&file) }.map_err(cannot_map)?)
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            // The map's own length: the file can have grown since it was examined.
+            bytes: map.as_ref().map_or(0, |map| super::disk_length(map.len())),
+            modified: metadata.modified().ok(),
+            identity: (metadata.dev(), metadata.ino()),
+            file,
+            map,
+        })
+    }
+
+    /// The path as given to [`open`](Self::open).
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Length at the time of opening, in bytes.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether the file was empty when it was opened.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The whole file.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+
+    /// `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// When the range ends beyond the file; the message has the file and the numbers.
+    pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
+        let beyond = || {
+            let problem = format!("{len} bytes are wanted there, and the file has {} bytes", self.bytes);
+            Error::malformed(&self.path, format!("byte {offset}"), problem)
+        };
+        let end = offset.checked_add(len).ok_or_else(beyond)?;
+        let (Ok(start), Ok(end)) = (usize::try_from(offset), usize::try_from(end)) else { return Err(beyond()) };
+        self.bytes().get(start..end).ok_or_else(beyond)
+    }
+
+    /// Checks that the file still has the length and the time of modification it was opened with. Call it after
+    /// the last byte was used and before an output is committed.
+    ///
+    /// # Errors
+    /// When it was changed meanwhile, or cannot be examined.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|source| Error::io(&self.path, "cannot examine", source))?;
+        let opened = self.bytes;
+        if now.len() != opened {
+            let now = now.len();
+            let what = format!("changed while it was being read: {opened} bytes at open, {now} now");
+            return Err(Error::unsupported(&self.path, what));
+        }
+        if now.modified().ok() != self.modified {
+            let what = format!("changed while it was being read: {opened} bytes as at open, but written to since");
+            return Err(Error::unsupported(&self.path, what));
+        }
+        Ok(())
+    }
+
+    /// Lets go of the whole pages inside a range, so that resident memory stays small in a run over a large file.
+    /// The page cache keeps them and a later touch brings them back. It is advice: a refusal changes nothing, and
+    /// what lies beyond the file is ignored.
+    pub fn release(&self, offset: u64, len: u64) {
+        let (Some(map), Some((start, end))) = (&self.map, self.clamp(offset, len)) else { return };
+        let page = rustix::param::page_size();
+        let start = start.next_multiple_of(page);
+        // The last page of the file belongs to no later range, so it goes although it is not full.
+        let end = if end == map.len() { end } else { end - end % page };
+        if start < end {
+            // SAFETY: the map is shared, read-only and backed by the file, so a page that was let go is read again
+            // with the same bytes; borrowed slices stay valid and see no difference.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+
+    /// Tells the system that a range is read once, from front to back. Advice, like [`release`](Self::release).
+    pub fn advise_sequential(&self, offset: u64, len: u64) {
+        self.advise(Advice::Sequential, offset, len);
+    }
+
+    /// Asks the system to start reading a range now. Advice, like [`release`](Self::release).
+    pub fn will_need(&self, offset: u64, len: u64) {
+        self.advise(Advice::WillNeed, offset, len);
+    }
+
+    /// (device, inode): the same pair means the same file, whatever the paths say.
+    pub fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The open file, for the system's own copying. Its cursor is not used by anyone.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn advise(&self, advice: Advice, offset: u64, len: u64) {
+        if let (Some(map), Some((start, end))) = (&self.map, self.clamp(offset, len)) {
+            let _ = map.advise_range(advice, start, end - start);
+        }
+    }
+
+    /// The part of a range that lies inside the map, if any.
+    fn clamp(&self, offset: u64, len: u64) -> Option<(usize, usize)> {
+        let end = offset.saturating_add(len).min(self.bytes);
+        let range = (usize::try_from(offset).ok()?, usize::try_from(end).ok()?);
+        (range.0 < range.1).then_some(range)
+    }
+}
+
+/// Makes the loss of a mapped file an orderly end: on SIGBUS, `message` and a line feed go to standard error and the
+/// process ends with exit code 1.
+///
+/// An input that gets shorter while it is mapped, or a disk that fails under it, raises SIGBUS at the next touch; no
+/// check can come before it. For programs, not for libraries: it is the one place of this crate that prints and
+/// exits. No destructor runs, so a [`Staging`](super::Staging) stays behind; the next run to the same target
+/// removes it.
+///
+/// # Errors
+/// When the handler cannot be installed.
+pub fn exit_on_lost_mapping(message: &'static str) -> Result<()> {
+    let cannot_install = |source| Error::io("SIGBUS", "cannot install a signal handler", source);
+    // Everything the handler needs is made now: inside it, nothing may allocate or lock.
+    let stderr = std::io::stderr().as_fd().try_clone_to_owned().map_err(cannot_install)?;
+    let text = format!("{message}\n");
+    let handler = move || {
+        let _ = rustix::io::write(&stderr, text.as_bytes());
+        signal_hook::low_level::exit(1);
+    };
+    // SAFETY: the handler makes two system calls, write(2) and _exit(2), both async-signal-safe, and never returns
+    // to the code that touched the lost page.
+    unsafe { signal_hook::low_level::register(signal_hook::consts::SIGBUS, handler) }.map(drop).map_err(cannot_install)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::rerun;
+    use super::*;
+    use std::fs;
+
+    const LOST_FILE: &str = "LORAKIT_TEST_LOST_FILE";
+
+    fn file_of(contents: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.bin");
+        fs::write(&path, contents).unwrap();
+        (directory, path)
+    }
+
+    /// Kibibytes of `path`'s map that are resident in this process.
+    #[cfg(target_os = "linux")]
+    fn resident_kib(path: &Path) -> u64 {
+        let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| !line.ends_with(path.to_str().unwrap()));
+        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_map_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<MappedFile>();
+    }
+
+    #[test]
+    fn a_slice_is_the_bytes_of_the_file() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = MappedFile::open(&path).unwrap();
+
+        assert_eq!((file.len(), file.is_empty(), file.path()), (10, false, path.as_path()));
+        assert_eq!(file.bytes(), b"0123456789");
+        assert_eq!(file.slice(3, 4).unwrap(), b"3456");
+        assert_eq!(file.slice(10, 0).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_slice_beyond_the_end_is_refused_with_its_numbers() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = MappedFile::open(&path).unwrap();
+
+        for (offset, len) in [(8, 3), (11, 0), (u64::MAX, 1), (1, u64::MAX)] {
+            let error = file.slice(offset, len).unwrap_err().to_string();
+            let text = format!("model.bin: byte {offset}: {len} bytes are wanted there, and the file has 10 bytes");
+            assert!(error.ends_with(&text), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_an_empty_slice() {
+        let (_directory, path) = file_of(b"");
+        let file = MappedFile::open(&path).unwrap();
+        file.release(0, 1);
+        file.will_need(0, 1);
+
+        assert!(file.is_empty());
+        assert_eq!(file.bytes(), b"");
+        assert_eq!(file.slice(0, 0).unwrap(), b"");
+        file.check_unchanged().unwrap();
+    }
+
+    #[test]
+    fn two_paths_of_one_file_have_one_identity() {
+        let (directory, path) = file_of(b"x");
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let other = directory.path().join("other");
+        fs::write(&other, b"x").unwrap();
+
+        let identity = |path: &Path| MappedFile::open(path).unwrap().identity();
+
+        assert_eq!(identity(&path), identity(&link));
+        assert_ne!(identity(&path), identity(&other));
+    }
+
+    #[test]
+    fn a_file_that_got_shorter_is_noticed() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = MappedFile::open(&path).unwrap();
+        file.check_unchanged().unwrap();
+
+        File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
+
+        let error = file.check_unchanged().unwrap_err().to_string();
+        assert!(error.ends_with("model.bin: changed while it was being read: 10 bytes at open, 4 now"), "{error}");
+    }
+
+    #[test]
+    fn a_file_written_to_at_equal_length_is_noticed() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = MappedFile::open(&path).unwrap();
+
+        let later = SystemTime::now() + std::time::Duration::from_secs(60);
+        File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
+
+        let error = file.check_unchanged().unwrap_err().to_string();
+        assert!(error.ends_with("changed while it was being read: 10 bytes as at open, but written to since"));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn released_pages_leave_memory_and_come_back_equal() {
+        let page = rustix::param::page_size();
+        let contents: Vec<u8> = (0..64 * page + 100).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let (_directory, path) = file_of(&contents);
+        let file = MappedFile::open(&path).unwrap();
+        assert_eq!(file.bytes(), contents);
+        let touched = resident_kib(&path);
+
+        // Everything but the first page, which the range only touches.
+        file.release(1, u64::MAX - 1);
+
+        let page_kib = u64::try_from(page).unwrap() / 1024;
+        assert_eq!((touched, resident_kib(&path)), (65 * page_kib, page_kib));
+        assert_eq!(file.bytes(), contents);
+    }
+
+    #[test]
+    fn advice_about_any_range_is_harmless() {
+        let (_directory, path) = file_of(&[7; 10_000]);
+        let file = MappedFile::open(&path).unwrap();
+
+        for (offset, len) in [(0, 0), (1, 10), (4096, 4096), (9_999, u64::MAX), (20_000, 5), (u64::MAX, u64::MAX)] {
+            file.release(offset, len);
+            file.will_need(offset, len);
+            file.advise_sequential(offset, len);
+        }
+
+        assert_eq!(file.bytes(), [7; 10_000]);
+    }
+
+    #[test]
+    fn lost_mapping_child() {
+        let Ok(path) = std::env::var(LOST_FILE) else { return };
+        exit_on_lost_mapping("an input became shorter while it was being read").unwrap();
+        let file = MappedFile::open(Path::new(&path)).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        let sum: u64 = file.bytes().iter().map(|&byte| u64::from(byte)).sum();
+        panic!("the lost page could be read: {sum}");
+    }
+
+    #[test]
+    fn a_lost_mapping_ends_the_program_with_the_message() {
+        let (_directory, path) = file_of(&[1; 10_000]);
+        let name = concat!(module_path!(), "::lost_mapping_child");
+
+        let output = rerun(name, "022", LOST_FILE, &path).output().unwrap();
+
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert_eq!(stderr, "an input became shorter while it was being read\n");
+    }
+}

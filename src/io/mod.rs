@@ -1,0 +1,106 @@
+//! Bytes in, bytes out: inputs are mapped, outputs are staged, written by position from many threads and put in
+//! place by one rename.
+//!
+//! This room has no idea what the bytes mean. It promises three things: an input is never copied to be looked at,
+//! nothing appears under the final name before it is complete, and no output is ever mapped (a full disk would then
+//! be a SIGBUS instead of an error). The pattern is gix-lock's: drop is rollback, commit is a rename.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `regular` | opening an input, refusing what is not a file |
+//! | `mapped` | a file as a byte slice; the only `unsafe` of the room |
+//! | `positional` | an output file that many threads write at once |
+//! | `space` | asking for disk space before the work |
+//! | `payload` | a directory being filled, that nothing escapes |
+//! | `target` | the final name, and the renames onto it |
+//! | `lock` | is the process that left this alive? |
+//! | `staging` | one run: everything or nothing |
+//! | `parts` | one output made by several processes, one after another or at once |
+
+mod lock;
+mod mapped;
+mod parts;
+mod payload;
+mod positional;
+mod regular;
+mod space;
+mod staging;
+mod target;
+
+pub use mapped::{MappedFile, exit_on_lost_mapping};
+pub use parts::PartsDir;
+pub use positional::PositionalFile;
+pub use regular::read_small;
+pub use space::available_bytes;
+pub use staging::Staging;
+
+/// A length in memory as a length on disk.
+fn disk_length(length: usize) -> u64 {
+    const { assert!(usize::BITS <= u64::BITS) };
+    u64::try_from(length).expect("because no supported usize is wider than 64 bits, as asserted")
+}
+
+/// How much of `left` fits into a piece of at most `most` bytes.
+fn piece(left: u64, most: usize) -> usize {
+    usize::try_from(left).map_or(most, |left| left.min(most))
+}
+
+#[cfg(test)]
+mod testing {
+    use std::io::{BufRead, BufReader};
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+
+    /// A command that runs only the test `name` of this binary, in a process of its own that sees `variable`.
+    /// `umask` is the octal file creation mask of that process.
+    pub(super) fn rerun(name: &str, umask: &str, variable: &str, value: &Path) -> Command {
+        let (_, name) = name.split_once("::").expect("a test name starts with the crate");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("umask {umask} && exec \"$0\" \"$@\"")]);
+        command.arg(std::env::current_exe().unwrap()).args([name, "--exact", "--nocapture", "--test-threads=1"]);
+        command.env(variable, value);
+        command
+    }
+
+    /// In a child: says that it has come so far, and waits for its end.
+    pub(super) fn hold() {
+        println!("held");
+        std::io::stdin().lines().for_each(drop);
+    }
+
+    /// Starts a child that calls [`hold`], and waits until it does.
+    pub(super) fn wait_until_held(mut command: Command) -> Child {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("held")), "the child ended too early");
+        child
+    }
+
+    /// A small tmpfs, or `None` (said loudly) where this user cannot mount one.
+    pub(super) struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        pub(super) fn mount(kibibytes: u32) -> Option<Self> {
+            let directory = tempfile::tempdir().unwrap();
+            let mounted = Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={kibibytes}k"), "tmpfs"])
+                .arg(directory.path())
+                .output()
+                .is_ok_and(|output| output.status.success());
+            if !mounted {
+                eprintln!("SKIPPED: cannot mount a tmpfs, so the full disk is not tested");
+            }
+            mounted.then_some(Self(directory))
+        }
+
+        pub(super) fn path(&self) -> &Path {
+            self.0.path()
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            Command::new("umount").arg("-l").arg(self.0.path()).status().unwrap();
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! One output made by several processes, one after another or at once.
+//!
+//! ```text
+//! models/
+//!   .tuned.lorakit-parts/        shared by all parts of one run; survives them
+//!     files/                     finished files only; becomes the target
+//!     notes/                     finished notes between the parts; never part of the target
+//!     part-3-of-8/               what this part is still writing
+//!     part-3-of-8.lock           held while this part lives
+//! ```
+//!
+//! A file of a part becomes visible by a rename, so `files/` holds complete files only. A killed part leaves its own
+//! unfinished files and nothing else; the next run of the same part removes them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::lock::{Lock, Owner};
+use super::payload::{Payload, remove_any};
+use super::positional::PositionalFile;
+use super::staging::Staging;
+use super::target::Target;
+use crate::error::{Error, Result};
+
+const PURPOSE: &str = "parts";
+const FILES: &str = "files";
+const NOTES: &str = "notes";
+const PART: &str = "part-";
+const LOCK: &str = ".lock";
+
+/// The directory that the parts of one output share, seen by one of them. Dropping it removes what this part did not
+/// publish and keeps the rest.
+#[derive(Debug)]
+pub struct PartsDir {
+    root: PathBuf,
+    target: Target,
+    replace: bool,
+    finished: Payload,
+    notes: Payload,
+    unfinished: Payload,
+    lock_path: PathBuf,
+    _lock: Lock,
+}
+
+impl PartsDir {
+    /// Opens (creating it for the first part) the shared directory of `target` as the part `name`, a plain file
+    /// name such as `3-of-8`. Unfinished files of an earlier, killed run of the same part are removed.
+    ///
+    /// # Errors
+    /// As [`Staging::begin`]; when the same part is being written by another process, or `name` is no file name.
+    pub fn open(target: &Path, name: &str, replace: bool) -> Result<Self> {
+        let target = Target::new(target, replace)?;
+        target.check_free()?;
+        let directory = format!("{PART}{name}");
+        if Path::new(&directory).file_name() != Some(directory.as_ref()) {
+            return Err(Error::unsupported(target.path(), format!("part name `{name}` is not a file name")));
+        }
+        let root = target.parent().join(target.sibling_name(PURPOSE));
+        let finished = Payload::open(root.join(FILES))?;
+        let notes = Payload::open(root.join(NOTES))?;
+        let lock_path = root.join(format!("{directory}{LOCK}"));
+        let Some(lock) = Lock::create(&lock_path)? else { return Err(still_written(&target, name)) };
+        let unfinished = root.join(directory);
+        remove_any(&unfinished).map_err(|source| Error::io(&unfinished, "cannot remove", source))?;
+        let unfinished = Payload::open(unfinished)?;
+        Ok(Self { root, target, replace, finished, notes, unfinished, lock_path, _lock: lock })
+    }
+
+    /// As [`open`](Self::open), but only where a part was begun before.
+    ///
+    /// # Errors
+    /// When none was, and as [`open`](Self::open).
+    pub fn open_existing(target: &Path, name: &str, replace: bool) -> Result<Self> {
+        let checked = Target::new(target, replace)?;
+        let root = checked.parent().join(checked.sibling_name(PURPOSE));
+        if !root.is_dir() {
+            return Err(Error::unsupported(
+                target,
+                format!("no part of it was begun: there is no `{}`", root.display()),
+            ));
+        }
+        Self::open(target, name, replace)
+    }
+
+    /// The directory of the finished files of all parts so far.
+    pub fn path(&self) -> &Path {
+        self.finished.root()
+    }
+
+    /// The directory of the notes of all parts so far.
+    pub fn notes(&self) -> &Path {
+        self.notes.root()
+    }
+
+    /// Creates a file as [`Staging::create`] does. It becomes visible by [`publish`](Self::publish).
+    ///
+    /// # Errors
+    /// As [`Staging::create`].
+    pub fn create(&self, relative: &Path, bytes: u64) -> Result<PositionalFile> {
+        self.unfinished.create(relative, bytes)
+    }
+
+    /// Makes a complete file visible, in place of one that an earlier run of the same part published.
+    ///
+    /// # Errors
+    /// When it was not created by this part, or the system refuses.
+    pub fn publish(&self, relative: &Path) -> Result<()> {
+        self.publish_in(&self.finished, relative)
+    }
+
+    /// Writes and publishes a small file.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create) and [`publish`](Self::publish).
+    pub fn write(&self, relative: &Path, contents: &[u8]) -> Result<()> {
+        self.unfinished.write(relative, contents)?;
+        self.publish(relative)
+    }
+
+    /// Copies and publishes a companion file; see [`Staging::copy_in`].
+    ///
+    /// # Errors
+    /// As [`Staging::copy_in`] and [`publish`](Self::publish).
+    pub fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
+        let bytes = self.unfinished.copy_in(relative, source)?;
+        self.publish(relative)?;
+        Ok(bytes)
+    }
+
+    /// Writes a note for the other parts: what this one did, from which inputs. It never becomes part of the target.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_note(&self, relative: &Path, contents: &[u8]) -> Result<()> {
+        self.unfinished.write(relative, contents)?;
+        self.publish_in(&self.notes, relative)
+    }
+
+    /// Makes the finished files the target and removes everything else. Whether they are complete is the caller's
+    /// knowledge. With `durable`, returns only after all of it has reached the disk.
+    ///
+    /// An existing target is moved aside first, so for an instant there is none: unlike an exchange of names, no
+    /// crash can leave old files among the finished ones.
+    ///
+    /// # Errors
+    /// When another part is still being written, and as [`Staging::commit_directory`]; the finished files stay.
+    pub fn commit_directory(self, durable: bool) -> Result<()> {
+        self.check_others_done()?;
+        let staging = Staging::begin(self.target.path(), self.replace)?;
+        if durable {
+            self.finished.sync()?;
+        }
+        self.target.put_directory_in_steps(self.finished.root(), &staging.aside())?;
+        staging.end(durable)?;
+        let not_removed = "the output is in place, but its parts directory cannot be removed";
+        remove_any(&self.root).map_err(|source| Error::io(&self.root, not_removed, source))
+    }
+
+    fn publish_in(&self, payload: &Payload, relative: &Path) -> Result<()> {
+        let path = payload.place(relative)?;
+        let unfinished = self.unfinished.join(relative)?;
+        fs::rename(unfinished, &path).map_err(|source| Error::io(path, "cannot publish", source))
+    }
+
+    fn check_others_done(&self) -> Result<()> {
+        let cannot_list = |source| Error::io(&self.root, "cannot list", source);
+        for entry in fs::read_dir(&self.root).map_err(cannot_list)? {
+            let path = entry.map_err(cannot_list)?.path();
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+            let part = file_name.strip_prefix(PART).and_then(|name| name.strip_suffix(LOCK));
+            if let (Some(part), true) = (part, path != self.lock_path)
+                && matches!(Lock::owner(&path), Owner::Alive)
+            {
+                return Err(still_written(&self.target, part));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PartsDir {
+    fn drop(&mut self) {
+        // What cannot be removed is removed by the next run of this part.
+        let _ = remove_any(self.unfinished.root());
+        let _ = remove_any(&self.lock_path);
+    }
+}
+
+fn still_written(target: &Target, part: &str) -> Error {
+    Error::unsupported(target.path(), format!("part `{part}` is being written by another process"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{hold, rerun, wait_until_held};
+    use super::*;
+
+    const TARGET: &str = "LORAKIT_TEST_PARTS_TARGET";
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn parts_one_after_another_make_one_output() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+
+        for part in ["1-of-2", "2-of-2"] {
+            let parts = PartsDir::open(&target, part, false).unwrap();
+            let name = format!("shard/{part}.bin");
+            let file = parts.create(Path::new(&name), 3).unwrap();
+            file.write_at(0, b"abc").unwrap();
+            assert!(!parts.path().join(&name).exists());
+            parts.publish(Path::new(&name)).unwrap();
+            parts.write_note(Path::new(part), b"done").unwrap();
+            assert!(!target.exists());
+        }
+        let last = PartsDir::open(&target, "finish", false).unwrap();
+        assert_eq!(names(last.notes()), ["1-of-2", "2-of-2"]);
+        last.write(Path::new("index.json"), b"{}").unwrap();
+        assert_eq!(last.copy_in(Path::new("copy.json"), &last.path().join("index.json")).unwrap(), 2);
+        last.commit_directory(true).unwrap();
+
+        assert_eq!(names(root.path()), ["tuned"]);
+        assert_eq!(names(&target), ["copy.json", "index.json", "shard"]);
+        assert_eq!(fs::read(target.join("shard/1-of-2.bin")).unwrap(), b"abc");
+    }
+
+    #[test]
+    fn two_parts_write_at_once_and_the_end_waits_for_both() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        let one = PartsDir::open(&target, "1", false).unwrap();
+        let two = PartsDir::open(&target, "2", false).unwrap();
+        one.write(Path::new("one"), b"1").unwrap();
+        two.write(Path::new("two"), b"2").unwrap();
+
+        let error = one.commit_directory(false).unwrap_err().to_string();
+        assert!(error.ends_with("tuned: part `2` is being written by another process"), "{error}");
+        two.commit_directory(false).unwrap();
+
+        assert_eq!(names(&target), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_part_has_one_writer() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        let _first = PartsDir::open(&target, "1", false).unwrap();
+
+        let error = PartsDir::open(&target, "1", false).unwrap_err().to_string();
+
+        assert!(error.ends_with("tuned: part `1` is being written by another process"), "{error}");
+    }
+
+    #[test]
+    fn a_dropped_part_keeps_what_it_published_and_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        let part = PartsDir::open(&target, "1", false).unwrap();
+        part.write(Path::new("done"), b"1").unwrap();
+        part.create(Path::new("half"), 10).unwrap();
+        drop(part);
+
+        let shared = root.path().join(".tuned.lorakit-parts");
+        assert_eq!(names(&shared), ["files", "notes"]);
+        assert_eq!(names(&shared.join("files")), ["done"]);
+    }
+
+    #[test]
+    fn parts_killed_child() {
+        let Ok(target) = std::env::var(TARGET) else { return };
+        let part = PartsDir::open(Path::new(&target), "1", false).unwrap();
+        part.write(Path::new("done"), b"1").unwrap();
+        part.create(Path::new("half"), 10).unwrap();
+        hold();
+    }
+
+    #[test]
+    fn a_killed_part_is_run_again() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        let name = concat!(module_path!(), "::parts_killed_child");
+        let mut child = wait_until_held(rerun(name, "022", TARGET, &target));
+        assert!(PartsDir::open(&target, "1", false).is_err());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(names(&root.path().join(".tuned.lorakit-parts/part-1")), ["half"]);
+
+        let again = PartsDir::open(&target, "1", false).unwrap();
+        again.create(Path::new("half"), 1).unwrap().write_at(0, b"2").unwrap();
+        again.publish(Path::new("half")).unwrap();
+        again.write(Path::new("done"), b"again").unwrap();
+        again.commit_directory(false).unwrap();
+
+        assert_eq!(names(&target), ["done", "half"]);
+        assert_eq!(fs::read(target.join("done")).unwrap(), b"again");
+    }
+
+    #[test]
+    fn an_existing_target_is_replaced_only_if_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("old"), b"old").unwrap();
+
+        let error = PartsDir::open(&target, "1", false).unwrap_err().to_string();
+        assert!(error.ends_with("tuned: already exists"), "{error}");
+        let part = PartsDir::open(&target, "1", true).unwrap();
+        part.write(Path::new("new"), b"new").unwrap();
+        part.commit_directory(false).unwrap();
+
+        assert_eq!(names(&target), ["new"]);
+        assert_eq!(names(root.path()), ["tuned"]);
+    }
+
+    #[test]
+    fn a_target_that_appeared_meanwhile_costs_no_finished_file() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("tuned");
+        let part = PartsDir::open(&target, "1", false).unwrap();
+        part.write(Path::new("new"), b"new").unwrap();
+        fs::create_dir(&target).unwrap();
+
+        let error = part.commit_directory(false).unwrap_err().to_string();
+
+        assert!(error.ends_with("tuned: already exists"), "{error}");
+        assert_eq!(names(root.path()), [".tuned.lorakit-parts", "tuned"]);
+        assert_eq!(names(&root.path().join(".tuned.lorakit-parts/files")), ["new"]);
+    }
+
+    #[test]
+    fn a_part_name_is_a_file_name() {
+        let root = tempfile::tempdir().unwrap();
+
+        for name in ["a/b", "../x", "a/", "a/."] {
+            let error = PartsDir::open(&root.path().join("tuned"), name, false).unwrap_err().to_string();
+            assert!(error.ends_with(&format!("tuned: part name `{name}` is not a file name")), "{error}");
+        }
+        assert_eq!(names(root.path()), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_was_created_can_be_published() {
+        let root = tempfile::tempdir().unwrap();
+        let part = PartsDir::open(&root.path().join("tuned"), "1", false).unwrap();
+
+        let error = part.publish(Path::new("x")).unwrap_err().to_string();
+
+        assert!(error.ends_with("files/x: cannot publish: No such file or directory (os error 2)"), "{error}");
+        assert!(part.publish(Path::new("../x")).is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! Opening an input, refusing what is not a regular file.
+//!
+//! Maps, positions and lengths mean something for regular files only; a pipe given by mistake must be a clear error
+//! and not a process that waits for ever.
+
+use std::fs::{File, FileType, Metadata};
+use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{Error, Result};
+
+/// Reads a side file (a config, an index) whole, if it has at most `max_bytes`.
+///
+/// # Errors
+/// When it cannot be opened or read, is not a regular file (links are followed), or is longer than `max_bytes`.
+pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    let (file, metadata) = open_regular(path)?;
+    let too_long = |bytes| Error::limit(path, "the size in bytes", bytes, max_bytes);
+    if metadata.len() > max_bytes {
+        return Err(too_long(metadata.len()));
+    }
+    let mut contents = Vec::new();
+    // One byte more than accepted, because the file can grow (and files of /proc claim to be empty).
+    file.take(max_bytes.saturating_add(1))
+        .read_to_end(&mut contents)
+        .map_err(|source| Error::io(path, "cannot read", source))?;
+    let bytes = super::disk_length(contents.len());
+    if bytes > max_bytes { Err(too_long(bytes)) } else { Ok(contents) }
+}
+
+/// Opens `path` for reading, and tells its length and times.
+pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata)> {
+    // NONBLOCK: opening a pipe that nobody writes to returns at once. It changes nothing for regular files.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| Error::io(path, "cannot open", errno.into()))?;
+    let metadata = file.metadata().map_err(|source| Error::io(path, "cannot examine", source))?;
+    if metadata.is_file() { Ok((file, metadata)) } else { Err(not_regular(path, metadata.file_type())) }
+}
+
+fn not_regular(path: &Path, kind: FileType) -> Error {
+    if kind.is_dir() {
+        Error::unsupported(path, "is a directory, not a file")
+    } else if kind.is_fifo() {
+        Error::unsupported(path, "is a pipe, not a file").hint("write its contents to a file first")
+    } else {
+        Error::unsupported(path, "is a device, not a file")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_file_of_exactly_the_limit_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        fs::write(&path, b"12345678").unwrap();
+
+        assert_eq!(read_small(&path, 8).unwrap(), b"12345678");
+    }
+
+    #[test]
+    fn a_longer_file_is_refused_with_both_numbers() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        fs::write(&path, b"123456789").unwrap();
+
+        let error = read_small(&path, 8).unwrap_err().to_string();
+
+        assert!(error.ends_with("config.json: the size in bytes is 9, more than the accepted 8"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_claims_to_be_empty_is_bounded_too() {
+        let error = read_small(Path::new("/proc/self/status"), 8).unwrap_err().to_string();
+
+        assert_eq!(error, "/proc/self/status: the size in bytes is 9, more than the accepted 8");
+    }
+
+    #[test]
+    fn what_is_not_a_file_is_refused_and_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+
+        let error = |path: &Path| open_regular(path).unwrap_err();
+
+        assert!(error(directory.path()).to_string().ends_with(": is a directory, not a file"));
+        assert!(error(&pipe).to_string().ends_with(": is a pipe, not a file"));
+        assert_eq!(error(&pipe).way_out(), Some("write its contents to a file first"));
+        assert_eq!(error(Path::new("/dev/null")).to_string(), "/dev/null: is a device, not a file");
+        assert_eq!(
+            error(Path::new("/nowhere/x")).to_string(),
+            "/nowhere/x: cannot open: No such file or directory (os error 2)"
+        );
+    }
+}

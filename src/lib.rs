@@ -1,0 +1,63 @@
+//! lorakit merges LoRA adapters into the weights of a model, streamed at about the cost of a file copy, and accounts for
+//! every tensor and every rounding.
+//!
+//! The crate is a stack of rooms; a room imports only from rooms below it (`tests/layers.rs` checks it):
+//!
+//! | layer | room | purpose |
+//! |---|---|---|
+//! | 0 | [`error`], [`limits`] | words for what goes wrong; numbers that are refused |
+//! | 1 | [`tensor`] | what a tensor is, and how its bytes become f32 and back |
+//! | 2 | [`io`] | bytes in, bytes out |
+//! | 2 | [`linalg`] | matrices known by their factors |
+//! | 2 | [`naming`] | strings ↔ module paths |
+//! | 3 | [`formats`] | files ↔ tensors |
+//! | 4 | [`adapters`] | what an adapter file means |
+//! | 4 | [`plan`] | independent jobs within a memory budget |
+//! | 5 | [`ops`] | the verbs |
+//! | 6 | [`report`] | results as text |
+//!
+//! # A merge
+//! ```no_run
+//! use std::sync::atomic::AtomicBool;
+//! use lorakit::ops::merge::{MergeOptions, Selection, merge};
+//! use lorakit::ops::{Rounding, Run, WriteOptions};
+//! use lorakit::plan::{Budget, Quiet};
+//!
+//! let write = WriteOptions {
+//!     out: "merged".into(),
+//!     force: false,
+//!     dtype: None,
+//!     cast_all: false,
+//!     rounding: Rounding::Nearest,
+//!     max_shard_bytes: None,
+//!     budget: Budget { threads: 2, max_bytes: 2 << 30 },
+//!     dry_run: false,
+//!     part: None,
+//!     durable: true,
+//! };
+//! let options = MergeOptions {
+//!     base: "base".into(),
+//!     adapters: vec![("adapter".into(), 1.0)],
+//!     init_adapters: Vec::new(),
+//!     residual_base: false,
+//!     selection: Selection::default(),
+//!     allow_unused: Vec::new(),
+//!     hash_base: false,
+//!     write,
+//! };
+//! let report = merge(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet })?;
+//! println!("{} tensors changed", report.tensors.changed);
+//! # Ok::<(), lorakit::error::Error>(())
+//! ```
+
+pub mod adapters;
+pub mod error;
+pub mod formats;
+pub mod io;
+pub mod limits;
+pub mod linalg;
+pub mod naming;
+pub mod ops;
+pub mod plan;
+pub mod report;
+pub mod tensor;

@@ -1,0 +1,185 @@
+//! How mixture-of-experts layers are stored.
+//!
+//! In memory transformers 5 keeps all experts of a layer in two stacks: `gate_up_proj` `[E, 2·ff, d]`, the gate's rows
+//! first, and `down_proj` `[E, d, ff]`; some classes keep them transposed. On disk they lie either like that or as one
+//! tensor per expert and projection. An adapter may follow either form. Every form is a row of a table here; the matching
+//! in `ops::merge` knows the tables and no model.
+
+/// One projection of one expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The gate.
+    Gate,
+    /// The up projection beside the gate.
+    Up,
+    /// The projection back.
+    Down,
+}
+
+/// One tensor per expert and projection.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Path of the list of experts below the layer.
+    pub experts: &'static str,
+    /// Names of gate, up and down below one expert.
+    pub parts: [&'static str; 3],
+}
+
+/// All experts in two stacks.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fused {
+    /// Path of the module that holds the stacks, below the layer.
+    pub module: &'static str,
+    /// The stack of gate and up, and the stack of down, as they are named on disk below `module`.
+    pub stacks: [&'static str; 2],
+}
+
+/// Sources: checkpoints of the families named, and `conversion_mapping.py` of transformers 5.
+pub const SPLIT: [Split; 5] = [
+    // Qwen2/3-MoE, DeepSeek, OLMoE, GLM-4-MoE, Ernie 4.5
+    Split { experts: "mlp.experts", parts: ["gate_proj", "up_proj", "down_proj"] },
+    // Mixtral, PhiMoE, MiniMax
+    Split { experts: "block_sparse_moe.experts", parts: ["w1", "w3", "w2"] },
+    // Jamba
+    Split { experts: "feed_forward.experts", parts: ["gate_proj", "up_proj", "down_proj"] },
+    // LFM2-MoE
+    Split { experts: "feed_forward.experts", parts: ["w1", "w3", "w2"] },
+    // Mixtral as transformers 5 names its modules
+    Split { experts: "mlp.experts", parts: ["w1", "w3", "w2"] },
+];
+
+/// Sources as for [`SPLIT`].
+pub const FUSED: [Fused; 3] = [
+    // Qwen3-VL-MoE, gpt-oss, Aria, and what transformers 5 saves
+    Fused { module: "mlp.experts", stacks: ["gate_up_proj", "down_proj"] },
+    // Llama 4
+    Fused { module: "feed_forward.experts", stacks: ["gate_up_proj", "down_proj"] },
+    // GraniteMoe
+    Fused { module: "block_sparse_moe", stacks: ["input_linear.weight", "output_linear.weight"] },
+];
+
+/// Module classes whose stacks are `[E, in, out]` (`is_transposed` in transformers 5, and Llama 4); where in and out
+/// differ the shapes tell, this list decides for square ones.
+pub const TRANSPOSED_MODELS: [&str; 5] = ["gpt_oss", "aria", "aria_text", "openai_privacy_filter", "llama4_text"];
+
+/// Classes whose `gate_up_proj` has gate and up in alternating columns: one half cannot be addressed as a block.
+pub const INTERLEAVED_MODELS: [&str; 2] = ["gpt_oss", "openai_privacy_filter"];
+
+/// Order in which modules define their parameters; PEFT nests its wrappers in this order, the last one outermost.
+pub const DEFINITION_ORDER: [&str; 8] =
+    ["weight", "gate_up_proj", "gate_proj", "up_proj", "w1", "down_proj", "w2", "w3"];
+
+/// Names of one and the same block in memory and on disk.
+const ALIASES: [(&str, &str); 2] = [("mlp", "block_sparse_moe"), ("mlp", "feed_forward")];
+
+/// Where the experts of one layer lie in a base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// One tensor each; so many experts.
+    Split(&'static Split, u64),
+    /// In stacks.
+    Fused(&'static Fused),
+}
+
+impl Split {
+    /// Name of one projection's weight in the layer `layer` (its path with a dot, or empty).
+    pub fn tensor(&self, layer: &str, expert: u64, part: Part) -> String {
+        format!("{layer}{}.{expert}.{}.weight", self.experts, self.parts[part as usize])
+    }
+}
+
+impl Fused {
+    /// Name of the stack that holds `part`.
+    pub fn tensor(&self, layer: &str, part: Part) -> String {
+        format!("{layer}{}.{}", self.module, self.stacks[usize::from(part == Part::Down)])
+    }
+}
+
+/// The layer whose list or stack of experts `module` is, with its dot.
+pub fn layer_of_stack(module: &str) -> Option<&str> {
+    let stacks = FUSED.iter().map(|fused| fused.module).chain(SPLIT.iter().map(|split| split.experts));
+    stacks.filter(|suffix| suffix.ends_with("experts")).find_map(|suffix| layer_before(module, suffix))
+}
+
+/// Layer, expert and projection of the path of one expert's linear layer.
+pub fn expert_of(module: &str) -> Option<(&str, u64, Part)> {
+    let (rest, name) = module.rsplit_once('.')?;
+    let (list, expert) = rest.rsplit_once('.')?;
+    let expert = expert.parse().ok()?;
+    SPLIT.iter().find_map(|split| {
+        let part = [Part::Gate, Part::Up, Part::Down].into_iter().find(|part| split.parts[*part as usize] == name)?;
+        Some((layer_before(list, split.experts)?, expert, part))
+    })
+}
+
+/// How the base stores the experts of `layer`.
+pub fn find(layer: &str, has: impl Fn(&str) -> bool) -> Option<Place> {
+    let split = SPLIT.iter().find(|split| has(&split.tensor(layer, 0, Part::Gate)));
+    if let Some(split) = split {
+        let count = (0..).take_while(|expert| has(&split.tensor(layer, *expert, Part::Gate))).count();
+        return Some(Place::Split(split, count as u64));
+    }
+    FUSED.iter().find(|fused| has(&fused.tensor(layer, Part::Gate))).map(Place::Fused)
+}
+
+/// Other paths the same module may have in the base: blocks are renamed between memory and disk.
+pub fn aliases(module: &str) -> Vec<String> {
+    let segments: Vec<&str> = module.split('.').collect();
+    let swaps = ALIASES.iter().flat_map(|(left, right)| [(*left, *right), (*right, *left)]);
+    let renamed = swaps.filter_map(|(from, to)| {
+        let at = segments.iter().position(|segment| *segment == from)?;
+        let mut path = segments.clone();
+        path[at] = to;
+        Some(path.join("."))
+    });
+    renamed.collect()
+}
+
+fn layer_before<'a>(module: &'a str, suffix: &str) -> Option<&'a str> {
+    let layer = module.strip_suffix(suffix)?;
+    (layer.is_empty() || layer.ends_with('.')).then_some(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_split_row_is_taken_apart_as_it_is_put_together() {
+        for split in &SPLIT {
+            for part in [Part::Gate, Part::Up, Part::Down] {
+                let tensor = split.tensor("model.layers.3.", 7, part);
+                let module = tensor.strip_suffix(".weight").expect("a weight");
+                assert_eq!(expert_of(module), Some(("model.layers.3.", 7, part)), "{tensor}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_own_names() {
+        for split in &SPLIT {
+            let names: Vec<String> = (0..4).map(|expert| split.tensor("l.", expert, Part::Gate)).collect();
+            match find("l.", |name| names.iter().any(|known| known == name)) {
+                Some(Place::Split(found, 4)) => assert_eq!(found, split),
+                other => panic!("{split:?}: {other:?}"),
+            }
+        }
+        for fused in &FUSED {
+            let name = fused.tensor("l.", Part::Up);
+            assert_eq!(find("l.", |known| known == name), Some(Place::Fused(fused)));
+        }
+    }
+
+    #[test]
+    fn a_stack_is_told_from_a_plain_module() {
+        assert_eq!(layer_of_stack("model.layers.0.mlp.experts"), Some("model.layers.0."));
+        assert_eq!(layer_of_stack("model.layers.0.block_sparse_moe.experts"), Some("model.layers.0."));
+        assert_eq!(layer_of_stack("model.layers.0.mlp.up_proj"), None);
+        assert_eq!(layer_of_stack("model.layers.0.my_mlp.experts"), None);
+    }
+
+    #[test]
+    fn a_router_is_known_under_both_names() {
+        assert!(aliases("model.layers.0.mlp.gate").contains(&"model.layers.0.block_sparse_moe.gate".to_owned()));
+    }
+}

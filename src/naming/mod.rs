@@ -1,0 +1,40 @@
+//! Strings ↔ module paths. Tables and rules only: nothing here ever touches a tensor.
+//!
+//! The canonical *module path* is the base model's own key without its last component, as in
+//! `model.layers.0.self_attn.q_proj`.
+//!
+//! * [`peft`]: the keys of a PEFT file → module path and [`Role`].
+//! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
+//! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
+
+pub mod experts;
+pub mod head;
+mod names;
+pub mod peft;
+
+pub use names::{Names, Shift};
+
+/// What a tensor is to its module.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// LoRA's down projection A, `[r, in]`.
+    Down,
+    /// LoRA's up projection B, `[out, r]`.
+    Up,
+    /// The bias of B, `[out]`.
+    UpBias,
+    /// A of an embedding, `[r, vocabulary]`.
+    EmbeddingDown,
+    /// B of an embedding, `[dim, r]`.
+    EmbeddingUp,
+    /// DoRA's magnitudes, one per output.
+    Magnitude,
+    /// Whole rows that replace rows of an embedding.
+    TokenRows,
+    /// A parameter of the frozen layer that was saved along, as `weight` or `bias`.
+    Frozen(String),
+    /// A parameter saved whole, as `weight` or `bias`.
+    Whole(String),
+    /// Something of LoRA that this crate does not know.
+    Unknown(String),
+}

@@ -1,0 +1,154 @@
+//! The keys of a base: what is there, what resembles it, and how an adapter's paths map onto it.
+
+use std::collections::{BTreeSet, HashSet};
+
+/// Most keys that are compared letter by letter when a suggestion is looked for.
+const MAX_COMPARED: usize = 20_000;
+
+/// Prefixes with more components than this are not taken for wrappers of a model class.
+const MAX_SHIFT_COMPONENTS: usize = 3;
+
+/// The tensor names of a base.
+#[derive(Debug)]
+pub struct Names {
+    keys: HashSet<String>,
+    modules: BTreeSet<String>,
+}
+
+/// A change of prefix that maps every path of an adapter onto the base: model classes wrap the same layers under
+/// different names (`layers.0 …` in a bare model, `model.layers.0 …` with a head).
+#[derive(Debug, Clone, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub struct Shift {
+    /// What is taken off in front, with its dot.
+    pub strip: String,
+    /// What is put there instead, with its dot.
+    pub add: String,
+}
+
+impl Shift {
+    /// The path in the base.
+    pub fn apply(&self, path: &str) -> String {
+        path.strip_prefix(&self.strip).map_or_else(|| path.to_owned(), |rest| format!("{}{rest}", self.add))
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_identity(&self) -> bool {
+        self.strip == self.add
+    }
+}
+
+impl Names {
+    /// The names of a base's tensors.
+    pub fn new(keys: impl IntoIterator<Item = String>) -> Self {
+        let keys: HashSet<String> = keys.into_iter().collect();
+        let modules = keys.iter().filter_map(|key| key.rsplit_once('.')).map(|(module, _)| module.to_owned()).collect();
+        Self { keys, modules }
+    }
+
+    /// Whether the base holds a tensor of this name.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains(key)
+    }
+
+    /// Whether the base holds a parameter of this module or of one below it.
+    pub fn has_module(&self, module: &str) -> bool {
+        let below = format!("{module}.");
+        self.modules.contains(module)
+            || self.modules.range(below.clone()..).next().is_some_and(|m| m.starts_with(&below))
+    }
+
+    /// The names most like `wanted`, best first, at most `most`.
+    pub fn nearest(&self, wanted: &str, most: usize) -> Vec<&str> {
+        let last = wanted.rsplit('.').take(2).last();
+        let mut scored: Vec<(usize, &str)> = self
+            .keys
+            .iter()
+            .filter(|key| self.keys.len() <= MAX_COMPARED || last.is_none_or(|last| key.contains(last)))
+            .take(MAX_COMPARED)
+            .map(|key| (strsim::levenshtein(key, wanted), key.as_str()))
+            .filter(|(distance, key)| *distance <= key.len().max(wanted.len()) / 2)
+            .collect();
+        scored.sort_unstable();
+        scored.into_iter().take(most).map(|(_, key)| key).collect()
+    }
+
+    /// The changes of prefix under which every one of `modules` is a module of the base; the identity alone where some
+    /// module is found as it is.
+    ///
+    /// More than one answer means that the paths are ambiguous.
+    pub fn shifts(&self, modules: &[&str]) -> Vec<Shift> {
+        if modules.is_empty() || modules.iter().any(|module| self.has_module(module)) {
+            return vec![Shift::default()];
+        }
+        let first: Vec<&str> = modules[0].split('.').collect();
+        let candidates: BTreeSet<Shift> = self.modules.iter().filter_map(|base| shift_between(&first, base)).collect();
+        let fits = |shift: &Shift| modules.iter().all(|module| self.has_module(&shift.apply(module)));
+        candidates.into_iter().filter(fits).collect()
+    }
+}
+
+/// The change of prefix that turns the path `module` into `base`, if they end alike.
+fn shift_between(module: &[&str], base: &str) -> Option<Shift> {
+    let base: Vec<&str> = base.split('.').collect();
+    let common = module.iter().rev().zip(base.iter().rev()).take_while(|(left, right)| left == right).count();
+    let (strip, add) = (&module[..module.len() - common], &base[..base.len() - common]);
+    let wrapper = |prefix: &[&str]| {
+        prefix.len() <= MAX_SHIFT_COMPONENTS && prefix.iter().all(|part| !part.chars().all(|c| c.is_ascii_digit()))
+    };
+    let dotted = |prefix: &[&str]| prefix.iter().map(|part| format!("{part}.")).collect::<String>();
+    (common > 0 && wrapper(strip) && wrapper(add)).then(|| Shift { strip: dotted(strip), add: dotted(add) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(keys: &[&str]) -> Names {
+        Names::new(keys.iter().map(|key| (*key).to_owned()))
+    }
+
+    #[test]
+    fn paths_that_are_there_need_no_shift() {
+        let base = names(&["model.layers.0.q.weight", "model.layers.1.q.weight"]);
+        assert_eq!(base.shifts(&["model.layers.1.q"]), [Shift::default()]);
+    }
+
+    #[test]
+    fn a_missing_wrapper_is_found() {
+        let base = names(&["model.layers.0.q.weight", "model.layers.1.q.weight"]);
+        let shifts = base.shifts(&["layers.0.q", "layers.1.q"]);
+        assert_eq!(shifts, [Shift { strip: String::new(), add: "model.".into() }]);
+        assert_eq!(shifts[0].apply("layers.1.q"), "model.layers.1.q");
+    }
+
+    #[test]
+    fn a_renamed_wrapper_is_found() {
+        let base = names(&["language_model.model.layers.0.q.weight"]);
+        let shifts = base.shifts(&["model.language_model.layers.0.q"]);
+        assert_eq!(shifts[0].apply("model.language_model.layers.0.q"), "language_model.model.layers.0.q");
+    }
+
+    #[test]
+    fn two_ways_are_both_reported() {
+        let base = names(&["vision.layers.0.q.weight", "text.layers.0.q.weight"]);
+        assert_eq!(base.shifts(&["layers.0.q"]).len(), 2);
+    }
+
+    #[test]
+    fn a_shift_must_serve_every_module() {
+        let base = names(&["model.layers.0.q.weight"]);
+        assert!(base.shifts(&["layers.0.q", "layers.1.q"]).is_empty());
+    }
+
+    #[test]
+    fn another_layer_number_is_not_a_wrapper() {
+        let base = names(&["model.layers.5.q.weight"]);
+        assert!(base.shifts(&["model.layers.7.q"]).is_empty());
+    }
+
+    #[test]
+    fn the_nearest_names_come_first() {
+        let base = names(&["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight", "x"]);
+        assert_eq!(base.nearest("model.layers.0.attn.q_proj.weight", 1), ["model.layers.0.self_attn.q_proj.weight"]);
+    }
+}

@@ -1,0 +1,134 @@
+//! The keys of a PEFT file (PEFT 0.21: `peft/utils/save_and_load.py`).
+//!
+//! `base_model.model.<module path>[.base_layer…].<role>`, where the role is one of the suffixes below. Files of older
+//! versions and third parties leave the prefix out, keep the adapter's name (`lora_A.default.weight`) or the in-memory
+//! wrappers (`modules_to_save.default`).
+
+use super::Role;
+
+/// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
+const PREFIXES: [&str; 4] = ["module.", "_orig_mod.", "base_model.model.", "_orig_mod."];
+
+/// The wrapper around a frozen layer.
+const FROZEN: &str = "base_layer";
+
+/// A key, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Module path without wrappers.
+    pub module: String,
+    /// How many wrappers stood at the end of the path: nested parameter adapters of one module differ in nothing else.
+    pub nesting: usize,
+    /// What the tensor is.
+    pub role: Role,
+}
+
+/// Takes a key apart; every key has some meaning, [`Role::Whole`] if nothing else.
+pub fn parse(key: &str) -> Key {
+    let mut rest = key;
+    for prefix in PREFIXES {
+        rest = rest.strip_prefix(prefix).unwrap_or(rest);
+    }
+    let segments: Vec<&str> = rest.split('.').collect();
+    let (end, role) = role_of(&segments);
+    let path = &segments[..end];
+    let wrapper = |segment: &&&str| **segment == FROZEN;
+    let nesting = path.iter().rev().take_while(wrapper).count();
+    let module: Vec<&str> = path.iter().filter(|segment| !wrapper(segment)).copied().collect();
+    // A wrapper at the end of the path of a plain parameter means: saved along with its frozen layer.
+    let role = match role {
+        Role::Whole(parameter) if nesting > 0 => Role::Frozen(parameter),
+        role => role,
+    };
+    Key { module: module.join("."), nesting, role }
+}
+
+/// Where the module path ends, and what follows it.
+fn role_of(segments: &[&str]) -> (usize, Role) {
+    for (at, segment) in segments.iter().enumerate().rev() {
+        // What may follow a role: the adapter's name, `weight`, or both.
+        let rest = &segments[at + 1..];
+        let last = rest.last().copied();
+        let role = match *segment {
+            "lora_A" if plain(rest) => Role::Down,
+            "lora_B" if last == Some("bias") => Role::UpBias,
+            "lora_B" if plain(rest) => Role::Up,
+            "lora_embedding_A" if plain(rest) => Role::EmbeddingDown,
+            "lora_embedding_B" if plain(rest) => Role::EmbeddingUp,
+            "lora_magnitude_vector" if plain(rest) => Role::Magnitude,
+            "trainable_tokens_delta" if rest.len() <= 1 => {
+                let end = if at > 0 && segments[at - 1] == "token_adapter" { at - 1 } else { at };
+                return (end, Role::TokenRows);
+            }
+            // In-memory wrapper of a module that is saved whole: its adapter's name and the parameter follow.
+            "modules_to_save" if !rest.is_empty() => {
+                let named = if rest.len() > 1 { &rest[1..] } else { rest };
+                return split_whole(segments, at, named, Role::Whole);
+            }
+            "original_module" if !rest.is_empty() => return split_whole(segments, at, rest, Role::Frozen),
+            other if other.starts_with("lora_") => Role::Unknown(segments[at..].join(".")),
+            _ => continue,
+        };
+        return (at, role);
+    }
+    let end = segments.len().saturating_sub(1);
+    (end, Role::Whole(segments[end].to_owned()))
+}
+
+/// `weight`, an adapter's name, a name and `weight`, or nothing.
+fn plain(rest: &[&str]) -> bool {
+    matches!(rest, [] | [_] | [_, "weight"])
+}
+
+/// A wrapped module can be a whole tree: the parameter keeps its path below the wrapper.
+fn split_whole(segments: &[&str], at: usize, below: &[&str], role: fn(String) -> Role) -> (usize, Role) {
+    debug_assert!(at < segments.len(), "the wrapper is one of the segments");
+    (at, role(below.join(".")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(key: &str) -> (String, usize, Role) {
+        let Key { module, nesting, role } = parse(key);
+        (module, nesting, role)
+    }
+
+    #[test]
+    fn every_kind_of_key_is_understood() {
+        let whole = |name: &str| Role::Whole(name.into());
+        let frozen = |name: &str| Role::Frozen(name.into());
+        for (key, module, nesting, role) in [
+            ("base_model.model.model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj", 0, Role::Down),
+            ("base_model.model.a.lora_B.weight", "a", 0, Role::Up),
+            ("a.b.lora_A.weight", "a.b", 0, Role::Down),
+            ("base_model.model.a.lora_A.default.weight", "a", 0, Role::Down),
+            ("base_model.model.a.lora_B.my_name.weight", "a", 0, Role::Up),
+            ("base_model.model.a.lora_B.bias", "a", 0, Role::UpBias),
+            ("base_model.model.a.lora_B.default.bias", "a", 0, Role::UpBias),
+            ("base_model.model.emb.lora_embedding_A", "emb", 0, Role::EmbeddingDown),
+            ("base_model.model.emb.lora_embedding_B.default", "emb", 0, Role::EmbeddingUp),
+            ("base_model.model.a.lora_magnitude_vector", "a", 0, Role::Magnitude),
+            ("base_model.model.a.lora_magnitude_vector.weight", "a", 0, Role::Magnitude),
+            ("base_model.model.a.lora_magnitude_vector.default.weight", "a", 0, Role::Magnitude),
+            ("base_model.model.experts.base_layer.lora_A.weight", "experts", 1, Role::Down),
+            ("base_model.model.experts.base_layer.base_layer.lora_B.weight", "experts", 2, Role::Up),
+            ("base_model.model.attn.base_layer.out_proj.lora_A.weight", "attn.out_proj", 0, Role::Down),
+            ("base_model.model.emb.base_layer.weight", "emb", 1, frozen("weight")),
+            ("base_model.model.c_attn.base_layer.bias", "c_attn", 1, frozen("bias")),
+            ("base_model.model.lm_head.weight", "lm_head", 0, whole("weight")),
+            ("base_model.model.head.modules_to_save.default.weight", "head", 0, whole("weight")),
+            ("base_model.model.head.modules_to_save.default.dense.bias", "head", 0, whole("dense.bias")),
+            ("base_model.model.head.modules_to_save.weight", "head", 0, whole("weight")),
+            ("base_model.model.head.original_module.weight", "head", 0, frozen("weight")),
+            ("base_model.model.emb.token_adapter.trainable_tokens_delta", "emb", 0, Role::TokenRows),
+            ("base_model.model.emb.trainable_tokens_delta.default", "emb", 0, Role::TokenRows),
+            ("module.base_model.model.a.lora_A.weight", "a", 0, Role::Down),
+            ("base_model.model.a.lora_diag", "a", 0, Role::Unknown("lora_diag".into())),
+            ("foo", "", 0, whole("foo")),
+        ] {
+            assert_eq!(parsed(key), (module.to_owned(), nesting, role), "{key}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! A PEFT adapter: method, modules × rank × alpha × scale.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::pairs::{Pair, pairs};
+use super::problems;
+use super::targets::Targets;
+use super::weights::{Weights, elements, parameters};
+use crate::adapters::config::Scaling;
+use crate::adapters::{Adapter, AdapterConfig, Change, Init};
+use crate::error::Result;
+use crate::formats::Stored;
+
+/// An adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterFacts {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// `peft_type`.
+    pub method: String,
+    /// What sets it apart from the plain method: `DoRA`, `rsLoRA`, the name of an initialiser that changes the base …
+    pub variants: Vec<String>,
+    /// The base's name, as the writer knew it.
+    pub base_model: Option<String>,
+    /// `task_type`.
+    pub task_type: Option<String>,
+    /// `peft_version`.
+    pub peft_version: Option<String>,
+    /// How it is stored.
+    #[serde(flatten)]
+    pub weights: Weights,
+    /// Elements that were trained: all but frozen copies.
+    pub trainable_parameters: u64,
+    /// LoRA pairs.
+    pub pairs: usize,
+    /// The pairs by rank, alpha, scale and dtype, the most frequent first.
+    pub groups: Vec<PairGroup>,
+    /// Pairs with DoRA magnitudes.
+    pub magnitudes: usize,
+    /// Pairs whose B has a bias.
+    pub biases: usize,
+    /// Tensors saved whole.
+    pub whole: Share,
+    /// Copies of frozen weights, saved along.
+    pub frozen: Share,
+    /// Rows of embeddings that were trained one by one.
+    pub token_rows: u64,
+    /// Tensors whose meaning is not known.
+    pub unknown: Vec<String>,
+    /// `target_modules` as it is written.
+    pub target_modules: Value,
+    /// `target_parameters`.
+    pub target_parameters: Vec<String>,
+    /// `modules_to_save`.
+    pub modules_to_save: Vec<String>,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Pairs that agree in all numbers.
+#[derive(Debug, Clone, Serialize)]
+pub struct PairGroup {
+    /// How many.
+    pub pairs: usize,
+    /// What the modules are called in their layers.
+    pub names: BTreeSet<String>,
+    /// Rank, per expert in a stack.
+    pub rank: u64,
+    /// Alpha by the config; `None` for a method without.
+    pub alpha: Option<f64>,
+    /// The factor in front of B·A.
+    pub scale: Option<f64>,
+    /// Element type of the factors.
+    pub dtype: String,
+    /// Experts that one pair holds; 1 for layers.
+    pub experts: u64,
+    /// The weights are tables of rows.
+    pub embedding: bool,
+}
+
+/// Some tensors of the file.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Share {
+    /// How many.
+    pub tensors: usize,
+    /// Their elements.
+    pub elements: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Their names as parameters of the model.
+    pub names: Vec<String>,
+}
+
+impl AdapterFacts {
+    /// Reads header and config of the adapter at `path`.
+    ///
+    /// # Errors
+    /// When one of them cannot be read. What else is wrong becomes a problem.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (adapter, refused) = Adapter::examine(path)?;
+        let config = &adapter.config;
+        let targets = Targets::of(config);
+        let pairs = pairs(&adapter, &targets);
+        let text = |key: &str| config.raw.get(key).and_then(Value::as_str).map(str::to_owned);
+        let weights = Weights::of(&adapter.tensors);
+        let mut facts = Self {
+            path: path.to_path_buf(),
+            method: config.method.clone(),
+            variants: variants(config),
+            base_model: config.base_model.clone(),
+            task_type: text("task_type"),
+            peft_version: text("peft_version"),
+            trainable_parameters: 0,
+            pairs: pairs.len(),
+            groups: groups(&pairs, config.scaling.as_ref()),
+            magnitudes: pairs.iter().filter(|pair| pair.lora.magnitude.is_some()).count(),
+            biases: pairs.iter().filter(|pair| pair.lora.bias.is_some()).count(),
+            whole: Share::default(),
+            frozen: Share::default(),
+            token_rows: 0,
+            unknown: Vec::new(),
+            target_modules: config.raw.get("target_modules").cloned().unwrap_or_default(),
+            target_parameters: config.target_parameters.clone(),
+            modules_to_save: config.modules_to_save.clone(),
+            problems: problems::find(&adapter, &pairs, &targets, refused),
+            weights,
+        };
+        facts.trainable_parameters = facts.weights.parameters;
+        facts.count_others(&adapter);
+        Ok(facts)
+    }
+
+    fn count_others(&mut self, adapter: &Adapter) {
+        for module in &adapter.modules {
+            match &module.change {
+                Change::Lora(_) => {}
+                Change::Whole(parameter, tensor) => self.whole.add(&module.path, parameter, tensor),
+                // A layer's own bias keeps its place below the frozen layer when it is trained.
+                Change::Frozen(parameter, tensor) if parameter == "bias" && trains_biases(&adapter.config) => {
+                    self.whole.add(&module.path, parameter, tensor);
+                }
+                Change::Frozen(parameter, tensor) => {
+                    self.frozen.add(&module.path, parameter, tensor);
+                    self.trainable_parameters = self.trainable_parameters.saturating_sub(parameters(&tensor.info));
+                }
+                Change::TokenRows(tensor) => self.token_rows += tensor.info.shape.rows_cols().0,
+                Change::Unknown(tensor) => self.unknown.push(tensor.info.name.clone()),
+            }
+        }
+    }
+}
+
+impl Share {
+    fn add(&mut self, module: &str, parameter: &str, tensor: &Stored) {
+        self.tensors += 1;
+        self.elements = self.elements.saturating_add(elements(&tensor.info));
+        self.bytes += tensor.info.bytes;
+        self.names.push(parameter_name(module, parameter));
+    }
+}
+
+/// Whether `bias` is `all` or `lora_only`.
+pub(super) fn trains_biases(config: &AdapterConfig) -> bool {
+    config.raw.get("bias").and_then(Value::as_str).is_some_and(|bias| bias != "none")
+}
+
+/// The name of a parameter in the model.
+pub(super) fn parameter_name(module: &str, parameter: &str) -> String {
+    if module.is_empty() { parameter.to_owned() } else { format!("{module}.{parameter}") }
+}
+
+fn variants(config: &AdapterConfig) -> Vec<String> {
+    let rslora = config.scaling.as_ref().is_some_and(Scaling::is_rslora);
+    let (init, name) = &config.init;
+    let flags = [
+        (config.dora, "DoRA"),
+        (rslora, "rsLoRA"),
+        (*init != Init::Plain, name.as_str()),
+        (!config.target_parameters.is_empty(), "target_parameters"),
+        (!config.token_indices.is_empty(), "trainable tokens"),
+    ];
+    flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned()).collect()
+}
+
+fn groups(pairs: &[Pair<'_>], scaling: Option<&Scaling>) -> Vec<PairGroup> {
+    let mut found: BTreeMap<_, PairGroup> = BTreeMap::new();
+    for pair in pairs {
+        let alpha = scaling.map(|scaling| scaling.alpha(&pair.path));
+        let scale = scaling.map(|scaling| scaling.scale(&pair.path));
+        let bits = (alpha.map(f64::to_bits), scale.map(f64::to_bits));
+        let (rank, experts, embedding) = (pair.rank, pair.experts, pair.lora.embedding);
+        let new = || PairGroup {
+            pairs: 0,
+            names: BTreeSet::new(),
+            rank,
+            alpha,
+            scale,
+            dtype: pair.dtype(),
+            experts,
+            embedding,
+        };
+        let group = found.entry((rank, bits, pair.dtype(), experts, embedding)).or_insert_with(new);
+        group.pairs += 1;
+        group.names.insert(pair.name().to_owned());
+    }
+    let mut found: Vec<PairGroup> = found.into_values().collect();
+    found.sort_by_key(|group| std::cmp::Reverse(group.pairs));
+    found
+}

@@ -1,0 +1,69 @@
+//! LoRA pairs with the rank and scale that count for them.
+//!
+//! The pairs of a module's parameters (`target_parameters`) do not carry the parameter's name: they nest, the one defined
+//! last outermost. A stack's pair holds the rank once per expert. Only the base can prove which is which; without one the
+//! order of nesting is believed.
+
+use std::collections::BTreeMap;
+
+use super::targets::Targets;
+use crate::adapters::{Adapter, Change, Lora};
+use crate::naming::experts;
+
+/// A pair, and what the config says about it.
+pub struct Pair<'a> {
+    /// The module's path.
+    pub module: &'a str,
+    /// The path that rank and alpha go by: that of the module, or of its parameter.
+    pub path: String,
+    /// The pair belongs to a parameter, not to a layer.
+    pub parameter: bool,
+    /// The tensors.
+    pub lora: &'a Lora,
+    /// Rank of one expert; of the pair where there are none.
+    pub rank: u64,
+    /// Experts in the stack; 1 for a layer.
+    pub experts: u64,
+}
+
+/// The pairs of `adapter` in path order.
+pub fn pairs<'a>(adapter: &'a Adapter, targets: &Targets) -> Vec<Pair<'a>> {
+    let loras: Vec<(&str, usize, &Lora)> = adapter
+        .modules
+        .iter()
+        .filter_map(|module| match &module.change {
+            Change::Lora(lora) => Some((module.path.as_str(), module.nesting, lora.as_ref())),
+            _ => None,
+        })
+        .collect();
+    let mut nestings: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (module, nesting, _) in &loras {
+        nestings.entry(module).or_default().push(*nesting);
+    }
+    let pair = |(module, nesting, lora): (&'a str, usize, &'a Lora)| {
+        let parameters = adapter.config.parameters_of(module);
+        let is_layer = experts::layer_of_stack(module).is_none() && targets.take(module) != Some(false);
+        let inside = nestings[module].iter().filter(|other| **other > nesting).count();
+        let name = if is_layer { None } else { parameters.get(inside) };
+        let path = name.map_or_else(|| module.to_owned(), |name| format!("{module}.{name}"));
+        let stored = lora.rank();
+        let configured = adapter.config.scaling.as_ref().map_or(stored, |scaling| scaling.rank(&path));
+        let held = stored.checked_div(configured).filter(|held| name.is_some() && held * configured == stored);
+        let experts = held.unwrap_or(1).max(1);
+        Pair { module, path, parameter: name.is_some(), lora, rank: stored / experts, experts }
+    };
+    loras.into_iter().map(pair).collect()
+}
+
+impl Pair<'_> {
+    /// What the module or parameter is called in its layer.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
+
+    /// The element type, or both where they differ.
+    pub fn dtype(&self) -> String {
+        let (down, up) = (&self.lora.down.info.dtype, &self.lora.up.info.dtype);
+        if down == up { down.to_string() } else { format!("{down}/{up}") }
+    }
+}

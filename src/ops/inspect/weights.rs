@@ -1,0 +1,177 @@
+//! What every set of tensors has: files, dtypes, sizes.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{counted, named};
+use crate::formats::{Checkpoint, Container};
+use crate::tensor::{Dtype, TensorInfo};
+
+/// The tensors of a checkpoint or adapter as they are stored.
+#[derive(Debug, Clone, Serialize)]
+pub struct Weights {
+    /// `file`, `directory` or `sharded`.
+    pub container: &'static str,
+    /// File name of the index of a sharded set.
+    pub index: Option<String>,
+    /// The weight files in name order.
+    pub files: Vec<FileFacts>,
+    /// Number of tensors.
+    pub tensor_count: usize,
+    /// Elements of the floating point tensors. Integers are not counted: they are buffers or packed weights, whose
+    /// elements are not parameters.
+    pub parameters: u64,
+    /// Tensors that [`Weights::parameters`] leaves out.
+    pub uncounted_tensors: usize,
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// Element types, the one with most bytes first.
+    pub dtypes: Vec<DtypeFacts>,
+    /// Keys of the headers' free text.
+    pub metadata_keys: BTreeSet<String>,
+    /// Every tensor, file by file in offset order.
+    #[serde(skip)]
+    pub listing: Vec<TensorFacts>,
+}
+
+/// One weight file.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileFacts {
+    /// Path below the directory.
+    pub name: String,
+    /// Tensors in it.
+    pub tensors: usize,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// All tensors of one element type.
+#[derive(Debug, Clone, Serialize)]
+pub struct DtypeFacts {
+    /// As safetensors spells it.
+    pub dtype: String,
+    /// Tensors of this type.
+    pub tensors: usize,
+    /// Their elements; `None` where the type is not known.
+    pub elements: Option<u64>,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorFacts {
+    /// Its name.
+    pub name: String,
+    /// As safetensors spells it.
+    pub dtype: String,
+    /// Its dimensions.
+    pub shape: Vec<u64>,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Path of its file below the directory.
+    pub file: String,
+}
+
+impl Weights {
+    /// What the headers of `checkpoint` say.
+    pub fn of(checkpoint: &Checkpoint) -> Self {
+        let (container, index) = match checkpoint.container() {
+            Container::File => ("file", None),
+            Container::Directory => ("directory", None),
+            Container::Sharded { index, .. } => ("sharded", Some(index.clone())),
+        };
+        let files = checkpoint.files().iter();
+        let keys = files.clone().flat_map(|file| file.header.metadata.iter().map(|(key, _)| key.clone()));
+        Self {
+            container,
+            index,
+            files: files
+                .clone()
+                .map(|file| FileFacts {
+                    name: file.name.clone(),
+                    tensors: file.header.tensors.len(),
+                    bytes: file.map.len(),
+                })
+                .collect(),
+            tensor_count: checkpoint.count(),
+            parameters: checkpoint.tensors().fold(0, |sum, tensor| sum.saturating_add(parameters(tensor))),
+            uncounted_tensors: checkpoint.tensors().filter(|tensor| !holds_parameters(&tensor.dtype)).count(),
+            bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+            dtypes: dtypes(checkpoint),
+            metadata_keys: keys.collect(),
+            listing: files
+                .flat_map(|file| file.header.tensors.iter().map(|tensor| TensorFacts::of(tensor, &file.name)))
+                .collect(),
+        }
+    }
+
+    /// Length of all files together.
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
+impl TensorFacts {
+    fn of(tensor: &TensorInfo, file: &str) -> Self {
+        Self {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype.name().to_owned(),
+            shape: tensor.shape.as_slice().to_vec(),
+            bytes: tensor.bytes,
+            file: file.to_owned(),
+        }
+    }
+}
+
+/// Number of elements; what a header that was read can hold never overflows but for unknown dtypes.
+pub(super) fn elements(tensor: &TensorInfo) -> u64 {
+    tensor.shape.elements().unwrap_or(u64::MAX)
+}
+
+/// Elements that are parameters.
+pub(super) fn parameters(tensor: &TensorInfo) -> u64 {
+    if holds_parameters(&tensor.dtype) { elements(tensor) } else { 0 }
+}
+
+/// What is wrong with any set of tensors: dtypes that are not known, tensors without elements.
+pub(super) fn problems(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut problems = Vec::new();
+    let unknown: BTreeSet<&str> =
+        checkpoint.tensors().filter(|tensor| tensor.dtype.bits().is_none()).map(|tensor| tensor.dtype.name()).collect();
+    if !unknown.is_empty() {
+        let what = named(unknown.iter().copied());
+        problems.push(format!("holds tensors of unknown dtype {what}: they can be copied, not computed with"));
+    }
+    let empty: Vec<&str> =
+        checkpoint.tensors().filter(|tensor| tensor.bytes == 0).map(|tensor| tensor.name.as_str()).collect();
+    if !empty.is_empty() {
+        let count = counted(empty.len(), "tensor");
+        problems.push(format!("{count} without elements, as ZeRO-3 and FSDP leave them: {}", named(empty)));
+    }
+    problems
+}
+
+/// Whether every element is one parameter.
+fn holds_parameters(dtype: &Dtype) -> bool {
+    dtype.float().is_some() || matches!(dtype, Dtype::F4 | Dtype::F6E2M3 | Dtype::F6E3M2)
+}
+
+fn dtypes(checkpoint: &Checkpoint) -> Vec<DtypeFacts> {
+    let mut found: Vec<DtypeFacts> = Vec::new();
+    for tensor in checkpoint.tensors() {
+        let name = tensor.dtype.name();
+        let at = found.iter().position(|facts| facts.dtype == name).unwrap_or_else(|| {
+            let elements = tensor.dtype.bits().map(|_| 0);
+            found.push(DtypeFacts { dtype: name.to_owned(), tensors: 0, elements, bytes: 0 });
+            found.len() - 1
+        });
+        let facts = &mut found[at];
+        facts.tensors += 1;
+        facts.elements = facts.elements.map(|sum: u64| sum.saturating_add(elements(tensor)));
+        facts.bytes += tensor.bytes;
+    }
+    found.sort_by(|left, right| right.bytes.cmp(&left.bytes).then_with(|| left.dtype.cmp(&right.dtype)));
+    found
+}

@@ -1,0 +1,304 @@
+//! Changes with their places → the plan of the output.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::base::Base;
+use super::landing::{Landed, Target};
+use super::merged::Merged;
+use super::scaled::Scales;
+use super::weight::Weight;
+use crate::error::{Error, Result};
+use crate::formats::layout::{OutputFile, shard};
+use crate::formats::{Container, Stored, WEIGHT_STEMS};
+use crate::ops::WriteOptions;
+use crate::plan::{Compute, Plan};
+use crate::tensor::{Float, TensorInfo};
+
+/// The plan, and what it computes.
+pub struct Assembled {
+    /// Files and jobs.
+    pub plan: Plan,
+    /// Tensors that deltas land on.
+    pub merged: Vec<Arc<Merged>>,
+    /// How many tensors are what.
+    pub counts: Counts,
+}
+
+/// Tensors of the output by origin.
+#[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+pub struct Counts {
+    /// Deltas were added.
+    pub changed: usize,
+    /// Taken from an adapter.
+    pub replaced: usize,
+    /// Not in the base.
+    pub added: usize,
+    /// Cast to another dtype, otherwise untouched.
+    pub cast: usize,
+    /// The base's own bytes.
+    pub copied: usize,
+}
+
+/// Where one tensor of the output comes from.
+enum Origin {
+    Copied(Stored),
+    Merged(Arc<Merged>),
+    /// The scales of a merged FP8 weight, by its name.
+    Scales(String),
+}
+
+struct Output {
+    info: TensorInfo,
+    origin: Origin,
+}
+
+/// Lays out the files and lists the jobs.
+///
+/// # Errors
+/// When a tensor cannot be changed in the dtype it has or is to get.
+pub fn assemble(
+    base: &Base,
+    landed: &Landed,
+    options: &WriteOptions,
+    metadata: &[(String, String)],
+) -> Result<Assembled> {
+    let mut builder =
+        Builder { base, options, counts: Counts::default(), merged: BTreeMap::new(), scales: HashMap::new() };
+    let mut outputs = builder.existing(landed)?;
+    let added = builder.added(landed)?;
+    outputs.last_mut().expect("a checkpoint has at least one file").1.extend(added);
+    let files = arrange(base, options, outputs, metadata);
+    let mut plan = Plan::default();
+    for (at, (file, origins)) in files.into_iter().enumerate() {
+        for (info, origin) in file.tensors.iter().zip(&origins) {
+            builder.schedule(&mut plan, at, file.start_of(info), info, origin);
+        }
+        plan.files.push(file);
+    }
+    plan.computed = builder.merged.values().map(|merged| Arc::clone(merged) as Arc<dyn Compute>).collect();
+    let merged = builder.merged.into_values().filter(|merged| !merged.pieces.is_empty()).collect();
+    Ok(Assembled { plan, merged, counts: builder.counts })
+}
+
+struct Builder<'a> {
+    base: &'a Base,
+    options: &'a WriteOptions,
+    counts: Counts,
+    merged: BTreeMap<String, Arc<Merged>>,
+    /// Name of a tensor of scales → the weight it belongs to.
+    scales: HashMap<String, String>,
+}
+
+impl Builder<'_> {
+    /// The base's tensors, file by file.
+    fn existing(&mut self, landed: &Landed) -> Result<Vec<(String, Vec<Output>)>> {
+        for (name, target) in &landed.targets {
+            if target.replacement.is_some() || !self.base.names.has(name) {
+                continue;
+            }
+            let weight = self.base.weight(name, target.cols)?;
+            if let Some(scale) = &weight.scale {
+                self.scales.insert(scale.tensor.info.name.clone(), name.clone());
+            }
+        }
+        let files = self.base.checkpoint.files().iter().enumerate();
+        files
+            .map(|(file, weights)| {
+                let count = weights.header.tensors.len();
+                let outputs =
+                    (0..count).map(|position| self.existing_one(landed, self.base.checkpoint.stored(file, position)));
+                Ok((weights.name.clone(), outputs.collect::<Result<Vec<_>>>()?))
+            })
+            .collect()
+    }
+
+    fn existing_one(&mut self, landed: &Landed, stored: Stored) -> Result<Output> {
+        let name = stored.info.name.clone();
+        if let Some(target) = landed.targets.get(&name) {
+            return self.changed(&name, target, &stored);
+        }
+        if let Some(weight) = self.scales.get(&name) {
+            let origin = Origin::Scales(weight.clone());
+            return Ok(Output { info: stored.info, origin });
+        }
+        let cast = self.options.dtype.filter(|_| self.options.cast_all).zip(stored.info.dtype.float());
+        match cast.filter(|(wanted, stored)| wanted != stored) {
+            None => {
+                self.counts.copied += 1;
+                Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
+            }
+            Some((wanted, float)) => {
+                self.refuse_scaled(&name, float)?;
+                self.counts.cast += 1;
+                let weight = Weight::new(stored.clone(), None)?;
+                Ok(self.compute(&name, &stored.info, weight, &Target::default(), wanted))
+            }
+        }
+    }
+
+    fn changed(&mut self, name: &str, target: &Target, stored: &Stored) -> Result<Output> {
+        let Some(own) = stored.info.dtype.float() else {
+            // The refusal says who packed it.
+            self.base.weight(name, target.cols)?;
+            unreachable!("a weight without a float type is refused")
+        };
+        let out = self.options.dtype.unwrap_or(own);
+        if out != own {
+            self.refuse_scaled(name, own)?;
+        }
+        if target.pieces.is_empty() {
+            self.counts.replaced += 1
+        } else {
+            self.counts.changed += 1
+        }
+        self.output(name, &stored.info, target, out)
+    }
+
+    fn output(&mut self, name: &str, info: &TensorInfo, target: &Target, out: Float) -> Result<Output> {
+        let source = match (&target.replacement, &target.starts_from) {
+            (Some(tensor), _) => Weight::new(tensor.clone(), target.cols)?,
+            (None, Some(other)) => self.base.weight(other, target.cols)?,
+            (None, None) => self.base.weight(name, target.cols)?,
+        };
+        if target.pieces.is_empty() && source.float == out && source.scale.is_none() {
+            let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
+            return Ok(Output { info, origin: Origin::Copied(source.tensor) });
+        }
+        Ok(self.compute(name, info, source, target, out))
+    }
+
+    fn compute(&mut self, name: &str, info: &TensorInfo, source: Weight, target: &Target, out: Float) -> Output {
+        let elements = (source.rows * source.cols) as u64;
+        let info = TensorInfo { dtype: out.dtype(), bytes: elements * out.bytes() as u64, ..info.clone() };
+        let merged = Arc::new(Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding));
+        self.merged.insert(name.into(), Arc::clone(&merged));
+        Output { info, origin: Origin::Merged(merged) }
+    }
+
+    /// Tensors the base does not have.
+    fn added(&mut self, landed: &Landed) -> Result<Vec<Output>> {
+        let new: Vec<_> = landed.targets.iter().filter(|(name, _)| !self.base.names.has(name)).collect();
+        let mut outputs = Vec::new();
+        for (name, target) in new {
+            let like = match (&target.replacement, &target.starts_from) {
+                (_, Some(other)) => self.base.stored(other).info,
+                (Some(tensor), None) => tensor.info.clone(),
+                (None, None) => unreachable!("a new tensor starts from something"),
+            };
+            let own = if target.starts_from.is_some() { like.dtype.float() } else { self.usual_float() };
+            let own = own.or(like.dtype.float());
+            let Some(own) = own else {
+                let what =
+                    format!("tensor `{}` is stored as {}, which `{name}` cannot start from", like.name, like.dtype);
+                return Err(Error::unsupported(self.base.checkpoint.root(), what));
+            };
+            let info = TensorInfo { name: name.clone(), ..like };
+            self.counts.added += 1;
+            outputs.push(self.output(name, &info, target, self.options.dtype.unwrap_or(own))?);
+        }
+        Ok(outputs)
+    }
+
+    /// The floating point type most bytes of the base are stored in.
+    fn usual_float(&self) -> Option<Float> {
+        let mut bytes: Vec<(Float, u64)> = Vec::new();
+        for info in self.base.checkpoint.tensors() {
+            let Some(float) = info.dtype.float() else { continue };
+            match bytes.iter_mut().find(|(known, _)| *known == float) {
+                Some((_, sum)) => *sum += info.bytes,
+                None => bytes.push((float, info.bytes)),
+            }
+        }
+        bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(float, _)| float)
+    }
+
+    fn refuse_scaled(&self, name: &str, float: Float) -> Result<()> {
+        let Some(scale) = self.base.scale_of(name, float) else { return Ok(()) };
+        let what = format!(
+            "tensor `{name}` is FP8 with scales in `{scale}`; it is written back as it is stored, not as another dtype"
+        );
+        Err(Error::unsupported(self.base.checkpoint.root(), what).hint("leave `--dtype` away"))
+    }
+
+    /// The jobs of one tensor.
+    fn schedule(&self, plan: &mut Plan, file: usize, offset: u64, info: &TensorInfo, origin: &Origin) {
+        match origin {
+            Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
+            Origin::Scales(weight) => {
+                let compute: Arc<dyn Compute> = Arc::new(Scales(Arc::clone(&self.merged[weight])));
+                plan.compute(file, offset, &compute, 0..1, info.bytes, info.bytes);
+            }
+            Origin::Merged(merged) => self.schedule_merged(plan, file, offset, merged),
+        }
+    }
+
+    fn schedule_merged(&self, plan: &mut Plan, file: usize, offset: u64, merged: &Arc<Merged>) {
+        let compute = Arc::clone(merged) as Arc<dyn Compute>;
+        let (row_bytes, job_bytes) = (merged.row_bytes(), self.options.budget.job_bytes());
+        let source = &merged.source;
+        let same_bytes = source.float == merged.out && source.scale.is_none() && !merged.pieces.is_empty();
+        let step = usize::try_from((job_bytes / row_bytes.max(1)).max(1)).unwrap_or(usize::MAX);
+        let mut first = 0;
+        while first < source.rows {
+            let last = source.rows.min(first.saturating_add(step));
+            let at = first as u64 * row_bytes;
+            let bytes = (last - first) as u64 * row_bytes;
+            if same_bytes && !merged.touches(first..last) {
+                plan.copy(file, offset + at, &source.tensor.map, source.tensor.start + at, bytes);
+            } else {
+                plan.compute(file, offset + at, &compute, first..last, row_bytes, job_bytes);
+            }
+            first = last;
+        }
+    }
+}
+
+/// Puts the tensors into files: the base's own, or new ones of a given size.
+fn arrange(
+    base: &Base,
+    options: &WriteOptions,
+    outputs: Vec<(String, Vec<Output>)>,
+    metadata: &[(String, String)],
+) -> Vec<(OutputFile, Vec<Origin>)> {
+    let named: Vec<(String, Vec<TensorInfo>)> = match options.max_shard_bytes {
+        None => outputs
+            .iter()
+            .map(|(name, tensors)| (name.clone(), tensors.iter().map(|output| output.info.clone()).collect()))
+            .collect(),
+        Some(max_bytes) => {
+            let all =
+                outputs.iter().flat_map(|(_, tensors)| tensors.iter().map(|output| output.info.clone())).collect();
+            shard(all, &stem(base), max_bytes)
+        }
+    };
+    let mut origins = outputs.into_iter().flat_map(|(_, tensors)| tensors).map(|output| output.origin);
+    let file = |(at, (name, tensors)): (usize, (String, Vec<TensorInfo>))| {
+        let count = tensors.len();
+        let own = base.checkpoint.files().get(at).or(base.checkpoint.files().first());
+        let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
+        let file = OutputFile::new(name, &with_provenance(inherited, metadata), tensors);
+        (file, origins.by_ref().take(count).collect())
+    };
+    named.into_iter().enumerate().map(file).collect()
+}
+
+/// The base's own metadata, `format` if it lacks it (transformers refuses files without), and `more`.
+fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]) -> Vec<(String, String)> {
+    let replaced = |key: &String| more.iter().any(|(other, _)| other == key);
+    let mut metadata: Vec<(String, String)> = inherited.iter().filter(|(key, _)| !replaced(key)).cloned().collect();
+    if !metadata.iter().any(|(key, _)| key == "format") {
+        metadata.insert(0, ("format".into(), "pt".into()));
+    }
+    metadata.extend_from_slice(more);
+    metadata
+}
+
+/// The file stem of the base's weights.
+pub fn stem(base: &Base) -> String {
+    if let Container::Sharded { index, .. } = base.checkpoint.container() {
+        return index.trim_end_matches(".safetensors.index.json").to_owned();
+    }
+    let name = base.checkpoint.files().first().map_or(WEIGHT_STEMS[0], |file| file.name.as_str());
+    name.trim_end_matches(".safetensors").to_owned()
+}

@@ -1,0 +1,124 @@
+//! The model that is changed: its tensors, names and config.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::weight::{ScaleGrid, Weight};
+use crate::error::{Error, Result};
+use crate::formats::{Checkpoint, Stored};
+use crate::naming::Names;
+use crate::naming::head::{Tie, find_tie};
+use crate::tensor::Float;
+
+/// Endings of architecture names whose models have an output head over the vocabulary.
+const WITH_HEAD: [&str; 5] =
+    ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
+
+/// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
+/// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
+const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scale_weight"];
+
+/// Endings that betray a packed weight, and who packs like that.
+pub const PACKED: [(&str, &str); 6] = [
+    (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
+    (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
+    (".weight.absmax", "bitsandbytes 4-bit"),
+    (".SCB", "bitsandbytes LLM.int8"),
+    (".qweight", "GPTQ or AWQ"),
+    (".weight_packed", "compressed-tensors"),
+];
+
+/// The base of a merge.
+pub struct Base {
+    /// Its tensors.
+    pub checkpoint: Checkpoint,
+    /// Their names.
+    pub names: Names,
+    /// `config.json`, where there is one.
+    pub config: Option<Map<String, Value>>,
+    /// The head that shares the embedding's tensor, if one does.
+    pub tie: Option<Tie>,
+}
+
+impl Base {
+    /// Opens a model and finds out what its config says about it.
+    ///
+    /// # Errors
+    /// When weights or config cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let checkpoint = Checkpoint::open(path)?;
+        let config = checkpoint.config()?;
+        let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
+        let tied = config.as_ref().is_some_and(is_tied);
+        let tie = if tied { find_tie(|name| names.has(name)) } else { None };
+        Ok(Self { checkpoint, names, config, tie })
+    }
+
+    /// Whether the model is of one of these types, in its own config or that of its text part.
+    pub fn is_one_of(&self, types: &[&str]) -> bool {
+        let of = |config: &Map<String, Value>| {
+            config.get("model_type").and_then(Value::as_str).is_some_and(|found| types.contains(&found))
+        };
+        let text = |config: &Map<String, Value>| config.get("text_config").and_then(Value::as_object).is_some_and(of);
+        self.config.as_ref().is_some_and(|config| of(config) || text(config))
+    }
+
+    /// A tensor that is known to be there.
+    pub fn stored(&self, name: &str) -> Stored {
+        self.checkpoint.find(name).expect("names are the checkpoint's own")
+    }
+
+    /// The weight `name` as rows of `cols` elements, with its scales if it has some.
+    ///
+    /// # Errors
+    /// When it is quantised in a way that no delta can be added to.
+    pub fn weight(&self, name: &str, cols: Option<usize>) -> Result<Weight> {
+        let tensor = self.stored(name);
+        if tensor.info.dtype.float().is_none()
+            && let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module))
+        {
+            return Err(error);
+        }
+        let mut weight = Weight::new(tensor, cols)?;
+        if let Some(scale) = self.scale_of(name, weight.float) {
+            weight.scale = Some(ScaleGrid::read(self.stored(&scale), weight.rows, weight.cols)?);
+        }
+        Ok(weight)
+    }
+
+    /// Name of the scales of an FP8 weight.
+    pub fn scale_of(&self, name: &str, float: Float) -> Option<String> {
+        let module = name.strip_suffix(".weight").filter(|_| float.bytes() == 1)?;
+        SCALE_NAMES.iter().map(|ending| format!("{module}{ending}")).find(|scale| self.names.has(scale))
+    }
+
+    /// The refusal of a packed weight, naming the tensors that show it.
+    pub fn packed(&self, module: &str) -> Option<Error> {
+        let (tensor, who) = PACKED
+            .iter()
+            .map(|(ending, who)| (format!("{module}{ending}"), who))
+            .find(|(name, _)| self.names.has(name))?;
+        let what = format!(
+            "the weight of `{module}` is quantised by {who} (tensor `{tensor}`), so no delta can be added to it"
+        );
+        Some(
+            Error::unsupported(self.checkpoint.root(), what)
+                .hint("merge into the model the quantised one was made from, then quantise the result"),
+        )
+    }
+}
+
+fn is_tied(config: &Map<String, Value>) -> bool {
+    let text = config.get("text_config").and_then(Value::as_object);
+    let flag = |config: &Map<String, Value>| config.get("tie_word_embeddings").and_then(Value::as_bool);
+    // A head that is neither stored nor declared tied is tied by the default of its class; a class without a head is not.
+    flag(config).or_else(|| text.and_then(flag)).unwrap_or(true) && has_head(config)
+}
+
+fn has_head(config: &Map<String, Value>) -> bool {
+    let names = config.get("architectures").and_then(Value::as_array);
+    names.is_none_or(|names| {
+        names.iter().filter_map(Value::as_str).any(|name| WITH_HEAD.iter().any(|ending| name.ends_with(ending)))
+    })
+}

@@ -1,0 +1,112 @@
+//! Whether a change fits its place: shapes, orientation, and what to say if not.
+
+use super::base::Base;
+use super::landable::Landable;
+use crate::adapters::{Lora, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+
+/// Model types whose linear layers named below keep their weight as `[in, out]` (transformers' `Conv1D`).
+const CONV1D_MODELS: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt-sw3"];
+
+/// Those layers.
+const CONV1D_LAYERS: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+
+/// Whether the weight keeps its inputs in rows. Decided by shape; where it is square, by what kind of model it is.
+///
+/// # Errors
+/// When the change has another shape than the weight, either way round.
+pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<bool> {
+    let shape = target.info.shape.as_slice();
+    let (out, inputs) = (lora.outputs(), lora.inputs());
+    let rows_cols = target.info.shape.rows_cols();
+    if lora.embedding {
+        // B·A is [dim, vocabulary], the table [vocabulary, dim].
+        return if rows_cols == (inputs, out) { Ok(true) } else { Err(shape_error(lora, target, (inputs, out))) };
+    }
+    let kernel_agrees =
+        lora.down.info.shape.as_slice().len() <= 2 || lora.down.info.shape.as_slice()[1..] == shape[1..];
+    match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
+        (true, true) => Ok(keeps_inputs_in_rows(base, job)),
+        (true, false) => Ok(false),
+        (false, true) => Ok(true),
+        (false, false) => Err(shape_error(lora, target, (out, inputs))),
+    }
+}
+
+fn keeps_inputs_in_rows(base: &Base, job: &Landable<'_>) -> bool {
+    let name = job.path.rsplit('.').next().unwrap_or_default();
+    let known = base.is_one_of(&CONV1D_MODELS);
+    if known { CONV1D_LAYERS.contains(&name) } else { job.applied.adapter.config.fan_in_fan_out }
+}
+
+fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error {
+    let shape = target.info.shape.as_slice();
+    let (base_rows, base_cols) = target.info.shape.rows_cols();
+    let problem = format!("the change is [{rows}, {cols}], the weight {}", target.info.shape);
+    let error = Error::mismatch(describe(&lora.down), describe(target), problem);
+    if cols == base_cols && shape.len() == 2 && is_vocabulary(&target.info.name) {
+        return error.hint(vocabulary_hint(rows, base_rows));
+    }
+    if shape.len() > 2 && rows == base_rows && cols != base_cols && cols % base_cols == 0 {
+        let groups = cols / base_cols;
+        return error
+            .hint(format!("a convolution in {groups} groups; neither PEFT nor lorakit merges a LoRA into one"));
+    }
+    error.hint("is this the model the adapter was trained on?")
+}
+
+/// A tensor that takes the place of another, or is added to it, has its shape.
+///
+/// # Errors
+/// When it has not, naming both shapes.
+pub fn check_elements(tensor: &Stored, target: &Stored) -> Result<()> {
+    if tensor.info.shape == target.info.shape {
+        return Ok(());
+    }
+    let problem = format!("its shape is {}, that of the base's {}", tensor.info.shape, target.info.shape);
+    let error = Error::mismatch(describe(tensor), describe(target), problem);
+    let rows = (tensor.info.shape.rows_cols().0, target.info.shape.rows_cols().0);
+    Err(if is_vocabulary(&target.info.name) { error.hint(vocabulary_hint(rows.0, rows.1)) } else { error })
+}
+
+/// The config and the file must agree on whether the module is a DoRA: without its magnitude it is another function.
+///
+/// # Errors
+/// When one of them is alone.
+pub fn check_magnitude(job: &Landable<'_>, lora: &Lora) -> Result<()> {
+    let config = &job.applied.adapter.config;
+    if config.dora == lora.magnitude.is_some() {
+        return Ok(());
+    }
+    let problem = match &lora.magnitude {
+        None => format!("`use_dora` is true, `{}` has no `lora_magnitude_vector`", job.module.path),
+        Some(tensor) => format!("`use_dora` is not set, the file holds `{}`", tensor.info.name),
+    };
+    Err(Error::mismatch(describe(&lora.down), config.path.display().to_string(), problem))
+}
+
+/// Trained and untrained factors change the same weight.
+///
+/// # Errors
+/// When their outer shapes differ.
+pub fn check_same_shape(trained: &Lora, untrained: &Lora) -> Result<()> {
+    let outer = |pair: &Lora| (pair.outputs(), pair.inputs());
+    if outer(trained) == outer(untrained) {
+        return Ok(());
+    }
+    let problem = format!("the untrained pair is {:?}, the trained one {:?}", outer(untrained), outer(trained));
+    Err(Error::mismatch(describe(&untrained.down), describe(&trained.down), problem))
+}
+
+fn is_vocabulary(name: &str) -> bool {
+    ["embed", "wte", "lm_head", "emb."].iter().any(|part| name.contains(part))
+}
+
+/// The way out where vocabularies differ.
+pub fn vocabulary_hint(adapter: u64, base: u64) -> String {
+    format!(
+        "the adapter knows {adapter} tokens, the base {base}: resize the base first (`model.resize_token_embeddings({adapter})`, \
+         then save it), or take the base the adapter was trained on"
+    )
+}

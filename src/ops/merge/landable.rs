@@ -1,0 +1,78 @@
+//! One change of one adapter on its way to its place.
+
+use super::landing::Applied;
+use crate::adapters::{Adapter, Change, Lora, Module};
+use crate::error::{Error, Result};
+
+/// One change of one adapter on its way.
+pub struct Landable<'a> {
+    /// The adapter.
+    pub applied: &'a Applied,
+    /// The change.
+    pub module: &'a Module,
+    /// Its position in the adapter.
+    pub at: usize,
+    /// Path in the base.
+    pub path: String,
+    /// Its weight.
+    pub strength: f64,
+}
+
+impl<'a> Landable<'a> {
+    /// The scale of the pair, whose tensors have rank `rank`.
+    pub fn scale(&self, rank: u64) -> Result<f64> {
+        self.scale_as(&self.module.path, rank)
+    }
+
+    /// The scale the config gives the path `path`.
+    pub fn scale_as(&self, path: &str, rank: u64) -> Result<f64> {
+        scale_of(&self.applied.adapter, path, rank)
+    }
+
+    /// The untrained pair of the same module and its scale.
+    pub fn untrained(&self) -> Result<Option<(&'a Lora, f64)>> {
+        let Some(init) = &self.applied.init else { return Ok(None) };
+        let same = |module: &&Module| module.path == self.module.path && module.nesting == self.module.nesting;
+        let pair = init.modules.iter().filter(same).find_map(|module| match &module.change {
+            Change::Lora(lora) => Some(lora),
+            _ => None,
+        });
+        let Some(pair) = pair else {
+            let problem = format!("has no factors for module `{}`", self.module.path);
+            return Err(Error::mismatch(
+                init.root.display().to_string(),
+                self.applied.adapter.root.display().to_string(),
+                problem,
+            ));
+        };
+        Ok(Some((pair, scale_of(init, &self.module.path, pair.rank())?)))
+    }
+
+    /// The adapter's other changes of the same module.
+    pub fn siblings(&self) -> impl Iterator<Item = &'a Module> {
+        self.applied.adapter.modules.iter().filter(|module| module.path == self.module.path)
+    }
+
+    /// Whether it comes before all its siblings.
+    pub fn is_first_sibling(&self) -> bool {
+        let modules = &self.applied.adapter.modules;
+        modules.iter().position(|module| module.path == self.module.path) == Some(self.at)
+    }
+}
+
+fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
+    let config = &adapter.config;
+    let Some(scaling) = &config.scaling else {
+        let what = format!("has LoRA tensors for `{path}`, its config says `{}`", config.method);
+        return Err(Error::unsupported(&adapter.root, what));
+    };
+    let configured = scaling.rank(path);
+    if configured != rank {
+        let problem =
+            format!("the tensors of `{path}` have rank {rank}, the config says {configured}: the scale is ambiguous");
+        let left = adapter.tensors.root().display().to_string();
+        return Err(Error::mismatch(left, config.path.display().to_string(), problem)
+            .hint("correct `r` or `rank_pattern`; alpha counts for the rank the adapter was trained with"));
+    }
+    Ok(scaling.scale(path))
+}

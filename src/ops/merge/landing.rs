@@ -1,0 +1,423 @@
+//! Where every change of an adapter lands in the base: which tensor, which rows, which way round.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use regex::Regex;
+
+use super::base::Base;
+use super::fit::{check_elements, check_magnitude, check_same_shape, is_transposed, vocabulary_hint};
+use super::landable::Landable;
+use super::merged::Piece;
+use super::stacks;
+use crate::adapters::{
+    Adapter, Change, Delta, Difference, Dora, Factor, Lora, LowRankDelta, Module, Outputs, TokenRows, Whole, describe,
+};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::naming::{Shift, experts};
+
+/// An adapter and how strongly it is applied.
+pub struct Applied {
+    /// The adapter.
+    pub adapter: Adapter,
+    /// The untrained factors, for an adapter whose initialiser took them out of the base.
+    pub init: Option<Adapter>,
+    /// Its weight.
+    pub strength: f64,
+}
+
+/// Which modules are changed, and how strongly.
+#[derive(Debug, Clone, Default)]
+pub struct Selection {
+    /// Only these modules, if any is given.
+    pub include: Vec<Regex>,
+    /// Not these.
+    pub exclude: Vec<Regex>,
+    /// Further weights of modules; all that match are multiplied.
+    pub weights: Vec<(Regex, f64)>,
+}
+
+impl Selection {
+    fn takes(&self, module: &str) -> bool {
+        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
+        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    fn strength(&self, module: &str) -> f64 {
+        self.weights.iter().filter(|(pattern, _)| pattern.is_match(module)).map(|(_, weight)| weight).product()
+    }
+}
+
+/// What became of an adapter's tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It is in the result.
+    Merged,
+    /// It repeats the base's own tensor.
+    SameAsBase,
+    /// `--include`, `--exclude` or a weight of zero leave it out.
+    LeftOut,
+    /// It has no place in the base, and `--allow-unused` says that it may.
+    AllowedUnused,
+}
+
+/// Everything that lands on one tensor of the output.
+#[derive(Default, Clone)]
+pub struct Target {
+    /// A tensor of an adapter that takes the base's place.
+    pub replacement: Option<Stored>,
+    /// What is added, in order.
+    pub pieces: Vec<Piece>,
+    /// Columns of the matrix view, where they are not those of the first dimension against the rest (stacks).
+    pub cols: Option<usize>,
+    /// For a tensor the base does not have: the one of the base it starts from.
+    pub starts_from: Option<String>,
+}
+
+/// All changes with their places.
+#[derive(Default)]
+pub struct Landed {
+    /// By name of the output tensor.
+    pub targets: BTreeMap<String, Target>,
+    /// What became of every adapter tensor, adapter by adapter.
+    pub fates: Vec<HashMap<String, Fate>>,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// Finds the place of one adapter after the other.
+pub struct Lander<'a> {
+    pub(super) base: &'a Base,
+    selection: &'a Selection,
+    allow_unused: &'a globset::GlobSet,
+    /// What has landed so far.
+    pub landed: Landed,
+}
+
+/// A change in the orientation of its weight.
+enum Prepared {
+    Plain(LowRankDelta),
+    Dora(Dora),
+}
+
+/// A module that found no place; others may still follow, so that one message names all.
+struct Homeless {
+    tensors: Vec<String>,
+    wanted: String,
+}
+
+impl<'a> Lander<'a> {
+    /// Nothing has landed yet.
+    pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
+        Self { base, selection, allow_unused, landed: Landed::default() }
+    }
+
+    /// Finds the place of everything in `applied`.
+    ///
+    /// # Errors
+    /// When a tensor has no place, or not the shape of its place.
+    pub fn land(&mut self, applied: &Applied) -> Result<()> {
+        self.landed.fates.push(HashMap::new());
+        let adapter = &applied.adapter;
+        let shift = self.shift(adapter)?;
+        let mut homeless = Vec::new();
+        for (at, module) in adapter.modules.iter().enumerate() {
+            let path = shift.apply(&module.path);
+            let strength = applied.strength * self.selection.strength(&path);
+            if strength == 0.0 || !self.selection.takes(&path) {
+                self.settle(module, Fate::LeftOut);
+                continue;
+            }
+            let job = Landable { applied, module, at, path, strength };
+            match self.land_module(&job)? {
+                Some(fate) => self.settle(module, fate),
+                None => {
+                    let tensors: Vec<String> =
+                        module.change.tensors().iter().map(|tensor| tensor.info.name.clone()).collect();
+                    if tensors.iter().all(|name| self.allow_unused.is_match(name)) {
+                        self.settle(module, Fate::AllowedUnused);
+                    } else {
+                        homeless.push(Homeless { tensors, wanted: job.path.clone() });
+                    }
+                }
+            }
+        }
+        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless)) }
+    }
+
+    fn settle(&mut self, module: &Module, fate: Fate) {
+        let fates = self.landed.fates.last_mut().expect("an adapter is being landed");
+        fates.extend(module.change.tensors().into_iter().map(|tensor| (tensor.info.name.clone(), fate)));
+    }
+
+    /// The change of prefix between the adapter's paths and the base's.
+    fn shift(&mut self, adapter: &Adapter) -> Result<Shift> {
+        let is_plain = |module: &&Module| {
+            matches!(module.change, Change::Lora(_) | Change::TokenRows(_))
+                && experts::layer_of_stack(&module.path).is_none()
+                && experts::expert_of(&module.path).is_none()
+        };
+        let modules: Vec<&str> = adapter.modules.iter().filter(is_plain).map(|module| module.path.as_str()).collect();
+        match self.base.names.shifts(&modules).as_slice() {
+            [] => Ok(Shift::default()),
+            [shift] => {
+                if !shift.is_identity() {
+                    let (from, to) = (&shift.strip, &shift.add);
+                    self.landed.notes.push(format!(
+                        "module paths differ in their prefix: `{from}` of the adapter is `{to}` of the base"
+                    ));
+                }
+                Ok(shift.clone())
+            }
+            several => {
+                let ways: Vec<String> = several.iter().map(|shift| format!("`{}`", shift.apply(modules[0]))).collect();
+                let problem = format!("`{}` could be any of {}", modules[0], ways.join(", "));
+                Err(Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem))
+            }
+        }
+    }
+
+    pub(super) fn base_name(&self) -> String {
+        self.base.checkpoint.root().display().to_string()
+    }
+
+    fn land_module(&mut self, job: &Landable<'_>) -> Result<Option<Fate>> {
+        match &job.module.change {
+            Change::Lora(lora) => self.land_lora(job, lora),
+            Change::Whole(parameter, tensor) => self.land_whole(job, parameter, tensor),
+            Change::Frozen(parameter, tensor) => self.land_frozen(job, parameter, tensor),
+            Change::TokenRows(tensor) => self.land_rows(job, tensor),
+            Change::Unknown(_) => Ok(None),
+        }
+    }
+
+    fn land_lora(&mut self, job: &Landable<'_>, lora: &Lora) -> Result<Option<Fate>> {
+        if let Some(name) = self.tensor_of(job, "weight") {
+            let target = self.target(&name);
+            if target.info.dtype.float().is_none() {
+                // Says who packed it; a shape that does not fit would be the wrong thing to complain about.
+                self.base.weight(&target.info.name, None)?;
+            }
+            let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
+            match self.delta(job, lora, &target)? {
+                Prepared::Plain(delta) if self.is_attention_output(job) => {
+                    // PEFT 0.21 adds this change twice, forward and merged alike (docs/decisions/0006).
+                    self.add(&name, piece(Arc::new(delta.clone())), None);
+                    self.add(&name, piece(Arc::new(delta.rounded_with_sum())), None);
+                }
+                Prepared::Plain(delta) => self.add(&name, piece(Arc::new(delta)), None),
+                Prepared::Dora(delta) => self.add(&name, piece(Arc::new(delta)), None),
+            }
+            if let Some(bias) = &lora.bias {
+                self.add_bias(job, bias)?;
+            }
+            return Ok(Some(Fate::Merged));
+        }
+        if let Some(error) = self.base.packed(&job.path) {
+            return Err(error);
+        }
+        stacks::land(self, job, lora)
+    }
+
+    /// The name of `parameter` of the job's module in the output, if there is a place for it.
+    fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
+        let has =
+            |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
+        // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
+        let packed = (parameter == "weight").then(|| format!("{}.in_proj_weight", job.path));
+        let paths = std::iter::once(job.path.clone()).chain(experts::aliases(&job.path));
+        paths
+            .map(|path| if path.is_empty() { parameter.to_owned() } else { format!("{path}.{parameter}") })
+            .chain(packed)
+            .find(has)
+    }
+
+    /// The base's tensor that `name` starts from: itself, or the embedding for a tied head.
+    fn target(&self, name: &str) -> Stored {
+        let source = self.base.tie.as_ref().filter(|tie| tie.head == name).map_or(name, |tie| tie.embedding.as_str());
+        self.base.stored(source)
+    }
+
+    /// Whether the module is the output projection of an `nn.MultiheadAttention` that is adapted as a whole.
+    fn is_attention_output(&self, job: &Landable<'_>) -> bool {
+        let Some(attention) = job.module.path.strip_suffix(".out_proj") else { return false };
+        let parent = job.path.trim_end_matches(".out_proj");
+        let adapted = |module: &Module| module.path == attention && matches!(module.change, Change::Lora(_));
+        self.base.names.has(&format!("{parent}.in_proj_weight")) && job.applied.adapter.modules.iter().any(adapted)
+    }
+
+    /// ΔW in the orientation of `target`.
+    fn delta(&self, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<Prepared> {
+        check_magnitude(job, lora)?;
+        let transposed = is_transposed(self.base, job, lora, target)?;
+        let term =
+            |pair: &Lora, scale: f64| pair.term(scale).map(|term| if transposed { term.transposed() } else { term });
+        let mut terms = vec![term(lora, job.scale(lora.rank())?)?];
+        if let Some((pair, scale)) = job.untrained()? {
+            check_same_shape(lora, pair)?;
+            terms.push(term(pair, -scale)?);
+        }
+        let inner = LowRankDelta::new(terms);
+        let Some(magnitude) = &lora.magnitude else { return Ok(Prepared::Plain(inner)) };
+        let outputs = if transposed { Outputs::Cols } else { Outputs::Rows };
+        let wanted = if transposed { inner.shape().1 } else { inner.shape().0 };
+        let values = Factor::new(magnitude)?.to_vec()?;
+        if values.len() != wanted {
+            let problem = format!("a magnitude has {} entries, the weight {wanted} outputs", values.len());
+            return Err(Error::mismatch(describe(magnitude), describe(target), problem));
+        }
+        Ok(Prepared::Dora(Dora::new(inner, values, outputs, job.path.clone())))
+    }
+
+    fn add_bias(&mut self, job: &Landable<'_>, bias: &Stored) -> Result<()> {
+        let Some(name) = self.tensor_of(job, "bias") else {
+            let problem = "the adapter adds to a bias (`lora_bias`), the module has none";
+            return Err(Error::mismatch(describe(bias), format!("{}: `{}`", self.base_name(), job.path), problem));
+        };
+        let target = self.base.stored(&name);
+        let lora = match &job.module.change {
+            Change::Lora(lora) => lora,
+            _ => unreachable!("a bias belongs to a pair"),
+        };
+        check_elements(bias, &target)?;
+        let delta = Arc::new(Difference::new(Factor::new(bias)?, job.scale(lora.rank())?));
+        self.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
+        Ok(())
+    }
+
+    fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+        let Some(name) = self.tensor_of(job, parameter) else { return Ok(self.land_new(job, parameter, tensor)) };
+        check_elements(tensor, &self.target(&name))?;
+        self.replace(job, &name, tensor)?;
+        Ok(Some(Fate::Merged))
+    }
+
+    fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
+        let taken = self
+            .landed
+            .targets
+            .get(name)
+            .is_some_and(|target| target.replacement.is_some() || !target.pieces.is_empty());
+        if job.strength == 1.0 && !taken {
+            self.entry(name).replacement = Some(tensor.clone());
+            return Ok(());
+        }
+        if taken {
+            self.landed
+                .notes
+                .push(format!("`{name}` is changed by more than one part of the adapters: the changes are added"));
+        }
+        let delta = Arc::new(Whole::new(Factor::new(tensor)?));
+        self.add(name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
+        Ok(())
+    }
+
+    /// A module the base does not have: a new head that the adapter declares.
+    fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Option<Fate> {
+        let declared = job.applied.adapter.config.modules_to_save.iter();
+        let declared = declared.into_iter().any(|saved| job.path == *saved || job.path.ends_with(&format!(".{saved}")));
+        if !declared || self.base.names.has_module(&job.path) || job.strength != 1.0 {
+            return None;
+        }
+        let name = format!("{}.{parameter}", job.path);
+        self.landed.notes.push(format!(
+            "`{name}` is new: the base has no such module; `architectures` in config.json has to name a class that has one"
+        ));
+        self.entry(&name).replacement = Some(tensor.clone());
+        Some(Fate::Merged)
+    }
+
+    /// A layer's own parameter, saved beside its LoRA: usually the base's, sometimes trained (`bias`) or resized.
+    fn land_frozen(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+        let Some(name) = self.tensor_of(job, parameter) else { return Ok(None) };
+        let target = self.target(&name);
+        check_elements(tensor, &target)?;
+        if super::same_values(tensor, &target)? {
+            return Ok(Some(Fate::SameAsBase));
+        }
+        if parameter != "bias" {
+            let note = format!(
+                "`{name}` was saved with the adapter and differs from the base's: the adapter's is used, as PEFT does"
+            );
+            self.landed.notes.push(note);
+        }
+        self.replace(job, &name, tensor)?;
+        Ok(Some(Fate::Merged))
+    }
+
+    fn land_rows(&mut self, job: &Landable<'_>, tensor: &Stored) -> Result<Option<Fate>> {
+        let config = &job.applied.adapter.config;
+        let serves = |suffix: &str| {
+            suffix.is_empty() || job.module.path == suffix || job.module.path.ends_with(&format!(".{suffix}"))
+        };
+        let Some((_, ids)) = config.token_indices.iter().find(|(suffix, _)| serves(suffix)) else {
+            let problem =
+                format!("belongs to `{}`, for which `{}` lists no tokens", job.module.path, config.path.display());
+            return Err(Error::malformed(tensor.path(), format!("tensor `{}`", tensor.info.name), problem));
+        };
+        let Some(name) = self.tensor_of(job, "weight") else { return Ok(None) };
+        let target = self.target(&name);
+        let ((rows, dim), (vocabulary, width)) = (tensor.info.shape.rows_cols(), target.info.shape.rows_cols());
+        let count = ids.len() as u64;
+        if rows != count || dim != width {
+            let problem = format!("{count} tokens of {width} numbers are listed, the tensor is {}", tensor.info.shape);
+            return Err(Error::mismatch(describe(tensor), describe(&target), problem));
+        }
+        let vocabulary = usize::try_from(vocabulary).unwrap_or(usize::MAX);
+        if let Some(beyond) = ids.iter().find(|id| **id >= vocabulary) {
+            let problem = format!("token {beyond} was trained, the base has {vocabulary}");
+            let hint = vocabulary_hint(*beyond as u64 + 1, vocabulary as u64);
+            return Err(Error::mismatch(describe(tensor), describe(&target), problem).hint(hint));
+        }
+        let delta = Arc::new(TokenRows::new(Factor::new(tensor)?, ids, vocabulary));
+        self.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
+        Ok(Some(Fate::Merged))
+    }
+
+    pub(super) fn add(&mut self, name: &str, piece: Piece, cols: Option<usize>) {
+        let target = self.entry(name);
+        target.cols = target.cols.or(cols);
+        target.pieces.push(piece);
+    }
+
+    fn entry(&mut self, name: &str) -> &mut Target {
+        let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
+        let starts_from = tie.map(|tie| tie.embedding.clone());
+        self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
+    }
+
+    fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
+        const SHOWN: usize = 3;
+        let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
+        let total = adapter.tensors.count();
+        let shown: Vec<String> = homeless
+            .iter()
+            .take(SHOWN)
+            .map(|module| {
+                let near = self.base.names.nearest(&format!("{}.weight", module.wanted), 2);
+                let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
+                let near = if near.is_empty() {
+                    "nothing in the base resembles it".into()
+                } else {
+                    format!("did you mean {}?", near.join(" or "))
+                };
+                format!("`{}` ({near})", module.tensors[0])
+            })
+            .collect();
+        let more = if homeless.len() > SHOWN {
+            format!(", and {} more modules", homeless.len() - SHOWN)
+        } else {
+            String::new()
+        };
+        let problem =
+            format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
+        let hint = if tensors == total {
+            "is this the model the adapter was trained on?"
+        } else {
+            "`--allow-unused GLOB` lets tensors go that are not needed, `--exclude REGEX` leaves modules out"
+        };
+        Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem).hint(hint)
+    }
+}

@@ -1,0 +1,328 @@
+//! One merged tensor: decoded, changed and rounded tile by tile.
+//!
+//! W′ = round(W + Σ strengthᵢ · ΔWᵢ), accumulated in f32, rounded once. Tiles are cut so that decoded factors stay in the
+//! second-level cache; the bytes do not depend on how they are cut.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::scaled::Rescaled;
+use super::weight::Weight;
+use crate::adapters::{BaseRows, Columns, Delta, Tile};
+use crate::error::{Error, Result};
+use crate::ops::Rounding;
+use crate::plan::Compute;
+use crate::tensor::{self, Float, NotFinite, Survival, add_to_f64, encode_surveyed};
+
+/// Columns of a tile: 16 rows of a decoded factor take 128 KiB.
+const TILE_COLS: usize = 512;
+
+/// Rows of a tile: with [`TILE_COLS`] half a MiB of f32, half the second-level cache of the machines this was measured on.
+const TILE_ROWS: usize = 128;
+
+/// A delta and where it lands in the weight.
+#[derive(Clone)]
+pub struct Piece {
+    /// The change.
+    pub delta: Arc<dyn Delta>,
+    /// First row of its region.
+    pub row: usize,
+    /// First column of its region.
+    pub col: usize,
+    /// Its weight.
+    pub strength: f64,
+}
+
+impl Piece {
+    fn rows(&self) -> Range<usize> {
+        self.row..self.row + self.delta.shape().0
+    }
+
+    fn cols(&self) -> Range<usize> {
+        self.col..self.col + self.delta.shape().1
+    }
+
+    fn is_active(&self, rows: &Range<usize>, cols: &Range<usize>) -> bool {
+        let (mine, across) = (self.rows(), self.cols());
+        let (start, end) = (rows.start.max(mine.start), rows.end.min(mine.end));
+        let overlaps = start < end && cols.start < across.end && across.start < cols.end;
+        overlaps && self.delta.touches(start - mine.start..end - mine.start)
+    }
+}
+
+/// A tensor that is computed from a weight and the changes that land on it.
+pub struct Merged {
+    /// Its name, for messages.
+    pub name: String,
+    /// What it starts from: the base's tensor, or the one that replaces it.
+    pub source: Weight,
+    /// What changes it, in order.
+    pub pieces: Vec<Piece>,
+    /// What it is rounded to.
+    pub out: Float,
+    /// How it is rounded.
+    pub rounding: Rounding,
+    /// New scales, where the output is FP8 with scales.
+    pub rescaled: OnceLock<Rescaled>,
+    /// What survived, by first row of each job.
+    pub tallies: Mutex<Vec<(usize, Survival)>>,
+}
+
+impl Merged {
+    /// A merged tensor, nothing computed yet.
+    pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Float, rounding: Rounding) -> Self {
+        let (rescaled, tallies) = (OnceLock::new(), Mutex::default());
+        Self { name, source, pieces, out, rounding, rescaled, tallies }
+    }
+
+    /// Bytes of one row of the output.
+    pub fn row_bytes(&self) -> u64 {
+        (self.source.cols * self.out.bytes()) as u64
+    }
+
+    /// What survived rounding so far. Summed in row order, so it does not depend on which thread came first.
+    pub fn survival(&self) -> Survival {
+        let mut tallies = self.tallies.lock().expect("no thread panics while it holds the tallies").clone();
+        tallies.sort_by_key(|(row, _)| *row);
+        let mut total = Survival::default();
+        tallies.iter().for_each(|(_, tally)| total.add(tally));
+        total
+    }
+
+    /// Whether any change reaches `rows`.
+    pub fn touches(&self, rows: Range<usize>) -> bool {
+        self.pieces.iter().any(|piece| piece.is_active(&rows, &(0..self.source.cols)))
+    }
+
+    /// Calls `each` with every tile of `rows` as merged in f32. In the mode of an f64 source the tile holds ΔW instead.
+    pub fn tiles(
+        &self,
+        rows: Range<usize>,
+        mut each: impl FnMut(Range<usize>, Range<usize>, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let deltas_only = self.adds_in_f64();
+        let (mut value, mut base, mut spare) = (Vec::new(), Vec::new(), Vec::new());
+        for cols in cuts(0..self.source.cols, TILE_COLS, self.pieces.iter().map(Piece::cols)) {
+            let here = |piece: &&Piece| piece.is_active(&rows, &cols);
+            let active: Vec<&Piece> = self.pieces.iter().filter(here).collect();
+            let mut ready = Vec::with_capacity(active.len());
+            for piece in &active {
+                ready.push(piece.delta.columns(cols.start - piece.col..cols.end - piece.col)?);
+            }
+            for band in cuts(rows.clone(), TILE_ROWS, active.iter().map(|piece| piece.rows())) {
+                let elements = band.len() * cols.len();
+                value.clear();
+                value.resize(elements, 0.0);
+                let reads_base = active.iter().any(|piece| piece.delta.reads_base());
+                if !deltas_only {
+                    self.source.read(band.clone(), cols.clone(), &mut value)?;
+                }
+                base.clear();
+                if reads_base && deltas_only {
+                    base.resize(elements, 0.0);
+                    self.source.read(band.clone(), cols.clone(), &mut base)?;
+                } else if reads_base {
+                    base.extend_from_slice(&value);
+                }
+                let mut fresh = !deltas_only;
+                for (piece, columns) in active.iter().zip(&mut ready) {
+                    if !piece.is_active(&band, &cols) {
+                        continue;
+                    }
+                    let place = Place { band: &band, cols: &cols, base: &base, fresh };
+                    if self.rounding == Rounding::PeftSafe && !deltas_only {
+                        self.add_rounded(piece, columns.as_mut(), &place, &mut value, &mut spare)?;
+                    } else {
+                        place.add(piece, columns.as_mut(), &mut value)?;
+                    }
+                    fresh = false;
+                }
+                each(band, cols.clone(), &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// PEFT's `safe_merge=True`: a delta is rounded to the weight's dtype, then the sum; see [`Delta::rounds_alone`].
+    fn add_rounded(
+        &self,
+        piece: &Piece,
+        columns: &mut dyn Columns,
+        place: &Place<'_>,
+        value: &mut [f32],
+        spare: &mut Vec<f32>,
+    ) -> Result<()> {
+        if piece.delta.rounds_alone() {
+            spare.clear();
+            spare.resize(value.len(), 0.0);
+            place.add(piece, columns, spare)?;
+            self.round(spare);
+            value.iter_mut().zip(spare.iter()).for_each(|(value, delta)| *value += delta);
+        } else {
+            place.add(piece, columns, value)?;
+        }
+        self.round(value);
+        Ok(())
+    }
+
+    fn round(&self, values: &mut [f32]) {
+        let mut bytes = vec![0; values.len() * self.out.bytes()];
+        self.out.encode(values, tensor::Rounding::Nearest, &mut bytes);
+        self.out.decode(&bytes, values);
+    }
+
+    /// Whether the source is too precise for f32: then the sum is formed in f64.
+    fn adds_in_f64(&self) -> bool {
+        self.source.float == Float::F64 && self.out == Float::F64
+    }
+
+    fn encode(
+        &self,
+        row: usize,
+        cols: Range<usize>,
+        data: &[u8],
+        values: &[f32],
+        out: &mut [u8],
+        tally: &mut Survival,
+    ) -> Result<()> {
+        // A tile that spans whole rows comes in one piece.
+        let lines = values.len() / cols.len();
+        let width = self.source.float.bytes();
+        let start = (row * self.source.cols + cols.start) * width;
+        let base = &data[start..start + lines * cols.len() * width];
+        let index = (row * self.source.cols + cols.start) as u64;
+        let outcome = if self.adds_in_f64() {
+            add_to_f64(base, values, out, tally)
+        } else {
+            encode_surveyed(base, self.source.float, values, self.out, self.rounding.at(&self.name, index), out, tally)
+        };
+        outcome.map_err(|found| self.not_finite(&found, index))
+    }
+
+    /// The message for a value that cannot be stored.
+    pub fn not_finite(&self, found: &NotFinite, first: u64) -> Error {
+        let element = first + found.index as u64;
+        let (row, col) = (element / self.source.cols as u64, element % self.source.cols as u64);
+        let problem = if !found.base.is_finite() {
+            format!("the weight at [{row}, {col}] is {}", found.base)
+        } else if !found.exact.is_finite() {
+            format!("merging makes the weight at [{row}, {col}] {}, it was {}", found.exact, found.base)
+        } else {
+            let (exact, out, max) = (found.exact, self.out.dtype(), self.out.max());
+            format!("the merged weight at [{row}, {col}] is {exact}, {out} ends at {max}")
+        };
+        let error = Error::numeric(self.source.tensor.path(), &self.name, problem);
+        if found.base.is_finite() && found.exact.is_finite() {
+            error.hint("`--dtype bf16` or `--dtype f32` has room for it")
+        } else {
+            error
+        }
+    }
+}
+
+/// Where a tile lies, and what it starts from.
+struct Place<'a> {
+    band: &'a Range<usize>,
+    cols: &'a Range<usize>,
+    base: &'a [f32],
+    fresh: bool,
+}
+
+impl Place<'_> {
+    fn add(&self, piece: &Piece, columns: &mut dyn Columns, value: &mut [f32]) -> Result<()> {
+        let rows = self.band.start - piece.row..self.band.end - piece.row;
+        let cols = self.cols.start - piece.col..self.cols.end - piece.col;
+        columns.add(piece.strength, &mut Tile { rows, cols, base: self.base, value, fresh: self.fresh })
+    }
+}
+
+impl Compute for Merged {
+    fn prepare(&self) -> Result<()> {
+        self.source.tensor.map.check_unchanged()?;
+        for piece in self.pieces.iter().filter(|piece| piece.delta.needs_measure()) {
+            piece.delta.measure(&Region { weight: &self.source, row: piece.row, col: piece.col })?;
+        }
+        if let Some(grid) = &self.source.scale {
+            let rescaled = Rescaled::fit(self, grid)?;
+            // Preparing twice gives the same scales: keeping the first is right.
+            let _ = self.rescaled.set(rescaled);
+        }
+        Ok(())
+    }
+
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        self.source.tensor.map.check_unchanged()?;
+        let data = self.source.tensor.view()?.data;
+        let width = self.out.bytes();
+        let row_bytes = self.source.cols * width;
+        let mut tally = Survival::default();
+        self.tiles(rows.clone(), |band, cols, value| {
+            let start = (band.start - rows.start) * row_bytes;
+            if let Some(rescaled) = self.rescaled.get() {
+                return rescaled.encode(self, band, cols, value, &mut out[start..], &mut tally);
+            }
+            if cols.len() == self.source.cols {
+                return self.encode(
+                    band.start,
+                    cols,
+                    data,
+                    value,
+                    &mut out[start..start + value.len() * width],
+                    &mut tally,
+                );
+            }
+            for (at, line) in value.chunks_exact(cols.len()).enumerate() {
+                let begin = start + at * row_bytes + cols.start * width;
+                let place = &mut out[begin..begin + cols.len() * width];
+                self.encode(band.start + at, cols.clone(), data, line, place, &mut tally)?;
+            }
+            Ok(())
+        })?;
+        self.source.release(rows.clone());
+        self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally));
+        Ok(())
+    }
+}
+
+/// The part of a weight a delta covers.
+struct Region<'a> {
+    weight: &'a Weight,
+    row: usize,
+    col: usize,
+}
+
+impl BaseRows for Region<'_> {
+    fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let shifted = |range: Range<usize>, by: usize| range.start + by..range.end + by;
+        let rows = shifted(rows, self.row);
+        self.weight.read(rows.clone(), shifted(cols, self.col), out)?;
+        self.weight.release(rows);
+        Ok(())
+    }
+}
+
+/// Cuts `range` into pieces of at most `step`, and at both ends of every one of `regions`.
+fn cuts(range: Range<usize>, step: usize, regions: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut marks: BTreeSet<usize> = range.clone().step_by(step).collect();
+    marks.extend(regions.flat_map(|region| [region.start, region.end]).filter(|mark| range.contains(mark)));
+    marks.insert(range.end);
+    let marks: Vec<usize> = marks.into_iter().collect();
+    marks.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_end_where_regions_do() {
+        let tiles = cuts(0..10, 4, std::iter::once(3..7));
+        assert_eq!(tiles, [0..3, 3..4, 4..7, 7..8, 8..10]);
+    }
+
+    #[test]
+    fn an_empty_range_has_no_tiles() {
+        assert!(cuts(5..5, 4, std::iter::empty()).is_empty());
+    }
+}

@@ -1,0 +1,333 @@
+//! Mixture-of-experts layers: adapters of stacks and of single experts, into bases of either layout.
+//!
+//! PEFT adapts a stack `[E, …]` with one pair for all experts (`target_parameters`): A is `[E·r, in]`, expert after expert; B is
+//! `[out, r·E]` with the *expert* running fastest. The parameter's name is not in the key: several parameters of one module
+//! nest, the last defined outermost, and the shapes have the last word.
+
+use std::sync::Arc;
+
+use super::landable::Landable;
+use super::landing::{Fate, Lander};
+use super::merged::Piece;
+use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::naming::experts::{self, Fused, INTERLEAVED_MODELS, Part, Place, Split, TRANSPOSED_MODELS};
+
+/// A matrix in a stack, or a part of it, to which one expert's change is added.
+struct Landing {
+    tensor: String,
+    /// First row and column in the matrix view with `cols` columns.
+    row: usize,
+    col: usize,
+    cols: Option<usize>,
+    /// Rows of the expert's ΔW that land here: first and count.
+    outputs: (usize, usize),
+    transposed: bool,
+}
+
+/// Lands a pair that has no layer of its own: of an expert, or of a stack. `None` if it is neither.
+pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora) -> Result<Option<Fate>> {
+    if let Some((layer, expert, part)) = experts::expert_of(&job.path) {
+        return land_expert(lander, job, lora, layer, expert, part);
+    }
+    let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
+    if parameters.is_empty() {
+        return Ok(None);
+    }
+    if !job.is_first_sibling() {
+        // All pairs of a module are landed together, with the first.
+        return Ok(Some(Fate::Merged));
+    }
+    let pairs: Vec<&Module> = job.siblings().filter(|module| matches!(module.change, Change::Lora(_))).collect();
+    let Some(assigned) = assign(lander, job, &pairs, &parameters)? else { return Ok(None) };
+    for (pair, stack) in assigned {
+        land_stack(lander, job, pair, &stack)?;
+    }
+    Ok(Some(Fate::Merged))
+}
+
+/// A stack as it lies in the base.
+struct Stack {
+    /// Path of the parameter as the adapter's config names it.
+    parameter: String,
+    experts: u64,
+    outputs: u64,
+    inputs: u64,
+    home: Home,
+}
+
+enum Home {
+    /// One tensor `[E, …]`, or a plain matrix (`E` = 1).
+    Tensor { name: String, transposed: bool },
+    /// One tensor per expert; gate over up where the parameter is both.
+    Split { split: &'static Split, layer: String, parts: &'static [Part] },
+}
+
+/// Which pair belongs to which parameter: the order of nesting if the shapes agree with it, else the one order that fits.
+fn assign<'a>(
+    lander: &Lander<'_>,
+    job: &Landable<'_>,
+    pairs: &[&'a Module],
+    parameters: &[&str],
+) -> Result<Option<Vec<(&'a Module, Stack)>>> {
+    let mut stacks = Vec::new();
+    for name in parameters {
+        let Some(home) = find_stack(lander, job, name) else { continue };
+        stacks.push(home);
+    }
+    if stacks.is_empty() {
+        return Ok(None);
+    }
+    // The outermost pair (nesting 0) belongs to the parameter defined last.
+    let mut inner_first: Vec<&Module> = pairs.to_vec();
+    inner_first.sort_by_key(|module| std::cmp::Reverse(module.nesting));
+    if inner_first.len() != stacks.len() {
+        let names: Vec<String> = stacks.iter().map(|stack| format!("`{}`", stack.parameter)).collect();
+        let problem = format!("the file has {} pairs for it, the config adapts {}", pairs.len(), names.join(", "));
+        return Err(Error::mismatch(
+            format!("{}: `{}`", job.applied.adapter.root.display(), job.module.path),
+            job.applied.adapter.config.path.display().to_string(),
+            problem,
+        ));
+    }
+    let fits = |order: &[usize]| order.iter().zip(&inner_first).all(|(at, module)| stacks[*at].takes(lora_of(module)));
+    let found = permutations(stacks.len()).into_iter().find(|order| fits(order));
+    let Some(order) = found else {
+        let pair = lora_of(inner_first[0]);
+        let offers: Vec<String> = stacks.iter().map(Stack::describe).collect();
+        let problem = format!("B is {}; the parameters are {}", pair.up.info.shape, offers.join(", "));
+        return Err(Error::mismatch(describe(&pair.down), lander.base_name(), problem)
+            .hint("is this the model the adapter was trained on?"));
+    };
+    let mut by_place: Vec<Option<Stack>> = stacks.into_iter().map(Some).collect();
+    let take =
+        |at: usize, by_place: &mut Vec<Option<Stack>>| by_place[at].take().expect("an order names every stack once");
+    Ok(Some(inner_first.into_iter().zip(order).map(|(module, at)| (module, take(at, &mut by_place))).collect()))
+}
+
+fn lora_of(module: &Module) -> &Lora {
+    match &module.change {
+        Change::Lora(lora) => lora,
+        _ => unreachable!("only pairs are assigned"),
+    }
+}
+
+/// All orders of 0 … count; the natural one first.
+fn permutations(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for shorter in permutations(count - 1) {
+        for at in (0..=shorter.len()).rev() {
+            let mut order = shorter.clone();
+            order.insert(at, count - 1);
+            all.push(order);
+        }
+    }
+    all.sort();
+    all
+}
+
+impl Stack {
+    fn takes(&self, pair: &Lora) -> bool {
+        let fits = pair.rank().is_multiple_of(self.experts.max(1));
+        let straight = (pair.outputs(), pair.inputs()) == (self.outputs, self.inputs);
+        let swapped =
+            matches!(self.home, Home::Tensor { .. }) && (pair.inputs(), pair.outputs()) == (self.outputs, self.inputs);
+        fits && (straight || swapped)
+    }
+
+    fn describe(&self) -> String {
+        format!("`{}` with {} experts of [{}, {}]", self.parameter, self.experts, self.outputs, self.inputs)
+    }
+}
+
+/// Where the parameter `name` of the job's module lies in the base.
+fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Stack> {
+    let names = &lander.base.names;
+    let parameter = format!("{}.{name}", job.module.path);
+    let plain = format!("{}.{name}", job.path);
+    let layer = experts::layer_of_stack(&job.path);
+    let part = if name.starts_with("down") || name == "output_linear" { Part::Down } else { Part::Gate };
+    let known = ["gate_up_proj", "down_proj"].contains(&name);
+    let place = layer.filter(|_| known).and_then(|layer| experts::find(layer, |name| names.has(name)));
+    let tensor = match place {
+        _ if names.has(&plain) => plain,
+        Some(Place::Fused(fused)) => fused.tensor(layer?, part),
+        Some(Place::Split(split, experts)) => {
+            let layer = layer?.to_owned();
+            let (rows, inputs) = lander.base.checkpoint.info(&split.tensor(&layer, 0, part))?.shape.rows_cols();
+            let parts: &[Part] = if part == Part::Down { &[Part::Down] } else { &[Part::Gate, Part::Up] };
+            let outputs = rows * parts.len() as u64;
+            return Some(Stack { parameter, experts, outputs, inputs, home: Home::Split { split, layer, parts } });
+        }
+        None => return None,
+    };
+    let info = lander.base.checkpoint.info(&tensor)?;
+    let (experts, outputs, inputs) = match *info.shape.as_slice() {
+        [outputs, inputs] => (1, outputs, inputs),
+        [experts, outputs, inputs] => (experts, outputs, inputs),
+        _ => return None,
+    };
+    let transposed = lander.base.is_one_of(&TRANSPOSED_MODELS);
+    Some(Stack { parameter, experts, outputs, inputs, home: Home::Tensor { name: tensor, transposed } })
+}
+
+/// Adds every expert's share of a pair to its place.
+fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stack: &Stack) -> Result<()> {
+    let pair = lora_of(module);
+    if let Some(extra) = pair.magnitude.as_ref().or(pair.bias.as_ref()) {
+        let what = format!("tensor `{}`: a stack of experts can have neither magnitudes nor a bias", extra.info.name);
+        return Err(Error::unsupported(extra.path(), what));
+    }
+    let rank = narrow(pair.rank() / stack.experts);
+    let scale = job.scale_as(&stack.parameter, rank as u64)?;
+    let count = narrow(stack.experts);
+    for expert in 0..count {
+        let whole = pair.term(scale)?;
+        let term = Term {
+            down: whole.down.pick_rows(expert * rank, rank, 1),
+            up: whole.up.pick_cols(expert, rank, count),
+            scale,
+        };
+        for landing in landings(stack, pair, expert) {
+            add(lander, job, &landing, term.clone());
+        }
+    }
+    Ok(())
+}
+
+fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
+    let outputs = narrow(pair.outputs());
+    match &stack.home {
+        Home::Tensor { name, transposed } => {
+            // PEFT calls in and out what the class says; where the sides differ the shapes say it.
+            let square = stack.outputs == stack.inputs;
+            let swapped = if square { *transposed } else { pair.outputs() == stack.inputs };
+            let row = expert * narrow(stack.outputs);
+            let cols = Some(narrow(stack.inputs));
+            vec![Landing { tensor: name.clone(), row, col: 0, cols, outputs: (0, outputs), transposed: swapped }]
+        }
+        Home::Split { split, layer, parts } => {
+            let each = outputs / parts.len();
+            let landing = |(at, part): (usize, &Part)| Landing {
+                tensor: split.tensor(layer, expert as u64, *part),
+                row: 0,
+                col: 0,
+                cols: None,
+                outputs: (at * each, each),
+                transposed: false,
+            };
+            parts.iter().enumerate().map(landing).collect()
+        }
+    }
+}
+
+fn add(lander: &mut Lander<'_>, job: &Landable<'_>, landing: &Landing, term: Term) {
+    let (first, count) = landing.outputs;
+    let part = Term { up: term.up.pick_rows(first, count, 1), ..term };
+    let delta = LowRankDelta::from(if landing.transposed { part.transposed() } else { part });
+    let piece = Piece { delta: Arc::new(delta), row: landing.row, col: landing.col, strength: job.strength };
+    lander.add(&landing.tensor, piece, landing.cols);
+}
+
+/// A pair of one expert's linear layer, into the expert's tensor under another name or into its slice of a stack.
+fn land_expert(
+    lander: &mut Lander<'_>,
+    job: &Landable<'_>,
+    lora: &Lora,
+    layer: &str,
+    expert: u64,
+    part: Part,
+) -> Result<Option<Fate>> {
+    let landing = match experts::find(layer, |name| lander.base.names.has(name)) {
+        None => return Ok(None),
+        Some(Place::Split(split, count)) if expert < count => {
+            let tensor = split.tensor(layer, expert, part);
+            let shape = lander.base.stored(&tensor);
+            check(lora, &shape, shape.info.shape.rows_cols())?;
+            let outputs = (0, narrow(lora.outputs()));
+            Landing { tensor, row: 0, col: 0, cols: None, outputs, transposed: false }
+        }
+        Some(Place::Split(..)) => return Ok(None),
+        Some(Place::Fused(fused)) => match slice_of_stack(lander, lora, fused, layer, expert, part)? {
+            Some(landing) => landing,
+            None => return Ok(None),
+        },
+    };
+    if let Some(extra) = lora.magnitude.as_ref().or(lora.bias.as_ref()) {
+        let what = format!(
+            "tensor `{}`: magnitudes and biases of single experts are not merged into a stack",
+            extra.info.name
+        );
+        return Err(Error::unsupported(extra.path(), what));
+    }
+    add(lander, job, &landing, lora.term(job.scale(lora.rank())?)?);
+    Ok(Some(Fate::Merged))
+}
+
+fn slice_of_stack(
+    lander: &Lander<'_>,
+    lora: &Lora,
+    fused: &Fused,
+    layer: &str,
+    expert: u64,
+    part: Part,
+) -> Result<Option<Landing>> {
+    let name = fused.tensor(layer, part);
+    let stack = lander.base.stored(&name);
+    let &[experts, rows, cols] = stack.info.shape.as_slice() else { return Ok(None) };
+    if expert >= experts {
+        return Ok(None);
+    }
+    if part != Part::Down && lander.base.is_one_of(&INTERLEAVED_MODELS) {
+        let what = format!(
+            "`{name}` alternates gate and up column by column; adapters of single experts cannot be merged into it"
+        );
+        return Err(Error::unsupported(lander.base.checkpoint.root(), what));
+    }
+    let halves = if part == Part::Down { 1 } else { 2 };
+    let (outputs, inputs) = (lora.outputs(), lora.inputs());
+    let straight = rows == outputs * halves && cols == inputs;
+    let turned = rows == inputs && cols == outputs * halves;
+    let transposed = match (straight, turned) {
+        (true, true) => lander.base.is_one_of(&TRANSPOSED_MODELS),
+        (false, false) => {
+            check(lora, &stack, (rows / halves, cols))?;
+            return Ok(None);
+        }
+        (_, turned) => turned,
+    };
+    let half = if part == Part::Up { narrow(outputs) } else { 0 };
+    let first = narrow(expert * rows);
+    let (row, col) = if transposed { (first, half) } else { (first + half, 0) };
+    Ok(Some(Landing { tensor: name, row, col, cols: Some(narrow(cols)), outputs: (0, narrow(outputs)), transposed }))
+}
+
+fn check(lora: &Lora, target: &Stored, wanted: (u64, u64)) -> Result<()> {
+    let got = (lora.outputs(), lora.inputs());
+    if got == wanted {
+        return Ok(());
+    }
+    let problem = format!("the change is [{}, {}], its place [{}, {}]", got.0, got.1, wanted.0, wanted.1);
+    Err(Error::mismatch(describe(&lora.down), describe(target), problem)
+        .hint("is this the model the adapter was trained on?"))
+}
+
+fn narrow(count: u64) -> usize {
+    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_natural_order_is_tried_first() {
+        let all = permutations(3);
+        assert_eq!(all.len(), 6);
+        assert_eq!(all[0], [0, 1, 2]);
+    }
+}

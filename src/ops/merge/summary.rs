@@ -1,0 +1,197 @@
+//! What a merge did, for people and programs. Serialises to the JSON that `docs/cli.md` describes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::MergeOptions;
+use super::assemble::{Assembled, Counts};
+use super::landing::{Applied, Fate, Landed};
+use super::merged::Merged;
+use crate::adapters::Change;
+use crate::tensor::Survival;
+
+/// How many tensors are listed as the worst.
+const WORST: usize = 10;
+
+/// What a merge did, or would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct MergeReport {
+    /// The model.
+    pub base: PathBuf,
+    /// The result.
+    pub out: PathBuf,
+    /// Nothing was written.
+    pub dry_run: bool,
+    /// `I/N` where one slice was done.
+    pub part: Option<String>,
+    /// What was merged.
+    pub adapters: Vec<AdapterSummary>,
+    /// Tensors of the output by origin.
+    pub tensors: Counts,
+    /// Names of tensors by what happened to them; what is not listed was copied.
+    pub changed: Vec<ChangedTensor>,
+    /// Weight files of the output.
+    pub files: usize,
+    /// Jobs of the plan.
+    pub jobs: usize,
+    /// Bytes of the output.
+    pub bytes: u64,
+    /// Delta survival over all changed tensors; `None` in a dry run.
+    pub survival: Option<TensorSurvival>,
+    /// The tensors that lost most.
+    pub worst: Vec<TensorSurvival>,
+    /// The result equals the base.
+    pub changes_nothing: bool,
+    /// What was corrected in config.json.
+    pub config_changes: Vec<String>,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+    /// Wall time.
+    pub seconds: f64,
+    /// Output per second, in 10⁹ bytes.
+    pub gb_per_second: f64,
+    /// Largest resident memory, where the caller measured it.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+/// A tensor that is not the base's own.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChangedTensor {
+    /// Its name.
+    pub name: String,
+    /// Deltas that land on it; 0 where it is only replaced.
+    pub deltas: usize,
+    /// It starts from an adapter's tensor.
+    pub replaced: bool,
+}
+
+/// One adapter of the merge.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterSummary {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// `peft_type`.
+    pub method: String,
+    /// Its weight.
+    pub weight: f64,
+    /// Modules with a low-rank change.
+    pub modules: usize,
+    /// Ranks that occur, and in how many modules.
+    pub ranks: BTreeMap<u64, usize>,
+    /// Smallest and largest scale in front of B·A.
+    pub scales: Option<(f64, f64)>,
+    /// What became of its tensors, by number.
+    pub tensors: BTreeMap<Fate, usize>,
+}
+
+/// What is left of ΔW after rounding, of one tensor or of all.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorSurvival {
+    /// The tensor, or `total`.
+    pub tensor: String,
+    /// ‖ΔW‖.
+    pub delta_norm: f64,
+    /// ‖W′ − W‖.
+    pub moved_norm: f64,
+    /// ⟨W′ − W, ΔW⟩ / ‖ΔW‖²: 1 where nothing is lost in the direction of ΔW.
+    pub retained: f64,
+    /// ‖W′ − (W + ΔW)‖ / ‖ΔW‖.
+    pub relative_error: f64,
+    /// Share of the elements ΔW wanted to change that did not move.
+    pub lost_share: f64,
+    /// Largest |ΔW|.
+    pub max_delta: f32,
+}
+
+impl TensorSurvival {
+    fn new(tensor: &str, survival: &Survival) -> Self {
+        Self {
+            tensor: tensor.into(),
+            delta_norm: survival.delta_norm(),
+            moved_norm: survival.moved_squared.sqrt(),
+            retained: survival.retained(),
+            relative_error: survival.relative_error(),
+            lost_share: survival.lost_share(),
+            max_delta: survival.max_delta,
+        }
+    }
+}
+
+/// What is known before anything is computed.
+pub fn begin(options: &MergeOptions, applied: &[Applied], landed: &Landed, assembled: &Assembled) -> MergeReport {
+    let changed = landed.targets.iter().map(|(name, target)| ChangedTensor {
+        name: name.clone(),
+        deltas: target.pieces.len(),
+        replaced: target.replacement.is_some(),
+    });
+    MergeReport {
+        base: options.base.clone(),
+        out: options.write.out.clone(),
+        dry_run: options.write.dry_run,
+        part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
+        adapters: applied
+            .iter()
+            .zip(&landed.fates)
+            .map(|(applied, fates)| summarise(applied, fates.values()))
+            .collect(),
+        tensors: assembled.counts,
+        changed: changed.collect(),
+        files: assembled.plan.files.len(),
+        jobs: assembled.plan.jobs.len(),
+        bytes: 0,
+        survival: None,
+        worst: Vec::new(),
+        changes_nothing: landed.targets.is_empty(),
+        config_changes: Vec::new(),
+        notes: landed.notes.clone(),
+        seconds: 0.0,
+        gb_per_second: 0.0,
+        peak_resident_bytes: None,
+    }
+}
+
+fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> AdapterSummary {
+    let adapter = &applied.adapter;
+    let mut ranks = BTreeMap::new();
+    let mut scales: Option<(f64, f64)> = None;
+    let mut modules = 0;
+    for module in &adapter.modules {
+        let Change::Lora(lora) = &module.change else { continue };
+        modules += 1;
+        *ranks.entry(lora.rank()).or_default() += 1;
+        if let Some(scaling) = &adapter.config.scaling {
+            let scale = scaling.scale(&module.path);
+            scales = Some(scales.map_or((scale, scale), |(low, high)| (low.min(scale), high.max(scale))));
+        }
+    }
+    let mut tensors = BTreeMap::new();
+    fates.for_each(|fate| *tensors.entry(*fate).or_default() += 1);
+    let (path, method) = (adapter.root.clone(), adapter.config.method.clone());
+    AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, tensors }
+}
+
+/// Adds what was measured while the plan ran.
+pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Duration) {
+    let mut total = Survival::default();
+    let mut each = Vec::with_capacity(merged.len());
+    for tensor in merged {
+        let survival = tensor.survival();
+        total.add(&survival);
+        if survival.wanted > 0 {
+            each.push(TensorSurvival::new(&tensor.name, &survival));
+        }
+    }
+    each.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
+    each.truncate(WORST);
+    let moved = total.moved_squared > 0.0;
+    report.changes_nothing =
+        !moved && report.tensors.replaced == 0 && report.tensors.added == 0 && report.part.is_none();
+    report.survival = Some(TensorSurvival::new("total", &total));
+    report.worst = each;
+    report.seconds = elapsed.as_secs_f64();
+    report.gb_per_second = report.bytes as f64 / 1e9 / report.seconds.max(f64::MIN_POSITIVE);
+}

@@ -1,0 +1,10 @@
+//! The verbs: options and inputs → a plan, or a plain result.
+
+pub mod finish;
+pub mod inspect;
+pub mod merge;
+mod output;
+mod writing;
+
+pub use output::Run;
+pub use writing::{Part, Rounding, WriteOptions};

@@ -1,0 +1,150 @@
+//! A planned output on disk: written whole and committed, or in parts that `finish` puts together.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+
+use super::writing::{Part, WriteOptions};
+use crate::error::{Error, Result};
+use crate::formats::json;
+use crate::io::{PartsDir, PositionalFile, Staging, available_bytes};
+use crate::plan::{Executor, Plan, Progress};
+
+/// Everything an output consists of.
+pub struct Output {
+    /// The weights.
+    pub plan: Plan,
+    /// Small files that are written: path below the output, contents.
+    pub written: Vec<(PathBuf, Vec<u8>)>,
+    /// Small files that are copied: path below the output, source.
+    pub copied: Vec<(PathBuf, PathBuf)>,
+    /// The output is one file: the sidecar goes beside it.
+    pub single_file: bool,
+}
+
+/// What a part leaves for `finish`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PartNote {
+    /// Digest of the whole plan: parts of different plans do not fit together.
+    pub plan: String,
+    /// Number of parts.
+    pub parts: u32,
+    /// Weight files this part wrote, and their bytes.
+    pub files: Vec<(String, u64)>,
+}
+
+/// Who watches and stops a run.
+pub struct Run<'a> {
+    /// Set from outside to stop.
+    pub cancel: &'a AtomicBool,
+    /// Hears of bytes done.
+    pub progress: &'a dyn Progress,
+}
+
+impl Output {
+    /// Bytes that will be written.
+    pub fn bytes(&self) -> u64 {
+        self.plan.bytes() + self.written.iter().map(|(_, contents)| contents.len() as u64).sum::<u64>()
+    }
+
+    /// Writes everything, or one part of it. Nothing appears under the final name before it is complete.
+    ///
+    /// # Errors
+    /// When the disk is too small, the output exists, or a job fails; nothing is left behind then.
+    pub fn write(&self, options: &WriteOptions, run: &Run<'_>) -> Result<()> {
+        self.check_space(&options.out)?;
+        let executor = Executor { budget: options.budget, cancel: run.cancel, progress: run.progress };
+        match options.part {
+            None => self.write_whole(options, &executor),
+            Some(part) => self.write_part(options, part, &executor),
+        }
+    }
+
+    fn check_space(&self, out: &Path) -> Result<()> {
+        let parent = parent_of(out);
+        let (needed, free) = (self.bytes(), available_bytes(parent)?);
+        if needed <= free {
+            return Ok(());
+        }
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        Err(Error::io(parent, format!("the output needs {needed} bytes, {free} are free"), full))
+    }
+
+    fn write_whole(&self, options: &WriteOptions, executor: &Executor<'_>) -> Result<()> {
+        let staging = Staging::begin(&options.out, options.force)?;
+        let files = self.create(0..self.plan.files.len(), |path, bytes| staging.create(path, bytes))?;
+        executor.run(&self.plan, 0..files.len(), &files)?;
+        files.iter().try_for_each(|file| file.finish(options.durable))?;
+        for (path, contents) in &self.written {
+            staging.write(path, contents)?;
+        }
+        for (path, source) in &self.copied {
+            staging.copy_in(path, source)?;
+        }
+        if !self.single_file {
+            return staging.commit_directory(options.durable);
+        }
+        let parent = parent_of(&options.out);
+        let weights = (PathBuf::from(&self.plan.files[0].name), options.out.clone());
+        let beside = self.written.iter().map(|(path, _)| (path.clone(), parent.join(path)));
+        let moves: Vec<_> = beside.chain(std::iter::once(weights)).collect();
+        staging.commit_files(&moves, options.durable)
+    }
+
+    fn write_part(&self, options: &WriteOptions, part: Part, executor: &Executor<'_>) -> Result<()> {
+        let parts = PartsDir::open(&options.out, &note_name(part), options.force)?;
+        let range = self.plan.slice(part.part, part.parts);
+        let files = self.create(range.clone(), |path, bytes| parts.create(path, bytes))?;
+        executor.run(&self.plan, range.clone(), &files)?;
+        let mut note = PartNote { plan: self.digest(), parts: part.parts, files: Vec::new() };
+        for (file, planned) in files.iter().zip(&self.plan.files[range]) {
+            file.finish(options.durable)?;
+            parts.publish(Path::new(&planned.name))?;
+            note.files.push((planned.name.clone(), planned.bytes));
+        }
+        // Every part knows the side files; whoever writes them writes the same bytes.
+        for (path, contents) in &self.written {
+            parts.write(path, contents)?;
+        }
+        for (path, source) in &self.copied {
+            parts.copy_in(path, source)?;
+        }
+        parts.write_note(Path::new(&format!("{}.json", note_name(part))), &json::render(&note))
+    }
+
+    /// Creates the files of `range` with their headers.
+    fn create(
+        &self,
+        range: std::ops::Range<usize>,
+        create: impl Fn(&Path, u64) -> Result<PositionalFile>,
+    ) -> Result<Vec<PositionalFile>> {
+        let file = |planned: &crate::formats::layout::OutputFile| {
+            let file = create(Path::new(&planned.name), planned.bytes)?;
+            file.write_at(0, &planned.header)?;
+            Ok(file)
+        };
+        self.plan.files[range].iter().map(file).collect()
+    }
+
+    fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for file in &self.plan.files {
+            hasher.update(file.name.as_bytes()).update(&file.bytes.to_le_bytes()).update(&file.header);
+        }
+        for (path, contents) in &self.written {
+            hasher.update(path.to_string_lossy().as_bytes()).update(contents);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// Name of a part and of its note.
+pub fn note_name(part: Part) -> String {
+    format!("{}-of-{}", part.part, part.parts)
+}
+
+/// The directory a path lies in.
+pub fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

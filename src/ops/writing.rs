@@ -1,0 +1,108 @@
+//! Options that every writing verb shares.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, Result};
+use crate::limits::MAX_PARTS;
+use crate::plan::Budget;
+use crate::tensor::{self, Float};
+
+/// How results are rounded to their dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Rounding {
+    /// To nearest, ties to even, once: what PEFT's `merge_and_unload()` does.
+    #[default]
+    Nearest,
+    /// Up or down by chance, so that small changes survive on average.
+    Stochastic {
+        /// Other seeds give other choices.
+        seed: u64,
+    },
+    /// The delta first, then the sum: what PEFT's `safe_merge=True` does.
+    PeftSafe,
+}
+
+impl Rounding {
+    /// The rounding of the elements of tensor `name` from `index` on.
+    pub fn at(self, name: &str, index: u64) -> tensor::Rounding {
+        match self {
+            Self::Nearest | Self::PeftSafe => tensor::Rounding::Nearest,
+            Self::Stochastic { seed } => {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
+                let digest = hasher.finalize();
+                let first = digest.as_bytes().first_chunk().expect("a digest has 32 bytes");
+                tensor::Rounding::Stochastic { seed: u64::from_le_bytes(*first), index }
+            }
+        }
+    }
+}
+
+/// One of several runs that together make an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which one, from 1.
+    pub part: u32,
+    /// Of how many.
+    pub parts: u32,
+}
+
+impl std::str::FromStr for Part {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = || Error::invalid("--part", format!("`{text}` is not I/N with 1 ≤ I ≤ N ≤ {MAX_PARTS}"));
+        let (part, parts) = text.split_once('/').ok_or_else(wrong)?;
+        let (part, parts) = (part.parse().map_err(|_| wrong())?, parts.parse().map_err(|_| wrong())?);
+        if part == 0 || part > parts || parts > MAX_PARTS { Err(wrong()) } else { Ok(Self { part, parts }) }
+    }
+}
+
+/// What every writing verb is told.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// Where the result goes.
+    pub out: PathBuf,
+    /// Replace what is there.
+    pub force: bool,
+    /// Dtype of what is computed; `None` keeps each tensor's own.
+    pub dtype: Option<Float>,
+    /// Cast untouched floating point tensors as well.
+    pub cast_all: bool,
+    /// How results are rounded.
+    pub rounding: Rounding,
+    /// Most bytes of tensor data per file; `None` keeps the base's files.
+    pub max_shard_bytes: Option<u64>,
+    /// Threads and memory.
+    pub budget: Budget,
+    /// Plan only.
+    pub dry_run: bool,
+    /// Do one slice only.
+    pub part: Option<Part>,
+    /// Wait until the result is on the disk itself.
+    pub durable: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_count_from_one() {
+        assert_eq!("2/3".parse::<Part>().expect("a part"), Part { part: 2, parts: 3 });
+        for text in ["0/3", "4/3", "1", "a/b", "1/0", "-1/2", "1/99999999"] {
+            assert!(text.parse::<Part>().expect_err(text).to_string().contains(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn tensors_draw_different_chances() {
+        let rounding = Rounding::Stochastic { seed: 1 };
+        let seed = |name: &str| match rounding.at(name, 0) {
+            tensor::Rounding::Stochastic { seed, .. } => seed,
+            tensor::Rounding::Nearest => panic!("stochastic rounding draws"),
+        };
+        assert_ne!(seed("a"), seed("b"));
+        assert_eq!(seed("a"), seed("a"));
+    }
+}

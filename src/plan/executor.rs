@@ -1,0 +1,118 @@
+//! Runs the jobs of a plan on a fixed number of threads within a memory budget.
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::{Job, Plan, Progress, Work};
+use crate::error::{Blame, Error, Result};
+use crate::io::PositionalFile;
+use crate::limits::MAX_THREADS;
+
+/// Largest piece of output one worker holds. Writes of a few MiB run at full speed.
+const MAX_JOB_BYTES: u64 = 4 << 20;
+
+/// Smallest piece of output worth a job.
+const MIN_JOB_BYTES: u64 = 256 << 10;
+
+/// What a worker holds beside its piece of output: tiles in f32 and decoded factors (measured below 8 MiB at rank 256).
+const WORKER_BYTES: u64 = 8 << 20;
+
+/// Threads and the memory they may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Worker threads.
+    pub threads: usize,
+    /// Bytes of memory for all workers together; mapped input pages do not count.
+    pub max_bytes: u64,
+}
+
+impl Budget {
+    /// Workers that fit: fewer than asked where the memory does not reach for all.
+    pub fn workers(&self) -> usize {
+        let fitting = usize::try_from(self.max_bytes / (WORKER_BYTES + MIN_JOB_BYTES)).unwrap_or(MAX_THREADS);
+        self.threads.min(fitting).clamp(1, MAX_THREADS)
+    }
+
+    /// Bytes of output one job makes.
+    pub fn job_bytes(&self) -> u64 {
+        let share = self.max_bytes / self.workers() as u64;
+        share.saturating_sub(WORKER_BYTES).clamp(MIN_JOB_BYTES, MAX_JOB_BYTES)
+    }
+}
+
+/// Runs plans.
+pub struct Executor<'a> {
+    /// Threads and memory.
+    pub budget: Budget,
+    /// Set from outside to stop the run between two jobs.
+    pub cancel: &'a AtomicBool,
+    /// Hears of every job done.
+    pub progress: &'a dyn Progress,
+}
+
+impl Executor<'_> {
+    /// Prepares everything that is computed, then fills `files`, the output files `range` of the plan.
+    ///
+    /// # Errors
+    /// The error of the first job in plan order that failed; the others are stopped.
+    pub fn run(&self, plan: &Plan, range: Range<usize>, files: &[PositionalFile]) -> Result<()> {
+        let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| range.contains(&job.file)).collect();
+        self.progress.begin(jobs.iter().map(|job| job.bytes).sum());
+        let outcome = self.each(plan.computed.len(), |at, _| plan.computed[at].prepare()).and_then(|()| {
+            self.each(jobs.len(), |at, buffer| self.one(jobs[at], &files[jobs[at].file - range.start], buffer))
+        });
+        self.progress.finish();
+        outcome
+    }
+
+    fn one(&self, job: &Job, file: &PositionalFile, buffer: &mut Vec<u8>) -> Result<()> {
+        match &job.work {
+            Work::Copy { source, start } => file.copy_from(source, *start, job.offset, job.bytes)?,
+            Work::Rows { compute, rows } => {
+                let bytes = usize::try_from(job.bytes).expect("a job's piece is sized to fit memory");
+                buffer.resize(bytes, 0);
+                compute.rows(rows.clone(), buffer)?;
+                file.write_at(job.offset, buffer)?;
+            }
+        }
+        self.progress.advance(job.bytes);
+        Ok(())
+    }
+
+    /// Calls `work` for 0 … count on all workers; stops early at the first error.
+    fn each(&self, count: usize, work: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        let worker = || {
+            let mut buffer = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                if at >= count {
+                    break;
+                }
+                let outcome = if self.cancel.load(Ordering::Relaxed) {
+                    Err(Blame::Interrupted.into())
+                } else {
+                    work(at, &mut buffer)
+                };
+                if let Err(error) = outcome {
+                    stop.store(true, Ordering::Relaxed);
+                    let mut failed = failed.lock().expect("no worker panics while it holds the lock");
+                    if failed.as_ref().is_none_or(|(first, _)| at < *first) {
+                        *failed = Some((at, error));
+                    }
+                }
+            }
+        };
+        let workers = self.budget.workers().min(count.max(1));
+        std::thread::scope(|scope| {
+            for _ in 1..workers {
+                scope.spawn(worker);
+            }
+            worker();
+        });
+        failed.into_inner().expect("all workers ended").map_or(Ok(()), |(_, error)| Err(error))
+    }
+}

@@ -1,0 +1,21 @@
+//! What a caller may be told while a plan runs.
+
+/// Hears of bytes as they are done. Called from many threads.
+pub trait Progress: Sync {
+    /// So many bytes will be written.
+    fn begin(&self, bytes: u64);
+    /// So many more bytes are done.
+    fn advance(&self, bytes: u64);
+    /// The last byte is done, or the run failed.
+    fn finish(&self);
+}
+
+/// Says nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
+impl Progress for Quiet {
+    fn begin(&self, _bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+}

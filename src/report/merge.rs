@@ -1,0 +1,118 @@
+//! The report of a merge.
+
+use std::fmt::Write;
+
+use super::{size, table};
+use crate::ops::merge::{AdapterSummary, Fate, MergeReport, TensorSurvival};
+
+/// Worst tensors that are shown without `-v`.
+const WORST_SHOWN: usize = 3;
+
+/// A merge as text; `verbose` lists every changed tensor.
+pub fn merge(report: &MergeReport, verbose: bool) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = write(&mut text, report, verbose);
+    text
+}
+
+fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Result {
+    let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
+    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "  base     {}", report.base.display())?;
+    for adapter in &report.adapters {
+        writeln!(text, "  adapter  {}", describe(adapter))?;
+    }
+    let counts = &report.tensors;
+    let parts = [
+        (counts.changed, "changed"),
+        (counts.replaced, "replaced"),
+        (counts.added, "added"),
+        (counts.cast, "cast"),
+        (counts.copied, "copied"),
+    ];
+    let parts: Vec<String> =
+        parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    writeln!(text, "  tensors  {}", parts.join(", "))?;
+    for change in &report.config_changes {
+        writeln!(text, "  config   {change}")?;
+    }
+    writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
+    if let Some(survival) = &report.survival {
+        write_survival(text, survival)?;
+        write_worst(text, &report.worst, if verbose { report.worst.len() } else { WORST_SHOWN })?;
+        let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
+        writeln!(text, "  time     {:.2} s, {:.2} GB/s{memory}", report.seconds, report.gb_per_second)?;
+    }
+    for note in &report.notes {
+        writeln!(text, "  note     {note}")?;
+    }
+    if report.changes_nothing {
+        writeln!(text, "  WARNING  the merge changes nothing: the result equals the base")?;
+    }
+    if verbose {
+        let rows = report.changed.iter().map(|tensor| {
+            let what = if tensor.replaced { "replaced" } else { "" };
+            vec![tensor.name.clone(), tensor.deltas.to_string(), what.into()]
+        });
+        write!(text, "\n{}", table(&["tensor", "deltas", ""], rows))?;
+    }
+    Ok(())
+}
+
+fn describe(adapter: &AdapterSummary) -> String {
+    let ranks: Vec<String> = adapter.ranks.keys().map(u64::to_string).collect();
+    let mut parts = vec![format!("{} × {}, {}", adapter.path.display(), adapter.weight, adapter.method)];
+    if adapter.modules > 0 {
+        parts.push(format!("{} modules, rank {}", adapter.modules, ranks.join("/")));
+    }
+    match adapter.scales {
+        Some((low, high)) if low == high => parts.push(format!("scale {low:.4}")),
+        Some((low, high)) => parts.push(format!("scales {low:.4} … {high:.4}")),
+        None => {}
+    }
+    for (fate, count) in &adapter.tensors {
+        let what = match fate {
+            Fate::Merged => continue,
+            Fate::SameAsBase => "equal the base's",
+            Fate::LeftOut => "left out by choice",
+            Fate::AllowedUnused => "unused, as allowed",
+        };
+        parts.push(format!("{count} tensors {what}"));
+    }
+    parts.join(", ")
+}
+
+fn write_survival(text: &mut String, survival: &TensorSurvival) -> std::fmt::Result {
+    if survival.delta_norm == 0.0 {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "  delta    norm {:.4e}, {:.2} % retained after rounding, error {:.2} %, {:.2} % of its elements did not move",
+        survival.delta_norm,
+        100.0 * survival.retained,
+        100.0 * survival.relative_error,
+        100.0 * survival.lost_share
+    )
+}
+
+fn write_worst(text: &mut String, worst: &[TensorSurvival], shown: usize) -> std::fmt::Result {
+    if worst.is_empty() || shown == 0 {
+        return Ok(());
+    }
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let rows = worst.iter().take(shown).map(|tensor| {
+        vec![
+            tensor.tensor.clone(),
+            format!("{:.3e}", tensor.delta_norm),
+            percent(tensor.retained),
+            percent(tensor.relative_error),
+            percent(tensor.lost_share),
+        ]
+    });
+    for line in table(&["most lost to rounding", "‖ΔW‖", "retained", "error", "unmoved"], rows).lines() {
+        writeln!(text, "  {line}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! What a tensor is, and how its bytes become rows of f32 and back.
+//!
+//! This room knows element types, shapes, roundings and the arithmetic of a merge on plain slices. It may not know
+//! where a tensor lives (files, maps), what it is for (adapters, modules), or who runs the work (threads, plans).
+//!
+//! Sources: the dtype names and widths are those of `safetensors` 0.8, the fp8 casts those of torch
+//! (`c10/util/Float8_*.h`), the order of operations in [`add_low_rank`] that of PEFT's merge.
+
+mod code;
+mod codec;
+mod dtype;
+mod f16c;
+mod info;
+mod low_rank;
+mod random;
+mod scan;
+mod simd;
+mod survey;
+mod survival;
+
+pub use codec::Rounding;
+pub use dtype::{Dtype, Float};
+pub use info::{Shape, TensorInfo, TensorView};
+pub use low_rank::add_low_rank;
+pub use scan::{all_zero, first_not_finite};
+pub use survey::{NotFinite, add_to_f64, encode_surveyed};
+pub use survival::Survival;

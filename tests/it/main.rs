@@ -1,0 +1,14 @@
+//! The real program on real files: every test runs the executable in a temporary directory, and reads what it wrote with the
+//! `safetensors` crate, which lorakit does not use for reading.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
+mod bad;
+mod dtypes;
+mod experts;
+mod golden;
+mod layout;
+mod options;
+mod robust;
+mod support;
+mod ties;
