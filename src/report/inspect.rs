@@ -48,7 +48,8 @@ fn checkpoint(page: &mut Page, facts: &CheckpointFacts) {
         page.line("head", &format!("tied to `{embedding}`"));
     }
     for found in &facts.quantisation {
-        let modules = if found.modules > 0 { format!(", {} modules", found.modules) } else { String::new() };
+        let modules =
+            if found.modules > 0 { format!(" in {}", plural(found.modules, "module")) } else { String::new() };
         page.line("quantised", &format!("{}{modules}", found.method));
     }
     dtypes(page, weights);
@@ -88,7 +89,7 @@ fn adapter(page: &mut Page, facts: &AdapterFacts) {
     page.line("saved whole", &tensors(&facts.whole));
     page.line("frozen", &tensors(&facts.frozen));
     page.line("token rows", &if facts.token_rows > 0 { facts.token_rows.to_string() } else { String::new() });
-    page.line("unknown", &facts.unknown.iter().take(MAX_ROWS).cloned().collect::<Vec<_>>().join(", "));
+    page.line("unknown", &unknown(&facts.unknown));
     if facts.weights.dtypes.len() > 1 {
         dtypes(page, &facts.weights);
     }
@@ -103,11 +104,8 @@ fn pair_group(page: &mut Page, group: &PairGroup) {
     let (alpha, scale) = (number("alpha", group.alpha), number("scale", group.scale));
     let experts = if group.experts > 1 { format!(" × {} experts", group.experts) } else { String::new() };
     let embedding = if group.embedding { " (embedding)" } else { "" };
-    let pairs = if group.pairs == 1 { "pair" } else { "pairs" };
-    page.line(
-        "LoRA",
-        &format!("{} {pairs}{experts}: r={}{alpha}{scale} {}{embedding}", group.pairs, group.rank, group.dtype),
-    );
+    let pairs = plural(group.pairs, "pair");
+    page.line("LoRA", &format!("{pairs}{experts}: r={}{alpha}{scale} {}{embedding}", group.rank, group.dtype));
     let names: Vec<&str> = group.names.iter().take(MAX_ROWS).map(String::as_str).collect();
     let more = if group.names.len() > names.len() {
         format!(" and {} more", group.names.len() - names.len())
@@ -145,14 +143,25 @@ fn shards(page: &mut Page, weights: &Weights) {
 
 /// What some tensors take, and what they are called.
 fn tensors(share: &Share) -> String {
-    const SHOWN: usize = 4;
     if share.tensors == 0 {
         return String::new();
     }
-    let names: Vec<&str> = share.names.iter().take(SHOWN).map(String::as_str).collect();
-    let more =
-        if share.tensors > names.len() { format!(" and {} more", share.tensors - names.len()) } else { String::new() };
-    format!("{} elements, {}: {}{more}", count(share.elements), size(share.bytes), names.join(", "))
+    format!("{} elements, {}: {}", count(share.elements), size(share.bytes), first(&share.names))
+}
+
+fn unknown(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!("{}: {}", plural(names.len(), "tensor"), first(names)) }
+}
+
+/// The first few names, and how many more there are.
+fn first(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Text that grows line by line.

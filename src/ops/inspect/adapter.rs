@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::pairs::{Pair, pairs};
 use super::problems;
-use super::targets::Targets;
+use super::targets::{Targets, saves};
 use super::weights::{Weights, elements, parameters};
 use crate::adapters::config::Scaling;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
@@ -138,7 +138,10 @@ impl AdapterFacts {
         for module in &adapter.modules {
             match &module.change {
                 Change::Lora(_) => {}
-                Change::Whole(parameter, tensor) => self.whole.add(&module.path, parameter, tensor),
+                Change::Whole(parameter, tensor) if is_whole(&adapter.config, &module.path, parameter) => {
+                    self.whole.add(&module.path, parameter, tensor);
+                }
+                Change::Whole(_, tensor) => self.unknown.push(tensor.info.name.clone()),
                 // A layer's own bias keeps its place below the frozen layer when it is trained.
                 Change::Frozen(parameter, tensor) if parameter == "bias" && trains_biases(&adapter.config) => {
                     self.whole.add(&module.path, parameter, tensor);
@@ -161,6 +164,12 @@ impl Share {
         self.bytes += tensor.info.bytes;
         self.names.push(parameter_name(module, parameter));
     }
+}
+
+/// Whether a parameter without a role is a weight of the model: tensors of methods other than LoRA look like that too.
+fn is_whole(config: &AdapterConfig, module: &str, parameter: &str) -> bool {
+    let name = parameter_name(module, parameter);
+    config.scaling.is_some() || config.modules_to_save.iter().any(|saved| saves(saved, &name))
 }
 
 /// Whether `bias` is `all` or `lora_only`.

@@ -4,14 +4,11 @@ use std::collections::BTreeSet;
 
 use super::adapter::{parameter_name, trains_biases};
 use super::pairs::Pair;
-use super::targets::{Targets, ends_with};
+use super::targets::{Targets, ends_with, saves};
 use super::weights;
 use super::{counted, named};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Error;
-
-/// The method whose tensors are known in full.
-const LORA: &str = "LORA";
 
 /// Everything that is wrong; `refused` is what [`Adapter::open`] stops at.
 pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: Option<Error>) -> Vec<String> {
@@ -20,7 +17,7 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
     problems.extend(refused.iter().map(|error| format!("cannot be used: {error}")));
     problems.extend(config.refusal().map(|error| format!("cannot be merged: {error}")));
     problems.extend(changed_base(config));
-    if config.method == LORA {
+    if config.scaling.is_some() {
         problems.extend(rank_problem(config, pairs));
         problems.extend(target_problems(config, pairs, targets));
         problems.extend(variant_problems(config, pairs));
@@ -62,7 +59,8 @@ fn changed_base(config: &AdapterConfig) -> Option<String> {
 /// The rank of the tensors against that of the config, on which the scale stands.
 fn rank_problem(config: &AdapterConfig, pairs: &[Pair<'_>]) -> Option<String> {
     let scaling = config.scaling.as_ref()?;
-    let differs: Vec<&Pair<'_>> = pairs.iter().filter(|pair| scaling.rank(&pair.path) != pair.rank).collect();
+    let whole = pairs.iter().filter(|pair| pair.lora.tensors().all(|tensor| tensor.info.bytes > 0));
+    let differs: Vec<&Pair<'_>> = whole.filter(|pair| scaling.rank(&pair.path) != pair.rank).collect();
     let first = differs.first()?;
     Some(format!(
         "{} of another rank than the config says, so the scale is ambiguous: `{}` has {}, the config says {}",
@@ -114,7 +112,6 @@ fn variant_problems(config: &AdapterConfig, pairs: &[Pair<'_>]) -> Option<String
 fn whole_problems(adapter: &Adapter) -> Vec<String> {
     let config = &adapter.config;
     let biases = trains_biases(config);
-    let is_saved = |name: &str, saved: &str| format!(".{name}.").contains(&format!(".{saved}."));
     let whole: Vec<String> = adapter
         .modules
         .iter()
@@ -125,7 +122,7 @@ fn whole_problems(adapter: &Adapter) -> Vec<String> {
         .collect();
     let mut problems = Vec::new();
     let declared = |name: &str| {
-        config.modules_to_save.iter().any(|saved| is_saved(name, saved)) || (biases && name.ends_with("bias"))
+        config.modules_to_save.iter().any(|saved| saves(saved, name)) || (biases && name.ends_with("bias"))
     };
     let undeclared: Vec<&str> = whole.iter().map(String::as_str).filter(|name| !declared(name)).collect();
     if !undeclared.is_empty() {
@@ -135,7 +132,7 @@ fn whole_problems(adapter: &Adapter) -> Vec<String> {
             named(undeclared)
         ));
     }
-    let is_absent = |saved: &&String| !whole.iter().any(|name| is_saved(name, saved));
+    let is_absent = |saved: &&String| !whole.iter().any(|name| saves(saved, name));
     let absent: Vec<&str> = config.modules_to_save.iter().filter(is_absent).map(String::as_str).collect();
     if !absent.is_empty() {
         problems.push(format!("`modules_to_save` names modules that are not in the file: {}", named(absent)));
