@@ -3,7 +3,7 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use lorakit::tensor::{Float, Rounding, Survival, add_low_rank, encode_surveyed};
+use lorakit::tensor::{Float, Rounding, Tally, add_low_rank, encode_surveyed};
 
 const ROWS: usize = 64;
 const COLS: usize = 2048;
@@ -50,10 +50,10 @@ fn encode_bf16_stochastic(bencher: Bencher) {
 #[divan::bench(args = FLOATS)]
 fn encode_and_survey(bencher: Bencher, float: Float) {
     let (base, mut out, exact) = (encoded(float), encoded(float), values(ROWS * COLS, 0.051));
-    let mut survival = Survival::default();
+    let mut tally = Tally::default();
     bencher
         .counter(BytesCount::new(base.len()))
-        .bench_local(|| encode_surveyed(&base, float, &exact, float, Rounding::Nearest, &mut out, &mut survival));
+        .bench_local(|| encode_surveyed(&base, float, &exact, float, Rounding::Nearest, &mut out, &mut tally));
 }
 
 #[divan::bench(args = [8, 16, 32, 64])]
@@ -93,10 +93,11 @@ fn tile_f16(bencher: Bencher, rank: usize) {
 fn whole_tile(bencher: Bencher, float: Float, rank: usize) {
     let (base, mut out) = (encoded(float), encoded(float));
     let (up, down) = (values(ROWS * rank, 1e-3), values(rank * COLS, 1e-3));
-    let (mut value, mut survival) = (vec![0.0; ROWS * COLS], Survival::default());
+    let mut value = vec![0.0; ROWS * COLS];
+    let mut tally = Tally::default();
     bencher.counter(BytesCount::new(base.len())).bench_local(|| {
         float.decode(&base, &mut value);
         add_low_rank(&mut value, COLS, &up, &down, COLS, rank, SCALE);
-        encode_surveyed(&base, float, &value, float, Rounding::Nearest, &mut out, &mut survival)
+        encode_surveyed(&base, float, &value, float, Rounding::Nearest, &mut out, &mut tally)
     });
 }

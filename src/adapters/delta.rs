@@ -58,6 +58,9 @@ pub trait Delta: Send + Sync {
         Ok(None)
     }
 
+    /// Says that the delta has been applied to all rows: mapped pages may go.
+    fn release(&self) {}
+
     /// Reads the whole base weight once, before the first tile.
     ///
     /// # Errors

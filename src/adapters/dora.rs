@@ -108,6 +108,10 @@ impl Delta for Dora {
         Ok(())
     }
 
+    fn release(&self) {
+        self.inner.release();
+    }
+
     fn columns(&self, cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {
         Ok(Box::new(DoraColumns { dora: self, inner: self.inner.columns(cols)?, scaled: Vec::new() }))
     }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::delta::{Columns, Delta, Tile};
 use super::factor::Factor;
+use super::spare::Spare;
 use crate::error::Result;
 use crate::linalg::{LinearOperator, LowRank};
 use crate::tensor::add_low_rank;
@@ -66,22 +67,28 @@ impl Delta for LowRankDelta {
         Ok(Some(Box::new(LowRank::from_rows(term.up.to_vec()?, term.down.to_vec()?, rank, term.scale))))
     }
 
+    fn release(&self) {
+        for tensor in self.terms.iter().flat_map(|term| [term.up.tensor(), term.down.tensor()]) {
+            tensor.map.release(tensor.start, tensor.info.bytes);
+        }
+    }
+
     fn columns(&self, cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {
         let decode = |term: &Term| {
             let rank = term.down.shape().0;
-            let mut down = vec![0.0; rank * cols.len()];
+            let mut down = Spare::of(rank * cols.len());
             term.down.decode(0..rank, cols.clone(), &mut down)?;
             Ok(down)
         };
         let down = self.terms.iter().map(decode).collect::<Result<_>>()?;
-        Ok(Box::new(LowRankColumns { terms: &self.terms, down, up: Vec::new() }))
+        Ok(Box::new(LowRankColumns { terms: &self.terms, down, up: Spare::of(0) }))
     }
 }
 
 struct LowRankColumns<'a> {
     terms: &'a [Term],
-    down: Vec<Vec<f32>>,
-    up: Vec<f32>,
+    down: Vec<Spare>,
+    up: Spare,
 }
 
 impl Columns for LowRankColumns<'_> {
@@ -89,7 +96,7 @@ impl Columns for LowRankColumns<'_> {
         let width = tile.cols.len();
         for (term, down) in self.terms.iter().zip(&self.down) {
             let rank = term.down.shape().0;
-            self.up.resize(tile.rows.len() * rank, 0.0);
+            self.up = Spare::of(tile.rows.len() * rank);
             term.up.decode(tile.rows.clone(), 0..rank, &mut self.up)?;
             let scale = (strength * term.scale) as f32;
             add_low_rank(tile.value, width, &self.up, down, width, rank, scale);

@@ -11,6 +11,7 @@ mod factor;
 mod low_rank;
 mod peft;
 mod rows;
+mod spare;
 mod whole;
 
 pub use config::{AdapterConfig, Init};

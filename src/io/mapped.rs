@@ -136,6 +136,11 @@ impl MappedFile {
         self.advise(Advice::WillNeed, offset, len);
     }
 
+    /// Maps a range in one go instead of page by page at the first touch. Advice, like [`release`](Self::release).
+    pub fn populate(&self, offset: u64, len: u64) {
+        self.advise(Advice::PopulateRead, offset, len);
+    }
+
     /// (device, inode): the same pair means the same file, whatever the paths say.
     pub fn identity(&self) -> (u64, u64) {
         self.identity

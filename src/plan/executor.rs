@@ -9,8 +9,8 @@ use crate::error::{Blame, Error, Result};
 use crate::io::PositionalFile;
 use crate::limits::MAX_THREADS;
 
-/// Largest piece of output one worker holds. Writes of a few MiB run at full speed.
-const MAX_JOB_BYTES: u64 = 4 << 20;
+/// Largest piece of output one worker holds: large enough for writes at full speed, small enough for a cache.
+const MAX_JOB_BYTES: u64 = 1 << 20;
 
 /// Smallest piece of output worth a job.
 const MIN_JOB_BYTES: u64 = 256 << 10;
@@ -59,8 +59,14 @@ impl Executor<'_> {
     pub fn run(&self, plan: &Plan, range: Range<usize>, files: &[PositionalFile]) -> Result<()> {
         let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| range.contains(&job.file)).collect();
         self.progress.begin(jobs.iter().map(|job| job.bytes).sum());
-        let outcome = self.each(plan.computed.len(), |at, _| plan.computed[at].prepare()).and_then(|()| {
-            self.each(jobs.len(), |at, buffer| self.one(jobs[at], &files[jobs[at].file - range.start], buffer))
+        let mut by_file: Vec<Range<usize>> = Vec::new();
+        for chunk in jobs.chunk_by(|left, right| left.file == right.file) {
+            let start = by_file.last().map_or(0, |queue| queue.end);
+            by_file.push(start..start + chunk.len());
+        }
+        let preparations: Vec<Range<usize>> = (0..plan.computed.len()).map(|at| at..at + 1).collect();
+        let outcome = self.each(&preparations, |at, _| plan.computed[at].prepare()).and_then(|()| {
+            self.each(&by_file, |at, buffer| self.one(jobs[at], &files[jobs[at].file - range.start], buffer))
         });
         self.progress.finish();
         outcome
@@ -80,33 +86,44 @@ impl Executor<'_> {
         Ok(())
     }
 
-    /// Calls `work` for 0 … count on all workers; stops early at the first error.
-    fn each(&self, count: usize, work: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
-        let next = AtomicUsize::new(0);
+    /// Calls `work` for every number of `queues` on all workers; stops early at the first error.
+    ///
+    /// A worker empties a queue of its own before it helps with another: two writers of one file wait for each other, since
+    /// the system lets one write at a time.
+    fn each(&self, queues: &[Range<usize>], work: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
+        let unclaimed = AtomicUsize::new(0);
+        let heads: Vec<AtomicUsize> = queues.iter().map(|queue| AtomicUsize::new(queue.start)).collect();
         let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
         let stop = AtomicBool::new(false);
-        let worker = || {
-            let mut buffer = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                if at >= count {
-                    break;
-                }
-                let outcome = if self.cancel.load(Ordering::Relaxed) {
-                    Err(Blame::Interrupted.into())
-                } else {
-                    work(at, &mut buffer)
-                };
-                if let Err(error) = outcome {
-                    stop.store(true, Ordering::Relaxed);
-                    let mut failed = failed.lock().expect("no worker panics while it holds the lock");
-                    if failed.as_ref().is_none_or(|(first, _)| at < *first) {
-                        *failed = Some((at, error));
-                    }
-                }
+        let fail = |at: usize, error: Error| {
+            stop.store(true, Ordering::Relaxed);
+            let mut failed = failed.lock().expect("no worker panics while it holds the lock");
+            if failed.as_ref().is_none_or(|(first, _)| at < *first) {
+                *failed = Some((at, error));
             }
         };
-        let workers = self.budget.workers().min(count.max(1));
+        let empty = |queue: usize, buffer: &mut Vec<u8>| {
+            while !stop.load(Ordering::Relaxed) {
+                let at = heads[queue].fetch_add(1, Ordering::Relaxed);
+                if at >= queues[queue].end {
+                    break;
+                }
+                let cancelled = self.cancel.load(Ordering::Relaxed);
+                let outcome = if cancelled { Err(Blame::Interrupted.into()) } else { work(at, buffer) };
+                outcome.unwrap_or_else(|error| fail(at, error));
+            }
+        };
+        let worker = || {
+            let mut buffer = Vec::new();
+            let mut own = unclaimed.fetch_add(1, Ordering::Relaxed);
+            while own < queues.len() {
+                empty(own, &mut buffer);
+                own = unclaimed.fetch_add(1, Ordering::Relaxed);
+            }
+            (0..queues.len()).for_each(|queue| empty(queue, &mut buffer));
+        };
+        let jobs: usize = queues.iter().map(ExactSizeIterator::len).sum();
+        let workers = self.budget.workers().min(jobs.max(1));
         std::thread::scope(|scope| {
             for _ in 1..workers {
                 scope.spawn(worker);

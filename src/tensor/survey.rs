@@ -6,6 +6,7 @@
 //! of f32 is surveyed again in f64.
 //! The lanes are added up in a fixed order, so a tile gives the same [`Survival`] on every CPU.
 
+use super::code::{Bf16, Code};
 use super::codec::Rounding;
 use super::dtype::Float;
 use super::simd::{Level, per_cpu};
@@ -37,7 +38,22 @@ pub struct NotFinite {
     pub rounded: f32,
 }
 
-/// Encodes `exact` into `out` and adds to `survival` what became of the change from `base`.
+/// What survived so far, and room for what a survey decodes: clearing that for each call would cost as much as the survey.
+#[derive(Debug)]
+pub struct Tally {
+    /// The sums.
+    pub survival: Survival,
+    bases: [f32; CHUNK],
+    roundeds: [f32; CHUNK],
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self { survival: Survival::default(), bases: [0.0; CHUNK], roundeds: [0.0; CHUNK] }
+    }
+}
+
+/// Encodes `exact` into `out` and adds to the `tally` what became of the change from `base`.
 ///
 /// An F64 base is surveyed as f32; [`add_to_f64`] is for results in f64.
 ///
@@ -54,26 +70,33 @@ pub fn encode_surveyed(
     out_float: Float,
     rounding: Rounding,
     out: &mut [u8],
-    survival: &mut Survival,
+    tally: &mut Tally,
 ) -> Result<(), NotFinite> {
     assert_eq!(base.len(), exact.len() * base_float.bytes(), "as many base elements as values");
     assert_eq!(out.len(), exact.len() * out_float.bytes(), "as many places as values");
+    // The usual case, without the detour of the numbers through memory.
+    let fused = base_float == Float::Bf16 && out_float == Float::Bf16 && rounding == Rounding::Nearest;
     let mut sum = Survival::default();
-    let (mut bases, mut roundeds) = ([0.0; CHUNK], [0.0; CHUNK]);
     let chunks = base.chunks(CHUNK * base_float.bytes()).zip(exact.chunks(CHUNK));
     for (n, ((base, exact), out)) in chunks.zip(out.chunks_mut(CHUNK * out_float.bytes())).enumerate() {
-        let (bases, roundeds) = (&mut bases[..exact.len()], &mut roundeds[..exact.len()]);
-        base_float.decode(base, bases);
-        out_float.encode(exact, rounding.skip(n * CHUNK), out);
-        out_float.decode(out, roundeds);
-        let mut chunk = survey_at(Level::best(), bases, exact, roundeds);
+        let (bases, roundeds) = (&mut tally.bases[..exact.len()], &mut tally.roundeds[..exact.len()]);
+        let mut chunk = if fused {
+            encode_and_survey_at::<Bf16>(Level::best(), base, exact, out)
+        } else {
+            base_float.decode(base, bases);
+            out_float.encode(exact, rounding.skip(n * CHUNK), out);
+            out_float.decode(out, roundeds);
+            survey_at(Level::best(), bases, exact, roundeds)
+        };
         if !fits_f32(&chunk) {
+            base_float.decode(base, bases);
+            out_float.decode(out, roundeds);
             chunk = survey_in_f64(bases, exact, roundeds)
                 .map_err(|found| NotFinite { index: n * CHUNK + found.index, ..found })?;
         }
         sum.add(&chunk);
     }
-    survival.add(&sum);
+    tally.survival.add(&sum);
     Ok(())
 }
 
@@ -155,6 +178,37 @@ fn survey_body(base: &[f32], exact: &[f32], rounded: &[f32]) -> Survival {
     }
     let mut run = Run::default();
     run.add(&padded(base_rest), &padded(exact_rest), &padded(rounded_rest));
+    sums.add(&run);
+    sums.total(exact.len())
+}
+
+per_cpu! {
+    fn encode_and_survey_at<C: Code>(base: &[u8], exact: &[f32], out: &mut [u8]) -> Survival = encode_and_survey_body::<C>;
+}
+
+/// To nearest from and to the same format, in one pass; the sums are those of [`survey_body`], bit for bit.
+#[inline(always)]
+fn encode_and_survey_body<C: Code>(base: &[u8], exact: &[f32], out: &mut [u8]) -> Survival {
+    let base = bytemuck::cast_slice::<u8, C::Bytes>(base);
+    let out = bytemuck::cast_slice_mut::<u8, C::Bytes>(out);
+    let ((bases, base_rest), (exacts, exact_rest)) = (base.as_chunks::<LANES>(), exact.as_chunks::<LANES>());
+    let (outs, out_rest) = out.as_chunks_mut::<LANES>();
+    let mut sums = Sums::default();
+    for ((bases, exacts), outs) in bases.chunks(RUN).zip(exacts.chunks(RUN)).zip(outs.chunks_mut(RUN)) {
+        let mut run = Run::default();
+        for ((base, exact), out) in bases.iter().zip(exacts).zip(outs) {
+            *out = exact.map(C::nearest);
+            run.add(&base.map(C::widen), exact, &out.map(C::widen));
+        }
+        sums.add(&run);
+    }
+    let mut rest = [[0.0; LANES]; 3];
+    for (i, ((base, exact), out)) in base_rest.iter().zip(exact_rest).zip(out_rest).enumerate() {
+        *out = C::nearest(*exact);
+        (rest[0][i], rest[1][i], rest[2][i]) = (C::widen(*base), *exact, C::widen(*out));
+    }
+    let mut run = Run::default();
+    run.add(&rest[0], &rest[1], &rest[2]);
     sums.add(&run);
     sums.total(exact.len())
 }
@@ -268,9 +322,9 @@ mod tests {
     }
 
     fn surveyed(base: &[f32], exact: &[f32], float: Float) -> Result<Survival, NotFinite> {
-        let (base, mut survival) = (encoded(float, base, Rounding::Nearest), Survival::default());
+        let (base, mut tally) = (encoded(float, base, Rounding::Nearest), Tally::default());
         let mut out = vec![0; base.len()];
-        encode_surveyed(&base, float, exact, float, Rounding::Nearest, &mut out, &mut survival).map(|()| survival)
+        encode_surveyed(&base, float, exact, float, Rounding::Nearest, &mut out, &mut tally).map(|()| tally.survival)
     }
 
     #[track_caller]
@@ -291,6 +345,21 @@ mod tests {
 
     proptest! {
         #[test]
+        fn one_pass_gives_the_sums_of_three(seed: u64, count in 0_usize..700, size in 1e-9_f32..10.0) {
+            let base = encoded(Float::Bf16, &uniform(seed, count), Rounding::Nearest);
+            let exact: Vec<f32> =
+                decoded(Float::Bf16, &base).iter().zip(uniform(!seed, count)).map(|(w, d)| w + size * d).collect();
+            let out = encoded(Float::Bf16, &exact, Rounding::Nearest);
+            let wanted = survey_body(&decoded(Float::Bf16, &base), &exact, &decoded(Float::Bf16, &out));
+            for level in Level::all() {
+                let mut written = vec![0; out.len()];
+                let got = encode_and_survey_at::<Bf16>(level, &base, &exact, &mut written);
+                prop_assert_eq!(&written, &out);
+                prop_assert_eq!(format!("{got:?}"), format!("{wanted:?}"));
+            }
+        }
+
+        #[test]
         fn every_instruction_set_gives_the_same_sums_and_they_are_those_of_f64(len in 0_usize..3000, seed: u64) {
             let base = decoded(Float::Bf16, &encoded(Float::Bf16, &uniform(seed, len), Rounding::Nearest));
             let exact: Vec<f32> = base.iter().zip(uniform(!seed, len)).map(|(base, delta)| base + delta * 0.01).collect();
@@ -309,10 +378,10 @@ mod tests {
             let exact = uniform(seed, len);
             for (base_float, out_float) in FLOATS.into_iter().flat_map(|a| FLOATS.map(|b| (a, b))) {
                 let base = encoded(base_float, &uniform(!seed, len), Rounding::Nearest);
-                let (mut out, mut found) = (vec![0; len * out_float.bytes()], Survival::default());
-                encode_surveyed(&base, base_float, &exact, out_float, rounding, &mut out, &mut found).unwrap();
+                let (mut out, mut tally) = (vec![0; len * out_float.bytes()], Tally::default());
+                encode_surveyed(&base, base_float, &exact, out_float, rounding, &mut out, &mut tally).unwrap();
                 prop_assert_eq!(&out, &encoded(out_float, &exact, rounding));
-                assert_close(&found, &survey_in_f64(&decoded(base_float, &base), &exact, &decoded(out_float, &out)).unwrap());
+                assert_close(&tally.survival, &survey_in_f64(&decoded(base_float, &base), &exact, &decoded(out_float, &out)).unwrap());
             }
         }
 
@@ -353,11 +422,11 @@ mod tests {
 
     #[test]
     fn a_failed_survey_adds_nothing() {
-        let (mut survival, mut out) = (Survival::default(), vec![0; 8000]);
+        let (mut tally, mut out) = (Tally::default(), vec![0; 8000]);
         let exact: Vec<f32> = (0..2000).map(|i| if i == 1999 { f32::NAN } else { 1.0 }).collect();
         let base = vec![0; 8000];
-        encode_surveyed(&base, Float::F32, &exact, Float::F32, Rounding::Nearest, &mut out, &mut survival).unwrap_err();
-        assert_eq!(survival, Survival::default());
+        encode_surveyed(&base, Float::F32, &exact, Float::F32, Rounding::Nearest, &mut out, &mut tally).unwrap_err();
+        assert_eq!(tally.survival, Survival::default());
     }
 
     #[test]

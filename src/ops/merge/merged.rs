@@ -13,13 +13,13 @@ use crate::adapters::{BaseRows, Columns, Delta, Tile};
 use crate::error::{Error, Result};
 use crate::ops::Rounding;
 use crate::plan::Compute;
-use crate::tensor::{self, Float, NotFinite, Survival, add_to_f64, encode_surveyed};
+use crate::tensor::{self, Float, NotFinite, Survival, Tally, add_to_f64, encode_surveyed};
 
-/// Columns of a tile: 16 rows of a decoded factor take 128 KiB.
-const TILE_COLS: usize = 512;
+/// Columns of a tile: 16 rows of a decoded factor take 32 KiB.
+const TILE_COLS: usize = 2048;
 
-/// Rows of a tile: with [`TILE_COLS`] half a MiB of f32, half the second-level cache of the machines this was measured on.
-const TILE_ROWS: usize = 128;
+/// Rows of a tile: with [`TILE_COLS`] 256 KiB of f32, half the second-level cache of the machine this was measured on.
+const TILE_ROWS: usize = 64;
 
 /// A delta and where it lands in the weight.
 #[derive(Clone)]
@@ -112,10 +112,11 @@ impl Merged {
             }
             for band in cuts(rows.clone(), TILE_ROWS, active.iter().map(|piece| piece.rows())) {
                 let elements = band.len() * cols.len();
-                value.clear();
                 value.resize(elements, 0.0);
                 let reads_base = active.iter().any(|piece| piece.delta.reads_base());
-                if !deltas_only {
+                if deltas_only {
+                    value.fill(0.0);
+                } else {
                     self.source.read(band.clone(), cols.clone(), &mut value)?;
                 }
                 base.clear();
@@ -184,7 +185,7 @@ impl Merged {
         data: &[u8],
         values: &[f32],
         out: &mut [u8],
-        tally: &mut Survival,
+        tally: &mut Tally,
     ) -> Result<()> {
         // A tile that spans whole rows comes in one piece.
         let lines = values.len() / cols.len();
@@ -193,7 +194,7 @@ impl Merged {
         let base = &data[start..start + lines * cols.len() * width];
         let index = (row * self.source.cols + cols.start) as u64;
         let outcome = if self.adds_in_f64() {
-            add_to_f64(base, values, out, tally)
+            add_to_f64(base, values, out, &mut tally.survival)
         } else {
             encode_surveyed(base, self.source.float, values, self.out, self.rounding.at(&self.name, index), out, tally)
         };
@@ -254,9 +255,10 @@ impl Compute for Merged {
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.source.tensor.map.check_unchanged()?;
         let data = self.source.tensor.view()?.data;
+        self.source.populate(rows.clone());
         let width = self.out.bytes();
         let row_bytes = self.source.cols * width;
-        let mut tally = Survival::default();
+        let mut tally = Tally::default();
         self.tiles(rows.clone(), |band, cols, value| {
             let start = (band.start - rows.start) * row_bytes;
             if let Some(rescaled) = self.rescaled.get() {
@@ -280,7 +282,10 @@ impl Compute for Merged {
             Ok(())
         })?;
         self.source.release(rows.clone());
-        self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally));
+        if rows.end == self.source.rows {
+            self.pieces.iter().for_each(|piece| piece.delta.release());
+        }
+        self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally.survival));
         Ok(())
     }
 }

@@ -11,7 +11,7 @@ use super::weight::{ScaleGrid, Weight};
 use crate::adapters::BaseRows;
 use crate::error::Result;
 use crate::plan::Compute;
-use crate::tensor::{Float, Rounding, Survival, encode_surveyed};
+use crate::tensor::{Float, Rounding, Survival, Tally, encode_surveyed};
 
 /// The scales of a merged FP8 weight.
 #[derive(Debug)]
@@ -54,10 +54,11 @@ impl Rescaled {
         cols: Range<usize>,
         value: &[f32],
         out: &mut [u8],
-        tally: &mut Survival,
+        tally: &mut Tally,
     ) -> Result<()> {
         let source: &Weight = &merged.source;
         let mut base = vec![0.0; value.len()];
+        let mut local = Tally::default();
         source.read(band.clone(), cols.clone(), &mut base)?;
         for (at, row) in band.enumerate() {
             let mut outcome = Ok(());
@@ -68,7 +69,7 @@ impl Rescaled {
                 let (exact, before) = (codes(&value[span.clone()]), codes(&base[span]));
                 let begin = at * source.cols + run.start;
                 let index = (row * source.cols + run.start) as u64;
-                let mut local = Survival::default();
+                local.survival = Survival::default();
                 let rounding = merged.rounding.at(&merged.name, index);
                 let place = &mut out[begin..begin + run.len()];
                 let result = encode_surveyed(
@@ -83,8 +84,8 @@ impl Rescaled {
                 if let (Ok(()), Err(found)) = (&outcome, result) {
                     outcome = Err(merged.not_finite(&found, index));
                 }
-                in_values(&mut local, scale);
-                tally.add(&local);
+                in_values(&mut local.survival, scale);
+                tally.survival.add(&local.survival);
             });
             outcome?;
         }

@@ -14,6 +14,9 @@ use crate::tensor::Float;
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
 const BLOCK: usize = 128;
 
+/// Bytes of a weight that stay mapped before they are let go.
+const RELEASED_BYTES: u64 = 16 << 20;
+
 /// A stored weight, seen as `rows × cols`.
 #[derive(Debug, Clone)]
 pub struct Weight {
@@ -125,10 +128,21 @@ impl Weight {
         &data[(row * self.cols + cols.start) * width..(row * self.cols + cols.end) * width]
     }
 
-    /// Lets go of the mapped pages of `rows`.
+    /// Says that `rows` are read next.
+    pub fn populate(&self, rows: Range<usize>) {
+        let row_bytes = (self.cols * self.float.bytes()) as u64;
+        self.tensor.map.populate(self.tensor.start + rows.start as u64 * row_bytes, rows.len() as u64 * row_bytes);
+    }
+
+    /// Says that `rows` have been read: lets go of mapped pages, a window at a time, since every letting go interrupts
+    /// all processors.
     pub fn release(&self, rows: Range<usize>) {
         let row_bytes = (self.cols * self.float.bytes()) as u64;
-        self.tensor.map.release(self.tensor.start + rows.start as u64 * row_bytes, rows.len() as u64 * row_bytes);
+        let (start, end) = (rows.start as u64 * row_bytes, rows.end as u64 * row_bytes);
+        if rows.end == self.rows || start / RELEASED_BYTES != end / RELEASED_BYTES {
+            let first = start - start % RELEASED_BYTES;
+            self.tensor.map.release(self.tensor.start + first, end - first);
+        }
     }
 }
 
