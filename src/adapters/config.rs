@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -33,6 +33,9 @@ const REFUSED: [(&str, &str); 7] = [
     ("kasa_config", "KaSA removes singular components of the base as well, which is not merged yet"),
     ("monteclora_config", "MonteCLoRA keeps parameters beyond A and B, which are not merged yet"),
 ];
+
+/// Largest compiled pattern, in bytes; a full module path takes about 10 kB.
+const MAX_PATTERN_BYTES: usize = 128 << 10;
 
 /// What the initialiser did to the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,13 +262,16 @@ impl Fields<'_> {
         };
         let compile = |(pattern, value): (&String, &Value)| {
             let at = format!("{key}: {pattern}");
-            let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| {
-                Error::malformed(
-                    self.path,
-                    &at,
-                    format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
-                )
-            })?;
+            let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
+                .size_limit(MAX_PATTERN_BYTES)
+                .build()
+                .map_err(|problem| {
+                    Error::malformed(
+                        self.path,
+                        &at,
+                        format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
+                    )
+                })?;
             Ok((regex, read(&at, value)?))
         };
         object.iter().map(compile).collect()

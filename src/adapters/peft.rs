@@ -190,6 +190,10 @@ impl Adapter {
             let Change::Lora(lora) = &module.change else { continue };
             lora.tensors().try_for_each(check_elements)?;
             let up_rank = lora.up.info.shape.as_slice().get(1).copied();
+            if up_rank == Some(lora.rank()) && lora.up.info.shape.rows_cols().1 != lora.rank() {
+                let problem = format!("has shape {}: beyond the rank every dimension of B is 1", lora.up.info.shape);
+                return Err(Error::malformed(lora.up.path(), format!("tensor `{}`", lora.up.info.name), problem));
+            }
             if up_rank != Some(lora.rank()) {
                 let problem = format!(
                     "A has rank {}, B has {}",

@@ -47,6 +47,15 @@ pub fn find_tie(has: impl Fn(&str) -> bool) -> Option<Tie> {
     None
 }
 
+/// The head and the embedding of a base that stores both.
+pub fn find_stored_pair(has: impl Fn(&str) -> bool) -> Option<Tie> {
+    let pair = |(head, embeddings): &(&str, &[&str])| {
+        let embedding = embeddings.iter().find(|name| has(name)).filter(|_| has(head))?;
+        Some(Tie { head: (*head).into(), embedding: (*embedding).into() })
+    };
+    TIES.iter().find_map(pair)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +64,8 @@ mod tests {
     fn a_head_of_its_own_is_not_tied() {
         let names = ["lm_head.weight", "model.embed_tokens.weight"];
         assert_eq!(find_tie(|name| names.contains(&name)), None);
+        let pair = Tie { head: names[0].into(), embedding: names[1].into() };
+        assert_eq!(find_stored_pair(|name| names.contains(&name)), Some(pair));
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::collections::{BTreeSet, HashSet};
 /// Most keys that are compared letter by letter when a suggestion is looked for.
 const MAX_COMPARED: usize = 20_000;
 
+/// Longest name that is compared letter by letter.
+const MAX_COMPARED_LENGTH: usize = 500;
+
 /// Prefixes with more components than this are not taken for wrappers of a model class.
 const MAX_SHIFT_COMPONENTS: usize = 3;
 
@@ -59,11 +62,15 @@ impl Names {
 
     /// The names most like `wanted`, best first, at most `most`.
     pub fn nearest(&self, wanted: &str, most: usize) -> Vec<&str> {
+        if wanted.len() > MAX_COMPARED_LENGTH {
+            return Vec::new();
+        }
         let last = wanted.rsplit('.').take(2).last();
         let mut scored: Vec<(usize, &str)> = self
             .keys
             .iter()
             .filter(|key| self.keys.len() <= MAX_COMPARED || last.is_none_or(|last| key.contains(last)))
+            .filter(|key| key.len().abs_diff(wanted.len()) <= key.len().max(wanted.len()) / 2)
             .take(MAX_COMPARED)
             .map(|key| (strsim::levenshtein(key, wanted), key.as_str()))
             .filter(|(distance, key)| *distance <= key.len().max(wanted.len()) / 2)

@@ -53,7 +53,11 @@ impl Output {
     /// # Errors
     /// When the disk is too small, the output exists, or a job fails; nothing is left behind then.
     pub fn write(&self, options: &WriteOptions, run: &Run<'_>) -> Result<()> {
-        self.check_space(&options.out)?;
+        let others: u64 = options.part.map_or(0, |part| {
+            let mine = self.plan.slice(part.part, part.parts);
+            self.plan.bytes() - self.plan.files[mine].iter().map(|file| file.bytes).sum::<u64>()
+        });
+        self.check_space(&options.out, self.bytes() - others)?;
         let executor = Executor { budget: options.budget, cancel: run.cancel, progress: run.progress };
         match options.part {
             None => self.write_whole(options, &executor),
@@ -61,9 +65,9 @@ impl Output {
         }
     }
 
-    fn check_space(&self, out: &Path) -> Result<()> {
+    fn check_space(&self, out: &Path, needed: u64) -> Result<()> {
         let parent = parent_of(out);
-        let (needed, free) = (self.bytes(), available_bytes(parent)?);
+        let free = available_bytes(parent)?;
         if needed <= free {
             return Ok(());
         }

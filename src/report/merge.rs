@@ -53,9 +53,10 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
     if verbose {
         let rows = report.changed.iter().map(|tensor| {
             let what = if tensor.replaced { "replaced" } else { "" };
-            vec![tensor.name.clone(), tensor.deltas.to_string(), what.into()]
+            let norm = tensor.delta_norm.map_or(String::new(), |norm| format!("{norm:.3e}"));
+            vec![tensor.name.clone(), tensor.deltas.to_string(), norm, what.into()]
         });
-        write!(text, "\n{}", table(&["tensor", "deltas", ""], rows))?;
+        write!(text, "\n{}", table(&["tensor", "deltas", "‖ΔW‖", ""], rows))?;
     }
     Ok(())
 }

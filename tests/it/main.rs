@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
 mod bad;
+mod combined;
 mod dtypes;
 mod experts;
 mod golden;

@@ -148,6 +148,15 @@ fn a_dry_run_plans_and_writes_nothing() {
     let report = merge(&pair.base, &a, &pair.bench.path("out"), &["--dry-run", "--json"]).ok().json();
     assert_eq!(report["dry_run"], true);
     assert_eq!(report["tensors"]["changed"], 2);
+    let base = read(&pair.base.join("model.safetensors"));
+    for (layer, wanted) in LAYERS.iter().zip(wanted(&pair, &[(&a, 1.0)])) {
+        let before = base[&format!("{layer}.weight")].values();
+        let norm = wanted.iter().zip(before).map(|(w, b)| (w - b).powi(2)).sum::<f64>().sqrt();
+        let entry =
+            report["changed"].as_array().unwrap().iter().find(|entry| entry["name"] == format!("{layer}.weight"));
+        let said = entry.unwrap()["delta_norm"].as_f64().unwrap();
+        assert!((said / norm - 1.0).abs() < 1e-5, "{said} instead of {norm}");
+    }
     assert!(report["bytes"].as_u64().unwrap() > 2 * 24 * 2);
     assert_eq!(pair.bench.listing(), before);
 }

@@ -11,7 +11,7 @@ use super::weight::Weight;
 use crate::error::{Error, Result};
 use crate::formats::layout::{OutputFile, shard};
 use crate::formats::{Container, Stored, WEIGHT_STEMS};
-use crate::ops::WriteOptions;
+use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Float, TensorInfo};
 
@@ -123,6 +123,8 @@ impl Builder<'_> {
             return Ok(Output { info: stored.info, origin });
         }
         let cast = self.options.dtype.filter(|_| self.options.cast_all).zip(stored.info.dtype.float());
+        // A tensor without elements has nothing to cast.
+        let cast = cast.filter(|_| stored.info.bytes > 0);
         match cast.filter(|(wanted, stored)| wanted != stored) {
             None => {
                 self.counts.copied += 1;
@@ -138,11 +140,16 @@ impl Builder<'_> {
     }
 
     fn changed(&mut self, name: &str, target: &Target, stored: &Stored) -> Result<Output> {
-        let Some(own) = stored.info.dtype.float() else {
-            // The refusal says who packed it.
-            self.base.weight(name, target.cols)?;
-            unreachable!("a weight without a float type is refused")
-        };
+        let same_dtype = |tensor: &&Stored| tensor.info.dtype == stored.info.dtype;
+        if let (Some(tensor), true) = (target.replacement.as_ref().filter(same_dtype), target.pieces.is_empty())
+            && stored.info.dtype.float().is_none()
+        {
+            // A buffer of whole numbers, such as the count of batches of a normalisation.
+            self.counts.replaced += 1;
+            return Ok(Output { info: stored.info.clone(), origin: Origin::Copied(tensor.clone()) });
+        }
+        // The refusal of a weight without a float type says who packed it.
+        let own = self.base.weight(name, target.cols)?.float;
         let out = self.options.dtype.unwrap_or(own);
         if out != own {
             self.refuse_scaled(name, own)?;
@@ -161,6 +168,7 @@ impl Builder<'_> {
             (None, Some(other)) => self.base.weight(other, target.cols)?,
             (None, None) => self.base.weight(name, target.cols)?,
         };
+        self.check_combination(name, target, &source)?;
         if target.pieces.is_empty() && source.float == out && source.scale.is_none() {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
@@ -168,8 +176,28 @@ impl Builder<'_> {
         Ok(self.compute(name, info, source, target, out))
     }
 
+    /// What lands on one tensor has to be one thing.
+    fn check_combination(&self, name: &str, target: &Target, source: &Weight) -> Result<()> {
+        let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
+        for piece in &target.pieces {
+            let (rows, cols) = piece.delta.shape();
+            if piece.row + rows > source.rows || piece.col + cols > source.cols {
+                return Err(refuse(format!("tensor `{name}` is changed as a whole and expert by expert at once")));
+            }
+        }
+        if source.scale.is_some() && self.options.rounding == Rounding::PeftSafe {
+            let what =
+                format!("tensor `{name}` is FP8 with scales, which PEFT does not merge: it has no such rounding");
+            return Err(refuse(what).hint("leave `--rounding peft-safe` away"));
+        }
+        if source.scale.is_some() && target.starts_from.is_some() {
+            return Err(refuse(format!("`{name}` would start from an FP8 tensor and has no scales of its own")));
+        }
+        Ok(())
+    }
+
     fn compute(&mut self, name: &str, info: &TensorInfo, source: Weight, target: &Target, out: Float) -> Output {
-        let elements = (source.rows * source.cols) as u64;
+        let elements = source.tensor.info.bytes / source.float.bytes() as u64;
         let info = TensorInfo { dtype: out.dtype(), bytes: elements * out.bytes() as u64, ..info.clone() };
         let merged = Arc::new(Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding));
         self.merged.insert(name.into(), Arc::clone(&merged));
@@ -184,7 +212,10 @@ impl Builder<'_> {
             let like = match (&target.replacement, &target.starts_from) {
                 (_, Some(other)) => self.base.stored(other).info,
                 (Some(tensor), None) => tensor.info.clone(),
-                (None, None) => unreachable!("a new tensor starts from something"),
+                (None, None) => {
+                    let what = format!("has no tensor `{name}` that a change could be added to");
+                    return Err(Error::unsupported(self.base.checkpoint.root(), what));
+                }
             };
             let own = if target.starts_from.is_some() { like.dtype.float() } else { self.usual_float() };
             let own = own.or(like.dtype.float());
@@ -223,6 +254,9 @@ impl Builder<'_> {
 
     /// The jobs of one tensor.
     fn schedule(&self, plan: &mut Plan, file: usize, offset: u64, info: &TensorInfo, origin: &Origin) {
+        if info.bytes == 0 {
+            return;
+        }
         match origin {
             Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
             Origin::Scales(weight) => {

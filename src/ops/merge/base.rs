@@ -8,7 +8,7 @@ use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::Names;
-use crate::naming::head::{Tie, find_tie};
+use crate::naming::head::{Tie, find_stored_pair, find_tie};
 use crate::tensor::Float;
 
 /// Endings of architecture names whose models have an output head over the vocabulary.
@@ -18,6 +18,9 @@ const WITH_HEAD: [&str; 5] =
 /// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
 /// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
 const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scale_weight"];
+
+/// Endings under which scales were seen whose use is not known.
+const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
 
 /// Endings that betray a packed weight, and who packs like that.
 pub const PACKED: [(&str, &str); 6] = [
@@ -39,6 +42,8 @@ pub struct Base {
     pub config: Option<Map<String, Value>>,
     /// The head that shares the embedding's tensor, if one does.
     pub tie: Option<Tie>,
+    /// Head and embedding that are both stored, although the config says that they are one.
+    pub stored_tie: Option<Tie>,
 }
 
 impl Base {
@@ -52,7 +57,9 @@ impl Base {
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
         let tied = config.as_ref().is_some_and(is_tied);
         let tie = if tied { find_tie(|name| names.has(name)) } else { None };
-        Ok(Self { checkpoint, names, config, tie })
+        let declared = config.as_ref().and_then(declared_tie) == Some(true);
+        let stored_tie = if declared { find_stored_pair(|name| names.has(name)) } else { None };
+        Ok(Self { checkpoint, names, config, tie, stored_tie })
     }
 
     /// Whether the model is of one of these types, in its own config or that of its text part.
@@ -83,6 +90,9 @@ impl Base {
         let mut weight = Weight::new(tensor, cols)?;
         if let Some(scale) = self.scale_of(name, weight.float) {
             weight.scale = Some(ScaleGrid::read(self.stored(&scale), weight.rows, weight.cols)?);
+        } else if let Some(scale) = self.unknown_scale_of(name, weight.float) {
+            let what = format!("tensor `{name}` is FP8, and how `{scale}` scales it is not known");
+            return Err(Error::unsupported(self.checkpoint.root(), what));
         }
         Ok(weight)
     }
@@ -91,6 +101,13 @@ impl Base {
     pub fn scale_of(&self, name: &str, float: Float) -> Option<String> {
         let module = name.strip_suffix(".weight").filter(|_| float.bytes() == 1)?;
         SCALE_NAMES.iter().map(|ending| format!("{module}{ending}")).find(|scale| self.names.has(scale))
+    }
+
+    /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
+    fn unknown_scale_of(&self, name: &str, float: Float) -> Option<String> {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let places = UNKNOWN_SCALES.iter().flat_map(|ending| [format!("{name}{ending}"), format!("{module}{ending}")]);
+        places.filter(|_| float.bytes() == 1).find(|scale| self.names.has(scale))
     }
 
     /// The refusal of a packed weight, naming the tensors that show it.
@@ -109,11 +126,16 @@ impl Base {
     }
 }
 
-fn is_tied(config: &Map<String, Value>) -> bool {
+/// What the config, or that of its text part, says of the tie.
+fn declared_tie(config: &Map<String, Value>) -> Option<bool> {
     let text = config.get("text_config").and_then(Value::as_object);
     let flag = |config: &Map<String, Value>| config.get("tie_word_embeddings").and_then(Value::as_bool);
+    flag(config).or_else(|| text.and_then(flag))
+}
+
+fn is_tied(config: &Map<String, Value>) -> bool {
     // A head that is neither stored nor declared tied is tied by the default of its class; a class without a head is not.
-    flag(config).or_else(|| text.and_then(flag)).unwrap_or(true) && has_head(config)
+    declared_tie(config).unwrap_or(true) && has_head(config)
 }
 
 fn has_head(config: &Map<String, Value>) -> bool {

@@ -25,7 +25,7 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
         return if rows_cols == (inputs, out) { Ok(true) } else { Err(shape_error(lora, target, (inputs, out))) };
     }
     let kernel_agrees =
-        lora.down.info.shape.as_slice().len() <= 2 || lora.down.info.shape.as_slice()[1..] == shape[1..];
+        lora.down.info.shape.as_slice().len() <= 2 || lora.down.info.shape.as_slice().get(1..) == shape.get(1..);
     match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
         (true, true) => Ok(keeps_inputs_in_rows(base, job)),
         (true, false) => Ok(false),
@@ -48,7 +48,7 @@ fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error 
     if cols == base_cols && shape.len() == 2 && is_vocabulary(&target.info.name) {
         return error.hint(vocabulary_hint(rows, base_rows));
     }
-    if shape.len() > 2 && rows == base_rows && cols != base_cols && cols % base_cols == 0 {
+    if shape.len() > 2 && rows == base_rows && cols > base_cols && base_cols > 0 && cols % base_cols == 0 {
         let groups = cols / base_cols;
         return error
             .hint(format!("a convolution in {groups} groups; neither PEFT nor lorakit merges a LoRA into one"));

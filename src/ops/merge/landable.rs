@@ -21,7 +21,10 @@ pub struct Landable<'a> {
 impl<'a> Landable<'a> {
     /// The scale of the pair, whose tensors have rank `rank`.
     pub fn scale(&self, rank: u64) -> Result<f64> {
-        self.scale_as(&self.module.path, rank)
+        let path = &self.module.path;
+        // PEFT matches its patterns against the parameter where it was adapted as one.
+        let is_parameter = self.applied.adapter.config.parameters_of(path).contains(&"weight");
+        if is_parameter { self.scale_as(&format!("{path}.weight"), rank) } else { self.scale_as(path, rank) }
     }
 
     /// The scale the config gives the path `path`.
@@ -53,10 +56,10 @@ impl<'a> Landable<'a> {
         self.applied.adapter.modules.iter().filter(|module| module.path == self.module.path)
     }
 
-    /// Whether it comes before all its siblings.
-    pub fn is_first_sibling(&self) -> bool {
-        let modules = &self.applied.adapter.modules;
-        modules.iter().position(|module| module.path == self.module.path) == Some(self.at)
+    /// Whether it is the first pair of its module.
+    pub fn is_first_pair(&self) -> bool {
+        let is_pair = |module: &Module| module.path == self.module.path && matches!(module.change, Change::Lora(_));
+        self.applied.adapter.modules.iter().position(is_pair) == Some(self.at)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where every change of an adapter lands in the base: which tensor, which rows, which way round.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use regex::Regex;
@@ -42,6 +42,25 @@ impl Selection {
     fn takes(&self, module: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+
+    /// Every pattern has to mean something.
+    ///
+    /// # Errors
+    /// When a pattern matches none of `modules`.
+    pub fn check(&self, modules: &BTreeSet<String>) -> Result<()> {
+        let include = self.include.iter().map(|pattern| ("--include", pattern));
+        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
+        let weights = self.weights.iter().map(|(pattern, _)| ("--weight-for", pattern));
+        for (option, pattern) in include.chain(exclude).chain(weights) {
+            if !modules.iter().any(|module| pattern.is_match(module)) {
+                let like = modules.first().map_or(String::new(), |module| format!(", such as `{module}`"));
+                let problem =
+                    format!("`{pattern}` matches none of the {} modules of the adapters{like}", modules.len());
+                return Err(Error::invalid(option, problem));
+            }
+        }
+        Ok(())
     }
 
     fn strength(&self, module: &str) -> f64 {
@@ -94,6 +113,8 @@ pub struct Lander<'a> {
     allow_unused: &'a globset::GlobSet,
     /// What has landed so far.
     pub landed: Landed,
+    /// Every module path seen.
+    pub paths: BTreeSet<String>,
 }
 
 /// A change in the orientation of its weight.
@@ -111,7 +132,7 @@ struct Homeless {
 impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
-        Self { base, selection, allow_unused, landed: Landed::default() }
+        Self { base, selection, allow_unused, landed: Landed::default(), paths: BTreeSet::new() }
     }
 
     /// Finds the place of everything in `applied`.
@@ -125,6 +146,7 @@ impl<'a> Lander<'a> {
         let mut homeless = Vec::new();
         for (at, module) in adapter.modules.iter().enumerate() {
             let path = shift.apply(&module.path);
+            self.paths.insert(path.clone());
             let strength = applied.strength * self.selection.strength(&path);
             if strength == 0.0 || !self.selection.takes(&path) {
                 self.settle(module, Fate::LeftOut);
@@ -199,6 +221,10 @@ impl<'a> Lander<'a> {
             if target.info.dtype.float().is_none() {
                 // Says who packed it; a shape that does not fit would be the wrong thing to complain about.
                 self.base.weight(&target.info.name, None)?;
+            }
+            let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
+            if target.info.shape.as_slice().len() == 3 && parameters.contains(&"weight") {
+                return stacks::land(self, job, lora);
             }
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
             match self.delta(job, lora, &target)? {
@@ -288,26 +314,30 @@ impl<'a> Lander<'a> {
     }
 
     fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let Some(name) = self.tensor_of(job, parameter) else { return Ok(self.land_new(job, parameter, tensor)) };
+        let Some(name) = self.tensor_of(job, parameter) else { return self.land_new(job, parameter, tensor) };
         check_elements(tensor, &self.target(&name))?;
         self.replace(job, &name, tensor)?;
         Ok(Some(Fate::Merged))
     }
 
     fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
-        let taken = self
-            .landed
-            .targets
-            .get(name)
-            .is_some_and(|target| target.replacement.is_some() || !target.pieces.is_empty());
-        if job.strength == 1.0 && !taken {
-            self.entry(name).replacement = Some(tensor.clone());
+        // Values that are stored as codes have to be scaled first: that is a computation, not a copy.
+        let float = self.base.checkpoint.info(name).and_then(|info| info.dtype.float());
+        let scaled = float.is_some_and(|float| self.base.scale_of(name, float).is_some());
+        let target = self.entry(name);
+        let taken = target.replacement.is_some() || !target.pieces.is_empty();
+        if job.strength == 1.0 && !taken && !scaled {
+            target.replacement = Some(tensor.clone());
             return Ok(());
         }
+        // Every change counts from the base: an earlier replacement becomes one of several.
+        if let Some(earlier) = target.replacement.take() {
+            let delta = Arc::new(Whole::new(Factor::new(&earlier)?));
+            target.pieces.insert(0, Piece { delta, row: 0, col: 0, strength: 1.0 });
+        }
         if taken {
-            self.landed
-                .notes
-                .push(format!("`{name}` is changed by more than one part of the adapters: the changes are added"));
+            let note = format!("`{name}` is changed by more than one part of the adapters: the changes are added");
+            self.landed.notes.push(note);
         }
         let delta = Arc::new(Whole::new(Factor::new(tensor)?));
         self.add(name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
@@ -315,18 +345,27 @@ impl<'a> Lander<'a> {
     }
 
     /// A module the base does not have: a new head that the adapter declares.
-    fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Option<Fate> {
-        let declared = job.applied.adapter.config.modules_to_save.iter();
-        let declared = declared.into_iter().any(|saved| job.path == *saved || job.path.ends_with(&format!(".{saved}")));
+    fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+        // PEFT's rule for what `modules_to_save` covers: the module itself and everything below it.
+        let path = format!(".{}.", job.path);
+        let declared =
+            job.applied.adapter.config.modules_to_save.iter().any(|saved| path.contains(&format!(".{saved}.")));
         if !declared || self.base.names.has_module(&job.path) || job.strength != 1.0 {
-            return None;
+            return Ok(None);
         }
         let name = format!("{}.{parameter}", job.path);
+        if let Some(earlier) = self.landed.targets.get(&name).and_then(|target| target.replacement.as_ref()) {
+            if !super::same_values(tensor, earlier)? {
+                let problem = "both bring a new tensor of this name, and the base has none to add them to";
+                return Err(Error::mismatch(describe(tensor), describe(earlier), problem));
+            }
+            return Ok(Some(Fate::Merged));
+        }
         self.landed.notes.push(format!(
             "`{name}` is new: the base has no such module; `architectures` in config.json has to name a class that has one"
         ));
         self.entry(&name).replacement = Some(tensor.clone());
-        Some(Fate::Merged)
+        Ok(Some(Fate::Merged))
     }
 
     /// A layer's own parameter, saved beside its LoRA: usually the base's, sometimes trained (`bias`) or resized.

@@ -67,12 +67,13 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused);
     applied.iter().try_for_each(|applied| lander.land(applied))?;
+    options.selection.check(&lander.paths)?;
     let untied = ties::untie(&mut lander, &applied)?;
     let landed = lander.landed;
 
     let recipe = provenance::recipe(options, &base, &applied)?;
     let assembled = assemble(&base, &landed, &options.write, &provenance::metadata(&recipe))?;
-    let mut report = summary::begin(options, &applied, &landed, &assembled);
+    let mut report = summary::begin(options, &applied, &landed, &assembled)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output =
         Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_file(&options.write.out, &base) };
@@ -198,7 +199,8 @@ fn side_files(
         }
         return Ok(());
     }
-    if output.plan.files.len() > 1 {
+    let sharded = matches!(base.checkpoint.container(), Container::Sharded { .. });
+    if output.plan.files.len() > 1 || sharded && options.write.max_shard_bytes.is_none() {
         let inherited = match base.checkpoint.container() {
             Container::Sharded { metadata, .. } => metadata.clone(),
             _ => serde_json::Map::new(),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::fit::check_magnitude;
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
 use super::merged::Piece;
@@ -13,6 +14,9 @@ use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::experts::{self, Fused, INTERLEAVED_MODELS, Part, Place, Split, TRANSPOSED_MODELS};
+
+/// Most parameters of one module; their pairs are told apart by trying every order.
+const MAX_STACKS: usize = 6;
 
 /// A matrix in a stack, or a part of it, to which one expert's change is added.
 struct Landing {
@@ -35,12 +39,13 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora) -> Result<
     if parameters.is_empty() {
         return Ok(None);
     }
-    if !job.is_first_sibling() {
+    if !job.is_first_pair() {
         // All pairs of a module are landed together, with the first.
         return Ok(Some(Fate::Merged));
     }
     let pairs: Vec<&Module> = job.siblings().filter(|module| matches!(module.change, Change::Lora(_))).collect();
     let Some(assigned) = assign(lander, job, &pairs, &parameters)? else { return Ok(None) };
+    refuse_init(job)?;
     for (pair, stack) in assigned {
         land_stack(lander, job, pair, &stack)?;
     }
@@ -78,6 +83,10 @@ fn assign<'a>(
     }
     if stacks.is_empty() {
         return Ok(None);
+    }
+    if stacks.len() > MAX_STACKS {
+        let path = &job.applied.adapter.config.path;
+        return Err(Error::limit(path, "adapted parameters of one module", stacks.len() as u64, MAX_STACKS as u64));
     }
     // The outermost pair (nesting 0) belongs to the parameter defined last.
     let mut inner_first: Vec<&Module> = pairs.to_vec();
@@ -132,7 +141,7 @@ fn permutations(count: usize) -> Vec<Vec<usize>> {
 
 impl Stack {
     fn takes(&self, pair: &Lora) -> bool {
-        let fits = pair.rank().is_multiple_of(self.experts.max(1));
+        let fits = pair.rank().is_multiple_of(self.experts);
         let straight = (pair.outputs(), pair.inputs()) == (self.outputs, self.inputs);
         let swapped =
             matches!(self.home, Home::Tensor { .. }) && (pair.inputs(), pair.outputs()) == (self.outputs, self.inputs);
@@ -168,7 +177,7 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
     let info = lander.base.checkpoint.info(&tensor)?;
     let (experts, outputs, inputs) = match *info.shape.as_slice() {
         [outputs, inputs] => (1, outputs, inputs),
-        [experts, outputs, inputs] => (experts, outputs, inputs),
+        [experts, outputs, inputs] if experts > 0 => (experts, outputs, inputs),
         _ => return None,
     };
     let transposed = lander.base.is_one_of(&TRANSPOSED_MODELS);
@@ -178,6 +187,7 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
 /// Adds every expert's share of a pair to its place.
 fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stack: &Stack) -> Result<()> {
     let pair = lora_of(module);
+    check_magnitude(job, pair)?;
     if let Some(extra) = pair.magnitude.as_ref().or(pair.bias.as_ref()) {
         let what = format!("tensor `{}`: a stack of experts can have neither magnitudes nor a bias", extra.info.name);
         return Err(Error::unsupported(extra.path(), what));
@@ -193,6 +203,7 @@ fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stac
             scale,
         };
         for landing in landings(stack, pair, expert) {
+            check_home(lander, pair, &landing)?;
             add(lander, job, &landing, term.clone());
         }
     }
@@ -225,6 +236,28 @@ fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
     }
 }
 
+/// The tensor a share lands on must be there, and one of a split layer must have the shape of its share.
+fn check_home(lander: &Lander<'_>, pair: &Lora, landing: &Landing) -> Result<()> {
+    let Some(info) = lander.base.checkpoint.info(&landing.tensor) else {
+        let place = format!("{}: `{}`", lander.base_name(), landing.tensor);
+        let problem = "the base has other experts of this layer, and not this tensor";
+        return Err(Error::mismatch(describe(&pair.down), place, problem));
+    };
+    let wanted = (landing.outputs.1 as u64, pair.inputs());
+    if landing.cols.is_none() && info.shape.rows_cols() != wanted {
+        let problem = format!("its share is [{}, {}], the weight {}", wanted.0, wanted.1, info.shape);
+        return Err(Error::mismatch(describe(&pair.down), describe(&lander.base.stored(&landing.tensor)), problem));
+    }
+    Ok(())
+}
+
+/// The difference to untrained factors is formed for layers only.
+fn refuse_init(job: &Landable<'_>) -> Result<()> {
+    let Some(init) = &job.applied.init else { return Ok(()) };
+    let what = format!("untrained factors of experts (`{}`) are not subtracted yet", job.module.path);
+    Err(Error::unsupported(&init.root, what))
+}
+
 fn add(lander: &mut Lander<'_>, job: &Landable<'_>, landing: &Landing, term: Term) {
     let (first, count) = landing.outputs;
     let part = Term { up: term.up.pick_rows(first, count, 1), ..term };
@@ -246,7 +279,7 @@ fn land_expert(
         None => return Ok(None),
         Some(Place::Split(split, count)) if expert < count => {
             let tensor = split.tensor(layer, expert, part);
-            let shape = lander.base.stored(&tensor);
+            let Some(shape) = lander.base.checkpoint.find(&tensor) else { return Ok(None) };
             check(lora, &shape, shape.info.shape.rows_cols())?;
             let outputs = (0, narrow(lora.outputs()));
             Landing { tensor, row: 0, col: 0, cols: None, outputs, transposed: false }
@@ -257,6 +290,8 @@ fn land_expert(
             None => return Ok(None),
         },
     };
+    refuse_init(job)?;
+    check_magnitude(job, lora)?;
     if let Some(extra) = lora.magnitude.as_ref().or(lora.bias.as_ref()) {
         let what = format!(
             "tensor `{}`: magnitudes and biases of single experts are not merged into a stack",
@@ -277,7 +312,7 @@ fn slice_of_stack(
     part: Part,
 ) -> Result<Option<Landing>> {
     let name = fused.tensor(layer, part);
-    let stack = lander.base.stored(&name);
+    let Some(stack) = lander.base.checkpoint.find(&name) else { return Ok(None) };
     let &[experts, rows, cols] = stack.info.shape.as_slice() else { return Ok(None) };
     if expert >= experts {
         return Ok(None);

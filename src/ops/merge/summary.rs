@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
 use super::landing::{Applied, Fate, Landed};
-use super::merged::Merged;
+use super::merged::{Merged, Piece};
 use crate::adapters::Change;
+use crate::error::Result;
 use crate::tensor::Survival;
 
 /// How many tensors are listed as the worst.
@@ -67,6 +68,8 @@ pub struct ChangedTensor {
     pub deltas: usize,
     /// It starts from an adapter's tensor.
     pub replaced: bool,
+    /// ‖ΔW‖ from the factors, without forming ΔW: in a dry run, where the deltas are low-rank and do not overlap.
+    pub delta_norm: Option<f64>,
 }
 
 /// One adapter of the merge.
@@ -122,13 +125,24 @@ impl TensorSurvival {
 }
 
 /// What is known before anything is computed.
-pub fn begin(options: &MergeOptions, applied: &[Applied], landed: &Landed, assembled: &Assembled) -> MergeReport {
-    let changed = landed.targets.iter().map(|(name, target)| ChangedTensor {
-        name: name.clone(),
-        deltas: target.pieces.len(),
-        replaced: target.replacement.is_some(),
-    });
-    MergeReport {
+///
+/// # Errors
+/// When factors cannot be read.
+pub fn begin(
+    options: &MergeOptions,
+    applied: &[Applied],
+    landed: &Landed,
+    assembled: &Assembled,
+) -> Result<MergeReport> {
+    let mut changed = Vec::with_capacity(landed.targets.len());
+    for (name, target) in &landed.targets {
+        let delta_norm = if options.write.dry_run { delta_norm(&target.pieces)? } else { None };
+        let (deltas, replaced) = (target.pieces.len(), target.replacement.is_some());
+        changed.push(ChangedTensor { name: name.clone(), deltas, replaced, delta_norm });
+    }
+    let nothing = |tensor: &ChangedTensor| tensor.delta_norm == Some(0.0) && !tensor.replaced;
+    let changes_nothing = changed.iter().all(nothing);
+    Ok(MergeReport {
         base: options.base.clone(),
         out: options.write.out.clone(),
         dry_run: options.write.dry_run,
@@ -139,19 +153,34 @@ pub fn begin(options: &MergeOptions, applied: &[Applied], landed: &Landed, assem
             .map(|(applied, fates)| summarise(applied, fates.values()))
             .collect(),
         tensors: assembled.counts,
-        changed: changed.collect(),
+        changed,
         files: assembled.plan.files.len(),
         jobs: assembled.plan.jobs.len(),
         bytes: 0,
         survival: None,
         worst: Vec::new(),
-        changes_nothing: landed.targets.is_empty(),
+        changes_nothing,
         config_changes: Vec::new(),
         notes: landed.notes.clone(),
         seconds: 0.0,
         gb_per_second: 0.0,
         peak_resident_bytes: None,
+    })
+}
+
+/// ‖Σ strengthᵢ · ΔWᵢ‖ of deltas that lie side by side, by the Gram identity.
+fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
+    let mut regions: Vec<(usize, usize)> = pieces.iter().map(|piece| (piece.row, piece.col)).collect();
+    regions.sort_unstable();
+    if pieces.is_empty() || regions.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Ok(None);
     }
+    let mut squared = 0.0;
+    for piece in pieces {
+        let Some(operator) = piece.delta.operator()? else { return Ok(None) };
+        squared += piece.strength * piece.strength * operator.frobenius_squared();
+    }
+    Ok(Some(squared.sqrt()))
 }
 
 fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> AdapterSummary {

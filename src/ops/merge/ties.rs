@@ -6,58 +6,93 @@
 
 use super::base::Base;
 use super::landing::{Applied, Lander, Target};
+use super::merged::Piece;
 use super::same_values;
-use crate::adapters::{Adapter, Change, Factor, Lora};
-use crate::error::Result;
+use crate::adapters::{Adapter, Change, Factor, Lora, Module};
+use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::naming::head::Tie;
 
-/// Gives the head its own tensor where it must differ; says whether it did.
+/// Decoders of these types scale what goes into a tied head, and only into a tied one: untying changes more than a tensor.
+const SCALED_BEFORE_HEAD: [&str; 5] = ["t5", "mt5", "umt5", "longt5", "switch_transformers"];
+
+/// Gives the head its own tensor where it must differ; says whether head and embedding are two from now on.
 ///
 /// # Errors
-/// When tensors cannot be read.
+/// When tensors cannot be read, or the model cannot be untied.
 pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
     let base: &Base = lander.base;
-    let Some(tie) = &base.tie else { return Ok(false) };
-    let landed = &mut lander.landed;
-    let head = landed.targets.get(&tie.head).cloned();
-    let Some(embedding) = landed.targets.get(&tie.embedding).cloned() else {
-        if head.is_some() {
-            landed.notes.push(format!("`{}` is changed and `{}` is not: the head is untied", tie.head, tie.embedding));
-        }
-        return Ok(head.is_some());
-    };
-    let together =
-        applied.iter().all(|applied| trained_as_one(&applied.adapter, &tie.head, &tie.embedding).unwrap_or(false));
-    let Some(head) = head else {
+    let stored = base.tie.is_none();
+    let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) else { return Ok(false) };
+    let targets = &mut lander.landed.targets;
+    let (head, embedding) = (targets.get(&tie.head).cloned(), targets.get(&tie.embedding).cloned());
+    let (together, what) = match (&head, &embedding) {
+        (None, None) => return Ok(false),
         // Trained rows serve both sides of the tie.
-        if together || !changes_more_than_rows(&embedding) {
-            return Ok(false);
+        (None, Some(embedding)) => {
+            let together = trained_as_one(applied, tie) || !changes_more_than_rows(embedding);
+            (together, format!("`{}` is changed and `{}` is not", tie.embedding, tie.head))
         }
-        let rows = embedding.pieces.iter().filter(|piece| is_rows(piece)).cloned().collect();
-        let target = Target { pieces: rows, starts_from: Some(tie.embedding.clone()), ..Target::default() };
-        landed.targets.insert(tie.head.clone(), target);
-        landed.notes.push(format!("`{}` is changed and `{}` is not: the head is untied", tie.embedding, tie.head));
-        return Ok(true);
+        (Some(_), None) => (false, format!("`{}` is changed and `{}` is not", tie.head, tie.embedding)),
+        (Some(head), Some(embedding)) => {
+            let together = changed_alike(head, embedding, applied, tie)?;
+            let how = if together { "alike" } else { "differently" };
+            (together, format!("`{}` and `{}` are changed {how}", tie.embedding, tie.head))
+        }
     };
-    let same_replacement = match (&head.replacement, &embedding.replacement) {
-        (Some(head), Some(embedding)) => same_values(head, embedding)?,
-        (None, None) => true,
-        _ => false,
-    };
-    let mirrored = applied
-        .iter()
-        .map(|applied| mirrored(&applied.adapter, &tie.head, &tie.embedding))
-        .collect::<Result<Vec<_>>>()?;
-    if same_replacement && mirrored.into_iter().all(|same| same) {
-        landed.targets.remove(&tie.head);
-        landed.notes.push(format!("`{}` and `{}` are changed alike: they stay one tensor", tie.embedding, tie.head));
+    if together {
+        match (stored, head, embedding) {
+            (true, None, Some(embedding)) => _ = targets.insert(tie.head.clone(), embedding),
+            (false, Some(_), _) => {
+                targets.remove(&tie.head);
+                lander.landed.notes.push(format!("{what}: they stay one tensor"));
+            }
+            _ => {}
+        }
         return Ok(false);
     }
-    landed.notes.push(format!("`{}` and `{}` are changed differently: the head is untied", tie.embedding, tie.head));
+    if base.is_one_of(&SCALED_BEFORE_HEAD) {
+        let problem = format!("{what}, and models of this type cannot be untied without changing what they compute");
+        return Err(
+            Error::unsupported(base.checkpoint.root(), problem).hint("`--exclude` leaves one of the modules out")
+        );
+    }
+    let rows: Vec<Piece> =
+        embedding.iter().flat_map(|target| &target.pieces).filter(|piece| is_rows(piece)).cloned().collect();
+    if !stored || !rows.is_empty() {
+        let starts_from = (!stored).then(|| tie.embedding.clone());
+        let target = targets.entry(tie.head.clone()).or_insert_with(|| Target { starts_from, ..Target::default() });
+        if target.replacement.is_none() {
+            target.pieces.extend(rows);
+        }
+    }
+    lander.landed.notes.push(format!("{what}: the head is untied"));
     Ok(true)
 }
 
-fn is_rows(piece: &super::merged::Piece) -> bool {
+/// Whether one tensor can serve both: replaced by the same values, or changed by the same pairs, turned around, with the
+/// same weights.
+fn changed_alike(head: &Target, embedding: &Target, applied: &[Applied], tie: &Tie) -> Result<bool> {
+    let others: Vec<&Piece> = embedding.pieces.iter().filter(|piece| !is_rows(piece)).collect();
+    match (&head.replacement, &embedding.replacement) {
+        (Some(left), Some(right)) => Ok(head.pieces.is_empty() && others.is_empty() && same_values(left, right)?),
+        (None, None) => {
+            let mut pairs = 0;
+            for applied in applied {
+                match mirrored(&applied.adapter, tie)? {
+                    None => {}
+                    Some(true) => pairs += 1,
+                    Some(false) => return Ok(false),
+                }
+            }
+            let same_weights = head.pieces.iter().zip(&others).all(|(left, right)| left.strength == right.strength);
+            Ok(head.pieces.len() == pairs && others.len() == pairs && same_weights)
+        }
+        _ => Ok(false),
+    }
+}
+
+fn is_rows(piece: &Piece) -> bool {
     !piece.delta.touches_all()
 }
 
@@ -65,33 +100,46 @@ fn changes_more_than_rows(target: &Target) -> bool {
     target.replacement.is_some() || target.pieces.iter().any(|piece| !is_rows(piece))
 }
 
-/// Whether the adapter says that head and embedding were trained as one; `None` if it changes neither.
-fn trained_as_one(adapter: &Adapter, head: &str, embedding: &str) -> Option<bool> {
-    let changes = |tensor: &str| adapter.modules.iter().any(|module| tensor == format!("{}.weight", module.path));
-    (changes(head) || changes(embedding)).then_some(adapter.config.ensure_weight_tying)
+/// Whether all adapters that change head or embedding say that they were trained as one.
+fn trained_as_one(applied: &[Applied], tie: &Tie) -> bool {
+    let changes = |adapter: &Adapter| {
+        adapter.modules.iter().any(|module| is_weight_of(module, &tie.head) || is_weight_of(module, &tie.embedding))
+    };
+    applied
+        .iter()
+        .map(|applied| &applied.adapter)
+        .filter(|adapter| changes(adapter))
+        .all(|adapter| adapter.config.ensure_weight_tying)
 }
 
-/// Whether the adapter's change of the head is the one of the embedding, turned around.
-fn mirrored(adapter: &Adapter, head: &str, embedding: &str) -> Result<bool> {
+/// Whether `tensor` is the weight of `module`, wherever the model is wrapped.
+fn is_weight_of(module: &Module, tensor: &str) -> bool {
+    let weight = format!("{}.weight", module.path);
+    tensor == weight || tensor.ends_with(&format!(".{weight}"))
+}
+
+/// Whether the adapter's change of the head is the one of the embedding, turned around; `None` if it has no pair for either.
+fn mirrored(adapter: &Adapter, tie: &Tie) -> Result<Option<bool>> {
     let pair = |tensor: &str| -> Option<(&Lora, Option<f64>)> {
         adapter.modules.iter().find_map(|module| match &module.change {
-            Change::Lora(lora) if format!("{}.weight", module.path) == tensor => {
+            Change::Lora(lora) if is_weight_of(module, tensor) => {
                 Some((lora.as_ref(), adapter.config.scaling.as_ref().map(|scaling| scaling.scale(&module.path))))
             }
             _ => None,
         })
     };
-    match (pair(head), pair(embedding)) {
-        (None, None) => Ok(true),
+    match (pair(&tie.head), pair(&tie.embedding)) {
+        (None, None) => Ok(None),
         (Some((head, head_scale)), Some((embedding, embedding_scale))) => {
             let plain =
                 head.magnitude.is_none() && embedding.magnitude.is_none() && !head.embedding && embedding.embedding;
-            Ok(plain
+            let same = plain
                 && head_scale == embedding_scale
                 && is_transpose(&head.up, &embedding.down)?
-                && is_transpose(&head.down, &embedding.up)?)
+                && is_transpose(&head.down, &embedding.up)?;
+            Ok(Some(same))
         }
-        _ => Ok(false),
+        _ => Ok(Some(false)),
     }
 }
 
