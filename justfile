@@ -34,10 +34,10 @@ fixtures:
     python3 fixtures/bad/generate.py
 
 # The real peers (torch, transformers, PEFT): see tests/peers/README.md.
-peers python="python3":
+peers python="python3" *args:
     cargo build --release
     {{python}} tests/peers/load_tiny.py
-    {{python}} tests/peers/real.py
+    {{python}} tests/peers/real.py {{args}}
 
 # The documentation.
 doc:

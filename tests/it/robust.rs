@@ -218,6 +218,36 @@ fn a_killed_run_leaves_nothing_under_the_final_name_and_the_next_cleans_up() {
 }
 
 #[test]
+fn an_interrupted_run_cleans_up_after_itself() {
+    let bench = Bench::new();
+    let (base, adapter) = big(&bench);
+    let out = bench.path("out");
+    let mut interrupted = false;
+    for wait in [4, 6, 8, 12, 16, 24, 32, 48] {
+        let child = Command::new(assert_cmd::cargo::cargo_bin("lorakit"))
+            .arg("merge")
+            .args([&base, &adapter])
+            .arg("-o")
+            .arg(&out)
+            .args(["-j", "1", "--force"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(wait));
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        if stderr.contains("interrupted") {
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            assert!(!bench.listing().iter().any(|name| name.starts_with('.')), "{:?}", bench.listing());
+            interrupted = true;
+        }
+    }
+    assert!(interrupted, "no run was hit while it was writing");
+}
+
+#[test]
 fn a_closed_pipe_is_a_quiet_success() {
     let mut child = Command::new(assert_cmd::cargo::cargo_bin("lorakit"))
         .args(["inspect", "--tensors"])
