@@ -10,7 +10,7 @@ use crate::io::PositionalFile;
 use crate::limits::MAX_THREADS;
 
 /// Largest piece of output one worker holds: large enough for writes at full speed, small enough for a cache.
-const MAX_JOB_BYTES: u64 = 2 << 20;
+const MAX_JOB_BYTES: u64 = 1 << 20;
 
 /// Smallest piece of output worth a job.
 const MIN_JOB_BYTES: u64 = 256 << 10;
