@@ -13,6 +13,10 @@ use super::mapped::MappedFile;
 use super::{disk_length, piece, space};
 use crate::error::{Error, Result};
 
+/// Bytes of one write. Larger ones make the system look for larger pages to put them into: on Linux 6.18 with ext4 a merge
+/// spent 1.7 s in the system with pieces of 1 MiB, 1.0 s with these.
+const WRITE_BYTES: usize = 256 << 10;
+
 /// Most bytes in one request to the kernel's own copying; long enough that the call costs nothing, short enough
 /// that an interrupt is not held up for seconds.
 const KERNEL_COPY_BYTES: usize = 64 << 20;
@@ -55,7 +59,12 @@ impl PositionalFile {
     /// created with; the message has the offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.check_range(offset, disk_length(bytes.len()))?;
-        self.file.write_all_at(bytes, offset).map_err(|source| self.cannot_write(offset, bytes.len(), source))
+        let mut place = offset;
+        for piece in bytes.chunks(WRITE_BYTES) {
+            self.file.write_all_at(piece, place).map_err(|source| self.cannot_write(offset, bytes.len(), source))?;
+            place += disk_length(piece.len());
+        }
+        Ok(())
     }
 
     /// Copies `len` bytes of `source` from `source_offset` to `offset`, inside the kernel where it can (shared
