@@ -189,6 +189,12 @@ impl AdapterConfig {
     }
 }
 
+/// Whether the module or parameter `name` belongs to the entry `saved` of `modules_to_save`: the module of that name and
+/// everything below it, as PEFT matches it.
+pub fn saves(saved: &str, name: &str) -> bool {
+    format!(".{name}.").contains(&format!(".{saved}."))
+}
+
 /// Typed access that names file, key and the value found.
 struct Fields<'a> {
     path: &'a Path,

@@ -95,3 +95,24 @@ fn a_grown_vocabulary_names_both_sizes() {
     let adapter = bench.adapter("a", config, &[("model.embed_tokens.weight", trained)]);
     merge(&base, &adapter, &bench.path("out"), &[]).refused(1, &["[12, 4]", "[10, 4]", "resize_token_embeddings(12)"]);
 }
+
+#[test]
+fn a_wrapped_path_does_not_count_as_trained_with_the_head() {
+    let bench = Bench::new();
+    let config = json!({"architectures": ["XForConditionalGeneration"], "tie_word_embeddings": true});
+    let name = "language_model.model.embed_tokens.weight";
+    let base = bench.base(&[(name, Tensor::f32(&[VOCABULARY, DIM], &noise(1, VOCABULARY * DIM, 1.0)))], &config);
+    let adapter = bench.adapter(
+        "a",
+        json!({}),
+        &[
+            ("model.language_model.embed_tokens.lora_embedding_A", Tensor::f32(&[2, VOCABULARY], &noise(2, 20, 1.0))),
+            ("model.language_model.embed_tokens.lora_embedding_B", Tensor::f32(&[DIM, 2], &noise(3, 8, 1.0))),
+        ],
+    );
+    merge(&base, &adapter, &bench.path("out"), &[]).ok();
+    let (got, source) = (read(&bench.path("out/model.safetensors")), read(&base.join("model.safetensors")));
+    assert_ne!(got[name], source[name]);
+    let head = got.iter().find(|(key, _)| key.ends_with("lm_head.weight")).unwrap().1;
+    assert_eq!(head.data, source[name].data);
+}

@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::pairs::{Pair, pairs};
 use super::problems;
-use super::targets::{Targets, saves};
+use super::targets::Targets;
 use super::weights::{Weights, elements, parameters};
-use crate::adapters::config::Scaling;
+use crate::adapters::config::{Scaling, saves};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Result;
 use crate::formats::Stored;

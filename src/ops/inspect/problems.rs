@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::adapter::{parameter_name, trains_biases};
 use super::pairs::Pair;
-use super::targets::{Targets, ends_with, saves};
+use super::targets::{Targets, ends_with};
 use super::weights;
 use super::{counted, named};
+use crate::adapters::config::saves;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Error;
 

@@ -54,11 +54,6 @@ impl Targets {
     }
 }
 
-/// Whether the parameter `name` belongs to the module `saved` of `modules_to_save`.
-pub fn saves(saved: &str, name: &str) -> bool {
-    format!(".{name}.").contains(&format!(".{saved}."))
-}
-
 /// Whether `ending` is the whole path, or its end from a dot on.
 pub fn ends_with(path: &str, ending: &str) -> bool {
     path.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -10,6 +10,7 @@ use super::fit::{check_elements, check_magnitude, check_same_shape, is_transpose
 use super::landable::Landable;
 use super::merged::Piece;
 use super::stacks;
+use crate::adapters::config::saves;
 use crate::adapters::{
     Adapter, Change, Delta, Difference, Dora, Factor, Lora, LowRankDelta, Module, Outputs, TokenRows, Whole, describe,
 };
@@ -346,10 +347,7 @@ impl<'a> Lander<'a> {
 
     /// A module the base does not have: a new head that the adapter declares.
     fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        // PEFT's rule for what `modules_to_save` covers: the module itself and everything below it.
-        let path = format!(".{}.", job.path);
-        let declared =
-            job.applied.adapter.config.modules_to_save.iter().any(|saved| path.contains(&format!(".{saved}.")));
+        let declared = job.applied.adapter.config.modules_to_save.iter().any(|saved| saves(saved, &job.path));
         if !declared || self.base.names.has_module(&job.path) || job.strength != 1.0 {
             return Ok(None);
         }

@@ -105,11 +105,9 @@ fn trained_as_one(applied: &[Applied], tie: &Tie) -> bool {
     let changes = |adapter: &Adapter| {
         adapter.modules.iter().any(|module| is_weight_of(module, &tie.head) || is_weight_of(module, &tie.embedding))
     };
-    applied
-        .iter()
-        .map(|applied| &applied.adapter)
-        .filter(|adapter| changes(adapter))
-        .all(|adapter| adapter.config.ensure_weight_tying)
+    let mut changing = applied.iter().map(|applied| &applied.adapter).filter(|adapter| changes(adapter)).peekable();
+    // A change whose adapter is not recognised by its paths was not seen to be trained as one.
+    changing.peek().is_some() && changing.all(|adapter| adapter.config.ensure_weight_tying)
 }
 
 /// Whether `tensor` is the weight of `module`, wherever the model is wrapped.
