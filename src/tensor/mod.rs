@@ -22,6 +22,7 @@ pub use codec::Rounding;
 pub use dtype::{Dtype, Float};
 pub use info::{Shape, TensorInfo, TensorView};
 pub use low_rank::add_low_rank;
+pub use random::bits as random_bits;
 pub use scan::{all_zero, first_not_finite};
 pub use survey::{NotFinite, Tally, add_to_f64, encode_surveyed};
 pub use survival::Survival;

@@ -9,7 +9,7 @@ const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// 32 uniform bits for element `index` of the tensor with that seed.
 #[inline(always)]
-pub(super) fn bits(seed: u64, index: u64) -> u32 {
+pub fn bits(seed: u64, index: u64) -> u32 {
     let state = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(STEP));
     let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

@@ -178,7 +178,7 @@ fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
     let mut squared = 0.0;
     for piece in pieces {
         let Some(operator) = piece.delta.operator()? else { return Ok(None) };
-        squared += piece.strength * piece.strength * operator.frobenius_squared();
+        squared += piece.strength * piece.strength * operator.frobenius_squared()?;
     }
     Ok(Some(squared.sqrt()))
 }

@@ -1,0 +1,214 @@
+//! Singular values with their vectors, cut to a rank, and what is known about the error.
+
+use ndarray::{Array1, Array2, s};
+
+use super::backend;
+use super::low_rank::LowRank;
+use super::operator::LinearOperator;
+use super::{Matrix, RankRule};
+use crate::error::Result;
+use crate::tensor::{Float, Rounding};
+
+/// Unit roundoff of f32.
+const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
+/// Relative rounding of an SVD in f64, with room for its constants.
+const F64_SLACK: f64 = 1e-13;
+
+/// The leading singular triplets of a matrix, largest first: all of them that are not zero, or a good approximation of some.
+#[derive(Debug, Clone)]
+pub struct Decomposition {
+    /// `[out, k]`, orthonormal columns.
+    left: Array2<f64>,
+    /// Largest first.
+    values: Vec<f64>,
+    /// `[k, in]`, orthonormal rows.
+    right: Array2<f64>,
+    /// ‖A‖².
+    norm_squared: f64,
+    /// Whether `values` are all singular values, or approximations from below of the first ones.
+    complete: bool,
+}
+
+/// What is known about an approximation of a matrix A.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Certificate {
+    /// ‖A‖ in the Frobenius norm.
+    pub norm: f64,
+    /// ‖A − result‖, measured on the result as it is stored.
+    pub residual: f64,
+    /// Never less than the true ‖A − result‖: the measurement and the rounding of its own arithmetic.
+    pub residual_at_most: f64,
+    /// No matrix of this rank is closer to A than this. Exact after a full decomposition, otherwise a rigorous lower bound:
+    /// approximate singular values never exceed the true ones, so √(Σ_{i>k} σ̃ᵢ²) cannot exceed √(Σ_{i>k} σᵢ²).
+    pub optimum_at_least: f64,
+    /// What storing the factors in their dtype added: ‖B·A − stored‖.
+    pub stored_error: f64,
+    /// Whether all singular values are known.
+    pub complete: bool,
+}
+
+impl Certificate {
+    /// ‖A − result‖ ∕ ‖A‖ at most; 0 for a matrix of zeros.
+    pub fn relative(&self) -> f64 {
+        if self.norm > 0.0 { self.residual_at_most / self.norm } else { 0.0 }
+    }
+
+    /// Share of ‖A‖² that the result keeps: 1 − (residual ∕ norm)².
+    pub fn kept_energy(&self) -> f64 {
+        if self.norm > 0.0 { (1.0 - (self.residual / self.norm).powi(2)).max(0.0) } else { 1.0 }
+    }
+}
+
+/// A low-rank approximation with its proof.
+#[derive(Debug, Clone)]
+pub struct Truncated {
+    /// √σ in both factors, scale 1; rounded to the dtype they are stored in.
+    pub factors: LowRank,
+    /// All singular values that are known, largest first; the first [`Truncated::rank`] are in the factors.
+    pub singular_values: Vec<f64>,
+    /// What is known about the error.
+    pub certificate: Certificate,
+}
+
+impl Truncated {
+    /// The inner dimension of the factors.
+    pub fn rank(&self) -> usize {
+        self.factors.rank()
+    }
+}
+
+impl Decomposition {
+    /// Puts together what an iteration found.
+    pub(super) fn new(
+        left: Array2<f64>,
+        values: Vec<f64>,
+        right: Array2<f64>,
+        norm_squared: f64,
+        complete: bool,
+    ) -> Self {
+        Self { left, values, right, norm_squared, complete }
+    }
+
+    /// The full decomposition of a matrix that is held, in f64. Singular values that are rounding noise are left out.
+    ///
+    /// A matrix whose values are not finite has no decomposition and is described as zero; readers refuse such values first.
+    pub fn of_dense(matrix: &Array2<f64>) -> Self {
+        let (rows, cols) = matrix.dim();
+        let norm_squared = matrix.iter().map(|value| value * value).sum();
+        let Some((left, values, right)) = svd(matrix) else {
+            return Self::new(Array2::zeros((rows, 0)), Vec::new(), Array2::zeros((0, cols)), norm_squared, true);
+        };
+        let floor = values.first().copied().unwrap_or(0.0) * f64::EPSILON * rows.max(cols) as f64;
+        let count = values.iter().take_while(|value| **value > floor).count();
+        let left = left.slice(s![.., ..count]).to_owned();
+        let right = right.slice(s![..count, ..]).to_owned();
+        Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, true)
+    }
+
+    /// The decomposition of left · self · rightᵀ for orthonormal columns `left` and `right`.
+    pub(super) fn rotated(&self, left: &Array2<f64>, right: &Array2<f64>) -> Self {
+        Self {
+            left: backend::multiply_f64(left.view(), self.left.view()),
+            right: backend::multiply_f64(self.right.view(), right.t()),
+            values: self.values.clone(),
+            ..*self
+        }
+    }
+
+    /// A decomposition of zero, of a matrix with `cols` columns.
+    pub(super) fn zero(rows: usize, cols: usize) -> Self {
+        Self::new(Array2::zeros((rows, 0)), Vec::new(), Array2::zeros((0, cols)), 0.0, true)
+    }
+
+    /// The singular values, largest first.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// ‖A‖².
+    pub fn norm_squared(&self) -> f64 {
+        self.norm_squared
+    }
+
+    /// Whether all singular values are known.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// The rank `rule` gives.
+    pub fn rank_by(&self, rule: &RankRule) -> usize {
+        rule.choose(&self.values, self.norm_squared)
+    }
+
+    /// U·diag(f(σ))·Vᵀ's factors for the first `rank` triplets.
+    fn factors(&self, rank: usize) -> (Matrix, Matrix) {
+        let root: Array1<f64> = self.values[..rank].iter().map(|value| value.sqrt()).collect();
+        let up = &self.left.slice(s![.., ..rank]) * &root;
+        let down = &self.right.slice(s![..rank, ..]) * &root.insert_axis(ndarray::Axis(1));
+        (up.mapv(|value| value as f32), down.mapv(|value| value as f32))
+    }
+
+    /// The first `rank` triplets as factors stored as `stored`, with a certificate measured against `operator`, the matrix
+    /// that was decomposed.
+    ///
+    /// # Errors
+    /// When the operator's inputs cannot be read.
+    pub fn cut(&self, rank: usize, stored: Float, operator: &dyn LinearOperator) -> Result<Truncated> {
+        let rank = rank.min(self.values.len());
+        let (mut up, mut down) = self.factors(rank);
+        let mut stored_error = 0.0;
+        if stored != Float::F32 && stored != Float::F64 {
+            let exact = LowRank::new(up.clone(), down.clone(), 1.0);
+            round(&mut up, stored);
+            round(&mut down, stored);
+            stored_error = exact.distance(&LowRank::new(up.clone(), down.clone(), 1.0));
+        }
+        let norm = self.norm_squared.sqrt();
+        let residual = operator.residual_squared(up.view(), down.view())?.sqrt();
+        // |fl(Σ bᵢaᵢ) − Σ bᵢaᵢ| ≤ γ_k Σ|bᵢaᵢ| for every element (Higham 2002, 3.5), and ‖|B|·|A|‖ ≤ ‖B‖·‖A‖.
+        let size = |matrix: &Matrix| matrix.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        let slack = (rank + 2) as f64 * F32_ROUNDOFF * (size(&up) * size(&down) + norm * f64::from(u8::from(rank > 0)));
+        let tail: f64 = self.values[rank..].iter().rev().map(|value| value * value).sum();
+        let uncertainty = if self.complete { F64_SLACK } else { F32_ROUNDOFF * 4.0 };
+        let optimum_at_least = (tail - uncertainty * self.norm_squared).max(0.0).sqrt();
+        let certificate = Certificate {
+            norm,
+            residual,
+            residual_at_most: residual + slack,
+            optimum_at_least,
+            stored_error,
+            complete: self.complete,
+        };
+        let factors = LowRank::new(up, down, 1.0);
+        Ok(Truncated { factors, singular_values: self.values.clone(), certificate })
+    }
+}
+
+/// The thin SVD, of the triangle of a QR first where that is less work.
+fn svd(matrix: &Array2<f64>) -> Option<(Array2<f64>, Array1<f64>, Array2<f64>)> {
+    /// Ratio of sides from which LAPACK, too, takes the detour.
+    const TALL: usize = 2;
+    let (rows, cols) = matrix.dim();
+    if rows == 0 || cols == 0 || !matrix.iter().all(|value| value.is_finite()) {
+        return None;
+    }
+    if rows >= TALL * cols {
+        let (q, r) = backend::qr(matrix.view());
+        let (left, values, right) = backend::svd(r.view())?;
+        return Some((backend::multiply_f64(q.view(), left.view()), values, right));
+    }
+    if cols >= TALL * rows {
+        let (q, r) = backend::qr(matrix.t());
+        let (left, values, right) = backend::svd(r.t())?;
+        return Some((left, values, backend::multiply_f64(right.view(), q.t())));
+    }
+    backend::svd(matrix.view())
+}
+
+fn round(matrix: &mut Matrix, stored: Float) {
+    let values = matrix.as_slice_mut().expect("factors are made in row order");
+    let mut bytes = vec![0; values.len() * stored.bytes()];
+    stored.encode(values, Rounding::Nearest, &mut bytes);
+    stored.decode(&bytes, values);
+}

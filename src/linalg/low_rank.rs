@@ -1,0 +1,155 @@
+//! A matrix known by its factors.
+//!
+//! Gram identity: ‖s·B·A‖² = s²·⟨BᵀB, A·Aᵀ⟩. Recompression: with B = Q_B·R_B and Aᵀ = Q_A·R_A the singular values of B·A are those of the
+//! small core R_B·R_Aᵀ, so the product is never formed; all of it in f64, and exact to its rounding.
+
+use ndarray::{Array2, Axis, concatenate, s};
+
+use super::backend;
+use super::decomposition::Decomposition;
+use super::operator::LinearOperator;
+use super::{Matrix, MatrixView};
+use crate::error::Result;
+
+/// Rows that are multiplied in f32 before their sum goes on in f64.
+const GRAM_ROWS: usize = 4096;
+
+/// scale · up · down, with up `[out, r]` and down `[r, in]`.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    up: Matrix,
+    down: Matrix,
+    scale: f64,
+}
+
+impl LowRank {
+    /// The product of `up` and `down`, whose inner dimensions must agree.
+    pub fn new(up: Matrix, down: Matrix, scale: f64) -> Self {
+        assert_eq!(up.ncols(), down.nrows(), "inner dimensions agree");
+        Self { up, down, scale }
+    }
+
+    /// As [`LowRank::new`], from rows one after the other: `up` with `rank` columns, `down` with `rank` rows.
+    pub fn from_rows(up: Vec<f32>, down: Vec<f32>, rank: usize, scale: f64) -> Self {
+        let (rows, cols) = (up.len() / rank.max(1), down.len() / rank.max(1));
+        let matrix = |shape, values| Array2::from_shape_vec(shape, values).expect("whole rows are given");
+        Self::new(matrix((rows, rank), up), matrix((rank, cols), down), scale)
+    }
+
+    /// The inner dimension.
+    pub fn rank(&self) -> usize {
+        self.down.nrows()
+    }
+
+    /// The factor in front of the product.
+    pub fn scale(&self) -> f64 {
+        self.scale
+    }
+
+    /// `up`, row by row.
+    pub fn up(&self) -> Vec<f32> {
+        self.up.iter().copied().collect()
+    }
+
+    /// `down`, row by row.
+    pub fn down(&self) -> Vec<f32> {
+        self.down.iter().copied().collect()
+    }
+
+    /// The sum of products of one outer shape, as one product of scale 1: factors side by side, scales folded into `up`.
+    ///
+    /// A folded scale rounds `up` once, in f32.
+    pub fn sum(terms: &[Self]) -> Self {
+        let ups: Vec<Matrix> = terms.iter().map(|term| scaled(&term.up, term.scale)).collect();
+        let ups: Vec<MatrixView<'_>> = ups.iter().map(|up| up.view()).collect();
+        let downs: Vec<MatrixView<'_>> = terms.iter().map(|term| term.down.view()).collect();
+        let up = concatenate(Axis(1), &ups).expect("terms have one outer shape");
+        let down = concatenate(Axis(0), &downs).expect("terms have one outer shape");
+        Self::new(up, down, 1.0)
+    }
+
+    /// The singular value decomposition, by QR of both factors and an SVD of the small core, in f64.
+    pub fn decompose(&self) -> Decomposition {
+        let (rows, cols) = self.shape();
+        if self.rank() >= rows.min(cols) {
+            let dense = self.product() * self.scale;
+            return Decomposition::of_dense(&dense);
+        }
+        let (up, down) = (wide(&self.up), wide(&self.down));
+        let (left, left_core) = backend::qr(up.view());
+        let (right, right_core) = backend::qr(down.t());
+        let core = backend::multiply_f64(left_core.view(), right_core.t()) * self.scale;
+        let inner = Decomposition::of_dense(&core);
+        inner.rotated(&left, &right)
+    }
+
+    /// ‖self − other‖, by QR of the factors side by side: nothing cancels but what is equal.
+    pub fn distance(&self, other: &Self) -> f64 {
+        let negated = Self { scale: -other.scale, ..other.clone() };
+        let up =
+            concatenate(Axis(1), &[(wide(&self.up) * self.scale).view(), (wide(&negated.up) * negated.scale).view()]);
+        let down = concatenate(Axis(0), &[wide(&self.down).view(), wide(&negated.down).view()]);
+        let (up, down) = (up.expect("outer shapes agree"), down.expect("outer shapes agree"));
+        let (_, left) = backend::qr(up.view());
+        let (_, right) = backend::qr(down.t());
+        backend::multiply_f64(left.view(), right.t()).iter().map(|value| value * value).sum::<f64>().sqrt()
+    }
+
+    fn product(&self) -> Array2<f64> {
+        backend::multiply_f64(wide(&self.up).view(), wide(&self.down).view())
+    }
+}
+
+impl LinearOperator for LowRank {
+    fn shape(&self) -> (usize, usize) {
+        (self.up.nrows(), self.down.ncols())
+    }
+
+    fn apply(&self, x: MatrixView<'_>) -> Result<Matrix> {
+        let inner = multiply(self.down.view(), x);
+        Ok(multiply(self.up.view(), inner.view()) * self.scale as f32)
+    }
+
+    fn apply_transposed(&self, y: MatrixView<'_>) -> Result<Matrix> {
+        let inner = multiply(self.up.t(), y);
+        Ok(multiply(self.down.t(), inner.view()) * self.scale as f32)
+    }
+
+    fn frobenius_squared(&self) -> Result<f64> {
+        let (up, down) = (gram(self.up.view()), gram(self.down.t()));
+        Ok(self.scale * self.scale * (&up * &down).sum())
+    }
+
+    fn residual_squared(&self, up: MatrixView<'_>, down: MatrixView<'_>) -> Result<f64> {
+        let distance = self.distance(&Self::new(up.to_owned(), down.to_owned(), 1.0));
+        Ok(distance * distance)
+    }
+
+    fn dense(&self) -> Result<Array2<f64>> {
+        Ok(self.product() * self.scale)
+    }
+}
+
+fn multiply(left: MatrixView<'_>, right: MatrixView<'_>) -> Matrix {
+    let mut product = Matrix::zeros((left.nrows(), right.ncols()));
+    backend::multiply_into(product.view_mut(), false, left, right);
+    product
+}
+
+/// XᵀX, products in f32 over blocks of rows, blocks summed in f64.
+fn gram(x: MatrixView<'_>) -> Array2<f64> {
+    let mut sum = Array2::zeros((x.ncols(), x.ncols()));
+    for first in (0..x.nrows()).step_by(GRAM_ROWS) {
+        let block = x.slice(s![first..x.nrows().min(first + GRAM_ROWS), ..]);
+        sum += &multiply(block.t(), block).mapv(f64::from);
+    }
+    sum
+}
+
+fn wide(matrix: &Matrix) -> Array2<f64> {
+    matrix.mapv(f64::from)
+}
+
+fn scaled(matrix: &Matrix, scale: f64) -> Matrix {
+    matrix.mapv(|value| (f64::from(value) * scale) as f32)
+}
