@@ -4,9 +4,11 @@
 //! `model.layers.0.self_attn.q_proj`.
 //!
 //! * [`peft`]: the keys of a PEFT file → module path and [`Role`].
+//! * [`conv1d`]: layers that keep their weight as `[in, out]`.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
+pub mod conv1d;
 pub mod experts;
 pub mod head;
 mod names;

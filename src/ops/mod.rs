@@ -1,9 +1,11 @@
 //! The verbs: options and inputs → a plan, or a plain result.
 
+mod base;
 pub mod finish;
 pub mod inspect;
 pub mod merge;
 mod output;
+mod weight;
 mod writing;
 
 pub use output::Run;

@@ -12,7 +12,7 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
 use crate::naming::{Role, peft};
-use crate::ops::merge::base::{Base, PACKED};
+use crate::ops::base::{Base, PACKED};
 use crate::tensor::TensorInfo;
 
 /// How many of the largest tensors are told.

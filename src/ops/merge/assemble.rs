@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::base::Base;
 use super::landing::{Landed, Target};
 use super::merged::Merged;
 use super::scaled::Scales;
-use super::weight::Weight;
 use crate::error::{Error, Result};
 use crate::formats::layout::{OutputFile, shard};
 use crate::formats::{Container, Stored, WEIGHT_STEMS};
+use crate::ops::base::Base;
+use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Float, TensorInfo};

@@ -1,16 +1,11 @@
 //! Whether a change fits its place: shapes, orientation, and what to say if not.
 
-use super::base::Base;
 use super::landable::Landable;
 use crate::adapters::{Lora, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-
-/// Model types whose linear layers named below keep their weight as `[in, out]` (transformers' `Conv1D`).
-const CONV1D_MODELS: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "gpt-sw3"];
-
-/// Those layers.
-const CONV1D_LAYERS: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+use crate::naming::conv1d;
+use crate::ops::base::Base;
 
 /// Whether the weight keeps its inputs in rows. Decided by shape; where it is square, by what kind of model it is.
 ///
@@ -35,9 +30,8 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
 }
 
 fn keeps_inputs_in_rows(base: &Base, job: &Landable<'_>) -> bool {
-    let name = job.path.rsplit('.').next().unwrap_or_default();
-    let known = base.is_one_of(&CONV1D_MODELS);
-    if known { CONV1D_LAYERS.contains(&name) } else { job.applied.adapter.config.fan_in_fan_out }
+    let known = base.is_one_of(&conv1d::MODELS);
+    if known { conv1d::is_layer(&job.path) } else { job.applied.adapter.config.fan_in_fan_out }
 }
 
 fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::base::Base;
 use super::fit::{check_elements, check_magnitude, check_same_shape, is_transposed, vocabulary_hint};
 use super::landable::Landable;
 use super::merged::Piece;
@@ -17,6 +16,7 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::{Shift, experts};
+use crate::ops::base::Base;
 
 /// An adapter and how strongly it is applied.
 pub struct Applied {

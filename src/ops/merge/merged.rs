@@ -8,10 +8,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::scaled::Rescaled;
-use super::weight::Weight;
 use crate::adapters::{BaseRows, Columns, Delta, Tile};
 use crate::error::{Error, Result};
 use crate::ops::Rounding;
+use crate::ops::weight::Weight;
 use crate::plan::Compute;
 use crate::tensor::{self, Float, NotFinite, Survival, Tally, add_to_f64, encode_surveyed};
 

@@ -1,7 +1,6 @@
 //! `merge`: W′ = W + Σ wᵢ ΔWᵢ, and replacements, streamed in the base's own layout.
 
 mod assemble;
-pub(super) mod base;
 mod fit;
 mod landable;
 mod landing;
@@ -11,7 +10,6 @@ mod scaled;
 mod stacks;
 mod summary;
 mod ties;
-mod weight;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,9 +19,9 @@ use crate::error::{Error, Result};
 use crate::formats::{Container, Stored, companions, json, layout};
 use crate::io::MappedFile;
 use crate::ops::WriteOptions;
+use crate::ops::base::Base;
 use crate::ops::output::{Output, Run};
 use assemble::{Assembled, assemble};
-use base::Base;
 use landing::{Applied, Lander};
 
 pub use assemble::Counts;

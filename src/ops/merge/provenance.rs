@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
-use super::base::Base;
 use super::landing::Applied;
 use super::{MergeOptions, MergeReport};
 use crate::adapters::weight_files;
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::formats::json as files;
 use crate::io::MappedFile;
 use crate::ops::Rounding;
+use crate::ops::base::Base;
 
 /// File that tells how an output was made.
 pub const SIDECAR: &str = "lorakit.json";

@@ -7,9 +7,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::merged::Merged;
-use super::weight::{ScaleGrid, Weight};
 use crate::adapters::BaseRows;
 use crate::error::Result;
+use crate::ops::weight::{ScaleGrid, Weight};
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, Survival, Tally, encode_surveyed};
 

@@ -4,7 +4,6 @@
 //! (`docs/decisions/0005`). Here the function of base + adapter decides: a change to the embedding alone leaves the head
 //! as it was, a change to the head alone leaves the embedding.
 
-use super::base::Base;
 use super::landing::{Applied, Lander, Target};
 use super::merged::Piece;
 use super::same_values;
@@ -12,6 +11,7 @@ use crate::adapters::{Adapter, Change, Factor, Lora, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::head::Tie;
+use crate::ops::base::Base;
 
 /// Decoders of these types scale what goes into a tied head, and only into a tied one: untying changes more than a tensor.
 const SCALED_BEFORE_HEAD: [&str; 5] = ["t5", "mt5", "umt5", "longt5", "switch_transformers"];
