@@ -9,6 +9,7 @@ mod backend;
 #[cfg(feature = "lapack")]
 #[path = "lapack.rs"]
 mod backend;
+mod budget;
 mod decomposition;
 mod krylov;
 mod low_rank;
@@ -17,6 +18,7 @@ mod policy;
 
 use ndarray::{Array2, ArrayView2};
 
+pub use budget::{Allocation, Spectrum, allocate};
 pub use decomposition::{Certificate, Decomposition, Truncated};
 pub use krylov::{Compute, decompose, truncated_svd};
 pub use low_rank::LowRank;
