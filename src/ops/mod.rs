@@ -5,6 +5,7 @@ pub mod finish;
 pub mod inspect;
 pub mod merge;
 mod output;
+pub mod stack;
 mod weight;
 mod writing;
 
