@@ -4,6 +4,8 @@ mod args;
 mod merge;
 mod place;
 mod progress;
+#[allow(dead_code, reason = "the verbs that use it come next")]
+mod rank;
 mod tools;
 
 use std::ffi::OsString;

@@ -4,10 +4,15 @@ mod base;
 pub mod finish;
 pub mod inspect;
 pub mod merge;
+pub mod new_adapter;
+mod new_config;
 mod output;
+mod rank_choice;
+mod recipe;
 pub mod stack;
 mod weight;
 mod writing;
 
 pub use output::Run;
+pub use rank_choice::{Budgeted, RankChoice, Ranking};
 pub use writing::{Part, Rounding, WriteOptions};

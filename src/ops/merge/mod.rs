@@ -21,6 +21,7 @@ use crate::io::MappedFile;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::{Output, Run};
+use crate::ops::recipe::SIDECAR;
 use assemble::{Assembled, assemble};
 use landing::{Applied, Lander};
 
@@ -206,7 +207,7 @@ fn side_files(
         let index = layout::index(inherited, &output.plan.files);
         output.written.push((PathBuf::from(layout::index_name(&assemble::stem(base))), json::render(&index)));
     }
-    output.written.push((PathBuf::from(provenance::SIDECAR), sidecar));
+    output.written.push((PathBuf::from(SIDECAR), sidecar));
     if base.checkpoint.container() == &Container::File {
         return Ok(());
     }

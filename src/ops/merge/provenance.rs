@@ -1,6 +1,6 @@
 //! What the result says about its own making, and what its config must say differently.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
@@ -10,15 +10,9 @@ use super::{MergeOptions, MergeReport};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
 use crate::formats::json as files;
-use crate::io::MappedFile;
 use crate::ops::Rounding;
 use crate::ops::base::Base;
-
-/// File that tells how an output was made.
-pub const SIDECAR: &str = "lorakit.json";
-
-/// Bytes that are hashed before their pages are let go.
-const HASHED_BYTES: u64 = 16 << 20;
+use crate::ops::recipe::{SIDECAR, hashes, name_of};
 
 /// How the output was made. Depends on the inputs and options alone: no time, no path, no machine.
 ///
@@ -100,29 +94,6 @@ pub fn metadata(recipe: &Value) -> Vec<(String, String)> {
         base.remove("lorakit");
     }
     vec![("lorakit".into(), short.to_string())]
-}
-
-/// Digests of files by name.
-fn hashes(paths: &[PathBuf]) -> Result<Value> {
-    let mut digests = Map::new();
-    for path in paths {
-        let file = MappedFile::open(path)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut offset = 0;
-        while offset < file.len() {
-            let bytes = HASHED_BYTES.min(file.len() - offset);
-            hasher.update(file.slice(offset, bytes)?);
-            file.release(offset, bytes);
-            offset += bytes;
-        }
-        digests.insert(name_of(path), hasher.finalize().to_hex().to_string().into());
-    }
-    Ok(digests.into())
-}
-
-fn name_of(path: &Path) -> String {
-    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    full.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// The base's config with what the merge makes untrue put right, or `None` where nothing is.

@@ -1,0 +1,41 @@
+//! What an output says about its own making: depends on inputs and options alone, on no time, path or machine.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::Result;
+use crate::io::MappedFile;
+
+/// File that tells how an output was made.
+pub const SIDECAR: &str = "lorakit.json";
+
+/// Bytes that are hashed before their pages are let go.
+const HASHED_BYTES: u64 = 16 << 20;
+
+/// BLAKE3 digests of files by name.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn hashes(paths: &[PathBuf]) -> Result<Value> {
+    let mut digests = Map::new();
+    for path in paths {
+        let file = MappedFile::open(path)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut offset = 0;
+        while offset < file.len() {
+            let bytes = HASHED_BYTES.min(file.len() - offset);
+            hasher.update(file.slice(offset, bytes)?);
+            file.release(offset, bytes);
+            offset += bytes;
+        }
+        digests.insert(name_of(path), hasher.finalize().to_hex().to_string().into());
+    }
+    Ok(digests.into())
+}
+
+/// The last component of a path, which is all that is told of it.
+pub fn name_of(path: &Path) -> String {
+    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    full.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
