@@ -25,6 +25,11 @@ const TIES: [(&str, &[&str]); 4] = [
     ("cls.predictions.decoder.weight", &["bert.embeddings.word_embeddings.weight"]),
 ];
 
+/// Whether the module `path` is an output head over the vocabulary.
+pub fn is_head(path: &str) -> bool {
+    TIES.iter().any(|(head, _)| head.strip_suffix(".weight") == Some(path))
+}
+
 /// A head without a tensor of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tie {
@@ -66,6 +71,11 @@ mod tests {
         assert_eq!(find_tie(|name| names.contains(&name)), None);
         let pair = Tie { head: names[0].into(), embedding: names[1].into() };
         assert_eq!(find_stored_pair(|name| names.contains(&name)), Some(pair));
+    }
+
+    #[test]
+    fn heads_are_known_by_their_path() {
+        assert!(is_head("lm_head") && is_head("embed_out") && !is_head("model.embed_tokens"));
     }
 
     #[test]

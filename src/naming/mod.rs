@@ -5,10 +5,14 @@
 //!
 //! * [`peft`]: the keys of a PEFT file → module path and [`Role`].
 //! * [`conv1d`]: layers that keep their weight as `[in, out]`.
+//! * [`embeddings`]: modules that are tables of rows.
+//! * [`buffers`]: tensors that are no parameters.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
+pub mod buffers;
 pub mod conv1d;
+pub mod embeddings;
 pub mod experts;
 pub mod head;
 mod names;

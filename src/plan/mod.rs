@@ -4,6 +4,7 @@
 //! What is computed is not known here: a job either copies bytes or asks a [`Compute`] for rows.
 
 mod executor;
+mod pool;
 mod progress;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::formats::layout::OutputFile;
 use crate::io::MappedFile;
 
 pub use executor::{Budget, Executor};
+pub use pool::each_within;
 pub use progress::{Progress, Quiet};
 
 /// Most bytes one copy job moves: small enough to keep all workers busy to the end.

@@ -131,6 +131,16 @@ impl Float {
         self.facts().1.torch_name
     }
 
+    /// Mantissa bits that are stored, without the leading one.
+    pub fn digits(self) -> i32 {
+        self.facts().1.digits
+    }
+
+    /// Exponent of the smallest normal number: below it the distance of neighbours stays the same.
+    pub fn min_exponent(self) -> i32 {
+        self.facts().1.min_exponent
+    }
+
     fn facts(self) -> (&'static Row, &'static Facts) {
         let mut rows = ROWS.iter().filter_map(|row| Some((row, row.float.as_ref()?)));
         rows.find(|(_, facts)| facts.float == self).expect("every variant has a row; a test walks them all")
@@ -156,6 +166,10 @@ struct Facts {
     float: Float,
     /// Largest finite value.
     max: f64,
+    /// Mantissa bits that are stored.
+    digits: i32,
+    /// Exponent of the smallest normal number.
+    min_exponent: i32,
     torch_name: &'static str,
     /// What else people type.
     aliases: &'static [&'static str],
@@ -179,6 +193,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::F8E5M2,
             max: 57344.0,
+            digits: 2,
+            min_exponent: -14,
             torch_name: "float8_e5m2",
             aliases: &["fp8_e5m2", "f8e5m2", "fp8e5m2"],
         }),
@@ -190,6 +206,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::F8E4M3,
             max: 448.0,
+            digits: 3,
+            min_exponent: -6,
             torch_name: "float8_e4m3fn",
             aliases: &["fp8_e4m3", "fp8_e4m3fn", "f8_e4m3fn", "float8_e4m3", "f8e4m3", "fp8e4m3"],
         }),
@@ -202,6 +220,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::F8E4M3Fnuz,
             max: 240.0,
+            digits: 3,
+            min_exponent: -7,
             torch_name: "float8_e4m3fnuz",
             aliases: &["fp8_e4m3fnuz", "f8e4m3fnuz", "fp8e4m3fnuz"],
         }),
@@ -213,6 +233,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::F8E5M2Fnuz,
             max: 57344.0,
+            digits: 2,
+            min_exponent: -15,
             torch_name: "float8_e5m2fnuz",
             aliases: &["fp8_e5m2fnuz", "f8e5m2fnuz", "fp8e5m2fnuz"],
         }),
@@ -223,7 +245,14 @@ static ROWS: [Row; 22] = [
         dtype: Dtype::F16,
         name: "F16",
         bits: 16,
-        float: Some(Facts { float: Float::F16, max: 65504.0, torch_name: "float16", aliases: &["fp16", "half"] }),
+        float: Some(Facts {
+            float: Float::F16,
+            max: 65504.0,
+            digits: 10,
+            min_exponent: -14,
+            torch_name: "float16",
+            aliases: &["fp16", "half"],
+        }),
     },
     Row {
         dtype: Dtype::Bf16,
@@ -232,6 +261,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::Bf16,
             max: 3.3895313892515355e38,
+            digits: 7,
+            min_exponent: -126,
             torch_name: "bfloat16",
             aliases: &["bfp16"],
         }),
@@ -245,6 +276,8 @@ static ROWS: [Row; 22] = [
         float: Some(Facts {
             float: Float::F32,
             max: 3.4028234663852886e38,
+            digits: 23,
+            min_exponent: -126,
             torch_name: "float32",
             aliases: &["fp32", "float"],
         }),
@@ -254,7 +287,14 @@ static ROWS: [Row; 22] = [
         dtype: Dtype::F64,
         name: "F64",
         bits: 64,
-        float: Some(Facts { float: Float::F64, max: f64::MAX, torch_name: "float64", aliases: &["fp64", "double"] }),
+        float: Some(Facts {
+            float: Float::F64,
+            max: f64::MAX,
+            digits: 52,
+            min_exponent: -1022,
+            torch_name: "float64",
+            aliases: &["fp64", "double"],
+        }),
     },
     other(Dtype::I64, "I64", 64),
     other(Dtype::U64, "U64", 64),

@@ -1,0 +1,136 @@
+//! Runs tasks that each hold memory of their own on a fixed number of threads, within a memory budget.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use super::Budget;
+use crate::error::{Blame, Error, Result};
+use crate::limits::MAX_THREADS;
+
+/// Calls `work` with the number of every task; `held` tells how many bytes each holds while it runs.
+///
+/// The largest go first, and as many run at once as the budget has threads and memory for; one that is larger than the whole
+/// budget runs alone. Each is done by one thread, so what it computes does not depend on their number.
+///
+/// # Errors
+/// The error of the first task in order that failed; the others are stopped. [`Blame::Interrupted`] when `cancel` was set.
+pub fn each_within(
+    held: &[u64],
+    budget: &Budget,
+    cancel: &AtomicBool,
+    work: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let mut waiting: Vec<usize> = (0..held.len()).collect();
+    waiting.sort_by_key(|task| std::cmp::Reverse(held[*task]));
+    let state = Mutex::new(State { waiting, running: 0, held: 0, failed: None });
+    let changed = Condvar::new();
+    let lock = || state.lock().expect("no task panics while it holds the lock");
+    let worker = || {
+        loop {
+            let mut current = lock();
+            let task = loop {
+                if current.failed.is_some() || current.waiting.is_empty() {
+                    return;
+                }
+                if let Some(task) = current.take(held, budget.max_bytes) {
+                    break task;
+                }
+                current = changed.wait(current).expect("no task panics while it holds the lock");
+            };
+            drop(current);
+            let outcome = if cancel.load(Ordering::Relaxed) { Err(Blame::Interrupted.into()) } else { work(task) };
+            lock().finish(task, held[task], outcome);
+            changed.notify_all();
+        }
+    };
+    let workers = budget.threads.min(held.len()).clamp(1, MAX_THREADS);
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    state.into_inner().expect("all workers ended").failed.map_or(Ok(()), |(_, error)| Err(error))
+}
+
+struct State {
+    /// Largest first.
+    waiting: Vec<usize>,
+    running: usize,
+    held: u64,
+    failed: Option<(usize, Error)>,
+}
+
+impl State {
+    /// The largest task that fits beside those that run.
+    fn take(&mut self, held: &[u64], max_bytes: u64) -> Option<usize> {
+        let fits = |task: &usize| self.running == 0 || self.held.saturating_add(held[*task]) <= max_bytes;
+        let at = self.waiting.iter().position(fits)?;
+        let task = self.waiting.remove(at);
+        self.running += 1;
+        self.held = self.held.saturating_add(held[task]);
+        Some(task)
+    }
+
+    fn finish(&mut self, task: usize, held: u64, outcome: Result<()>) {
+        self.running -= 1;
+        self.held = self.held.saturating_sub(held);
+        if let Err(error) = outcome
+            && self.failed.as_ref().is_none_or(|(first, _)| task < *first)
+        {
+            self.failed = Some((task, error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, AtomicUsize};
+
+    #[test]
+    fn every_task_runs_once_and_together_they_stay_within_the_memory() {
+        let held: Vec<u64> = (0..50).map(|task| task * 7 % 23 + 1).collect();
+        let budget = Budget { threads: 4, max_bytes: 40 };
+        let (now, most, runs) = (AtomicU64::new(0), AtomicU64::new(0), AtomicUsize::new(0));
+        let work = |task: usize| {
+            let total = now.fetch_add(held[task], Ordering::SeqCst) + held[task];
+            most.fetch_max(total, Ordering::SeqCst);
+            runs.fetch_add(1, Ordering::SeqCst);
+            std::thread::yield_now();
+            now.fetch_sub(held[task], Ordering::SeqCst);
+            Ok(())
+        };
+        each_within(&held, &budget, &AtomicBool::new(false), work).expect("nothing fails");
+        assert_eq!(runs.into_inner(), 50);
+        assert!(most.into_inner() <= 40);
+    }
+
+    #[test]
+    fn a_task_larger_than_the_memory_runs_alone() {
+        let budget = Budget { threads: 3, max_bytes: 10 };
+        let running = AtomicUsize::new(0);
+        let work = |task: usize| {
+            let others = running.fetch_add(1, Ordering::SeqCst);
+            assert!(task != 0 || others == 0);
+            std::thread::yield_now();
+            running.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        };
+        each_within(&[100, 3, 3, 3], &budget, &AtomicBool::new(false), work).expect("nothing fails");
+    }
+
+    #[test]
+    fn a_failure_and_a_cancellation_stop_the_rest() {
+        let budget = Budget { threads: 1, max_bytes: 10 };
+        let runs = AtomicUsize::new(0);
+        let work = |task: usize| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            if task == 1 { Err(Error::invalid("x", "fails")) } else { Ok(()) }
+        };
+        let error = each_within(&[1, 2, 0, 0], &budget, &AtomicBool::new(false), work).expect_err("it fails");
+        assert_eq!((error.to_string().as_str(), runs.load(Ordering::SeqCst)), ("x: fails", 1));
+        let error = each_within(&[1], &budget, &AtomicBool::new(true), |_| Ok(())).expect_err("cancelled");
+        assert!(matches!(error.blame(), Blame::Interrupted));
+    }
+}
