@@ -7,6 +7,10 @@ mod progress;
 #[allow(dead_code, reason = "the verbs that use it come next")]
 mod rank;
 mod tools;
+mod watch;
+mod words;
+#[allow(dead_code, reason = "the verbs that use it come next")]
+mod write_adapter;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

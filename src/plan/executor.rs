@@ -161,9 +161,8 @@ mod tests {
         let executor = Executor { budget, cancel: &cancel, progress: &Quiet };
         let items: Vec<usize> = (0..50).collect();
         assert_eq!(executor.map(&items, |item| Ok(item * 2)).expect("done"), (0..100).step_by(2).collect::<Vec<_>>());
-        let refused = executor.map(&items, |item| {
-            if *item >= 7 { Err(Error::invalid("item", item.to_string())) } else { Ok(()) }
-        });
+        let refused = executor
+            .map(&items, |item| if *item >= 7 { Err(Error::invalid("item", item.to_string())) } else { Ok(()) });
         assert_eq!(refused.expect_err("refused").to_string(), "item: 7");
         cancel.store(true, Ordering::Relaxed);
         assert!(executor.map(&items, |_| Ok(())).is_err());

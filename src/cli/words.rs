@@ -1,0 +1,39 @@
+//! Words → dtypes, patterns, threads and memory: what several verbs are told alike.
+
+use lorakit::error::{Error, Result};
+use lorakit::plan::Budget;
+use lorakit::tensor::Float;
+use regex::Regex;
+
+use super::place;
+
+/// `--dtype`; `None` keeps what is there.
+pub fn dtype(written: &str) -> Result<Option<Float>> {
+    match written.to_lowercase().as_str() {
+        "keep" => Ok(None),
+        name => Float::from_option(name).map(Some).ok_or_else(|| {
+            let problem = format!("`{written}` is not one of keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2");
+            Error::invalid("--dtype", problem)
+        }),
+    }
+}
+
+/// `--threads` and `--max-memory`.
+pub fn budget(threads: Option<usize>, max_memory: &str) -> Result<Budget> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    match threads.unwrap_or(processors) {
+        0 => Err(Error::invalid("--threads", "must be at least 1")),
+        threads => Ok(Budget { threads, max_bytes: place::size("--max-memory", max_memory)? }),
+    }
+}
+
+/// The regular expressions given for `option`.
+pub fn patterns(option: &str, written: &[String]) -> Result<Vec<Regex>> {
+    written.iter().map(|one| pattern(option, one)).collect()
+}
+
+/// A regular expression.
+pub fn pattern(option: &str, written: &str) -> Result<Regex> {
+    Regex::new(written)
+        .map_err(|problem| Error::invalid(option, format!("`{written}` is not a regular expression: {problem}")))
+}

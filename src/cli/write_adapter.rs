@@ -1,0 +1,62 @@
+//! Options of the verbs that write adapters.
+
+use std::path::PathBuf;
+
+use clap::Args as Group;
+use lorakit::error::Result;
+use lorakit::ops::{Rounding, WriteOptions};
+
+use super::args::Talk;
+use super::words;
+
+/// The options.
+#[derive(Debug, Group)]
+pub struct WriteAdapter {
+    /// Output directory
+    #[arg(short, long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace an output that exists
+    #[arg(long)]
+    pub force: bool,
+    /// Dtype of what is computed: keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2
+    #[arg(long, visible_alias = "save-precision", default_value = "keep", value_name = "DTYPE")]
+    pub dtype: String,
+    /// Change only modules whose path matches (repeatable)
+    #[arg(short, long, value_name = "REGEX")]
+    pub include: Vec<String>,
+    /// Leave out modules whose path matches (repeatable)
+    #[arg(short, long, value_name = "REGEX")]
+    pub exclude: Vec<String>,
+    /// Worker threads; all processors if not given
+    #[arg(short = 'j', long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory the workers may hold together
+    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    pub max_memory: String,
+    /// Compute and report, write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Return only when the output has reached the disk itself
+    #[arg(long)]
+    pub sync: bool,
+    #[command(flatten)]
+    pub talk: Talk,
+}
+
+impl WriteAdapter {
+    /// What the library is told. An adapter is one weight file, rounded to nearest, made in one piece.
+    pub fn options(&self) -> Result<WriteOptions> {
+        Ok(WriteOptions {
+            out: self.out.clone(),
+            force: self.force,
+            dtype: words::dtype(&self.dtype)?,
+            cast_all: false,
+            rounding: Rounding::Nearest,
+            max_shard_bytes: None,
+            budget: words::budget(self.threads, &self.max_memory)?,
+            dry_run: self.dry_run,
+            part: None,
+            durable: self.sync,
+        })
+    }
+}
