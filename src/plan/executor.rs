@@ -72,21 +72,6 @@ impl Executor<'_> {
         outcome
     }
 
-    /// What `work` makes of every item, in the order of the items.
-    ///
-    /// # Errors
-    /// The error of the first item that failed; the others are stopped.
-    pub fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
-        let done: Vec<Mutex<Option<R>>> = items.iter().map(|_| Mutex::new(None)).collect();
-        self.each(&[0..items.len()], |at, _| {
-            let result = work(&items[at])?;
-            *done[at].lock().expect("nobody panics while holding it") = Some(result);
-            Ok(())
-        })?;
-        let result = |place: Mutex<Option<R>>| place.into_inner().expect("as above").expect("every item was done");
-        Ok(done.into_iter().map(result).collect())
-    }
-
     fn one(&self, job: &Job, file: &PositionalFile, buffer: &mut Vec<u8>) -> Result<()> {
         match &job.work {
             Work::Copy { source, start } => file.copy_from(source, *start, job.offset, job.bytes)?,
@@ -146,25 +131,5 @@ impl Executor<'_> {
             worker();
         });
         failed.into_inner().expect("all workers ended").map_or(Ok(()), |(_, error)| Err(error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Quiet;
-    use super::*;
-
-    #[test]
-    fn results_come_in_the_order_of_the_items_and_the_first_error_is_told() {
-        let cancel = AtomicBool::new(false);
-        let budget = Budget { threads: 3, max_bytes: 1 << 30 };
-        let executor = Executor { budget, cancel: &cancel, progress: &Quiet };
-        let items: Vec<usize> = (0..50).collect();
-        assert_eq!(executor.map(&items, |item| Ok(item * 2)).expect("done"), (0..100).step_by(2).collect::<Vec<_>>());
-        let refused = executor
-            .map(&items, |item| if *item >= 7 { Err(Error::invalid("item", item.to_string())) } else { Ok(()) });
-        assert_eq!(refused.expect_err("refused").to_string(), "item: 7");
-        cancel.store(true, Ordering::Relaxed);
-        assert!(executor.map(&items, |_| Ok(())).is_err());
     }
 }

@@ -15,7 +15,7 @@ use crate::formats::layout::OutputFile;
 use crate::io::MappedFile;
 
 pub use executor::{Budget, Executor};
-pub use pool::each_within;
+pub use pool::{each_within, map_within};
 pub use progress::{Progress, Quiet};
 
 /// Most bytes one copy job moves: small enough to keep all workers busy to the end.

@@ -53,6 +53,26 @@ pub fn each_within(
     state.into_inner().expect("all workers ended").failed.map_or(Ok(()), |(_, error)| Err(error))
 }
 
+/// What `work` makes of every task, in the order of the tasks; as [`each_within`].
+///
+/// # Errors
+/// As [`each_within`].
+pub fn map_within<T: Send>(
+    held: &[u64],
+    budget: &Budget,
+    cancel: &AtomicBool,
+    work: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let done: Vec<Mutex<Option<T>>> = held.iter().map(|_| Mutex::new(None)).collect();
+    each_within(held, budget, cancel, |task| {
+        let result = work(task)?;
+        *done[task].lock().expect("no task panics while it holds the lock") = Some(result);
+        Ok(())
+    })?;
+    let result = |place: Mutex<Option<T>>| place.into_inner().expect("as above").expect("every task was done");
+    Ok(done.into_iter().map(result).collect())
+}
+
 struct State {
     /// Largest first.
     waiting: Vec<usize>,
@@ -104,6 +124,13 @@ mod tests {
         each_within(&held, &budget, &AtomicBool::new(false), work).expect("nothing fails");
         assert_eq!(runs.into_inner(), 50);
         assert!(most.into_inner() <= 40);
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_tasks() {
+        let budget = Budget { threads: 3, max_bytes: 10 };
+        let doubled = map_within(&[1, 9, 5, 0], &budget, &AtomicBool::new(false), |task| Ok(task * 2));
+        assert_eq!(doubled.expect("nothing fails"), [0, 2, 4, 6]);
     }
 
     #[test]
