@@ -1,11 +1,10 @@
 //! Singular values with their vectors, cut to a rank, and what is known about the error.
 
-use ndarray::{Array1, Array2, s};
+use ndarray::{Array1, Array2, ArrayView2, s};
 
-use super::backend;
 use super::low_rank::LowRank;
 use super::operator::LinearOperator;
-use super::{Matrix, RankRule};
+use super::{Matrix, RankRule, backend, inner};
 use crate::error::Result;
 use crate::tensor::{Float, Rounding};
 
@@ -18,16 +17,33 @@ const F64_SLACK: f64 = 1e-13;
 /// The leading singular triplets of a matrix, largest first: all of them that are not zero, or a good approximation of some.
 #[derive(Debug, Clone)]
 pub struct Decomposition {
-    /// `[out, k]`, orthonormal columns.
-    left: Array2<f64>,
+    left: Vectors,
     /// Largest first.
     values: Vec<f64>,
-    /// `[k, in]`, orthonormal rows.
-    right: Array2<f64>,
+    right: Vectors,
     /// ‖A‖².
     norm_squared: f64,
     /// Whether `values` are all singular values, or approximations from below of the first ones.
     complete: bool,
+}
+
+/// Singular vectors of one side in columns: `basis · mix`, multiplied when so many of them as are wanted are known.
+#[derive(Debug, Clone)]
+pub(super) struct Vectors {
+    /// `[side, t]`.
+    pub basis: Matrix,
+    /// `[t, k]`.
+    pub mix: Array2<f64>,
+}
+
+impl Vectors {
+    /// The first columns as many as `weights`, each times its weight.
+    fn weighted(&self, weights: &Array1<f64>) -> Matrix {
+        let mix = (&self.mix.slice(s![.., ..weights.len()]) * weights).mapv(|value| value as f32);
+        let mut product = Matrix::zeros((self.basis.nrows(), weights.len()));
+        backend::multiply_into(product.view_mut(), false, self.basis.view(), mix.view());
+        product
+    }
 }
 
 /// What is known about an approximation of a matrix A.
@@ -80,13 +96,7 @@ impl Truncated {
 
 impl Decomposition {
     /// Puts together what an iteration found.
-    pub(super) fn new(
-        left: Array2<f64>,
-        values: Vec<f64>,
-        right: Array2<f64>,
-        norm_squared: f64,
-        complete: bool,
-    ) -> Self {
+    pub(super) fn new(left: Vectors, values: Vec<f64>, right: Vectors, norm_squared: f64, complete: bool) -> Self {
         Self { left, values, right, norm_squared, complete }
     }
 
@@ -96,29 +106,30 @@ impl Decomposition {
     pub fn of_dense(matrix: &Array2<f64>) -> Self {
         let (rows, cols) = matrix.dim();
         let norm_squared = matrix.iter().map(|value| value * value).sum();
-        let Some((left, values, right)) = svd(matrix) else {
-            return Self::new(Array2::zeros((rows, 0)), Vec::new(), Array2::zeros((0, cols)), norm_squared, true);
-        };
+        let Some((left, values, right)) = svd(matrix) else { return Self::zero(rows, cols, norm_squared) };
         let floor = values.first().copied().unwrap_or(0.0) * f64::EPSILON * rows.max(cols) as f64;
         let count = values.iter().take_while(|value| **value > floor).count();
-        let left = left.slice(s![.., ..count]).to_owned();
-        let right = right.slice(s![..count, ..]).to_owned();
+        let vectors = |columns: ArrayView2<'_, f64>| Vectors {
+            basis: columns.slice(s![.., ..count]).mapv(|value| value as f32),
+            mix: Array2::eye(count),
+        };
+        let (left, right) = (vectors(left.view()), vectors(right.t()));
         Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, true)
     }
 
-    /// The decomposition of left · self · rightᵀ for orthonormal columns `left` and `right`.
-    pub(super) fn rotated(&self, left: &Array2<f64>, right: &Array2<f64>) -> Self {
-        Self {
-            left: backend::multiply_f64(left.view(), self.left.view()),
-            right: backend::multiply_f64(self.right.view(), right.t()),
-            values: self.values.clone(),
-            ..*self
-        }
+    /// A decomposition without singular values.
+    pub(super) fn zero(rows: usize, cols: usize, norm_squared: f64) -> Self {
+        let none = |side| Vectors { basis: Matrix::zeros((side, 0)), mix: Array2::zeros((0, 0)) };
+        Self::new(none(rows), Vec::new(), none(cols), norm_squared, true)
     }
 
-    /// A decomposition of zero, of a matrix with `cols` columns.
-    pub(super) fn zero(rows: usize, cols: usize) -> Self {
-        Self::new(Array2::zeros((rows, 0)), Vec::new(), Array2::zeros((0, cols)), 0.0, true)
+    /// The decomposition of left · self · rightᵀ for orthonormal columns `left` and `right`.
+    pub(super) fn rotated(self, left: &Array2<f64>, right: &Array2<f64>) -> Self {
+        let turned = |outer: &Array2<f64>, inner: Vectors| Vectors {
+            basis: outer.mapv(|value| value as f32),
+            mix: backend::multiply_f64(inner.basis.mapv(f64::from).view(), inner.mix.view()),
+        };
+        Self { left: turned(left, self.left), right: turned(right, self.right), ..self }
     }
 
     /// The singular values, largest first.
@@ -141,12 +152,11 @@ impl Decomposition {
         rule.choose(&self.values, self.norm_squared)
     }
 
-    /// U·diag(f(σ))·Vᵀ's factors for the first `rank` triplets.
+    /// U·√σ and √σ·Vᵀ of the first `rank` triplets.
     fn factors(&self, rank: usize) -> (Matrix, Matrix) {
         let root: Array1<f64> = self.values[..rank].iter().map(|value| value.sqrt()).collect();
-        let up = &self.left.slice(s![.., ..rank]) * &root;
-        let down = &self.right.slice(s![..rank, ..]) * &root.insert_axis(ndarray::Axis(1));
-        (up.mapv(|value| value as f32), down.mapv(|value| value as f32))
+        let down = self.right.weighted(&root);
+        (self.left.weighted(&root), down.t().as_standard_layout().into_owned())
     }
 
     /// The first `rank` triplets as factors stored as `stored`, with a certificate measured against `operator`, the matrix
@@ -159,10 +169,10 @@ impl Decomposition {
         let (mut up, mut down) = self.factors(rank);
         let mut stored_error = 0.0;
         if stored != Float::F32 && stored != Float::F64 {
-            let exact = LowRank::new(up.clone(), down.clone(), 1.0);
+            let exact = (up.clone(), down.clone());
             round(&mut up, stored);
             round(&mut down, stored);
-            stored_error = exact.distance(&LowRank::new(up.clone(), down.clone(), 1.0));
+            stored_error = product_distance((&exact.0, &exact.1), (&up, &down));
         }
         let norm = self.norm_squared.sqrt();
         let residual = operator.residual_squared(up.view(), down.view())?.sqrt();
@@ -204,6 +214,17 @@ fn svd(matrix: &Array2<f64>) -> Option<(Array2<f64>, Array1<f64>, Array2<f64>)> 
         return Some((left, values, backend::multiply_f64(right.view(), q.t())));
     }
     backend::svd(matrix.view())
+}
+
+/// ‖B·A − B̃·Ã‖ for factors that are nearly the same: of (B − B̃)·A + B̃·(A − Ã), by the Gram identity, so that nothing cancels.
+fn product_distance((up, down): (&Matrix, &Matrix), (up_stored, down_stored): (&Matrix, &Matrix)) -> f64 {
+    let columns = |left: &Matrix, right: &Matrix| inner(left.view(), right.view());
+    let rows = |left: &Matrix, right: &Matrix| inner(left.t(), right.t());
+    let (up_error, down_error) = (up - up_stored, down - down_stored);
+    let first = (columns(&up_error, &up_error) * rows(down, down)).sum();
+    let second = (columns(up_stored, up_stored) * rows(&down_error, &down_error)).sum();
+    let both = (columns(&up_error, up_stored) * rows(down, &down_error)).sum();
+    (first + second + 2.0 * both).max(0.0).sqrt()
 }
 
 fn round(matrix: &mut Matrix, stored: Float) {

@@ -2,7 +2,7 @@
 
 use faer::linalg::matmul::matmul;
 
-use faer::traits::ComplexField;
+use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par, Side};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, CowArray, Ix2};
 
@@ -32,6 +32,15 @@ pub fn multiply_f64(left: ArrayView2<'_, f64>, right: ArrayView2<'_, f64>) -> Ar
 
 /// Thin QR: orthonormal columns and the upper triangle.
 pub fn qr(matrix: ArrayView2<'_, f64>) -> (Array2<f64>, Array2<f64>) {
+    thin_qr(matrix)
+}
+
+/// Thin QR in f32.
+pub fn qr_f32(matrix: ArrayView2<'_, f32>) -> (Array2<f32>, Array2<f32>) {
+    thin_qr(matrix)
+}
+
+fn thin_qr<T: RealField + Copy>(matrix: ArrayView2<'_, T>) -> (Array2<T>, Array2<T>) {
     let qr = Layout::of(matrix).mat().qr();
     (array(qr.compute_thin_Q().as_ref()), array(qr.thin_R()))
 }
@@ -49,13 +58,18 @@ pub fn symmetric_eigen(matrix: ArrayView2<'_, f64>) -> Option<(Array1<f64>, Arra
     Some((eigen.S().column_vector().iter().copied().collect(), array(eigen.U())))
 }
 
+/// Eigenvalues in ascending order of a symmetric matrix, of which the lower triangle is read.
+pub fn symmetric_values(matrix: ArrayView2<'_, f64>) -> Option<Vec<f64>> {
+    Layout::of(matrix).mat().self_adjoint_eigenvalues(Side::Lower).ok()
+}
+
 /// A matrix in row-major order, or one whose transpose is.
 struct Layout<'a, T> {
     values: CowArray<'a, T, Ix2>,
     transposed: bool,
 }
 
-impl<'a, T: ComplexField + Copy> Layout<'a, T> {
+impl<'a, T: Copy> Layout<'a, T> {
     fn of(matrix: ArrayView2<'a, T>) -> Self {
         let transposed = !matrix.is_standard_layout() && matrix.t().is_standard_layout();
         let matrix = if transposed { matrix.reversed_axes() } else { matrix };
@@ -75,6 +89,7 @@ impl<'a, T: ComplexField + Copy> Layout<'a, T> {
     }
 }
 
-fn array(mat: MatRef<'_, f64>) -> Array2<f64> {
+/// faer's matrices are column-major.
+fn array<T: Copy>(mat: MatRef<'_, T>) -> Array2<T> {
     Array2::from_shape_fn((mat.nrows(), mat.ncols()), |(row, col)| mat[(row, col)])
 }

@@ -8,13 +8,12 @@
 //! estimate: the coming block is added to the projected matrix with the energy of the last one. What is certified afterwards is
 //! measured (`decomposition`).
 
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Axis, concatenate, s};
 
-use super::Matrix;
-use super::backend;
-use super::decomposition::{Decomposition, Truncated};
+use super::decomposition::{Decomposition, Truncated, Vectors};
 use super::operator::LinearOperator;
 use super::policy::RankRule;
+use super::{Matrix, backend, inner};
 use crate::error::Result;
 use crate::tensor::{Float, random_bits};
 
@@ -88,7 +87,7 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     }
     let mut iteration = Iteration::start(operator, block, seed)?;
     if iteration.norm_squared == 0.0 {
-        return Ok(Decomposition::zero(rows, cols));
+        return Ok(Decomposition::zero(rows, cols, 0.0));
     }
     loop {
         iteration.step(operator)?;
@@ -108,9 +107,9 @@ struct Iteration {
     /// A power of two.
     scale: f32,
     /// Blocks of orthonormal columns, `[in, ·]`.
-    basis: Vec<Array2<f64>>,
+    basis: Vec<Matrix>,
     /// The block to come.
-    next: Array2<f64>,
+    next: Matrix,
     /// A·basis, block by block, `[out, ·]`.
     images: Vec<Matrix>,
     /// basisᵀ·AᵀA·basis.
@@ -127,8 +126,7 @@ impl Iteration {
         let signs = Matrix::from_shape_fn((rows, block), |(row, col)| sign(seed, row, col));
         let (norm_squared, sketch) = operator.sketch(signs.view())?;
         let scale = (-(norm_squared.max(f64::MIN_POSITIVE).log2() / 2.0).round()).clamp(-120.0, 120.0).exp2() as f32;
-        let sketch = sketch.mapv(|value| f64::from(value) * f64::from(scale));
-        let next = if norm_squared > 0.0 { orthonormal(&[], sketch).0 } else { Array2::zeros((cols, 0)) };
+        let next = if norm_squared > 0.0 { orthonormal(&[], sketch * scale).0 } else { Matrix::zeros((cols, 0)) };
         Ok(Self {
             norm_squared,
             scale,
@@ -147,27 +145,24 @@ impl Iteration {
 
     /// One pass over the operator: takes the coming block into the basis and finds the one after it.
     fn step(&mut self, operator: &dyn LinearOperator) -> Result<()> {
-        let block = std::mem::replace(&mut self.next, Array2::zeros((0, 0)));
-        let narrow = block.mapv(|value| value as f32);
-        let (image, back) = operator.apply_gram(narrow.view(), self.scale)?;
+        let block = std::mem::replace(&mut self.next, Matrix::zeros((0, 0)));
+        let (image, back) = operator.apply_gram(block.view(), self.scale)?;
         self.images.push(image);
         self.grow();
-        self.basis.push(narrow.mapv(f64::from));
-        let (next, coupling) = orthonormal(&self.basis, back.mapv(f64::from));
-        self.next = next;
-        self.coupling = coupling;
+        self.basis.push(block);
+        (self.next, self.coupling) = orthonormal(&self.basis, back);
         Ok(())
     }
 
     /// Extends the projected matrix by the last image.
     fn grow(&mut self) {
-        let last = self.images.last().expect("a step has just added it").mapv(f64::from);
+        let last = self.images.last().expect("a step has just added it").view();
         let (old, new) = (self.width(), last.ncols());
         let mut grown = Array2::zeros((old + new, old + new));
         grown.slice_mut(s![..old, ..old]).assign(&self.projected);
         let mut at = 0;
         for image in &self.images {
-            let corner = backend::multiply_f64(last.t(), image.mapv(f64::from).view());
+            let corner = inner(last, image.view());
             let end = at + image.ncols();
             grown.slice_mut(s![old.., at..end]).assign(&corner);
             grown.slice_mut(s![at..end, old..]).assign(&corner.t());
@@ -176,21 +171,16 @@ impl Iteration {
         self.projected = grown;
     }
 
-    /// Singular values so far, in the scale of A.
-    fn values(&self) -> Vec<f64> {
-        let scale = f64::from(self.scale);
-        descending(&self.projected).iter().map(|value| value.sqrt() / scale).collect()
-    }
-
     fn is_done(&mut self, rule: &RankRule, compute: Compute) -> bool {
         let squares = descending(&self.projected);
-        let values = self.values();
+        let scale = f64::from(self.scale);
+        let values: Vec<f64> = squares.iter().map(|square| square.sqrt() / scale).collect();
         if !rule.is_settled(&values, self.norm_squared) {
             self.captured_before = squares.iter().sum();
             return false;
         }
         let rank = rule.choose(&values, self.norm_squared);
-        let total = self.norm_squared * f64::from(self.scale).powi(2);
+        let total = self.norm_squared * scale * scale;
         let captured: f64 = squares.iter().take(rank).sum();
         let gain = (self.captured_with_next(rank) - captured).max(0.0);
         let before = std::mem::replace(&mut self.captured_before, captured);
@@ -222,15 +212,14 @@ impl Iteration {
             unreachable!("a symmetric matrix of finite numbers has eigenvalues");
         };
         let count = squares.iter().filter(|square| **square > 0.0).count();
-        let vectors = vectors.slice(s![.., vectors.ncols() - count..; -1]).to_owned();
-        let roots: Vec<f64> = squares.iter().rev().take(count).map(|square| square.sqrt()).collect();
-        let basis: Vec<_> = self.basis.iter().map(|block| block.view()).collect();
-        let basis = concatenate(Axis(1), &basis).expect("blocks have equal heights");
-        let images: Vec<_> = self.images.iter().map(|image| image.view()).collect();
-        let images = concatenate(Axis(1), &images).expect("blocks have equal heights").mapv(f64::from);
-        let right = backend::multiply_f64(vectors.t(), basis.t());
-        let mut left = backend::multiply_f64(images.view(), vectors.view());
-        left.columns_mut().into_iter().zip(&roots).for_each(|(mut column, root)| column /= *root);
+        let mix = vectors.slice(s![.., vectors.ncols() - count..; -1]).to_owned();
+        let roots: Array1<f64> = squares.iter().rev().take(count).map(|square| square.sqrt()).collect();
+        let joined = |blocks: &[Matrix]| {
+            let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
+            concatenate(Axis(1), &views).expect("blocks have equal heights")
+        };
+        let left = Vectors { basis: joined(&self.images), mix: &mix / &roots };
+        let right = Vectors { basis: joined(&self.basis), mix };
         let scale = f64::from(self.scale);
         let values = roots.iter().map(|root| root / scale).collect();
         Decomposition::new(left, values, right, self.norm_squared, false)
@@ -253,24 +242,28 @@ fn sign(seed: u64, row: usize, col: usize) -> f32 {
 }
 
 /// Orthonormal columns that with `basis` span what `basis` and `block` span, and the block in their coordinates.
-fn orthonormal(basis: &[Array2<f64>], mut block: Array2<f64>) -> (Array2<f64>, Array2<f64>) {
-    let clear = |block: &mut Array2<f64>| {
+fn orthonormal(basis: &[Matrix], mut block: Matrix) -> (Matrix, Array2<f64>) {
+    let clear = |block: &mut Matrix| {
         for known in basis {
-            let inside = backend::multiply_f64(known.t(), block.view());
-            *block -= &backend::multiply_f64(known.view(), inside.view());
+            let mut inside = Matrix::zeros((known.ncols(), block.ncols()));
+            backend::multiply_into(inside.view_mut(), false, known.t(), block.view());
+            inside.mapv_inplace(|value| -value);
+            backend::multiply_into(block.view_mut(), true, known.view(), inside.view());
         }
     };
     clear(&mut block);
-    let (mut first, coordinates) = backend::qr(block.view());
+    let (mut first, coordinates) = backend::qr_f32(block.view());
+    if basis.is_empty() {
+        return (first, coordinates.mapv(f64::from));
+    }
     // Twice is enough (Giraud, Langou & Rozložník 2005); also where a column was nothing but rounding.
     clear(&mut first);
-    let (second, more) = backend::qr(first.view());
-    let coordinates = backend::multiply_f64(more.view(), coordinates.view());
-    (second, coordinates)
+    let (second, more) = backend::qr_f32(first.view());
+    (second, backend::multiply_f64(more.mapv(f64::from).view(), coordinates.mapv(f64::from).view()))
 }
 
 /// Eigenvalues of a symmetric matrix, largest first, none below zero.
 fn descending(matrix: &Array2<f64>) -> Vec<f64> {
-    let values = backend::symmetric_eigen(matrix.view()).map(|(values, _)| values.to_vec()).unwrap_or_default();
+    let values = backend::symmetric_values(matrix.view()).unwrap_or_default();
     values.into_iter().rev().map(|value| value.max(0.0)).collect()
 }

@@ -3,16 +3,13 @@
 //! Gram identity: ‖s·B·A‖² = s²·⟨BᵀB, A·Aᵀ⟩. Recompression: with B = Q_B·R_B and Aᵀ = Q_A·R_A the singular values of B·A are those of the
 //! small core R_B·R_Aᵀ, so the product is never formed; all of it in f64, and exact to its rounding.
 
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::{Array2, Axis, concatenate};
 
-use super::backend;
 use super::decomposition::Decomposition;
 use super::operator::LinearOperator;
 use super::{Matrix, MatrixView};
+use super::{backend, inner};
 use crate::error::Result;
-
-/// Rows that are multiplied in f32 before their sum goes on in f64.
-const GRAM_ROWS: usize = 4096;
 
 /// scale · up · down, with up `[out, r]` and down `[r, in]`.
 #[derive(Debug, Clone)]
@@ -116,7 +113,7 @@ impl LinearOperator for LowRank {
     }
 
     fn frobenius_squared(&self) -> Result<f64> {
-        let (up, down) = (gram(self.up.view()), gram(self.down.t()));
+        let (up, down) = (inner(self.up.view(), self.up.view()), inner(self.down.t(), self.down.t()));
         Ok(self.scale * self.scale * (&up * &down).sum())
     }
 
@@ -134,16 +131,6 @@ fn multiply(left: MatrixView<'_>, right: MatrixView<'_>) -> Matrix {
     let mut product = Matrix::zeros((left.nrows(), right.ncols()));
     backend::multiply_into(product.view_mut(), false, left, right);
     product
-}
-
-/// XᵀX, products in f32 over blocks of rows, blocks summed in f64.
-fn gram(x: MatrixView<'_>) -> Array2<f64> {
-    let mut sum = Array2::zeros((x.ncols(), x.ncols()));
-    for first in (0..x.nrows()).step_by(GRAM_ROWS) {
-        let block = x.slice(s![first..x.nrows().min(first + GRAM_ROWS), ..]);
-        sum += &multiply(block.t(), block).mapv(f64::from);
-    }
-    sum
 }
 
 fn wide(matrix: &Matrix) -> Array2<f64> {

@@ -12,6 +12,8 @@ mod backend;
 mod budget;
 mod decomposition;
 mod krylov;
+#[cfg(test)]
+mod krylov_tests;
 mod low_rank;
 mod operator;
 mod policy;
@@ -30,6 +32,20 @@ pub type Matrix = Array2<f32>;
 
 /// A view of a [`Matrix`].
 pub type MatrixView<'a> = ArrayView2<'a, f32>;
+
+/// Rows that are widened and multiplied at once, so that they stay in the cache.
+const INNER_ROWS: usize = 512;
+
+/// leftᵀ · right in f64, of matrices with many rows and few columns.
+fn inner(left: MatrixView<'_>, right: MatrixView<'_>) -> Array2<f64> {
+    let mut sum = Array2::zeros((left.ncols(), right.ncols()));
+    for first in (0..left.nrows()).step_by(INNER_ROWS) {
+        let rows = ndarray::s![first..left.nrows().min(first + INNER_ROWS), ..];
+        let (left, right) = (left.slice(rows).mapv(f64::from), right.slice(rows).mapv(f64::from));
+        sum += &backend::multiply_f64(left.t(), right.view());
+    }
+    sum
+}
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use ndarray::{Array2, ArrayView2, s};
 use super::backend;
 use super::{Matrix, MatrixView};
 use crate::error::Result;
+use crate::tensor::{sum_of_squared_differences, sum_of_squares};
 
 /// Elements of one band of rows that is decoded and multiplied at once: 512 KiB of f32, half of a second-level cache.
 /// Part of the definition of every result: sums over rows run band by band, whatever the memory.
@@ -124,7 +125,7 @@ impl<S: RowSource> LinearOperator for Streamed<S> {
     fn frobenius_squared(&self) -> Result<f64> {
         let mut squared = 0.0;
         self.bands(|_, band| {
-            squared += sum_of_squares(&band);
+            squared += sum_of_squares(flat(&band));
             Ok(())
         })?;
         Ok(squared)
@@ -133,7 +134,7 @@ impl<S: RowSource> LinearOperator for Streamed<S> {
     fn sketch(&self, y: MatrixView<'_>) -> Result<(f64, Matrix)> {
         let (mut squared, mut back) = (0.0, Matrix::zeros((self.shape().1, y.ncols())));
         self.bands(|rows, band| {
-            squared += sum_of_squares(&band);
+            squared += sum_of_squares(flat(&band));
             backend::multiply_into(back.view_mut(), true, band.t(), y.slice(s![rows, ..]));
             Ok(())
         })?;
@@ -161,7 +162,7 @@ impl<S: RowSource> LinearOperator for Streamed<S> {
                 product = Matrix::zeros(band.dim());
             }
             backend::multiply_into(product.view_mut(), false, up.slice(s![rows, ..]), down);
-            squared += sum_of_squared_differences(&band, &product.view());
+            squared += sum_of_squared_differences(flat(&band), flat(&product.view()));
             Ok(())
         })?;
         Ok(squared)
@@ -177,29 +178,7 @@ impl<S: RowSource> LinearOperator for Streamed<S> {
     }
 }
 
-/// Σ x² of a matrix without gaps, in f64 on several accumulators.
-fn sum_of_squares(matrix: &MatrixView<'_>) -> f64 {
-    let values = matrix.as_slice().expect("bands lie without gaps");
-    in_lanes(values.len(), |at| f64::from(values[at]))
-}
-
-/// Σ (x − y)² of two matrices without gaps, in f64 on several accumulators.
-fn sum_of_squared_differences(left: &MatrixView<'_>, right: &MatrixView<'_>) -> f64 {
-    let (left, right) =
-        (left.as_slice().expect("bands lie without gaps"), right.as_slice().expect("bands lie without gaps"));
-    in_lanes(left.len().min(right.len()), |at| f64::from(left[at]) - f64::from(right[at]))
-}
-
-fn in_lanes(count: usize, value: impl Fn(usize) -> f64) -> f64 {
-    const LANES: usize = 16;
-    let mut sums = [0.0; LANES];
-    let whole = count - count % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            let value = value(start + lane);
-            *sum += value * value;
-        }
-    }
-    let rest: f64 = (whole..count).map(|at| value(at) * value(at)).sum();
-    sums.iter().sum::<f64>() + rest
+/// A band's values.
+fn flat<'a>(matrix: &'a MatrixView<'_>) -> &'a [f32] {
+    matrix.as_slice().expect("bands lie without gaps")
 }
