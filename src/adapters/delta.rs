@@ -58,6 +58,11 @@ pub trait Delta: Send + Sync {
         Ok(None)
     }
 
+    /// What was found while it was measured and people should know.
+    fn worth_knowing(&self) -> Option<&str> {
+        None
+    }
+
     /// Says that the delta has been applied to all rows: mapped pages may go.
     fn release(&self) {}
 

@@ -62,7 +62,12 @@ impl Delta for Dora {
         true
     }
 
+    fn worth_knowing(&self) -> Option<&str> {
+        self.inner.worth_knowing()
+    }
+
     fn measure(&self, base: &dyn BaseRows) -> Result<()> {
+        self.inner.measure(base)?;
         let (rows, cols) = self.shape();
         let mut squares = vec![0.0_f64; self.magnitude.len()];
         for first in (0..cols).step_by(MEASURED_COLS) {

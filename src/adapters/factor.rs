@@ -1,21 +1,30 @@
-//! A factor matrix as it lies in a mapped file: transposed, or one expert's slice of a stack, without a copy.
+//! A factor matrix as it lies in a mapped file or, where it was computed, in memory: transposed, or one expert's slice of a
+//! stack, without a copy.
 
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::Float;
 
-/// A strided matrix view over a stored tensor. Strides and the origin count elements.
+/// A strided matrix view over a tensor. Strides and the origin count elements.
 #[derive(Debug, Clone)]
 pub struct Factor {
-    tensor: Stored,
-    float: Float,
+    home: Home,
     rows: usize,
     cols: usize,
     origin: usize,
     row_stride: usize,
     col_stride: usize,
+}
+
+/// Where the elements are.
+#[derive(Debug, Clone)]
+enum Home {
+    Stored(Stored, Float),
+    Held(Arc<[f32]>),
 }
 
 impl Factor {
@@ -37,7 +46,18 @@ impl Factor {
         let narrow =
             |count: u64| usize::try_from(count).expect("a mapped tensor has fewer elements than the address space");
         let (rows, cols) = (narrow(rows), narrow(cols));
-        Ok(Self { tensor: tensor.clone(), float, rows, cols, origin: 0, row_stride: cols, col_stride: 1 })
+        Ok(Self::whole(Home::Stored(tensor.clone(), float), rows, cols))
+    }
+
+    /// Computed values, `cols` in a row.
+    pub fn held(values: Vec<f32>, cols: usize) -> Self {
+        let rows = values.len() / cols.max(1);
+        assert_eq!(values.len(), rows * cols, "rows are whole");
+        Self::whole(Home::Held(values.into()), rows, cols)
+    }
+
+    fn whole(home: Home, rows: usize, cols: usize) -> Self {
+        Self { home, rows, cols, origin: 0, row_stride: cols, col_stride: 1 }
     }
 
     /// Rows and columns.
@@ -77,23 +97,23 @@ impl Factor {
         if out.is_empty() {
             return Ok(());
         }
-        let data = self.tensor.view()?.data;
+        let elements = self.elements()?;
         if self.col_stride == 1 {
             for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
-                self.run(data, self.origin + row * self.row_stride + cols.start, line);
+                elements.run(self.origin + row * self.row_stride + cols.start, line);
             }
         } else if self.row_stride == 1 {
             // A transposed factor: whole columns lie together.
             let mut column = vec![0.0; rows.len()];
             for (at, col) in cols.enumerate() {
-                self.run(data, self.origin + rows.start + col * self.col_stride, &mut column);
+                elements.run(self.origin + rows.start + col * self.col_stride, &mut column);
                 out.iter_mut().skip(at).step_by(width).zip(&column).for_each(|(to, from)| *to = *from);
             }
         } else {
             // One expert's columns between those of the others.
             let mut span = vec![0.0; (width - 1) * self.col_stride + 1];
             for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
-                self.run(data, self.origin + row * self.row_stride + cols.start * self.col_stride, &mut span);
+                elements.run(self.origin + row * self.row_stride + cols.start * self.col_stride, &mut span);
                 line.iter_mut().zip(span.iter().step_by(self.col_stride)).for_each(|(to, from)| *to = *from);
             }
         }
@@ -110,14 +130,60 @@ impl Factor {
         Ok(out)
     }
 
-    /// The tensor behind the view.
-    pub fn tensor(&self) -> &Stored {
-        &self.tensor
+    /// The file it lies in, if it lies in one.
+    pub fn path(&self) -> Option<&Path> {
+        match &self.home {
+            Home::Stored(tensor, _) => Some(tensor.path()),
+            Home::Held(_) => None,
+        }
     }
 
+    /// Says that it is no longer read: mapped pages may go.
+    pub fn release(&self) {
+        if let Home::Stored(tensor, _) = &self.home {
+            tensor.map.release(tensor.start, tensor.info.bytes);
+        }
+    }
+
+    fn elements(&self) -> Result<Elements<'_>> {
+        Ok(match &self.home {
+            Home::Stored(tensor, float) => Elements::Stored(tensor.view()?.data, *float),
+            Home::Held(values) => Elements::Held(values),
+        })
+    }
+}
+
+/// The elements behind a view, ready to be read.
+enum Elements<'a> {
+    Stored(&'a [u8], Float),
+    Held(&'a [f32]),
+}
+
+impl Elements<'_> {
     /// Decodes neighbours from element `first` on.
-    fn run(&self, data: &[u8], first: usize, out: &mut [f32]) {
-        let width = self.float.bytes();
-        self.float.decode(&data[first * width..(first + out.len()) * width], out);
+    fn run(&self, first: usize, out: &mut [f32]) {
+        match self {
+            Self::Stored(data, float) => {
+                let width = float.bytes();
+                float.decode(&data[first * width..(first + out.len()) * width], out);
+            }
+            Self::Held(values) => out.copy_from_slice(&values[first..first + out.len()]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn computed_values_are_seen_through_the_same_views() {
+        let factor = Factor::held((0..12).map(|value| value as f32).collect(), 4);
+        assert_eq!(factor.shape(), (3, 4));
+        assert_eq!(
+            factor.clone().transposed().pick_rows(1, 2, 2).to_vec().expect("held"),
+            [1.0, 5.0, 9.0, 3.0, 7.0, 11.0]
+        );
+        assert_eq!(factor.pick_cols(0, 2, 3).to_vec().expect("held"), [0.0, 3.0, 4.0, 7.0, 8.0, 11.0]);
     }
 }

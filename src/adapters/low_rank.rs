@@ -1,14 +1,16 @@
 //! LoRA (Hu et al. 2021): ΔW = s · B · A with B `[out, r]`, A `[r, in]`, s = α/r or α/√r.
 //!
-//! A sum of such products serves adapters that are known only as a difference: ΔW = s(B A − B₀ A₀). Arithmetic follows
-//! PEFT's CPU merge bit for bit: one f32 accumulator per element, fused multiply-add over k in order, the scale afterwards
+//! A sum of such products serves adapters that are known only as a difference: ΔW = s(B A − B₀ A₀), B₀ and A₀ from a file or
+//! found again from the original weight ([`Initial`]). Arithmetic follows PEFT's CPU merge bit for bit: one f32 accumulator per element, fused multiply-add over k in order, the scale afterwards
 //! (`tensor::add_low_rank`).
 
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::delta::{Columns, Delta, Tile};
+use super::delta::{BaseRows, Columns, Delta, Tile};
 use super::factor::Factor;
+use super::initial::Initial;
 use super::spare::Spare;
 use crate::error::Result;
 use crate::linalg::{LinearOperator, LowRank};
@@ -25,10 +27,11 @@ pub struct Term {
     pub scale: f64,
 }
 
-/// ΔW = Σ scaleᵢ · upᵢ · downᵢ.
+/// ΔW = Σ scaleᵢ · upᵢ · downᵢ, less what an initialiser took out.
 #[derive(Debug, Clone)]
 pub struct LowRankDelta {
     terms: Vec<Term>,
+    initial: Option<Arc<Initial>>,
     rounds_alone: bool,
 }
 
@@ -37,7 +40,13 @@ impl LowRankDelta {
     pub fn new(terms: Vec<Term>) -> Self {
         assert!(!terms.is_empty(), "a delta has at least one term");
         assert!(terms.iter().all(|term| term.up.shape().1 == term.down.shape().0), "inner dimensions agree");
-        Self { terms, rounds_alone: true }
+        Self { terms, initial: None, rounds_alone: true }
+    }
+
+    /// The same change less `initial`, which is found when the delta is measured.
+    #[must_use]
+    pub fn less(self, initial: Arc<Initial>) -> Self {
+        Self { initial: Some(initial), ..self }
     }
 
     /// The same change, of which `safe_merge=True` rounds only the sum.
@@ -48,7 +57,11 @@ impl LowRankDelta {
 
     /// The file the first term lies in.
     pub fn path(&self) -> &Path {
-        self.terms[0].up.tensor().path()
+        self.terms[0].up.path().unwrap_or(Path::new(""))
+    }
+
+    fn all_terms(&self) -> impl Iterator<Item = &Term> {
+        self.terms.iter().chain(self.initial.iter().filter_map(|initial| initial.term()))
     }
 }
 
@@ -62,15 +75,25 @@ impl Delta for LowRankDelta {
     }
 
     fn operator(&self) -> Result<Option<Box<dyn LinearOperator>>> {
-        let [term] = self.terms.as_slice() else { return Ok(None) };
+        let ([term], None) = (self.terms.as_slice(), &self.initial) else { return Ok(None) };
         let rank = term.down.shape().0;
         Ok(Some(Box::new(LowRank::from_rows(term.up.to_vec()?, term.down.to_vec()?, rank, term.scale))))
     }
 
+    fn needs_measure(&self) -> bool {
+        self.initial.is_some()
+    }
+
+    fn measure(&self, _base: &dyn BaseRows) -> Result<()> {
+        self.initial.as_ref().map_or(Ok(()), |initial| initial.find())
+    }
+
+    fn worth_knowing(&self) -> Option<&str> {
+        self.initial.as_ref().and_then(|initial| initial.worth_knowing())
+    }
+
     fn release(&self) {
-        for tensor in self.terms.iter().flat_map(|term| [term.up.tensor(), term.down.tensor()]) {
-            tensor.map.release(tensor.start, tensor.info.bytes);
-        }
+        self.terms.iter().flat_map(|term| [&term.up, &term.down]).for_each(Factor::release);
     }
 
     fn columns(&self, cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {
@@ -80,13 +103,14 @@ impl Delta for LowRankDelta {
             term.down.decode(0..rank, cols.clone(), &mut down)?;
             Ok(down)
         };
-        let down = self.terms.iter().map(decode).collect::<Result<_>>()?;
-        Ok(Box::new(LowRankColumns { terms: &self.terms, down, up: Spare::of(0) }))
+        let terms: Vec<&Term> = self.all_terms().collect();
+        let down = terms.iter().copied().map(decode).collect::<Result<_>>()?;
+        Ok(Box::new(LowRankColumns { terms, down, up: Spare::of(0) }))
     }
 }
 
 struct LowRankColumns<'a> {
-    terms: &'a [Term],
+    terms: Vec<&'a Term>,
     down: Vec<Spare>,
     up: Spare,
 }

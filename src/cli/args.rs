@@ -72,6 +72,9 @@ pub struct Merge {
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<String>,
+    /// The model that PiSSA or OLoRA training started from, usually BASE itself: finds the untrained factors again
+    #[arg(long = "base", value_name = "PATH", conflicts_with_all = ["init_adapter", "residual_base"])]
+    pub original: Option<String>,
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,

@@ -14,6 +14,7 @@ mod decomposition;
 mod krylov;
 #[cfg(test)]
 mod krylov_tests;
+mod leading;
 mod low_rank;
 mod operator;
 mod policy;
@@ -23,6 +24,7 @@ use ndarray::{Array2, ArrayView2};
 pub use budget::{Allocation, Spectrum, allocate};
 pub use decomposition::{Certificate, Decomposition, Truncated};
 pub use krylov::{Compute, decompose, truncated_svd};
+pub use leading::{Part, first_columns, leading};
 pub use low_rank::LowRank;
 pub use operator::{LinearOperator, RowSource, Streamed};
 pub use policy::{RankPolicy, RankRule};

@@ -2,6 +2,7 @@
 
 mod base;
 pub mod finish;
+mod initial;
 pub mod inspect;
 pub mod merge;
 pub mod new_adapter;

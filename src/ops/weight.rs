@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::linalg::RowSource;
 use crate::tensor::Float;
 
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
@@ -165,6 +166,18 @@ impl BaseRows for Weight {
                 });
             }
         }
+        Ok(())
+    }
+}
+
+impl RowSource for Weight {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        BaseRows::read(self, rows.clone(), 0..self.cols, out)?;
+        self.release(rows);
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod combined;
 mod dtypes;
 mod experts;
 mod golden;
+mod initial;
 mod layout;
 mod options;
 mod robust;

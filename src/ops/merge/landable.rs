@@ -1,6 +1,6 @@
 //! One change of one adapter on its way to its place.
 
-use super::landing::Applied;
+use super::applied::Applied;
 use crate::adapters::{Adapter, Change, Lora, Module};
 use crate::error::{Error, Result};
 

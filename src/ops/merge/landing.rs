@@ -5,28 +5,18 @@ use std::sync::Arc;
 
 use regex::Regex;
 
-use super::fit::{check_elements, check_magnitude, check_same_shape, is_transposed, vocabulary_hint};
+use super::applied::Applied;
+use super::fit::{check_elements, vocabulary_hint};
 use super::landable::Landable;
 use super::merged::Piece;
+use super::prepared::{Prepared, prepare};
 use super::stacks;
 use crate::adapters::config::saves;
-use crate::adapters::{
-    Adapter, Change, Delta, Difference, Dora, Factor, Lora, LowRankDelta, Module, Outputs, TokenRows, Whole, describe,
-};
+use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::{Shift, experts};
 use crate::ops::base::Base;
-
-/// An adapter and how strongly it is applied.
-pub struct Applied {
-    /// The adapter.
-    pub adapter: Adapter,
-    /// The untrained factors, for an adapter whose initialiser took them out of the base.
-    pub init: Option<Adapter>,
-    /// Its weight.
-    pub strength: f64,
-}
 
 /// Which modules are changed, and how strongly.
 #[derive(Debug, Clone, Default)]
@@ -116,12 +106,6 @@ pub struct Lander<'a> {
     pub landed: Landed,
     /// Every module path seen.
     pub paths: BTreeSet<String>,
-}
-
-/// A change in the orientation of its weight.
-enum Prepared {
-    Plain(LowRankDelta),
-    Dora(Dora),
 }
 
 /// A module that found no place; others may still follow, so that one message names all.
@@ -228,7 +212,7 @@ impl<'a> Lander<'a> {
                 return stacks::land(self, job, lora);
             }
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
-            match self.delta(job, lora, &target)? {
+            match prepare(self.base, job, lora, &target)? {
                 Prepared::Plain(delta) if self.is_attention_output(job) => {
                     // PEFT 0.21 adds this change twice, forward and merged alike (docs/decisions/0006).
                     self.add(&name, piece(Arc::new(delta.clone())), None);
@@ -273,29 +257,6 @@ impl<'a> Lander<'a> {
         let parent = job.path.trim_end_matches(".out_proj");
         let adapted = |module: &Module| module.path == attention && matches!(module.change, Change::Lora(_));
         self.base.names.has(&format!("{parent}.in_proj_weight")) && job.applied.adapter.modules.iter().any(adapted)
-    }
-
-    /// ΔW in the orientation of `target`.
-    fn delta(&self, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<Prepared> {
-        check_magnitude(job, lora)?;
-        let transposed = is_transposed(self.base, job, lora, target)?;
-        let term =
-            |pair: &Lora, scale: f64| pair.term(scale).map(|term| if transposed { term.transposed() } else { term });
-        let mut terms = vec![term(lora, job.scale(lora.rank())?)?];
-        if let Some((pair, scale)) = job.untrained()? {
-            check_same_shape(lora, pair)?;
-            terms.push(term(pair, -scale)?);
-        }
-        let inner = LowRankDelta::new(terms);
-        let Some(magnitude) = &lora.magnitude else { return Ok(Prepared::Plain(inner)) };
-        let outputs = if transposed { Outputs::Cols } else { Outputs::Rows };
-        let wanted = if transposed { inner.shape().1 } else { inner.shape().0 };
-        let values = Factor::new(magnitude)?.to_vec()?;
-        if values.len() != wanted {
-            let problem = format!("a magnitude has {} entries, the weight {wanted} outputs", values.len());
-            return Err(Error::mismatch(describe(magnitude), describe(target), problem));
-        }
-        Ok(Prepared::Dora(Dora::new(inner, values, outputs, job.path.clone())))
     }
 
     fn add_bias(&mut self, job: &Landable<'_>, bias: &Stored) -> Result<()> {

@@ -1,10 +1,12 @@
 //! `merge`: W′ = W + Σ wᵢ ΔWᵢ, and replacements, streamed in the base's own layout.
 
+mod applied;
 mod assemble;
 mod fit;
 mod landable;
 mod landing;
 mod merged;
+mod prepared;
 mod provenance;
 mod scaled;
 mod stacks;
@@ -14,7 +16,7 @@ mod ties;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::adapters::{Adapter, Factor, Init};
+use crate::adapters::Factor;
 use crate::error::{Error, Result};
 use crate::formats::{Container, Stored, companions, json, layout};
 use crate::io::MappedFile;
@@ -22,8 +24,9 @@ use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::{Output, Run};
 use crate::ops::recipe::SIDECAR;
+use applied::Applied;
 use assemble::{Assembled, assemble};
-use landing::{Applied, Lander};
+use landing::Lander;
 
 pub use assemble::Counts;
 pub use landing::{Fate, Selection};
@@ -41,6 +44,8 @@ pub struct MergeOptions {
     pub adapters: Vec<(PathBuf, f64)>,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
+    /// The model that PiSSA or OLoRA started from: gives the untrained factors of adapters that lost them.
+    pub original: Option<PathBuf>,
     /// The base is the one an adapter's initialiser left behind.
     pub residual_base: bool,
     /// Which modules.
@@ -61,7 +66,7 @@ pub struct MergeOptions {
 pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let base = Base::open(&options.base)?;
-    let applied = open_adapters(options)?;
+    let applied = applied::open(options)?;
     check_out(options, &base, &applied)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused);
@@ -85,47 +90,6 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
     Ok(report)
 }
 
-fn open_adapters(options: &MergeOptions) -> Result<Vec<Applied>> {
-    let mut untrained = options.init_adapters.iter();
-    let mut all = Vec::new();
-    for (path, strength) in &options.adapters {
-        let adapter = Adapter::open(path)?;
-        if let Some(refusal) = adapter.config.refusal() {
-            return Err(refusal);
-        }
-        let (init, name) = &adapter.config.init;
-        let init = match init {
-            Init::Plain => None,
-            _ if options.residual_base => None,
-            Init::Quantised => return Err(changed_base(&adapter, name)),
-            Init::Subtracted => Some(Adapter::open(untrained.next().ok_or_else(|| changed_base(&adapter, name))?)?),
-        };
-        adapter.check_values()?;
-        init.iter().try_for_each(Adapter::check_values)?;
-        all.push(Applied { adapter, init, strength: *strength });
-    }
-    if let Some(extra) = untrained.next() {
-        let problem = format!("`{}` belongs to no adapter: none left needs its untrained factors", extra.display());
-        return Err(Error::invalid("--init-adapter", problem));
-    }
-    Ok(all)
-}
-
-fn changed_base(adapter: &Adapter, init: &str) -> Error {
-    let what = format!(
-        "`init_lora_weights` is `{init}`: the adapter belongs to a base that its initialiser changed, merged into the original \
-         one the result would be wrong"
-    );
-    let hint = match adapter.config.init.0 {
-        Init::Quantised => "with BASE being the model LoftQ left behind, pass `--residual-base`",
-        _ => {
-            "`--init-adapter DIR` with the adapter as it was before training gives s(BA − B₀A₀); with BASE being the residual \
-             model itself, pass `--residual-base`"
-        }
-    };
-    Error::unsupported(&adapter.config.path, what).hint(hint)
-}
-
 /// The output must be none of the inputs, nor hold one, nor lie where its kind does not fit.
 fn check_out(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Result<()> {
     let out = &options.write.out;
@@ -140,9 +104,11 @@ fn check_out(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Result
     let inputs = std::iter::once(base.checkpoint.root()).chain(
         applied
             .iter()
-            .flat_map(|applied| [Some(&applied.adapter), applied.init.as_ref()])
-            .flatten()
-            .map(|adapter| adapter.root.as_path()),
+            .flat_map(|applied| {
+                let original = applied.original.as_ref().map(|(original, _)| original.base.checkpoint.root());
+                [Some(applied.adapter.root.as_path()), applied.init.as_ref().map(|init| init.root.as_path()), original]
+            })
+            .flatten(),
     );
     for input in inputs {
         let Ok(input_place) = std::fs::canonicalize(input) else { continue };

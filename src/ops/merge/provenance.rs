@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
-use super::landing::Applied;
+use super::applied::Applied;
 use super::{MergeOptions, MergeReport};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
@@ -22,8 +22,7 @@ pub fn recipe(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Resul
     let mut base_entry = Map::new();
     base_entry.insert("name".into(), name_of(base.checkpoint.root()).into());
     if options.hash_base {
-        let paths: Vec<PathBuf> = base.checkpoint.files().iter().map(|file| file.map.path().into()).collect();
-        base_entry.insert("blake3".into(), hashes(&paths)?);
+        base_entry.insert("blake3".into(), hashes(&files_of(base))?);
     }
     let earlier = base.checkpoint.directory().join(SIDECAR);
     if earlier.is_file() {
@@ -37,6 +36,13 @@ pub fn recipe(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Resul
             "weight": applied.strength,
             "blake3": hashes(&weight_files(adapter))?,
         });
+        if let Some((original, _)) = &applied.original {
+            let mut taken_from = json!({ "name": name_of(original.base.checkpoint.root()) });
+            if options.hash_base {
+                taken_from["blake3"] = hashes(&files_of(&original.base))?;
+            }
+            entry["init"] = json!({ "base": taken_from });
+        }
         if let Some(init) = &applied.init {
             entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
         }
@@ -50,6 +56,10 @@ pub fn recipe(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Resul
         "adapters": adapters,
         "options": chosen(options),
     }))
+}
+
+fn files_of(base: &Base) -> Vec<PathBuf> {
+    base.checkpoint.files().iter().map(|file| file.map.path().into()).collect()
 }
 
 /// The options that differ from their defaults and change bytes.

@@ -253,9 +253,11 @@ fn check_home(lander: &Lander<'_>, pair: &Lora, landing: &Landing) -> Result<()>
 
 /// The difference to untrained factors is formed for layers only.
 fn refuse_init(job: &Landable<'_>) -> Result<()> {
-    let Some(init) = &job.applied.init else { return Ok(()) };
+    if job.applied.init.is_none() && job.applied.original.is_none() {
+        return Ok(());
+    }
     let what = format!("untrained factors of experts (`{}`) are not subtracted yet", job.module.path);
-    Err(Error::unsupported(&init.root, what))
+    Err(Error::unsupported(&job.applied.adapter.root, what))
 }
 
 fn add(lander: &mut Lander<'_>, job: &Landable<'_>, landing: &Landing, term: Term) {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::MergeOptions;
+use super::applied::Applied;
 use super::assemble::{Assembled, Counts};
-use super::landing::{Applied, Fate, Landed};
+use super::landing::{Fate, Landed};
 use super::merged::{Merged, Piece};
 use crate::adapters::Change;
 use crate::error::Result;
@@ -203,6 +204,15 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
     AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, tensors }
 }
 
+/// What the deltas found while they were measured, once each, and not more than people read.
+fn worth_knowing(merged: &[Arc<Merged>]) -> Vec<String> {
+    let found = merged.iter().flat_map(|tensor| &tensor.pieces).filter_map(|piece| piece.delta.worth_knowing());
+    let found: std::collections::BTreeSet<&str> = found.collect();
+    let more = found.len().saturating_sub(WORST);
+    let shown = found.iter().take(WORST).map(|note| (*note).to_owned());
+    shown.chain((more > 0).then(|| format!("{more} more tensors are as close"))).collect()
+}
+
 /// Adds what was measured while the plan ran.
 pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Duration) {
     let mut total = Survival::default();
@@ -214,6 +224,7 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
             each.push(TensorSurvival::new(&tensor.name, &survival));
         }
     }
+    report.notes.extend(worth_knowing(merged));
     each.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
     each.truncate(WORST);
     let moved = total.moved_squared > 0.0;

@@ -4,7 +4,8 @@
 //! (`docs/decisions/0005`). Here the function of base + adapter decides: a change to the embedding alone leaves the head
 //! as it was, a change to the head alone leaves the embedding.
 
-use super::landing::{Applied, Lander, Target};
+use super::applied::Applied;
+use super::landing::{Lander, Target};
 use super::merged::Piece;
 use super::same_values;
 use crate::adapters::{Adapter, Change, Factor, Lora, Module};

@@ -1,0 +1,54 @@
+//! A LoRA pair → its ΔW, turned as its weight is stored, less what an initialiser took out, with its magnitudes.
+
+use super::fit::{check_magnitude, check_same_shape, is_transposed};
+use super::landable::Landable;
+use crate::adapters::{Delta, Dora, Factor, Lora, LowRankDelta, Outputs, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::ops::base::Base;
+
+/// The initialiser that factors a weight as it is stored, so that its factors are not turned with the trained ones
+/// (docs/decisions/0006). Of layers that keep their inputs in rows only square ones survive that in PEFT.
+const OLORA: &str = "olora";
+
+/// A change in the orientation of its weight.
+pub enum Prepared {
+    /// It does not depend on the weight.
+    Plain(LowRankDelta),
+    /// It has magnitudes.
+    Dora(Dora),
+}
+
+/// ΔW in the orientation of `target`.
+///
+/// # Errors
+/// When shapes disagree, or the scale is not known.
+pub fn prepare(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<Prepared> {
+    check_magnitude(job, lora)?;
+    let scale = job.scale(lora.rank())?;
+    let transposed = is_transposed(base, job, lora, target)?;
+    let trained = lora.term(scale)?;
+    let mut terms = vec![if transposed { trained.transposed() } else { trained }];
+    if let Some((pair, scale)) = job.untrained()? {
+        check_same_shape(lora, pair)?;
+        let square = pair.outputs() == pair.inputs();
+        let as_stored = square && job.applied.adapter.config.init.1.eq_ignore_ascii_case(OLORA);
+        let taken = pair.term(-scale)?;
+        terms.push(if transposed && !as_stored { taken.transposed() } else { taken });
+    }
+    let mut inner = LowRankDelta::new(terms);
+    if let Some((original, started)) = &job.applied.original
+        && let Some(initial) = original.initial(*started, lora, &target.info.name, scale)?
+    {
+        inner = inner.less(initial);
+    }
+    let Some(magnitude) = &lora.magnitude else { return Ok(Prepared::Plain(inner)) };
+    let outputs = if transposed { Outputs::Cols } else { Outputs::Rows };
+    let wanted = if transposed { inner.shape().1 } else { inner.shape().0 };
+    let values = Factor::new(magnitude)?.to_vec()?;
+    if values.len() != wanted {
+        let problem = format!("a magnitude has {} entries, the weight {wanted} outputs", values.len());
+        return Err(Error::mismatch(describe(magnitude), describe(target), problem));
+    }
+    Ok(Prepared::Dora(Dora::new(inner, values, outputs, job.path.clone())))
+}
