@@ -9,8 +9,13 @@ mod backend;
 #[cfg(feature = "lapack")]
 #[path = "lapack.rs"]
 mod backend;
+#[cfg(all(test, feature = "lapack"))]
+mod backend_tests;
 mod budget;
 mod decomposition;
+#[cfg(all(test, feature = "lapack"))]
+#[path = "faer.rs"]
+mod faer_backend;
 mod krylov;
 #[cfg(test)]
 mod krylov_tests;
