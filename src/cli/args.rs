@@ -44,6 +44,8 @@ impl Color {
 pub enum Verb {
     /// Add adapters to the weights of a model
     Merge(Box<Merge>),
+    /// Take adapters out of a merged model
+    Subtract(Box<super::subtract::Subtract>),
     /// Tell what files are: format, method, modules, ranks, scales, problems
     Inspect(Inspect),
     /// Put together what was written by runs with --part

@@ -18,11 +18,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         original: args.original.as_deref().map(place::path).transpose()?,
         residual_base: args.residual_base,
-        selection: Selection {
-            include: words::patterns("--include", &args.write.include)?,
-            exclude: words::patterns("--exclude", &args.write.exclude)?,
-            weights: args.weight_for.iter().map(|written| weight(written)).collect::<Result<_>>()?,
-        },
+        selection: selection(&args.write, &args.weight_for)?,
         allow_unused: args.write.allow_unused.clone(),
         hash_base: args.hash_base,
         write: write_options(&args.write)?,
@@ -64,6 +60,15 @@ pub fn write_options(args: &Write) -> Result<WriteOptions> {
         dry_run: args.dry_run,
         part: args.part.as_deref().map(str::parse).transpose()?,
         durable: args.sync,
+    })
+}
+
+/// Which modules are changed, and how strongly.
+pub fn selection(args: &Write, weight_for: &[String]) -> Result<Selection> {
+    Ok(Selection {
+        include: words::patterns("--include", &args.include)?,
+        exclude: words::patterns("--exclude", &args.exclude)?,
+        weights: weight_for.iter().map(|written| weight(written)).collect::<Result<_>>()?,
     })
 }
 

@@ -6,6 +6,7 @@ mod place;
 mod progress;
 #[allow(dead_code, reason = "the verbs that use it come next")]
 mod rank;
+mod subtract;
 mod tools;
 mod watch;
 mod words;
@@ -51,6 +52,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
 fn perform(verb: &Verb) -> Result<Vec<u8>> {
     match verb {
         Verb::Merge(args) => merge::run(args),
+        Verb::Subtract(args) => subtract::run(args),
         Verb::Inspect(args) => tools::inspect(args),
         Verb::Finish(args) => tools::finish(args),
         Verb::Completions { shell } => {

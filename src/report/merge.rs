@@ -61,7 +61,7 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
     Ok(())
 }
 
-fn describe(adapter: &AdapterSummary) -> String {
+pub(super) fn describe(adapter: &AdapterSummary) -> String {
     let ranks: Vec<String> = adapter.ranks.keys().map(u64::to_string).collect();
     let mut parts = vec![format!("{} × {}, {}", adapter.path.display(), adapter.weight, adapter.method)];
     if adapter.modules > 0 {

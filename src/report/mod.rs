@@ -2,6 +2,7 @@
 
 mod inspect;
 mod merge;
+mod unmerge;
 
 use serde::Serialize;
 
@@ -9,6 +10,7 @@ use crate::ops::finish::FinishReport;
 
 pub use inspect::inspect;
 pub use merge::merge;
+pub use unmerge::{subtracted, unmerge};
 
 /// One JSON document with a line end.
 pub fn json(result: &impl Serialize) -> Vec<u8> {

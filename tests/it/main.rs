@@ -14,3 +14,4 @@ mod options;
 mod robust;
 mod support;
 mod ties;
+mod unmerge;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::arrange::{Placed, arrange};
 use super::landing::{Landed, Target};
 use super::merged::Merged;
 use super::scaled::Scales;
 use crate::error::{Error, Result};
-use crate::formats::layout::{OutputFile, shard};
-use crate::formats::{Container, Stored, WEIGHT_STEMS};
+use crate::formats::Stored;
 use crate::ops::base::Base;
 use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
@@ -48,10 +48,8 @@ enum Origin {
     Scales(String),
 }
 
-struct Output {
-    info: TensorInfo,
-    origin: Origin,
-}
+/// A tensor of the output.
+type Output = Placed<Origin>;
 
 /// Lays out the files and lists the jobs.
 ///
@@ -286,53 +284,4 @@ impl Builder<'_> {
             first = last;
         }
     }
-}
-
-/// Puts the tensors into files: the base's own, or new ones of a given size.
-fn arrange(
-    base: &Base,
-    options: &WriteOptions,
-    outputs: Vec<(String, Vec<Output>)>,
-    metadata: &[(String, String)],
-) -> Vec<(OutputFile, Vec<Origin>)> {
-    let named: Vec<(String, Vec<TensorInfo>)> = match options.max_shard_bytes {
-        None => outputs
-            .iter()
-            .map(|(name, tensors)| (name.clone(), tensors.iter().map(|output| output.info.clone()).collect()))
-            .collect(),
-        Some(max_bytes) => {
-            let all =
-                outputs.iter().flat_map(|(_, tensors)| tensors.iter().map(|output| output.info.clone())).collect();
-            shard(all, &stem(base), max_bytes)
-        }
-    };
-    let mut origins = outputs.into_iter().flat_map(|(_, tensors)| tensors).map(|output| output.origin);
-    let file = |(at, (name, tensors)): (usize, (String, Vec<TensorInfo>))| {
-        let count = tensors.len();
-        let own = base.checkpoint.files().get(at).or(base.checkpoint.files().first());
-        let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
-        let file = OutputFile::new(name, &with_provenance(inherited, metadata), tensors);
-        (file, origins.by_ref().take(count).collect())
-    };
-    named.into_iter().enumerate().map(file).collect()
-}
-
-/// The base's own metadata, `format` if it lacks it (transformers refuses files without), and `more`.
-fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]) -> Vec<(String, String)> {
-    let replaced = |key: &String| more.iter().any(|(other, _)| other == key);
-    let mut metadata: Vec<(String, String)> = inherited.iter().filter(|(key, _)| !replaced(key)).cloned().collect();
-    if !metadata.iter().any(|(key, _)| key == "format") {
-        metadata.insert(0, ("format".into(), "pt".into()));
-    }
-    metadata.extend_from_slice(more);
-    metadata
-}
-
-/// The file stem of the base's weights.
-pub fn stem(base: &Base) -> String {
-    if let Container::Sharded { index, .. } = base.checkpoint.container() {
-        return index.trim_end_matches(".safetensors.index.json").to_owned();
-    }
-    let name = base.checkpoint.files().first().map_or(WEIGHT_STEMS[0], |file| file.name.as_str());
-    name.trim_end_matches(".safetensors").to_owned()
 }

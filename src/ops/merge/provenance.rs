@@ -6,34 +6,25 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
 use super::applied::Applied;
-use super::{MergeOptions, MergeReport};
+use super::{Direction, MergeOptions};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
 use crate::formats::json as files;
-use crate::ops::Rounding;
 use crate::ops::base::Base;
 use crate::ops::recipe::{SIDECAR, hashes, name_of};
+use crate::ops::{Rounding, WriteOptions};
 
 /// How the output was made. Depends on the inputs and options alone: no time, no path, no machine.
 ///
 /// # Errors
 /// When a file to be hashed cannot be read.
-pub fn recipe(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Result<Value> {
-    let mut base_entry = Map::new();
-    base_entry.insert("name".into(), name_of(base.checkpoint.root()).into());
-    if options.hash_base {
-        base_entry.insert("blake3".into(), hashes(&files_of(base))?);
-    }
-    let earlier = base.checkpoint.directory().join(SIDECAR);
-    if earlier.is_file() {
-        base_entry.insert("lorakit".into(), files::read_object(&earlier)?.into());
-    }
+pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied: &[Applied]) -> Result<Value> {
     let entry = |applied: &Applied| -> Result<Value> {
         let adapter = &applied.adapter;
         let mut entry = json!({
             "name": name_of(&adapter.root),
             "method": adapter.config.method,
-            "weight": applied.strength,
+            "weight": if direction == Direction::TakenOut { -applied.strength } else { applied.strength },
             "blake3": hashes(&weight_files(adapter))?,
         });
         if let Some((original, _)) = &applied.original {
@@ -49,13 +40,34 @@ pub fn recipe(options: &MergeOptions, base: &Base, applied: &[Applied]) -> Resul
         Ok(entry)
     };
     let adapters = applied.iter().map(entry).collect::<Result<Vec<_>>>()?;
+    let (operation, model) = match direction {
+        Direction::PutIn => ("merge", "base"),
+        Direction::TakenOut => ("subtract", "merged"),
+    };
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
-        "operation": "merge",
-        "base": base_entry,
+        "operation": operation,
+        model: model_entry(base, options.hash_base)?,
         "adapters": adapters,
         "options": chosen(options),
     }))
+}
+
+/// What is said of a model: its name, its digests if they are wanted, its own recipe if it has one.
+///
+/// # Errors
+/// When a file cannot be read.
+pub fn model_entry(base: &Base, hashed: bool) -> Result<Value> {
+    let mut entry = Map::new();
+    entry.insert("name".into(), name_of(base.checkpoint.root()).into());
+    if hashed {
+        entry.insert("blake3".into(), hashes(&files_of(base))?);
+    }
+    let earlier = base.checkpoint.directory().join(SIDECAR);
+    if earlier.is_file() {
+        entry.insert("lorakit".into(), files::read_object(&earlier)?.into());
+    }
+    Ok(entry.into())
 }
 
 fn files_of(base: &Base) -> Vec<PathBuf> {
@@ -97,33 +109,38 @@ fn chosen(options: &MergeOptions) -> Value {
     chosen.into()
 }
 
-/// What goes into the header of every file: the recipe in one line, without the history of the base.
+/// What goes into the header of every file: the recipe in one line, without the history of the models.
 pub fn metadata(recipe: &Value) -> Vec<(String, String)> {
     let mut short = recipe.clone();
-    if let Some(base) = short["base"].as_object_mut() {
-        base.remove("lorakit");
+    for model in ["base", "merged"] {
+        if let Some(entry) = short.get_mut(model).and_then(Value::as_object_mut) {
+            entry.remove("lorakit");
+        }
     }
     vec![("lorakit".into(), short.to_string())]
 }
 
-/// The base's config with what the merge makes untrue put right, or `None` where nothing is.
-pub fn edited_config(base: &Base, options: &MergeOptions, untied: bool, report: &mut MergeReport) -> Option<Vec<u8>> {
+/// What a config has to say differently.
+#[derive(Debug, Default)]
+pub struct Edits {
+    /// Head and embedding are two tensors from now on.
+    pub untied: bool,
+}
+
+/// The base's config with what the merge makes untrue put right and what was changed, or `None` where nothing is.
+pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option<(Vec<u8>, Vec<String>)> {
     let config = base.config.as_ref()?;
     let mut edited = config.clone();
-    if untied {
+    if edits.untied {
         set_everywhere(&mut edited, "tie_word_embeddings", &false.into(), true);
     }
-    if let (Some(float), true) = (options.write.dtype, options.write.cast_all) {
+    if let (Some(float), true) = (write.dtype, write.cast_all) {
         let name = Value::from(float.torch_name());
         let newer = edited.contains_key("dtype");
         set_everywhere(&mut edited, "torch_dtype", &name, !newer);
         set_everywhere(&mut edited, "dtype", &name, false);
     }
-    if edited == *config {
-        return None;
-    }
-    report.config_changes = changes("", config, &edited);
-    Some(files::render(&edited))
+    (edited != *config).then(|| (files::render(&edited), changes("", config, &edited)))
 }
 
 /// Sets `key` where it stands, in the config and in that of its text part; at the top anyway if `always`.

@@ -148,11 +148,7 @@ pub fn begin(
         out: options.write.out.clone(),
         dry_run: options.write.dry_run,
         part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
-        adapters: applied
-            .iter()
-            .zip(&landed.fates)
-            .map(|(applied, fates)| summarise(applied, fates.values()))
-            .collect(),
+        adapters: adapters(applied, landed),
         tensors: assembled.counts,
         changed,
         files: assembled.plan.files.len(),
@@ -182,6 +178,11 @@ fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
         squared += piece.strength * piece.strength * operator.frobenius_squared()?;
     }
     Ok(Some(squared.sqrt()))
+}
+
+/// What is said of every adapter.
+pub fn adapters(applied: &[Applied], landed: &Landed) -> Vec<AdapterSummary> {
+    applied.iter().zip(&landed.fates).map(|(applied, fates)| summarise(applied, fates.values())).collect()
 }
 
 fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> AdapterSummary {

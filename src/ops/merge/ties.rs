@@ -71,6 +71,32 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
     Ok(true)
 }
 
+/// Taking out of a model whose head and embedding are one: what was added to either was added to both. Says that nothing is
+/// untied.
+///
+/// # Errors
+/// When tensors cannot be read.
+pub fn keep_together(lander: &mut Lander<'_>) -> Result<bool> {
+    let base: &Base = lander.base;
+    let targets = &mut lander.landed.targets;
+    if let Some(tie) = &base.tie
+        && let Some(head) = targets.remove(&tie.head)
+    {
+        targets.entry(tie.embedding.clone()).or_insert(Target { starts_from: None, ..head });
+        lander.landed.notes.push(format!("`{}` and `{}` are one tensor, and stay one", tie.embedding, tie.head));
+    }
+    if let Some(tie) = &base.stored_tie
+        && same_values(&base.stored(&tie.head), &base.stored(&tie.embedding))?
+    {
+        for (one, other) in [(&tie.head, &tie.embedding), (&tie.embedding, &tie.head)] {
+            if let (Some(target), false) = (targets.get(one).cloned(), targets.contains_key(other)) {
+                targets.insert(other.clone(), target);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Whether one tensor can serve both: replaced by the same values, or changed by the same pairs, turned around, with the
 /// same weights.
 fn changed_alike(head: &Target, embedding: &Target, applied: &[Applied], tie: &Tie) -> Result<bool> {

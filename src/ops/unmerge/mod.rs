@@ -1,0 +1,152 @@
+//! `subtract` from a merged checkpoint: W = W′ − Σ wᵢ ΔWᵢ.
+//!
+//! Without the base this is a merge with the weights negated, for changes that are sums. Where W′ was rounded, what rounding lost
+//! is lost: the result is the base up to that. With the base at hand W′ is computed again from it; where the two agree the
+//! base's own element is written, so that a model that is that merge gives its base back bit for bit, and a change that is no
+//! sum can be taken out as well.
+
+mod compare;
+mod expected;
+mod plan;
+mod summary;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::adapters::{Adapter, Init};
+use crate::error::{Error, Result};
+use crate::ops::WriteOptions;
+use crate::ops::base::Base;
+use crate::ops::merge::landing::Lander;
+use crate::ops::merge::provenance::{self, Edits};
+use crate::ops::merge::{self, Direction, MergeOptions, MergeReport, Selection, applied, merge_as, sides, ties};
+use crate::ops::output::Run;
+use plan::plan;
+
+pub use summary::{DifferingTensor, UnmergeReport};
+
+/// What is taken out of what, and how.
+#[derive(Debug, Clone)]
+pub struct UnmergeOptions {
+    /// The merged model.
+    pub merged: PathBuf,
+    /// Adapters with the weights they were merged with, in order.
+    pub adapters: Vec<(PathBuf, f64)>,
+    /// The model they were merged into, if it is at hand.
+    pub base: Option<PathBuf>,
+    /// Untrained factors for the adapters that need them, in order.
+    pub init_adapters: Vec<PathBuf>,
+    /// The base was the one an adapter's initialiser left behind.
+    pub residual_base: bool,
+    /// Which modules.
+    pub selection: Selection,
+    /// Patterns of adapter tensors that may stay unused.
+    pub allow_unused: Vec<String>,
+    /// Hash the models' files as well.
+    pub hash_base: bool,
+    /// How the result is written; with the base, how MERGED was rounded.
+    pub write: WriteOptions,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub enum Unmerged {
+    /// ΔW was subtracted; the report is that of a merge with negated weights.
+    Subtracted(Box<MergeReport>),
+    /// MERGED was compared with the merge of the base.
+    Compared(Box<UnmergeReport>),
+}
+
+/// Takes adapters out of a merged model.
+///
+/// # Errors
+/// When an input is malformed, MERGED cannot be that merge, a change cannot be taken out, or the result cannot be written.
+/// Nothing is left behind then.
+pub fn unmerge(options: &UnmergeOptions, run: &Run<'_>) -> Result<Unmerged> {
+    match &options.base {
+        None => {
+            let report = merge_as(&as_merge(options, &options.merged, None), Direction::TakenOut, run)?;
+            Ok(Unmerged::Subtracted(Box::new(report)))
+        }
+        Some(base) => with_base(options, base, run).map(|report| Unmerged::Compared(Box::new(report))),
+    }
+}
+
+/// The same as options of a merge into `model`.
+fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -> MergeOptions {
+    MergeOptions {
+        base: model.into(),
+        adapters: options.adapters.clone(),
+        init_adapters: options.init_adapters.clone(),
+        original,
+        residual_base: options.residual_base,
+        selection: options.selection.clone(),
+        allow_unused: options.allow_unused.clone(),
+        hash_base: options.hash_base,
+        write: options.write.clone(),
+    }
+}
+
+fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<UnmergeReport> {
+    let started = Instant::now();
+    if options.write.dtype.is_some() {
+        return Err(Error::invalid("--dtype", "the result has the dtypes of `--base`").hint("leave `--dtype` away"));
+    }
+    let as_merge = as_merge(options, base, taken_from(options, base)?);
+    let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
+    let applied = applied::open(&as_merge)?;
+    sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
+    let unused = provenance::globs(&options.allow_unused)?;
+    let mut lander = Lander::new(&base, &options.selection, &unused);
+    applied.iter().try_for_each(|applied| lander.land(applied))?;
+    options.selection.check(&lander.paths)?;
+    let notes = lander.landed.notes.clone();
+    ties::untie(&mut lander, &applied)?;
+    let landed = lander.landed;
+
+    let mut recipe = provenance::recipe(&as_merge, Direction::PutIn, &base, &applied)?;
+    recipe["operation"] = "subtract".into();
+    recipe["merged"] = provenance::model_entry(&merged, options.hash_base)?;
+    let mut planned = plan(&base, &merged, &landed, &options.write, &provenance::metadata(&recipe))?;
+    let mut report = UnmergeReport {
+        merged: options.merged.clone(),
+        base: base.checkpoint.root().into(),
+        out: options.write.out.clone(),
+        dry_run: options.write.dry_run,
+        part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
+        adapters: merge::summary::adapters(&applied, &landed),
+        compared: planned.taken.len(),
+        proved: planned.proved.len(),
+        elements: 0,
+        differing: 0,
+        exact: None,
+        differing_tensors: Vec::new(),
+        files: planned.plan.files.len(),
+        jobs: planned.plan.jobs.len(),
+        bytes: 0,
+        notes,
+        seconds: 0.0,
+        gb_per_second: 0.0,
+        peak_resident_bytes: None,
+    };
+    let mut output = sides::output(std::mem::take(&mut planned.plan), &options.write, &base);
+    report.notes.extend(sides::add(&mut output, &options.write, &base, &Edits::default(), &recipe)?.notes);
+    report.bytes = output.bytes();
+    if !options.write.dry_run {
+        output.write(&options.write, run)?;
+        report.complete(&planned, |tensor| landed.targets.contains_key(tensor), started.elapsed());
+    }
+    Ok(report)
+}
+
+/// The base as the model PiSSA or OLoRA started from, where an adapter has lost its untrained factors.
+fn taken_from(options: &UnmergeOptions, base: &Path) -> Result<Option<PathBuf>> {
+    if options.residual_base {
+        return Ok(None);
+    }
+    let mut lacking = 0;
+    for (path, _) in &options.adapters {
+        lacking += usize::from(Adapter::open(path)?.config.init.0 != Init::Plain);
+    }
+    Ok((lacking > options.init_adapters.len()).then(|| base.into()))
+}
