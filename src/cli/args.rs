@@ -44,7 +44,9 @@ impl Color {
 pub enum Verb {
     /// Add adapters to the weights of a model
     Merge(Box<Merge>),
-    /// Take adapters out of a merged model
+    /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
+    Stack(Box<super::stack::Stack>),
+    /// Subtract adapters from an adapter, or take them out of a merged model
     Subtract(Box<super::subtract::Subtract>),
     /// Tell what files are: format, method, modules, ranks, scales, problems
     Inspect(Inspect),
@@ -151,7 +153,7 @@ pub struct Talk {
     pub verbose: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RoundingMode {
     /// To nearest, once: as PEFT's `merge_and_unload()`
     Nearest,

@@ -72,7 +72,8 @@ pub fn selection(args: &Write, weight_for: &[String]) -> Result<Selection> {
     })
 }
 
-fn weight(written: &str) -> Result<(Regex, f64)> {
+/// `--weight-for`: a pattern and the weight of the modules that match.
+pub fn weight(written: &str) -> Result<(Regex, f64)> {
     let wrong = || Error::invalid("--weight-for", format!("`{written}` is not REGEX=W with a finite number W"));
     let (pattern, weight) = written.rsplit_once('=').ok_or_else(wrong)?;
     let weight: f64 = weight.parse().map_err(|_| wrong())?;

@@ -4,13 +4,12 @@ mod args;
 mod merge;
 mod place;
 mod progress;
-#[allow(dead_code, reason = "the verbs that use it come next")]
 mod rank;
+mod stack;
 mod subtract;
 mod tools;
 mod watch;
 mod words;
-#[allow(dead_code, reason = "the verbs that use it come next")]
 mod write_adapter;
 
 use std::ffi::OsString;
@@ -53,6 +52,7 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
     match verb {
         Verb::Merge(args) => merge::run(args),
         Verb::Subtract(args) => subtract::run(args),
+        Verb::Stack(args) => stack::run(args),
         Verb::Inspect(args) => tools::inspect(args),
         Verb::Finish(args) => tools::finish(args),
         Verb::Completions { shell } => {

@@ -1,27 +1,34 @@
 //! `lorakit subtract`.
 
+use std::path::PathBuf;
+
 use clap::Args as Group;
 use lorakit::adapters::is_adapter;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
+use lorakit::ops::stack::{Method, StackOptions};
 use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 use lorakit::report;
 
-use super::args::Write;
+use super::args::{RoundingMode, Write};
 use super::progress::Bar;
-use super::{merge, notice, place, watch};
+use super::stack::Sum;
+use super::{merge, notice, place, stack, watch};
 
 #[derive(Debug, Group)]
 pub struct Subtract {
-    /// What is subtracted from: a merged model
-    #[arg(value_name = "A")]
+    /// What is subtracted from: an adapter, with a weight if it is not 1, or a merged model
+    #[arg(value_name = "A[:W]")]
     pub from: String,
-    /// Adapters that are subtracted, each with the weight it was merged with after a colon if it is not 1
+    /// Adapters that are subtracted, each with a weight after a colon if it is not 1; from a model the one it was merged with
     #[arg(required = true, value_name = "ADAPTER[:W]")]
     pub adapters: Vec<String>,
     #[command(flatten)]
     pub write: Write,
-    /// The model they were merged into: proves the merge, and gives its weights back bit for bit
+    #[command(flatten)]
+    pub sum: Sum,
+    /// The model A was merged into: proves the merge, and gives its weights back bit for bit; of adapters the model they were
+    /// trained on, for tensors they hold whole
     #[arg(long, value_name = "PATH")]
     pub base: Option<String>,
     /// Multiply the weight of the modules that match: REGEX=W
@@ -38,11 +45,18 @@ pub struct Subtract {
     pub hash_base: bool,
 }
 
-/// Takes adapters out of a model, and gives the report.
+/// Subtracts, and gives the report.
 pub fn run(args: &Subtract) -> Result<Vec<u8>> {
-    let from = place::path(&args.from)?;
+    let (from, weight) = place::adapter(&args.from)?;
     if is_adapter(&from) {
-        return Err(Error::unsupported(&from, "is an adapter; so far adapters are subtracted from merged models only"));
+        return from_adapter(args, from, weight);
+    }
+    if weight != 1.0 {
+        return Err(Error::invalid("A", format!("`{}` is a model, and has no weight", from.display())));
+    }
+    if args.sum.alpha.is_some() || args.sum.rank.choice()?.is_some() {
+        let problem = "ranks and alpha belong to adapters, what is left here is a model";
+        return Err(Error::invalid(if args.sum.alpha.is_some() { "--alpha" } else { "--rank" }, problem));
     }
     let options = UnmergeOptions {
         merged: from,
@@ -78,4 +92,39 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         (false, true) => Vec::new(),
         (false, false) => text.into_bytes(),
     })
+}
+
+/// A stack with negative weights.
+fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> {
+    let write = &args.write;
+    let of_models = [
+        ("--cast-all", write.cast_all),
+        ("--rounding", write.rounding != RoundingMode::Nearest),
+        ("--max-shard-size", write.max_shard_size != "keep"),
+        ("--allow-unused", !write.allow_unused.is_empty()),
+        ("--part", write.part.is_some()),
+        ("--residual-base", args.residual_base),
+        ("--hash-base", args.hash_base),
+    ];
+    if let Some((option, _)) = of_models.iter().find(|(_, given)| *given) {
+        return Err(Error::invalid(*option, format!("belongs to models, `{}` is an adapter", from.display())));
+    }
+    let mut adapters = vec![(from, weight)];
+    for written in &args.adapters {
+        let (path, weight) = place::adapter(written)?;
+        adapters.push((path, -weight));
+    }
+    let options = StackOptions {
+        operation: "subtract",
+        adapters,
+        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        base: args.base.as_deref().map(place::path).transpose()?,
+        method: Method::Concat,
+        rank: args.sum.rank.choice()?,
+        compute: args.sum.compute.into(),
+        alpha: args.sum.alpha,
+        selection: merge::selection(write, &args.weight_for)?,
+        write: merge::write_options(write)?,
+    };
+    stack::perform(&options, write.talk)
 }

@@ -11,6 +11,7 @@ mod output;
 mod rank_choice;
 mod recipe;
 pub mod stack;
+mod terms;
 pub mod unmerge;
 mod weight;
 mod writing;

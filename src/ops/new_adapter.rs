@@ -3,6 +3,7 @@
 //! Keys and config as PEFT 0.21 reads them (`utils/save_and_load.py`, `tuners/lora/config.py`); the config is made in `new_config`.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub enum PairKind {
 }
 
 /// Where the bytes of a tensor come from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Bytes {
     /// They were computed.
     Held {
@@ -64,6 +65,15 @@ pub enum Bytes {
     },
     /// They are those of an input.
     Stored(Stored),
+    /// They are computed when they are written.
+    Computed {
+        /// Who computes them, by rows of the first dimension against the others.
+        compute: Arc<dyn Compute>,
+        /// Their dtype.
+        float: Float,
+        /// Their number.
+        count: u64,
+    },
 }
 
 impl Bytes {
@@ -79,14 +89,21 @@ impl Bytes {
         match self {
             Self::Held { bytes, .. } => bytes.len() as u64,
             Self::Stored(stored) => stored.info.bytes,
+            Self::Computed { count, .. } => *count,
         }
     }
 
     fn dtype(&self) -> Dtype {
         match self {
-            Self::Held { float, .. } => float.dtype(),
+            Self::Held { float, .. } | Self::Computed { float, .. } => float.dtype(),
             Self::Stored(stored) => stored.info.dtype.clone(),
         }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of {}", self.count(), self.dtype())
     }
 }
 
@@ -261,15 +278,18 @@ fn nested(kind: &PairKind) -> String {
 }
 
 fn schedule(plan: &mut Plan, offset: u64, info: &TensorInfo, bytes: Bytes, job_bytes: u64) {
-    match bytes {
-        Bytes::Stored(stored) => plan.copy(0, offset, &stored.map, stored.start, stored.info.bytes),
-        Bytes::Held { bytes, .. } if bytes.is_empty() => {}
-        Bytes::Held { bytes, .. } => {
-            let rows = usize::try_from(info.shape.rows_cols().0).expect("held bytes fit memory");
-            let row_bytes = bytes.len() / rows;
-            let compute: Arc<dyn Compute> = Arc::new(Held { bytes, row_bytes });
-            plan.compute(0, offset, &compute, 0..rows, row_bytes as u64, job_bytes);
-        }
+    let count = bytes.count();
+    let rows = info.shape.rows_cols().0;
+    let row_bytes = count.checked_div(rows).unwrap_or(0);
+    let compute: Arc<dyn Compute> = match bytes {
+        Bytes::Stored(stored) => return plan.copy(0, offset, &stored.map, stored.start, count),
+        Bytes::Held { bytes, .. } => Arc::new(Held { bytes, row_bytes: usize::try_from(row_bytes).unwrap_or(0) }),
+        Bytes::Computed { compute, .. } => compute,
+    };
+    if count > 0 {
+        let rows = usize::try_from(rows).expect("a tensor with so many rows was never read");
+        plan.compute(0, offset, &compute, 0..rows, row_bytes, job_bytes);
+        plan.computed.push(compute);
     }
 }
 

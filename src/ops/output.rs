@@ -152,3 +152,19 @@ pub fn note_name(part: Part) -> String {
 pub fn parent_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
+
+/// The output must be none of the inputs, nor hold one.
+///
+/// # Errors
+/// `Unsupported`, naming both.
+pub fn refuse_inputs<'a>(out: &Path, inputs: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let Ok(place) = std::fs::canonicalize(out) else { return Ok(()) };
+    for input in inputs {
+        let Ok(input_place) = std::fs::canonicalize(input) else { continue };
+        if input_place.starts_with(&place) {
+            let what = format!("the output would take the place of the input `{}`", input.display());
+            return Err(Error::unsupported(out, what).hint("name another output"));
+        }
+    }
+    Ok(())
+}

@@ -1,5 +1,7 @@
 //! How the ranks of an adapter are chosen: by a rule for every matrix, or by one budget for all.
 
+use serde_json::{Map, Value, json};
+
 use crate::linalg::{RankPolicy, RankRule};
 
 /// One budget for a whole adapter, spent where it buys most.
@@ -48,6 +50,31 @@ impl RankChoice {
             _ => return None,
         };
         Some(RankRule { max_rank: self.max_rank, ..rule })
+    }
+
+    /// The choice as the options that make it, for the record of how an output was made.
+    pub fn recipe(&self) -> Value {
+        let mut options = Map::new();
+        let (name, value) = match self.ranking {
+            Ranking::Budget(Budgeted::Bytes(bytes)) => ("max_size", json!(bytes)),
+            Ranking::Budget(Budgeted::Parameters(parameters)) => ("max_params", json!(parameters)),
+            Ranking::Noise => ("noise", json!(true)),
+            Ranking::Rule(rule) => match rule.policy {
+                RankPolicy::Rank(rank) => ("rank", json!(rank)),
+                RankPolicy::Energy(share) => ("energy", json!(share)),
+                RankPolicy::MaxError(error) => ("max_error", json!(error)),
+                RankPolicy::Ratio(ratio) => ("sv_ratio", json!(ratio)),
+                RankPolicy::Frobenius(share) => ("sv_fro", json!(share)),
+                RankPolicy::Cumulative(share) => ("sv_cumulative", json!(share)),
+                RankPolicy::Above(floor) => ("above", json!(floor)),
+                RankPolicy::All => ("all", json!(true)),
+            },
+        };
+        options.insert(name.into(), value);
+        for (name, rank) in [("conv_rank", self.conv_rank), ("max_rank", self.max_rank)] {
+            options.extend(rank.map(|rank| (name.to_owned(), json!(rank))));
+        }
+        options.into()
     }
 }
 

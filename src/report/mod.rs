@@ -2,6 +2,7 @@
 
 mod inspect;
 mod merge;
+mod stack;
 mod unmerge;
 
 use serde::Serialize;
@@ -10,6 +11,7 @@ use crate::ops::finish::FinishReport;
 
 pub use inspect::inspect;
 pub use merge::merge;
+pub use stack::stack;
 pub use unmerge::{subtracted, unmerge};
 
 /// One JSON document with a line end.

@@ -63,7 +63,11 @@ impl<'a> Landable<'a> {
     }
 }
 
-fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
+/// The scale the config of `adapter` gives `path`, whose tensors have rank `rank`.
+///
+/// # Errors
+/// When the config has another rank, or none.
+pub fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
     let config = &adapter.config;
     let Some(scaling) = &config.scaling else {
         let what = format!("has LoRA tensors for `{path}`, its config says `{}`", config.method);

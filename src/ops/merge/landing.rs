@@ -30,7 +30,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn takes(&self, module: &str) -> bool {
+    /// Whether the module is among those that are changed.
+    pub fn takes(&self, module: &str) -> bool {
         let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
         (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
     }
@@ -54,7 +55,8 @@ impl Selection {
         Ok(())
     }
 
-    fn strength(&self, module: &str) -> f64 {
+    /// The further weight of a module.
+    pub fn strength(&self, module: &str) -> f64 {
         self.weights.iter().filter(|(pattern, _)| pattern.is_match(module)).map(|(_, weight)| weight).product()
     }
 }

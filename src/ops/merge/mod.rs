@@ -30,6 +30,7 @@ use landing::Lander;
 use provenance::Edits;
 
 pub use assemble::Counts;
+pub(super) use landable::scale_of;
 pub use landing::{Fate, Selection};
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 

@@ -1,0 +1,166 @@
+//! `lorakit stack`.
+
+use clap::{Args as Group, ValueEnum};
+use lorakit::error::{Error, Result};
+use lorakit::linalg::Compute;
+use lorakit::ops::Run;
+use lorakit::ops::merge::Selection;
+use lorakit::ops::stack::{Majority, Method, Pruning, Rule, StackOptions, stack};
+use lorakit::report;
+
+use super::args::Talk;
+use super::progress::Bar;
+use super::rank::Rank;
+use super::write_adapter::WriteAdapter;
+use super::{merge, notice, place, watch, words};
+
+/// The words after `stack`.
+#[derive(Debug, Group)]
+pub struct Stack {
+    /// Adapters, each with a weight after a colon if it is not 1
+    #[arg(required = true, value_name = "ADAPTER[:W]")]
+    pub adapters: Vec<String>,
+    #[command(flatten)]
+    pub sum: Sum,
+    #[command(flatten)]
+    pub write: WriteAdapter,
+    /// Multiply the weight of the modules that match: REGEX=W
+    #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
+    pub weight_for: Vec<String>,
+    /// The model the adapters were trained on, for tensors they hold whole
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<String>,
+    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Vec<String>,
+    /// How adapters become one; all but `concat` and `factor-average` need ranks
+    #[arg(long, value_enum, default_value_t = MethodName::Concat, value_name = "METHOD")]
+    pub method: MethodName,
+    /// Share of the elements of each ΔW that ties, dare, dare-ties and magnitude keep
+    #[arg(long, value_name = "SHARE")]
+    pub density: Option<f64>,
+    /// Seed of dare and dare-ties
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// How ties and dare-ties elect a sign
+    #[arg(long, value_enum, default_value_t = MajorityName::Total, value_name = "RULE")]
+    pub majority: MajorityName,
+}
+
+/// How a sum is made, for `stack` and `subtract`.
+#[derive(Debug, Group)]
+pub struct Sum {
+    #[command(flatten)]
+    pub rank: Rank,
+    /// Alpha of the result; the rank if not given, so that the scale is 1
+    #[arg(long, value_name = "A")]
+    pub alpha: Option<f64>,
+    /// How close to the best matrix of a rank an iteration has to come
+    #[arg(long, value_enum, default_value_t = ComputeName::Accurate, value_name = "HOW")]
+    pub compute: ComputeName,
+}
+
+/// How adapters become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MethodName {
+    /// Σ wᵢ·ΔWᵢ, exactly
+    Concat,
+    /// The largest elements of each, of the sign that prevails
+    Ties,
+    /// Elements by chance
+    Dare,
+    /// Elements by chance, of the sign that prevails
+    DareTies,
+    /// The largest elements of each
+    Magnitude,
+    /// A and B averaged apart, which is no sum of the ΔW (PEFT's `linear`)
+    FactorAverage,
+}
+
+/// How a sign is elected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MajorityName {
+    /// The sign of the sum
+    Total,
+    /// The sign that is more frequent
+    Frequency,
+}
+
+/// How close to the optimum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ComputeName {
+    /// Within 1 %
+    Fast,
+    /// Within 0.1 %
+    Accurate,
+}
+
+/// Stacks, and gives the report.
+pub fn run(args: &Stack) -> Result<Vec<u8>> {
+    let adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?;
+    let options = StackOptions {
+        operation: "stack",
+        adapters,
+        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        base: args.base.as_deref().map(place::path).transpose()?,
+        method: args.method()?,
+        rank: args.sum.rank.choice()?,
+        compute: args.sum.compute.into(),
+        alpha: args.sum.alpha,
+        selection: Selection {
+            include: words::patterns("--include", &args.write.include)?,
+            exclude: words::patterns("--exclude", &args.write.exclude)?,
+            weights: args.weight_for.iter().map(|written| merge::weight(written)).collect::<Result<_>>()?,
+        },
+        write: args.write.options()?,
+    };
+    perform(&options, args.write.talk)
+}
+
+/// Does what `options` say, and gives the report.
+pub fn perform(options: &StackOptions, talk: Talk) -> Result<Vec<u8>> {
+    let cancel = watch::interruptible()?;
+    let bar = Bar::new(talk.quiet);
+    let mut result = stack(options, &Run { cancel: &cancel, progress: &bar })?;
+    result.peak_resident_bytes = watch::peak_resident_bytes();
+    if !talk.json && !talk.quiet && options.method == Method::FactorAverage {
+        notice("warning: an average of factors is no sum of the changes; `--method concat` gives that");
+    }
+    Ok(match (talk.json, talk.quiet) {
+        (true, _) => report::json(&result),
+        (false, true) => Vec::new(),
+        (false, false) => report::stack(&result, talk.verbose).into_bytes(),
+    })
+}
+
+impl From<ComputeName> for Compute {
+    fn from(name: ComputeName) -> Self {
+        match name {
+            ComputeName::Fast => Self::Fast,
+            ComputeName::Accurate => Self::Accurate,
+        }
+    }
+}
+
+impl Stack {
+    fn method(&self) -> Result<Method> {
+        let majority = match self.majority {
+            MajorityName::Total => Majority::Total,
+            MajorityName::Frequency => Majority::Frequency,
+        };
+        let rule = match self.method {
+            MethodName::Concat | MethodName::FactorAverage => None,
+            MethodName::Ties => Some(Rule::Ties(majority)),
+            MethodName::Dare => Some(Rule::Dare),
+            MethodName::DareTies => Some(Rule::DareTies(majority)),
+            MethodName::Magnitude => Some(Rule::Magnitude),
+        };
+        match (rule, self.density) {
+            (Some(rule), Some(density)) => Ok(Method::Elementwise(Pruning { rule, density, seed: self.seed })),
+            (Some(_), None) => Err(Error::invalid("--density", "is needed: the share of elements that is kept")),
+            (None, Some(_)) => Err(Error::invalid("--density", "belongs to ties, dare, dare-ties and magnitude")),
+            (None, None) if self.method == MethodName::FactorAverage => Ok(Method::FactorAverage),
+            (None, None) => Ok(Method::Concat),
+        }
+    }
+}

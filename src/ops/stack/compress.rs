@@ -1,0 +1,308 @@
+//! Sums of low rank, cut to fewer ranks: exact singular values from the factors, or those of a ΔW that is merged element by element.
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
+use super::StackOptions;
+use super::elementwise::{Contribution, Elementwise, Pruning};
+use crate::error::{Error, Result};
+use crate::linalg::{
+    Certificate, Compute, Decomposition, LinearOperator, LowRank, RankPolicy, RankRule, Spectrum, Streamed, allocate,
+    decompose,
+};
+use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
+use crate::ops::terms::{Share, Slot};
+use crate::plan::each_within;
+use crate::tensor::Float;
+
+/// Bytes of an entry in the header of a file beside its name: dtype, shape, offsets.
+const ENTRY_BYTES: u64 = 120;
+
+/// What a decomposition holds beside its factors in f64: QR, rotated vectors, their f32 copies.
+const WORK_FACTORS: u64 = 6;
+
+/// The factors of one module.
+pub struct Compressed {
+    /// A, row by row, rounded to the dtype it is stored in.
+    pub down: Vec<f32>,
+    /// B, row by row, as A.
+    pub up: Vec<f32>,
+    /// r; of a stack that of one expert.
+    pub rank: usize,
+    /// How they are stored.
+    pub float: Float,
+    /// All singular values that are known, largest first; of a stack, root of the sum of squares over its experts.
+    pub singular_values: Vec<f64>,
+    /// ‖ΔW‖.
+    pub norm: f64,
+    /// ‖ΔW − B·A‖ at most.
+    pub residual_at_most: f64,
+    /// ‖ΔW − B·A‖ as measured.
+    pub residual: f64,
+    /// No matrix of this rank is closer to ΔW.
+    pub optimum_at_least: f64,
+}
+
+/// Cuts the sum over every slot as `choice` says. `fixed_bytes` and `fixed_parameters` are those of the adapter's other tensors.
+///
+/// # Errors
+/// When factors cannot be read, or the budget is too small for anything.
+pub fn compress(
+    slots: &[&Slot],
+    pruning: Option<Pruning>,
+    choice: &RankChoice,
+    options: &StackOptions,
+    fixed: (u64, u64),
+    cancel: &AtomicBool,
+) -> Result<Vec<Compressed>> {
+    let work = Work { slots, pruning, compute: options.compute, dtype: options.write.dtype };
+    let rules = work.rules(choice, options, fixed, cancel)?;
+    let run = |at: usize| work.cut(slots[at], &rules[at]);
+    work.all(options, cancel, run)
+}
+
+struct Work<'a> {
+    slots: &'a [&'a Slot],
+    pruning: Option<Pruning>,
+    compute: Compute,
+    dtype: Option<Float>,
+}
+
+/// How one slot is cut.
+#[derive(Debug, Clone, Copy)]
+enum Cut {
+    By(RankRule),
+    /// To exactly this rank, with zeros where there is less.
+    To(usize),
+}
+
+/// A matrix that is decomposed.
+enum Operator {
+    Sum(LowRank),
+    Merged(Streamed<Elementwise>),
+}
+
+impl Operator {
+    fn as_dyn(&self) -> &dyn LinearOperator {
+        match self {
+            Self::Sum(sum) => sum,
+            Self::Merged(merged) => merged,
+        }
+    }
+}
+
+impl Work<'_> {
+    /// What `run` gives for every slot, in order.
+    fn all<T: Send + Sync>(
+        &self,
+        options: &StackOptions,
+        cancel: &AtomicBool,
+        run: impl Fn(usize) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let held: Vec<u64> = self.slots.iter().map(|slot| self.held(slot)).collect();
+        let done: Vec<OnceLock<T>> = self.slots.iter().map(|_| OnceLock::new()).collect();
+        each_within(&held, &options.write.budget, cancel, |at| {
+            let result = run(at)?;
+            assert!(done[at].set(result).is_ok(), "every task runs once");
+            Ok(())
+        })?;
+        Ok(done.into_iter().map(|result| result.into_inner().expect("every task has run")).collect())
+    }
+
+    /// Bytes that the decomposition of a slot takes, roughly.
+    fn held(&self, slot: &Slot) -> u64 {
+        let (rows, cols) = slot.shape();
+        let rank: usize = slot.shares.iter().map(|share| share.rank).sum();
+        let side = rows.min(cols);
+        let inner = if self.pruning.is_some() { side } else { rank.min(side) };
+        ((rows + cols) * inner * size_of::<f64>()) as u64 * WORK_FACTORS
+    }
+
+    fn float(&self, slot: &Slot) -> Float {
+        match self.dtype.or(slot.common_float()) {
+            // Factors are computed in f32.
+            None | Some(Float::F64) => Float::F32,
+            Some(float) => float,
+        }
+    }
+
+    fn operator(&self, slot: &Slot, expert: usize) -> Result<Operator> {
+        let Some(pruning) = self.pruning else {
+            return Ok(Operator::Sum(LowRank::sum(&slot.products(expert, Share::factor)?)));
+        };
+        let mut contributions: Vec<Contribution> = Vec::new();
+        for (share, product) in slot.shares.iter().zip(slot.products(expert, |share| share.term.scale)?) {
+            match contributions.last_mut().filter(|last| last.adapter == share.source) {
+                // The change of an adapter with untrained factors is the difference of two products.
+                Some(last) => last.delta = LowRank::sum(&[last.delta.clone(), product]),
+                None => {
+                    contributions.push(Contribution { adapter: share.source, weight: share.weight, delta: product })
+                }
+            }
+        }
+        let name = if slot.experts() > 1 { format!("{}.{expert}", slot.name()) } else { slot.name() };
+        Ok(Operator::Merged(Streamed(Elementwise::new(pruning, &name, &contributions)?)))
+    }
+
+    fn decomposed(&self, slot: &Slot, operator: &Operator, rule: &RankRule) -> Result<Decomposition> {
+        match operator {
+            Operator::Sum(sum) => Ok(sum.decompose()),
+            Operator::Merged(merged) => decompose(merged, rule, self.compute, seed(&slot.name())),
+        }
+    }
+
+    /// How every slot is cut.
+    fn rules(
+        &self,
+        choice: &RankChoice,
+        options: &StackOptions,
+        fixed: (u64, u64),
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Cut>> {
+        let all = RankRule { max_rank: choice.max_rank, ..RankRule::new(RankPolicy::All) };
+        let rule_of = |slot: &Slot| choice.rule(slot.positions()).unwrap_or(all);
+        let mut cuts: Vec<Cut> = self.slots.iter().map(|slot| Cut::By(rule_of(slot))).collect();
+        let budgeted = match choice.ranking {
+            Ranking::Budget(budget) => Some(budget),
+            _ => None,
+        };
+        let inner = self.layers_within_layers();
+        if budgeted.is_none() && inner.is_empty() {
+            return Ok(cuts);
+        }
+        let spectra = self.all(options, cancel, |at| {
+            let needed = budgeted.is_some() || inner.iter().any(|(child, parent)| [*child, *parent].contains(&at));
+            if needed { self.spectrum(self.slots[at], &rule_of(self.slots[at])) } else { Ok((Vec::new(), 0.0)) }
+        })?;
+        if let Some(budget) = budgeted {
+            let ranks = self.spend(budget, choice, &spectra, fixed)?;
+            cuts = ranks.into_iter().map(Cut::To).collect();
+        }
+        // PEFT builds the layer within an adapted layer with the same rank.
+        let rank_of = |cut: &Cut, at: usize| match cut {
+            Cut::To(rank) => *rank,
+            Cut::By(rule) => rule.choose(&spectra[at].0, spectra[at].1),
+        };
+        for (child, parent) in inner {
+            let rank = rank_of(&cuts[child], child).max(rank_of(&cuts[parent], parent));
+            (cuts[child], cuts[parent]) = (Cut::To(rank), Cut::To(rank));
+        }
+        Ok(cuts)
+    }
+
+    /// Singular values of a slot, over its experts, and ‖ΔW‖².
+    fn spectrum(&self, slot: &Slot, rule: &RankRule) -> Result<(Vec<f64>, f64)> {
+        let mut squares: Vec<f64> = Vec::new();
+        let mut norm = 0.0;
+        for expert in 0..slot.experts() {
+            let operator = self.operator(slot, expert)?;
+            let found = self.decomposed(slot, &operator, rule)?;
+            norm += found.norm_squared();
+            add_squares(&mut squares, found.values());
+        }
+        Ok((squares.into_iter().map(f64::sqrt).collect(), norm))
+    }
+
+    /// The best ranks within a budget.
+    fn spend(
+        &self,
+        budget: Budgeted,
+        choice: &RankChoice,
+        spectra: &[(Vec<f64>, f64)],
+        fixed: (u64, u64),
+    ) -> Result<Vec<usize>> {
+        let (option, whole, taken) = match budget {
+            Budgeted::Bytes(bytes) => {
+                let entries: u64 = self.slots.iter().map(|slot| 2 * (slot.name().len() as u64 + ENTRY_BYTES)).sum();
+                ("--max-size", bytes, fixed.0 + entries)
+            }
+            Budgeted::Parameters(parameters) => ("--max-params", parameters, fixed.1),
+        };
+        let numbers = |slot: &Slot| {
+            let (rows, cols) = slot.shape();
+            ((rows + cols) * slot.experts()) as u64
+        };
+        let unit = |slot: &Slot| match budget {
+            Budgeted::Bytes(_) => numbers(slot) * self.float(slot).bytes() as u64,
+            Budgeted::Parameters(_) => numbers(slot),
+        };
+        let capped = |slot: &Slot, values: &[f64]| {
+            let conv = choice.conv_rank.filter(|_| slot.positions() > 1);
+            [choice.max_rank, conv].into_iter().flatten().fold(values.len(), usize::min)
+        };
+        let candidates: Vec<Spectrum<'_>> = self
+            .slots
+            .iter()
+            .zip(spectra)
+            .map(|(slot, (values, _))| Spectrum { values: &values[..capped(slot, values)], unit_cost: unit(slot) })
+            .collect();
+        let ranks = allocate(&candidates, whole.saturating_sub(taken)).ranks;
+        if ranks.iter().all(|rank| *rank == 0) && candidates.iter().any(|spectrum| !spectrum.values.is_empty()) {
+            let least = self.slots.iter().map(|slot| unit(slot)).min().unwrap_or(0);
+            let problem = format!("{whole} leaves nothing: {taken} are taken by other tensors, rank 1 needs {least}");
+            return Err(Error::invalid(option, problem));
+        }
+        Ok(ranks)
+    }
+
+    /// Pairs of slots of which the first lies within the second.
+    fn layers_within_layers(&self) -> Vec<(usize, usize)> {
+        let within = |child: &Slot, parent: &Slot| {
+            child.path.strip_prefix(parent.path.as_str()).is_some_and(|rest| rest.starts_with('.'))
+        };
+        let pairs = (0..self.slots.len()).flat_map(|child| (0..self.slots.len()).map(move |parent| (child, parent)));
+        pairs.filter(|(child, parent)| within(self.slots[*child], self.slots[*parent])).collect()
+    }
+
+    fn cut(&self, slot: &Slot, cut: &Cut) -> Result<Compressed> {
+        let float = self.float(slot);
+        let rule = match cut {
+            Cut::By(rule) => *rule,
+            Cut::To(rank) => RankRule::new(RankPolicy::Rank(*rank)),
+        };
+        let mut parts: Vec<(Operator, Decomposition)> = Vec::with_capacity(slot.experts());
+        for expert in 0..slot.experts() {
+            let operator = self.operator(slot, expert)?;
+            let decomposition = self.decomposed(slot, &operator, &rule)?;
+            parts.push((operator, decomposition));
+        }
+        let rank = match cut {
+            Cut::To(rank) => *rank,
+            Cut::By(rule) => parts.iter().map(|(_, found)| found.rank_by(rule)).max().unwrap_or(0),
+        };
+        let (rows, cols) = slot.shape();
+        let experts = slot.experts();
+        let mut down = vec![0.0; experts * rank * cols];
+        let mut up = vec![0.0; rows * rank * experts];
+        let mut squares: Vec<f64> = Vec::new();
+        let mut sums = [0.0_f64; 4];
+        for (expert, (operator, decomposition)) in parts.iter().enumerate() {
+            let truncated = decomposition.cut(rank, float, operator.as_dyn())?;
+            let own = truncated.rank();
+            down[expert * rank * cols..][..own * cols].copy_from_slice(&truncated.factors.down());
+            for (row, values) in truncated.factors.up().chunks_exact(own.max(1)).enumerate() {
+                for (k, value) in values.iter().enumerate() {
+                    up[(row * rank + k) * experts + expert] = *value;
+                }
+            }
+            add_squares(&mut squares, &truncated.singular_values);
+            let Certificate { norm, residual, residual_at_most, optimum_at_least, .. } = truncated.certificate;
+            let parts = [norm, residual, residual_at_most, optimum_at_least];
+            sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part * part);
+        }
+        let [norm, residual, residual_at_most, optimum_at_least] = sums.map(f64::sqrt);
+        let singular_values = squares.into_iter().map(f64::sqrt).collect();
+        Ok(Compressed { down, up, rank, float, singular_values, norm, residual_at_most, residual, optimum_at_least })
+    }
+}
+
+fn add_squares(squares: &mut Vec<f64>, values: &[f64]) {
+    squares.resize(squares.len().max(values.len()), 0.0);
+    squares.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
+}
+
+/// Where the chances of a module are drawn from: its name.
+fn seed(name: &str) -> u64 {
+    let digest = blake3::hash(name.as_bytes());
+    u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}

@@ -1,0 +1,192 @@
+//! Σ wᵢ·sᵢ·Bᵢ·Aᵢ as one product: A = [f₁A₁; f₂A₂; …], B = [g₁B₁, g₂B₂, …] with fᵢ·gᵢ = wᵢ·sᵢ over the scale of the result.
+//!
+//! Exact but for one rounding of the numbers in fᵢ·Aᵢ to f32, and none where wᵢ·sᵢ is a power of two. Rows are computed from the
+//! files as they are written. In a stack of experts A holds expert after expert, and B has the expert running fastest.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::fold::{Fold, holds};
+use crate::adapters::Factor;
+use crate::error::Result;
+use crate::ops::new_adapter::Bytes;
+use crate::ops::terms::Slot;
+use crate::plan::Compute;
+use crate::tensor::{Float, Rounding};
+
+/// Elements that are looked at at once.
+const LOOKED_AT: usize = 1 << 18;
+
+/// The factors of one module.
+pub struct Concatenated {
+    /// A.
+    pub down: Bytes,
+    /// B.
+    pub up: Bytes,
+    /// Bias of B.
+    pub up_bias: Option<Bytes>,
+    /// r; of a stack that of one expert.
+    pub rank: usize,
+    /// How they are stored.
+    pub float: Float,
+    /// No number was rounded.
+    pub exact: bool,
+}
+
+/// A block of the result: a matrix and the number in front of it.
+#[derive(Debug, Clone)]
+struct Block {
+    factor: Factor,
+    times: f64,
+    rank: usize,
+}
+
+/// The sum over the shares of `slot`, divided by `scale`, the scale of the result. Without `dtype` the factors keep the dtype of the
+/// inputs where that changes nothing, and are f32 otherwise.
+///
+/// # Errors
+/// When factors cannot be read.
+pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>) -> Result<Concatenated> {
+    let folds: Vec<Fold> = slot.shares.iter().map(|share| Fold::of(share.factor() / scale)).collect();
+    let rank = slot.shares.iter().map(|share| share.rank).sum();
+    let (float, exact) = match (dtype, slot.common_float()) {
+        (Some(float), _) => (float, keeps(slot, &folds, float)?),
+        (None, Some(float)) if keeps(slot, &folds, float)? => (float, true),
+        (None, _) => (Float::F32, keeps(slot, &folds, Float::F32)?),
+    };
+    let up_bias = bias(slot, scale, float)?;
+    if let ([share], [Fold { up: 1.0, down: 1.0 }], true) = (slot.shares.as_slice(), folds.as_slice(), exact)
+        && let Some((down, up)) = share.stored.clone()
+    {
+        return Ok(Concatenated { down: Bytes::Stored(down), up: Bytes::Stored(up), up_bias, rank, float, exact });
+    }
+    let block = |factor: &Factor, times: f64, rank: usize| Block { factor: factor.clone(), times, rank };
+    let shares = || slot.shares.iter().zip(&folds);
+    let down: Vec<Block> = shares().map(|(share, fold)| block(&share.term.down, fold.down, share.rank)).collect();
+    let up: Vec<Block> = shares().map(|(share, fold)| block(&share.term.up, fold.up, share.rank)).collect();
+    let computed = |compute: Arc<dyn Compute>, blocks: &[Block]| {
+        let numbers = blocks.iter().map(|block| (block.factor.shape().0 * block.factor.shape().1) as u64);
+        Bytes::Computed { compute, float, count: numbers.sum::<u64>() * float.bytes() as u64 }
+    };
+    let beneath: Arc<dyn Compute> = Arc::new(Beneath { blocks: down.clone(), rank, float });
+    let beside: Arc<dyn Compute> = Arc::new(Beside { blocks: up.clone(), float });
+    let (down, up) = (computed(beneath, &down), computed(beside, &up));
+    Ok(Concatenated { down, up, up_bias, rank, float, exact })
+}
+
+/// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`.
+///
+/// # Errors
+/// When a bias cannot be read.
+pub fn bias(slot: &Slot, scale: f64, float: Float) -> Result<Option<Bytes>> {
+    let mut sum: Vec<f64> = Vec::new();
+    for share in &slot.shares {
+        let Some(bias) = &share.bias else { continue };
+        let values = Factor::new(bias)?.to_vec()?;
+        sum.resize(values.len(), 0.0);
+        let factor = share.factor() / scale;
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * f64::from(value));
+    }
+    if sum.is_empty() {
+        return Ok(None);
+    }
+    // A bias is added once for every output: it costs nothing to keep what narrower types would round.
+    let float = if slot.shares.len() == 1 { float } else { Float::F32 };
+    Ok(Some(Bytes::held(&sum.iter().map(|value| *value as f32).collect::<Vec<f32>>(), float)))
+}
+
+/// Whether `float` holds the folded factors as they are.
+fn keeps(slot: &Slot, folds: &[Fold], float: Float) -> Result<bool> {
+    for (share, fold) in slot.shares.iter().zip(folds) {
+        // What is read as f32 is all of it, unless it was wider.
+        let Some(own) = share.float.filter(|own| *own != Float::F64) else { return Ok(false) };
+        let wide = own == float || float == Float::F32;
+        let kept = fold.is_power_of_two()
+            && (wide || all_held(&share.term.down, float, 1.0)?)
+            && (wide && fold.up == 1.0 || all_held(&share.term.up, float, fold.up)?);
+        if !kept {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether `float` holds every element times `times`.
+fn all_held(factor: &Factor, float: Float, times: f64) -> Result<bool> {
+    let (rows, cols) = factor.shape();
+    let step = (LOOKED_AT / cols.max(1)).max(1);
+    let mut band = Vec::new();
+    for first in (0..rows).step_by(step) {
+        let rows = first..rows.min(first + step);
+        band.resize(rows.len() * cols, 0.0);
+        factor.decode(rows, 0..cols, &mut band)?;
+        if !holds(float, &band, times) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Matrices one beneath the other; in a stack expert after expert.
+struct Beneath {
+    blocks: Vec<Block>,
+    /// Rows of one expert.
+    rank: usize,
+    float: Float,
+}
+
+impl Compute for Beneath {
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let width = out.len() / rows.len().max(1);
+        let cols = width / self.float.bytes();
+        let mut line = vec![0.0; cols];
+        for (row, out) in rows.zip(out.chunks_exact_mut(width.max(1))) {
+            let (expert, mut within) = (row / self.rank, row % self.rank);
+            let mut block = self.blocks.iter();
+            let block = loop {
+                let block = block.next().expect("the ranks of the blocks add up to the rank");
+                if within < block.rank {
+                    break block;
+                }
+                within -= block.rank;
+            };
+            let from = expert * block.rank + within;
+            block.factor.decode(from..from + 1, 0..cols, &mut line)?;
+            scale(&mut line, block.times);
+            self.float.encode(&line, Rounding::Nearest, out);
+        }
+        Ok(())
+    }
+}
+
+/// Matrices side by side.
+struct Beside {
+    blocks: Vec<Block>,
+    float: Float,
+}
+
+impl Compute for Beside {
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let width = out.len() / rows.len().max(1);
+        let mut offset = 0;
+        let mut band = Vec::new();
+        for block in &self.blocks {
+            let cols = block.factor.shape().1;
+            band.resize(rows.len() * cols, 0.0);
+            block.factor.decode(rows.clone(), 0..cols, &mut band)?;
+            scale(&mut band, block.times);
+            let bytes = cols * self.float.bytes();
+            for (line, out) in band.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(width.max(1))) {
+                self.float.encode(line, Rounding::Nearest, &mut out[offset..offset + bytes]);
+            }
+            offset += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn scale(values: &mut [f32], times: f64) {
+    if times != 1.0 {
+        values.iter_mut().for_each(|value| *value = (f64::from(*value) * times) as f32);
+    }
+}

@@ -1,0 +1,197 @@
+//! The low-rank changes of a stack: slots and a method → pairs of the new adapter, and what is to be said about each.
+
+use super::average::{Averaged, average};
+use super::compress::{Compressed, compress};
+use super::concat::{self, concatenate};
+use super::fold::Fold;
+use super::summary::StackedModule;
+use super::{Method, StackOptions};
+use crate::error::{Error, Result};
+use crate::linalg::{LinearOperator, LowRank};
+use crate::ops::new_adapter::{Bytes, NewPair};
+use crate::ops::output::Run;
+use crate::ops::rank_choice::RankChoice;
+use crate::ops::terms::{Share, Slot, Source};
+use crate::plan::Executor;
+use crate::tensor::{Float, Rounding};
+
+/// Unit roundoff of f32.
+const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
+/// Pairs and their description.
+#[derive(Default)]
+pub struct Made {
+    /// In slot order.
+    pub pairs: Vec<NewPair>,
+    /// The same modules.
+    pub modules: Vec<StackedModule>,
+    /// Modules whose sum is zero.
+    pub vanished: Vec<String>,
+    /// Numbers in the factors.
+    pub parameters: u64,
+}
+
+/// Makes the pairs of all `slots`. `fixed` are bytes and numbers of the adapter's other tensors.
+///
+/// # Errors
+/// When factors cannot be read or have no such combination.
+pub fn make(
+    slots: &[&Slot],
+    sources: &[Source],
+    options: &StackOptions,
+    fixed: (u64, u64),
+    run: &Run<'_>,
+) -> Result<Made> {
+    let executor = Executor { budget: options.write.budget, cancel: run.cancel, progress: run.progress };
+    let one_by_one = |work: &(dyn Fn(&Slot) -> Result<Piece> + Sync)| executor.map(slots, |slot| work(slot));
+    let pieces = match (options.method, &options.rank) {
+        (Method::Concat, None) => one_by_one(&|slot| summed(slot, options))?,
+        (Method::FactorAverage, _) => {
+            refuse_untrained(sources)?;
+            one_by_one(&|slot| averaged(slot, sources, options.write.dtype))?
+        }
+        (Method::Concat, Some(choice)) => cut(slots, None, choice, options, fixed, run)?,
+        (Method::Elementwise(pruning), choice) => {
+            refuse_biases(slots)?;
+            let choice = choice.unwrap_or(RankChoice::rank(usize::MAX));
+            cut(slots, Some(pruning), &choice, options, fixed, run)?
+        }
+    };
+    let mut made = Made::default();
+    for (slot, (pair, module)) in slots.iter().zip(pieces) {
+        if module.rank == 0 {
+            made.vanished.push(module.module);
+            continue;
+        }
+        let (rows, cols) = slot.shape();
+        made.parameters += ((rows + cols) * module.rank * slot.experts()) as u64;
+        made.pairs.push(pair);
+        made.modules.push(module);
+    }
+    Ok(made)
+}
+
+type Piece = (NewPair, StackedModule);
+
+/// The exact sum.
+fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
+    let total: usize = slot.shares.iter().map(|share| share.rank).sum();
+    let alpha = options.alpha.unwrap_or(total as f64);
+    let joined = concatenate(slot, alpha / total as f64, options.write.dtype)?;
+    let (mut norm, mut rounded) = (0.0, 0.0);
+    for expert in 0..slot.experts() {
+        let products = slot.products(expert, Share::factor)?;
+        norm += LowRank::sum(&products).frobenius_squared()?.max(0.0);
+        rounded += if joined.exact { 0.0 } else { rounding(&products, alpha / total as f64, joined.float).powi(2) };
+    }
+    let norm = f64::sqrt(norm);
+    let mut module = describe(slot, joined.rank, joined.float, norm);
+    module.exact = joined.exact;
+    module.relative_error = share_of(f64::sqrt(rounded), norm);
+    module.kept_energy = (1.0 - module.relative_error.powi(2)).max(0.0);
+    Ok((pair(slot, joined.rank, alpha, joined.down, joined.up, joined.up_bias), module))
+}
+
+/// What rounding the folded factors to `float` can change at most. Of narrow dtypes it is measured; folding in f32 rounds every
+/// number of one factor once.
+fn rounding(products: &[LowRank], scale: f64, float: Float) -> f64 {
+    let mut sum = 0.0;
+    for product in products {
+        if matches!(float, Float::F32 | Float::F64) {
+            // ‖B·D·A‖ ≤ ‖B‖·‖D·A‖ for a rounding D of at most u for every element of A.
+            let size = |values: Vec<f32>| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+            sum += F32_ROUNDOFF * product.scale().abs() * size(product.up()) * size(product.down());
+        } else {
+            let stored = stored_as(product, scale, float);
+            sum += product.distance(&stored);
+        }
+    }
+    sum
+}
+
+/// The product as its folded factors are stored, in a result of scale `scale`.
+fn stored_as(product: &LowRank, scale: f64, float: Float) -> LowRank {
+    let fold = Fold::of(product.scale() / scale);
+    let stored = |values: Vec<f32>, times: f64| {
+        let scaled: Vec<f32> = values.iter().map(|value| (f64::from(*value) * times) as f32).collect();
+        let mut bytes = vec![0; scaled.len() * float.bytes()];
+        float.encode(&scaled, Rounding::Nearest, &mut bytes);
+        let mut back = scaled;
+        float.decode(&bytes, &mut back);
+        back
+    };
+    LowRank::from_rows(stored(product.up(), fold.up), stored(product.down(), fold.down), product.rank(), scale)
+}
+
+/// Averaged factors.
+fn averaged(slot: &Slot, sources: &[Source], dtype: Option<Float>) -> Result<Piece> {
+    let float = dtype.or(slot.common_float()).unwrap_or(Float::F32);
+    let Averaged { down, up, rank, norm, residual } = average(slot, sources, float)?;
+    let mut module = describe(slot, rank, float, norm);
+    module.relative_error = share_of(residual, norm);
+    module.kept_energy = (1.0 - module.relative_error.powi(2)).max(0.0);
+    let bias = concat::bias(slot, 1.0, float)?;
+    let pair = pair(slot, rank, rank as f64, Bytes::held(&down, float), Bytes::held(&up, float), bias);
+    Ok((pair, module))
+}
+
+fn cut(
+    slots: &[&Slot],
+    pruning: Option<super::Pruning>,
+    choice: &RankChoice,
+    options: &StackOptions,
+    fixed: (u64, u64),
+    run: &Run<'_>,
+) -> Result<Vec<Piece>> {
+    let compressed = compress(slots, pruning, choice, options, fixed, run.cancel)?;
+    let piece = |(slot, found): (&&Slot, Compressed)| -> Result<Piece> {
+        let mut module = describe(slot, found.rank, found.float, found.norm);
+        module.relative_error = share_of(found.residual_at_most, found.norm);
+        module.kept_energy = (1.0 - share_of(found.residual, found.norm).powi(2)).max(0.0);
+        module.optimum_at_least = Some(share_of(found.optimum_at_least, found.norm));
+        module.singular_values = found.singular_values;
+        let (down, up) = (Bytes::held(&found.down, found.float), Bytes::held(&found.up, found.float));
+        let bias = concat::bias(slot, 1.0, found.float)?;
+        Ok((pair(slot, found.rank, found.rank as f64, down, up, bias), module))
+    };
+    slots.iter().zip(compressed).map(piece).collect()
+}
+
+fn pair(slot: &Slot, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: Option<Bytes>) -> NewPair {
+    let (path, kind, outer) = (slot.path.clone(), slot.kind.clone(), slot.outer);
+    NewPair { path, kind, rank, alpha, down, up, outer, up_bias }
+}
+
+fn describe(slot: &Slot, rank: usize, float: Float, norm: f64) -> StackedModule {
+    StackedModule {
+        module: slot.name(),
+        ranks_before: slot.shares.iter().map(|share| share.rank).collect(),
+        rank,
+        dtype: float.dtype().name().to_owned(),
+        exact: false,
+        norm,
+        kept_energy: 1.0,
+        relative_error: 0.0,
+        optimum_at_least: None,
+        singular_values: Vec::new(),
+    }
+}
+
+fn share_of(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// Averages of factors mean nothing where a change is a difference of products.
+fn refuse_untrained(sources: &[Source]) -> Result<()> {
+    let Some(init) = sources.iter().find_map(|source| source.init.as_ref()) else { return Ok(()) };
+    let what = "untrained factors are subtracted as products; an average of factors cannot do that";
+    Err(Error::unsupported(&init.root, what).hint("`--method concat` can"))
+}
+
+/// Only matrices are merged element by element.
+fn refuse_biases(slots: &[&Slot]) -> Result<()> {
+    let biased = slots.iter().flat_map(|slot| &slot.shares).find_map(|share| share.bias.as_ref());
+    let Some(bias) = biased else { return Ok(()) };
+    let what = format!("tensor `{}`: a bias of B (`lora_bias`) is not merged element by element", bias.info.name);
+    Err(Error::unsupported(bias.path(), what).hint("`--method concat` sums it"))
+}

@@ -1,0 +1,323 @@
+//! Several adapters → what each contributes to every module: weight · scale · B·A, and the tensors they hold whole.
+
+mod parameters;
+mod source;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::merge::Selection;
+use super::new_adapter::PairKind;
+use crate::adapters::config::saves;
+use crate::adapters::{Adapter, Change, Factor, Lora, Module, Term, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::linalg::LowRank;
+use crate::tensor::Float;
+use parameters::Parameters;
+
+pub use source::{Source, open};
+
+/// Everything that several adapters do to one module or parameter by low-rank products.
+pub struct Slot {
+    /// Module path.
+    pub path: String,
+    /// The kind of layer.
+    pub kind: PairKind,
+    /// Outputs and inputs, a convolution's without its kernel; of an embedding `(dim, vocabulary)`.
+    pub outer: (u64, u64),
+    /// What is summed, in the order of the adapters.
+    pub shares: Vec<Share>,
+}
+
+/// One product.
+pub struct Share {
+    /// Which adapter it comes from.
+    pub source: usize,
+    /// The adapter's weight here.
+    pub weight: f64,
+    /// B, A and the scale the adapter's config gives them.
+    pub term: Term,
+    /// r; of a stack that of one expert.
+    pub rank: usize,
+    /// How its factors are stored, if both are alike.
+    pub float: Option<Float>,
+    /// A and B where the term is no more than what a file holds.
+    pub stored: Option<(Stored, Stored)>,
+    /// Bias of B.
+    pub bias: Option<Stored>,
+}
+
+impl Share {
+    /// The factor in front of B·A.
+    pub fn factor(&self) -> f64 {
+        self.weight * self.term.scale
+    }
+}
+
+/// What a whole tensor is to its module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Part of a module that was trained whole.
+    Saved,
+    /// A bias that was trained.
+    Bias,
+    /// A copy of the layer's own parameter, saved along and not trained.
+    Frozen,
+}
+
+/// A tensor that one adapter holds whole.
+pub struct Held {
+    /// The adapter's weight here.
+    pub weight: f64,
+    /// The tensor.
+    pub tensor: Stored,
+    /// What it is.
+    pub standing: Standing,
+}
+
+/// Token rows of one adapter.
+pub struct Rows {
+    /// The tensor, with the tokens it is for.
+    pub held: Held,
+    /// Token of every row.
+    pub ids: Vec<usize>,
+    /// How the config names the embedding; empty for the input embedding.
+    pub suffix: String,
+}
+
+/// All contributions.
+#[derive(Default)]
+pub struct Terms {
+    /// Low-rank ones by module path and, for parameters without a layer, name.
+    pub slots: BTreeMap<(String, String), Slot>,
+    /// Tensors held whole by module path and parameter.
+    pub whole: BTreeMap<(String, String), Vec<Held>>,
+    /// Token rows by module path.
+    pub rows: BTreeMap<String, Vec<Rows>>,
+    /// Tensors that the selection or a weight of zero leave out.
+    pub left_out: usize,
+}
+
+/// Gathers what `sources` do to the modules of `selection`.
+///
+/// # Errors
+/// When tensors of one module do not fit each other, or a kind of change cannot be summed.
+pub fn gather(sources: &[Source], selection: &Selection) -> Result<Terms> {
+    let parameters = Parameters::of(sources)?;
+    let mut terms = Terms::default();
+    let mut paths = BTreeSet::new();
+    for (at, source) in sources.iter().enumerate() {
+        for module in &source.adapter.modules {
+            paths.insert(module.path.clone());
+            let weight = source.weight * selection.strength(&module.path);
+            if weight == 0.0 || !selection.takes(&module.path) {
+                terms.left_out += module.change.tensors().len();
+                continue;
+            }
+            terms.take(&Taken { source, at, module, weight, parameters: &parameters })?;
+        }
+    }
+    selection.check(&paths)?;
+    terms.check()?;
+    Ok(terms)
+}
+
+/// One change on its way.
+struct Taken<'a> {
+    source: &'a Source,
+    at: usize,
+    module: &'a Module,
+    weight: f64,
+    parameters: &'a Parameters,
+}
+
+impl Terms {
+    fn take(&mut self, taken: &Taken<'_>) -> Result<()> {
+        let Taken { source, module, weight, .. } = *taken;
+        let config = &source.adapter.config;
+        let held = |tensor: &Stored, standing| Held { weight, tensor: tensor.clone(), standing };
+        match &module.change {
+            Change::Lora(lora) => self.take_pair(taken, lora),
+            Change::Whole(parameter, tensor) => {
+                let trained = config.modules_to_save.iter().any(|saved| saves(saved, &module.path));
+                let standing = if parameter == "bias" && !trained { Standing::Bias } else { Standing::Saved };
+                self.whole.entry((module.path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
+                Ok(())
+            }
+            Change::Frozen(parameter, tensor) => {
+                let trained = parameter == "bias" && config.raw.get("bias").is_some_and(|bias| bias != "none");
+                let standing = if trained { Standing::Bias } else { Standing::Frozen };
+                self.whole.entry((module.path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
+                Ok(())
+            }
+            Change::TokenRows(tensor) => {
+                let (suffix, ids) = token_ids(&source.adapter, &module.path, tensor)?;
+                let rows = Rows { held: held(tensor, Standing::Saved), ids, suffix };
+                self.rows.entry(module.path.clone()).or_default().push(rows);
+                Ok(())
+            }
+            Change::Unknown(tensor) => {
+                let what = format!("tensor `{}` belongs to LoRA in a way that is not known", tensor.info.name);
+                Err(Error::unsupported(tensor.path(), what))
+            }
+        }
+    }
+
+    fn take_pair(&mut self, taken: &Taken<'_>, lora: &Lora) -> Result<()> {
+        let Taken { source, at, module, weight, parameters } = *taken;
+        let kind = parameters.kind(&source.adapter, module, lora)?;
+        let (name, scaled) = match &kind {
+            PairKind::Parameter { name, .. } => (name.clone(), format!("{}.{name}", module.path)),
+            _ => (String::new(), module.path.clone()),
+        };
+        let experts = match kind {
+            PairKind::Parameter { experts, .. } => experts,
+            _ => 1,
+        };
+        let outer = outer(lora, &kind);
+        let mut shares = Vec::new();
+        let plain = |pair: &Lora, scale: f64| -> Result<Share> {
+            let float = |tensor: &Stored| tensor.info.dtype.float();
+            Ok(Share {
+                source: at,
+                weight,
+                rank: narrow(pair.rank() / experts),
+                float: float(&pair.down).filter(|float_of_down| float(&pair.up) == Some(*float_of_down)),
+                term: Term { up: Factor::new(&pair.up)?, down: Factor::new(&pair.down)?, scale },
+                stored: Some((pair.down.clone(), pair.up.clone())),
+                bias: pair.bias.clone(),
+            })
+        };
+        shares.push(plain(lora, source.scale(&scaled, lora.rank() / experts)?)?);
+        if let Some((untrained, scale)) = source.untrained(module, &scaled, lora, experts)? {
+            shares.push(plain(untrained, -scale)?);
+        }
+        let slot = self.slots.entry((module.path.clone(), name)).or_insert_with(|| Slot {
+            path: module.path.clone(),
+            kind: kind.clone(),
+            outer,
+            shares: Vec::new(),
+        });
+        if slot.kind != kind || slot.outer != outer {
+            let earlier = slot.shares.first().and_then(|share| share.stored.as_ref()).map(|(down, _)| describe(down));
+            let problem = format!(
+                "one changes {} of [{}, {}], the other {} of [{}, {}]",
+                word(&slot.kind),
+                slot.outer.0,
+                slot.outer.1,
+                word(&kind),
+                outer.0,
+                outer.1
+            );
+            return Err(Error::mismatch(describe(&lora.down), earlier.unwrap_or_default(), problem)
+                .hint("adapters of different models have no sum"));
+        }
+        slot.shares.extend(shares);
+        Ok(())
+    }
+
+    /// A module is either adapted or saved whole.
+    fn check(&self) -> Result<()> {
+        for ((module, parameter), held) in &self.whole {
+            let Some(saved) = held.iter().find(|held| held.standing == Standing::Saved) else { continue };
+            let pair = self.slots.get(&(module.clone(), String::new())).and_then(|slot| slot.shares.first());
+            if let Some((down, _)) = pair.and_then(|share| share.stored.as_ref())
+                && parameter == "weight"
+            {
+                let problem = format!("module `{module}` is saved whole by one and adapted by the other");
+                return Err(Error::mismatch(describe(&saved.tensor), describe(down), problem).hint(
+                    "an adapter can hold a module in one way only; `merge` takes both, `--exclude REGEX` leaves it out",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    /// Experts of a stack; 1 for everything else.
+    pub fn experts(&self) -> usize {
+        match self.kind {
+            PairKind::Parameter { experts, .. } => narrow(experts),
+            _ => 1,
+        }
+    }
+
+    /// Positions of a convolution's kernel; 1 for everything else.
+    pub fn positions(&self) -> u64 {
+        match &self.kind {
+            PairKind::Conv { kernel } => kernel.iter().product(),
+            _ => 1,
+        }
+    }
+
+    /// Rows and columns of ΔW as a matrix, of one expert's in a stack.
+    pub fn shape(&self) -> (usize, usize) {
+        (narrow(self.outer.0), narrow(self.outer.1 * self.positions()))
+    }
+
+    /// The path of the module, with the parameter's name where it is adapted without a layer.
+    pub fn name(&self) -> String {
+        match &self.kind {
+            PairKind::Parameter { name, .. } => format!("{}.{name}", self.path),
+            _ => self.path.clone(),
+        }
+    }
+
+    /// Every share's product for one expert, with the factor in front that `scale` gives.
+    ///
+    /// # Errors
+    /// When factors cannot be read.
+    pub fn products(&self, expert: usize, scale: impl Fn(&Share) -> f64) -> Result<Vec<LowRank>> {
+        let experts = self.experts();
+        let product = |share: &Share| {
+            let down = share.term.down.clone().pick_rows(expert * share.rank, share.rank, 1);
+            let up = share.term.up.clone().pick_cols(expert, share.rank, experts);
+            Ok(LowRank::from_rows(up.to_vec()?, down.to_vec()?, share.rank, scale(share)))
+        };
+        self.shares.iter().map(product).collect()
+    }
+
+    /// The dtype that all shares have in common.
+    pub fn common_float(&self) -> Option<Float> {
+        let first = self.shares.first()?.float;
+        first.filter(|_| self.shares.iter().all(|share| share.float == first))
+    }
+}
+
+fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {
+    let positions = match kind {
+        PairKind::Conv { kernel } => kernel.iter().product(),
+        _ => 1,
+    };
+    (lora.outputs(), lora.inputs() / positions)
+}
+
+fn word(kind: &PairKind) -> &'static str {
+    match kind {
+        PairKind::Linear => "a matrix",
+        PairKind::Conv { .. } => "a convolution",
+        PairKind::Embedding => "an embedding",
+        PairKind::Parameter { .. } => "a stack of experts",
+    }
+}
+
+/// The tokens whose rows `tensor` holds, and how the config names their embedding.
+fn token_ids(adapter: &Adapter, path: &str, tensor: &Stored) -> Result<(String, Vec<usize>)> {
+    let serves = |suffix: &str| suffix.is_empty() || path == suffix || path.ends_with(&format!(".{suffix}"));
+    let found = adapter.config.token_indices.iter().find(|(suffix, _)| serves(suffix));
+    let Some((suffix, ids)) = found else {
+        let problem = format!("belongs to `{path}`, for which `{}` lists no tokens", adapter.config.path.display());
+        return Err(Error::malformed(tensor.path(), format!("tensor `{}`", tensor.info.name), problem));
+    };
+    let rows = tensor.info.shape.rows_cols().0;
+    if rows != ids.len() as u64 {
+        let problem = format!("{} tokens are listed, the tensor is {}", ids.len(), tensor.info.shape);
+        return Err(Error::mismatch(describe(tensor), adapter.config.path.display().to_string(), problem));
+    }
+    Ok((suffix.clone(), ids.clone()))
+}
+
+fn narrow(count: u64) -> usize {
+    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
+}
