@@ -81,6 +81,7 @@ impl Rank {
     ///
     /// # Errors
     /// As [`Rank::choice`], and when nothing was chosen.
+    #[allow(dead_code, reason = "extract and resize are what cannot do without")]
     pub fn required(&self) -> Result<RankChoice> {
         self.choice()?.ok_or_else(|| {
             let problem = "a way to choose ranks is needed: --rank, --energy, --max-error, --max-size, --max-params, \

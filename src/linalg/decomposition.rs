@@ -118,7 +118,7 @@ impl Decomposition {
     }
 
     /// A decomposition without singular values.
-    pub(super) fn zero(rows: usize, cols: usize, norm_squared: f64) -> Self {
+    pub fn zero(rows: usize, cols: usize, norm_squared: f64) -> Self {
         let none = |side| Vectors { basis: Matrix::zeros((side, 0)), mix: Array2::zeros((0, 0)) };
         Self::new(none(rows), Vec::new(), none(cols), norm_squared, true)
     }

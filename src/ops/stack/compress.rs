@@ -1,10 +1,10 @@
 //! Sums of low rank, cut to fewer ranks: exact singular values from the factors, or those of a ΔW that is merged element by element.
 
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use super::StackOptions;
 use super::elementwise::{Contribution, Elementwise, Pruning};
+use super::fold;
 use crate::error::{Error, Result};
 use crate::linalg::{
     Certificate, Compute, Decomposition, LinearOperator, LowRank, RankPolicy, RankRule, Spectrum, Streamed, allocate,
@@ -12,7 +12,7 @@ use crate::linalg::{
 };
 use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
 use crate::ops::terms::{Share, Slot};
-use crate::plan::each_within;
+use crate::plan::map_within;
 use crate::tensor::Float;
 
 /// Bytes of an entry in the header of a file beside its name: dtype, shape, offsets.
@@ -20,6 +20,9 @@ const ENTRY_BYTES: u64 = 120;
 
 /// What a decomposition holds beside its factors in f64: QR, rotated vectors, their f32 copies.
 const WORK_FACTORS: u64 = 6;
+
+/// Relative to its terms, a sum below this is rounding in f64 of a sum that is zero.
+const CANCELLED: f64 = 1e-13;
 
 /// The factors of one module.
 pub struct Compressed {
@@ -78,14 +81,31 @@ enum Cut {
 
 /// A matrix that is decomposed.
 enum Operator {
-    Sum(LowRank),
+    Sum(Sum),
     Merged(Streamed<Elementwise>),
+}
+
+/// Σ fᵢ·Bᵢ·Aᵢ, and what is known of its arithmetic.
+struct Sum {
+    product: LowRank,
+    /// What folding the scales in f32 changed at most.
+    folded: f64,
+    /// Below this a sum is what rounding left of terms that cancel.
+    floor: f64,
+}
+
+impl Sum {
+    fn of(terms: &[LowRank]) -> Self {
+        let folded = terms.iter().map(fold::rounding).sum();
+        let size: f64 = terms.iter().map(fold::size).sum();
+        Self { product: LowRank::sum(terms), folded, floor: f64::max(folded, CANCELLED * size) }
+    }
 }
 
 impl Operator {
     fn as_dyn(&self) -> &dyn LinearOperator {
         match self {
-            Self::Sum(sum) => sum,
+            Self::Sum(sum) => &sum.product,
             Self::Merged(merged) => merged,
         }
     }
@@ -93,20 +113,14 @@ impl Operator {
 
 impl Work<'_> {
     /// What `run` gives for every slot, in order.
-    fn all<T: Send + Sync>(
+    fn all<T: Send>(
         &self,
         options: &StackOptions,
         cancel: &AtomicBool,
         run: impl Fn(usize) -> Result<T> + Sync,
     ) -> Result<Vec<T>> {
         let held: Vec<u64> = self.slots.iter().map(|slot| self.held(slot)).collect();
-        let done: Vec<OnceLock<T>> = self.slots.iter().map(|_| OnceLock::new()).collect();
-        each_within(&held, &options.write.budget, cancel, |at| {
-            let result = run(at)?;
-            assert!(done[at].set(result).is_ok(), "every task runs once");
-            Ok(())
-        })?;
-        Ok(done.into_iter().map(|result| result.into_inner().expect("every task has run")).collect())
+        map_within(&held, &options.write.budget, cancel, run)
     }
 
     /// Bytes that the decomposition of a slot takes, roughly.
@@ -128,7 +142,7 @@ impl Work<'_> {
 
     fn operator(&self, slot: &Slot, expert: usize) -> Result<Operator> {
         let Some(pruning) = self.pruning else {
-            return Ok(Operator::Sum(LowRank::sum(&slot.products(expert, Share::factor)?)));
+            return Ok(Operator::Sum(Sum::of(&slot.products(expert, Share::factor)?)));
         };
         let mut contributions: Vec<Contribution> = Vec::new();
         for (share, product) in slot.shares.iter().zip(slot.products(expert, |share| share.term.scale)?) {
@@ -146,7 +160,13 @@ impl Work<'_> {
 
     fn decomposed(&self, slot: &Slot, operator: &Operator, rule: &RankRule) -> Result<Decomposition> {
         match operator {
-            Operator::Sum(sum) => Ok(sum.decompose()),
+            Operator::Sum(sum) => {
+                let found = sum.product.decompose();
+                // Terms that cancel leave nothing that is worth a rank.
+                let nothing = found.norm_squared().sqrt() <= sum.floor;
+                let (rows, cols) = slot.shape();
+                Ok(if nothing { Decomposition::zero(rows, cols, 0.0) } else { found })
+            }
             Operator::Merged(merged) => decompose(merged, rule, self.compute, seed(&slot.name())),
         }
     }
@@ -287,7 +307,11 @@ impl Work<'_> {
             }
             add_squares(&mut squares, &truncated.singular_values);
             let Certificate { norm, residual, residual_at_most, optimum_at_least, .. } = truncated.certificate;
-            let parts = [norm, residual, residual_at_most, optimum_at_least];
+            let folded = match operator {
+                Operator::Sum(sum) => sum.folded,
+                Operator::Merged(_) => 0.0,
+            };
+            let parts = [norm, residual, residual_at_most + folded, (optimum_at_least - folded).max(0.0)];
             sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part * part);
         }
         let [norm, residual, residual_at_most, optimum_at_least] = sums.map(f64::sqrt);

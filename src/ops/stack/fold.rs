@@ -1,6 +1,10 @@
 //! The factor in front of a product, folded into its two sides.
 
+use crate::linalg::LowRank;
 use crate::tensor::{Float, Rounding};
+
+/// Unit roundoff of f32.
+const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// A number as the product of what goes into B and what goes into A.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +41,18 @@ pub fn holds(float: Float, values: &[f32], factor: f64) -> bool {
     float.decode(&bytes, &mut stored);
     let same = |(value, stored): (&f32, &f32)| f64::from(*value) * factor == f64::from(*stored);
     values.iter().zip(&stored).all(same)
+}
+
+/// What folding the scale of `product` into one factor in f32 changes at most: nothing where it is a power of two, else every
+/// element of the factor is rounded once, and ‖B·δA‖ ≤ u·‖B‖·‖A‖.
+pub fn rounding(product: &LowRank) -> f64 {
+    if Fold::of(product.scale()).is_power_of_two() { 0.0 } else { F32_ROUNDOFF * size(product) }
+}
+
+/// |scale|·‖B‖·‖A‖, which ‖scale·B·A‖ never exceeds.
+pub fn size(product: &LowRank) -> f64 {
+    let norm = |values: Vec<f32>| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    product.scale().abs() * norm(product.up()) * norm(product.down())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use super::average::{Averaged, average};
 use super::compress::{Compressed, compress};
 use super::concat::{self, concatenate};
-use super::fold::Fold;
+use super::fold::{self, Fold};
 use super::summary::StackedModule;
 use super::{Method, StackOptions};
 use crate::error::{Error, Result};
@@ -12,11 +12,8 @@ use crate::ops::new_adapter::{Bytes, NewPair};
 use crate::ops::output::Run;
 use crate::ops::rank_choice::RankChoice;
 use crate::ops::terms::{Share, Slot, Source};
-use crate::plan::Executor;
+use crate::plan::map_within;
 use crate::tensor::{Float, Rounding};
-
-/// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// Pairs and their description.
 #[derive(Default)]
@@ -42,8 +39,10 @@ pub fn make(
     fixed: (u64, u64),
     run: &Run<'_>,
 ) -> Result<Made> {
-    let executor = Executor { budget: options.write.budget, cancel: run.cancel, progress: run.progress };
-    let one_by_one = |work: &(dyn Fn(&Slot) -> Result<Piece> + Sync)| executor.map(slots, |slot| work(slot));
+    let held: Vec<u64> = slots.iter().map(|slot| factor_bytes(slot)).collect();
+    let one_by_one = |work: &(dyn Fn(&Slot) -> Result<Piece> + Sync)| {
+        map_within(&held, &options.write.budget, run.cancel, |at| work(slots[at]))
+    };
     let pieces = match (options.method, &options.rank) {
         (Method::Concat, None) => one_by_one(&|slot| summed(slot, options))?,
         (Method::FactorAverage, _) => {
@@ -71,6 +70,13 @@ pub fn make(
     Ok(made)
 }
 
+/// Bytes of a slot's factors in f32 and of one copy.
+fn factor_bytes(slot: &Slot) -> u64 {
+    let (rows, cols) = slot.shape();
+    let ranks: usize = slot.shares.iter().map(|share| share.rank).sum();
+    (2 * (rows + cols) * ranks * slot.experts() * size_of::<f32>()) as u64
+}
+
 type Piece = (NewPair, StackedModule);
 
 /// The exact sum.
@@ -92,21 +98,13 @@ fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
     Ok((pair(slot, joined.rank, alpha, joined.down, joined.up, joined.up_bias), module))
 }
 
-/// What rounding the folded factors to `float` can change at most. Of narrow dtypes it is measured; folding in f32 rounds every
-/// number of one factor once.
+/// What storing the folded factors as `float` changes at most; measured for dtypes narrower than f32.
 fn rounding(products: &[LowRank], scale: f64, float: Float) -> f64 {
-    let mut sum = 0.0;
-    for product in products {
-        if matches!(float, Float::F32 | Float::F64) {
-            // ‖B·D·A‖ ≤ ‖B‖·‖D·A‖ for a rounding D of at most u for every element of A.
-            let size = |values: Vec<f32>| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-            sum += F32_ROUNDOFF * product.scale().abs() * size(product.up()) * size(product.down());
-        } else {
-            let stored = stored_as(product, scale, float);
-            sum += product.distance(&stored);
-        }
-    }
-    sum
+    let of = |product: &LowRank| match float {
+        Float::F32 | Float::F64 => fold::rounding(product),
+        narrow => product.distance(&stored_as(product, scale, narrow)),
+    };
+    products.iter().map(of).sum()
 }
 
 /// The product as its folded factors are stored, in a result of scale `scale`.
