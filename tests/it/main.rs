@@ -5,6 +5,7 @@
 
 mod bad;
 mod combined;
+mod delta;
 mod dtypes;
 mod experts;
 mod golden;
@@ -12,6 +13,7 @@ mod initial;
 mod layout;
 mod options;
 mod robust;
+mod stack;
 mod support;
 mod ties;
 mod unmerge;

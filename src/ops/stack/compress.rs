@@ -16,7 +16,7 @@ use crate::plan::map_within;
 use crate::tensor::Float;
 
 /// Bytes of an entry in the header of a file beside its name: dtype, shape, offsets.
-const ENTRY_BYTES: u64 = 120;
+const ENTRY_BYTES: u64 = 128;
 
 /// What a decomposition holds beside its factors in f64: QR, rotated vectors, their f32 copies.
 const WORK_FACTORS: u64 = 6;

@@ -88,7 +88,11 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     report.whole = adapter.whole.len();
     report.notes.extend(combined.notes);
     adapter.inherited = inherited(&sources, combined.token_indices, &mut report.notes)?;
-    let fixed = (adapter.tensor_bytes(), adapter.whole.iter().filter_map(|whole| whole.shape.elements()).sum());
+    let recipe = recipe(options, &sources)?;
+    // The header of the weight file repeats the recipe as a text.
+    let header = Value::from(recipe.to_string()).to_string().len() as u64;
+    let fixed =
+        (adapter.tensor_bytes() + header, adapter.whole.iter().filter_map(|whole| whole.shape.elements()).sum());
     let slots: Vec<_> = gathered.slots.values().collect();
     let made = pairs::make(&slots, &sources, options, fixed, run)?;
     adapter.pairs = made.pairs;
@@ -99,7 +103,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     if adapter.pairs.is_empty() && adapter.whole.is_empty() {
         return Err(nothing_left(options, &report));
     }
-    let output = adapter.output(&options.write, &recipe(options, &sources)?)?;
+    let output = adapter.output(&options.write, &recipe)?;
     report.bytes = output.bytes();
     if !options.write.dry_run {
         output.write(&options.write, run)?;

@@ -100,11 +100,12 @@ fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
 
 /// What storing the folded factors as `float` changes at most; measured for dtypes narrower than f32.
 fn rounding(products: &[LowRank], scale: f64, float: Float) -> f64 {
-    let of = |product: &LowRank| match float {
-        Float::F32 | Float::F64 => fold::rounding(product),
-        narrow => product.distance(&stored_as(product, scale, narrow)),
-    };
-    products.iter().map(of).sum()
+    let folded = |products: &[LowRank]| products.iter().map(fold::rounding).sum::<f64>();
+    if matches!(float, Float::F32 | Float::F64) {
+        return folded(products);
+    }
+    let stored: Vec<LowRank> = products.iter().map(|product| stored_as(product, scale, float)).collect();
+    LowRank::sum(products).distance(&LowRank::sum(&stored)) + folded(products) + folded(&stored)
 }
 
 /// The product as its folded factors are stored, in a result of scale `scale`.

@@ -1,0 +1,440 @@
+//! Stacked adapters against Σ wᵢ·ΔWᵢ in f64, against what PEFT's `add_weighted_adapter` gave, and against merges.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::delta::{Content, content, distance, sum};
+use crate::support::{
+    Bench, Outcome, Tensor, Tensors, fixtures, lorakit, noise, read_json, read_model, reference, snapshot,
+};
+
+/// Largest relative error of what is called exact.
+const EXACT: f64 = 1e-6;
+
+pub fn stack(adapters: &[(&Path, f64)], out: &Path, more: &[&str]) -> Outcome {
+    let written: Vec<String> = adapters.iter().map(|(path, weight)| format!("{}:{weight}", path.display())).collect();
+    let mut words: Vec<&dyn AsRef<OsStr>> = vec![&"stack", &"-o", &out];
+    words.extend(written.iter().map(|word| word as &dyn AsRef<OsStr>));
+    words.extend(more.iter().map(|word| word as &dyn AsRef<OsStr>));
+    lorakit(&words)
+}
+
+/// Adapters of LoRA by the base they belong to.
+fn adapters(root: &Path) -> BTreeMap<PathBuf, Vec<PathBuf>> {
+    let mut found: BTreeMap<PathBuf, Vec<PathBuf>> = BTreeMap::new();
+    for entry in std::fs::read_dir(root).unwrap() {
+        let case = entry.unwrap().path();
+        if !case.join("case.json").is_file() {
+            continue;
+        }
+        let facts = read_json(&case.join("case.json"));
+        let config = read_json(&case.join("adapter/adapter_config.json"));
+        // DoRA has no sum, PiSSA and OLoRA have one only with their untrained factors; tests of their own hold them.
+        let plain = config["peft_type"] == "LORA" && config["use_dora"] == false && facts["mergeable"] != false;
+        if plain && !config["init_lora_weights"].is_string() {
+            let bases =
+                ["base", "base_for_low"].map(|key| root.join("bases").join(facts[key].as_str().unwrap_or("none")));
+            let base = bases.into_iter().find(|base| base.is_dir()).unwrap();
+            found.entry(base).or_default().push(case);
+        }
+    }
+    found.values_mut().for_each(|cases| cases.sort());
+    found
+}
+
+/// What the two hold that no adapter can hold together, if they do.
+fn conflict(left: &Path, right: &Path) -> Option<&'static str> {
+    let contents = [left, right].map(|case| content(&case.join("adapter")));
+    let tying =
+        [left, right].map(|case| read_json(&case.join("adapter/adapter_config.json"))["ensure_weight_tying"] == true);
+    let clash = |saved: &Content, other: &Content| {
+        saved
+            .whole
+            .keys()
+            .any(|key| key.strip_suffix(".weight").is_some_and(|module| other.deltas.contains_key(module)))
+    };
+    if clash(&contents[0], &contents[1]) || clash(&contents[1], &contents[0]) {
+        Some("saved whole by one and adapted by the other")
+    } else if tying[0] != tying[1] {
+        Some("ensure_weight_tying")
+    } else {
+        None
+    }
+}
+
+/// T = W + Σ wᵢ·(Tᵢ − W); only tensors that equal the base's may be left out. A layer that only the other one adapts makes a bias
+/// part of what it wraps.
+fn check_whole(got: &Content, parts: &[(f64, &Content)], base: &Tensors, name: &str) {
+    let plain = |key: &str| key.replace(".base_layer", "");
+    let got: BTreeMap<String, Vec<f64>> = got.whole.iter().map(|(key, tensor)| (plain(key), tensor.values())).collect();
+    let mut wanted: BTreeMap<String, (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for (weight, part) in parts {
+        for (key, tensor) in part.whole.iter().filter(|(key, _)| !key.contains("token_adapter")) {
+            let own = base.get(&plain(key)).unwrap_or_else(|| &base["model.embed_tokens.weight"]).values();
+            let (_, sum) = wanted.entry(plain(key)).or_insert_with(|| (own.clone(), own.clone()));
+            let moved = tensor.values().into_iter().zip(own).map(|(whole, own)| weight * (whole - own));
+            sum.iter_mut().zip(moved).for_each(|(sum, moved)| *sum += moved);
+        }
+    }
+    for (key, (own, wanted)) in wanted {
+        match got.get(&key) {
+            Some(got) => crate::support::assert_close(got, &wanted, EXACT),
+            None => assert_eq!(own, wanted, "{name}: `{key}` is missing"),
+        }
+    }
+}
+
+fn check_pairs(root: &Path) -> usize {
+    let mut count = 0;
+    for (base, cases) in adapters(root) {
+        for (at, left) in cases.iter().enumerate() {
+            for right in &cases[at..] {
+                let (l, r) = (left.join("adapter"), right.join("adapter"));
+                let name = format!("{} and {}", left.display(), right.display());
+                let bench = Bench::new();
+                let out = bench.path("out");
+                let weights = [0.7, -0.4];
+                let outcome =
+                    stack(&[(&l, weights[0]), (&r, weights[1])], &out, &["--base", base.to_str().unwrap(), "-q"]);
+                if let Some(reason) = conflict(left, right) {
+                    outcome.refused(1, &[reason]);
+                    continue;
+                }
+                outcome.ok();
+                let (l, r, got) = (content(&l), content(&r), content(&out));
+                let wanted = sum(&[(weights[0], &l.deltas), (weights[1], &r.deltas)]);
+                let error = distance(&got.deltas, &wanted);
+                assert!(error <= EXACT, "{name}: {error:e}");
+                let biases = |part: &Content, key: &str| part.biases.get(key).cloned();
+                for (key, got) in &got.biases {
+                    let zero = vec![0.0; got.len()];
+                    let (l, r) = (biases(&l, key).unwrap_or(zero.clone()), biases(&r, key).unwrap_or(zero));
+                    let wanted: Vec<f64> = l.iter().zip(&r).map(|(l, r)| weights[0] * l + weights[1] * r).collect();
+                    crate::support::assert_close(got, &wanted, EXACT);
+                }
+                check_whole(&got, &[(weights[0], &l), (weights[1], &r)], &read_model(&base), &name);
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
+#[test]
+fn the_sum_of_any_two_adapters_is_exact() {
+    assert!(check_pairs(&fixtures().join("peft")) >= 10);
+    if let Some(root) = reference() {
+        assert!(check_pairs(&root.join("peft")) >= 100);
+    }
+}
+
+/// Results of PEFT that are not what their name says (see the reference's README): never what we compare with.
+const PEFT_IS_WRONG: [(&str, &str); 9] = [
+    ("rslora-cat", "the result keeps use_rslora, which makes it √r too strong"),
+    ("rslora-svd", "as above"),
+    ("rslora-linear", "as above"),
+    ("dora-cat", "magnitudes are lost"),
+    ("dora-svd", "magnitudes are lost"),
+    ("mts-cat", "the trained head is lost"),
+    ("svd-svd_rank8-svd_clamp0.95", "clamping is not offered: it throws away what the rank could keep"),
+    ("ties-density0.5", "prunes factors, not ΔW"),
+    ("ties-density0.5-majority_sign_methodfrequency", "prunes factors, not ΔW"),
+];
+
+/// The options that ask for the combination `facts` describes, and how close to PEFT's the result has to be; `None` where there is
+/// nothing to compare.
+fn options(name: &str, facts: &serde_json::Value) -> Option<(Vec<String>, f64)> {
+    /// Of results that PEFT computes by an SVD in f32, between gaps that are not small.
+    const SVD: f64 = 2e-5;
+    let words = |text: String| text.split_whitespace().map(str::to_owned).collect::<Vec<String>>();
+    let density = facts["density"].as_f64().unwrap_or(1.0);
+    let rank = &facts["out_r"];
+    match facts["combination_type"].as_str().unwrap() {
+        _ if PEFT_IS_WRONG.iter().any(|(wrong, _)| *wrong == name) => None,
+        "cat" => Some((Vec::new(), EXACT)),
+        "svd" => Some((words(format!("--rank {rank}")), SVD)),
+        "linear" => Some((words("--method factor-average".into()), EXACT)),
+        "ties_svd" => Some((words(format!("--method ties --density {density} --rank {rank}")), SVD)),
+        "magnitude_prune_svd" => Some((words(format!("--method magnitude --density {density} --rank {rank}")), SVD)),
+        // dare_*: torch's random numbers. The rest prunes factors.
+        _ => None,
+    }
+}
+
+fn check_combos(root: &Path) -> usize {
+    let mut count = 0;
+    let mut names: Vec<String> = std::fs::read_dir(root.join("combos"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    for name in names {
+        let facts = read_json(&root.join("combos").join(&name).join("case.json"));
+        let theirs = root.join("combos").join(&name).join("c");
+        let Some((more, tolerance)) = options(&name, &facts) else { continue };
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let inputs: Vec<PathBuf> = facts["inputs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|input| root.join(input.as_str().unwrap()).join("adapter"))
+            // In the fixtures lora-all-r4 is the adapter of the quickstart.
+            .map(|input| if input.exists() { input } else { root.join("tiny/adapter") })
+            .collect();
+        let weights: Vec<f64> = facts["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
+        let bench = Bench::new();
+        let adapters: Vec<(&Path, f64)> = inputs.iter().map(PathBuf::as_path).zip(weights.iter().copied()).collect();
+        let outcome = stack(&adapters, &bench.path("out"), &more);
+        if !theirs.exists() {
+            // PEFT refuses what we refuse.
+            outcome.refused(1, &["factors of different ranks have no average"]);
+            continue;
+        }
+        outcome.ok();
+        let (ours, theirs) = (content(&bench.path("out")), content(&theirs));
+        let error = distance(&ours.deltas, &theirs.deltas);
+        assert!(error <= tolerance, "{name}: {error:e}");
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn results_are_pefts_where_peft_is_right() {
+    assert!(check_combos(&fixtures()) >= 5);
+    if let Some(root) = reference() {
+        assert!(check_combos(&root) >= 15);
+    }
+}
+
+/// Two adapters over two modules that neither fixtures nor reference need.
+fn two(bench: &Bench) -> (PathBuf, PathBuf) {
+    let (rows, cols) = (24, 16);
+    let pair = |seed: u64, rank: usize, module: &str| {
+        [
+            (format!("{module}.lora_A.weight"), Tensor::f32(&[rank, cols], &noise(seed, rank * cols, 0.5))),
+            (format!("{module}.lora_B.weight"), Tensor::f32(&[rows, rank], &noise(seed + 1, rows * rank, 0.5))),
+        ]
+    };
+    let write = |name: &str, config: serde_json::Value, parts: Vec<[(String, Tensor); 2]>| {
+        let parts: Vec<(String, Tensor)> = parts.into_iter().flatten().collect();
+        let parts: Vec<(&str, Tensor)> = parts.iter().map(|(key, tensor)| (key.as_str(), tensor.clone())).collect();
+        bench.adapter(name, config, &parts)
+    };
+    let first = write(
+        "first",
+        json!({"r": 3, "lora_alpha": 5, "use_rslora": true}),
+        vec![pair(1, 3, "layers.0.q_proj"), pair(3, 3, "layers.1.q_proj")],
+    );
+    let second = write("second", json!({"r": 2, "lora_alpha": 3}), vec![pair(5, 2, "layers.1.q_proj")]);
+    (first, second)
+}
+
+#[test]
+fn merging_the_stack_is_merging_both() {
+    for root in [Some(fixtures()), reference()].into_iter().flatten() {
+        let root = root.join("peft");
+        for (base, left, right) in [
+            ("llama-bf16", "lora-r8", "rslora-r4"),
+            ("llama-bf16", "lora-embed", "lora-patterns"),
+            ("tinynet-f32", "conv-lora", "mha-lora"),
+            ("mixtral-bf16", "mixtral-params", "mixtral-params"),
+        ] {
+            let bench = Bench::new();
+            let base = root.join("bases").join(base);
+            let adapters = [left, right].map(|name| root.join(name).join("adapter"));
+            stack(&[(&adapters[0], 0.5), (&adapters[1], -1.5)], &bench.path("stack"), &[]).ok();
+            let (first, second) = (format!("{}:0.5", adapters[0].display()), format!("{}:-1.5", adapters[1].display()));
+            lorakit(&[&"merge", &base, &first, &second, &"-o", &bench.path("both"), &"--dtype", &"f32"]).ok();
+            lorakit(&[&"merge", &base, &bench.path("stack"), &"-o", &bench.path("one"), &"--dtype", &"f32"]).ok();
+            let (both, one) = (read_model(&bench.path("both")), read_model(&bench.path("one")));
+            assert_eq!(both.keys().collect::<Vec<_>>(), one.keys().collect::<Vec<_>>());
+            for (name, tensor) in &both {
+                if tensor.dtype == safetensors::tensor::Dtype::F32 {
+                    crate::support::assert_close(&one[name].values(), &tensor.values(), EXACT);
+                } else {
+                    assert_eq!(one[name], *tensor, "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_do_not_depend_on_threads_and_memory() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    for (at, how) in [
+        "",
+        "--rank 2",
+        "--energy 0.9",
+        "--max-params 150",
+        "--method ties --density 0.4 --rank 3",
+        "--method dare --density 0.4 --seed 5 --rank 3",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut results = Vec::new();
+        for (more, run) in [("-j 1", 0), ("-j 2", 1), ("-j 5 --max-memory 1MiB", 2)] {
+            let out = bench.path(&format!("out-{at}-{run}"));
+            let words: Vec<&str> = how.split_whitespace().chain(more.split_whitespace()).collect();
+            stack(&[(&first, 0.6), (&second, 1.0)], &out, &words).ok();
+            results.push(snapshot(&out));
+        }
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{how}");
+    }
+}
+
+#[test]
+fn powers_of_two_keep_the_dtype_and_every_digit() {
+    let bench = Bench::new();
+    let root = fixtures().join("peft");
+    let adapter = root.join("lora-r8/adapter");
+    let half = bench.path("half");
+    stack(&[(&adapter, 1.0)], &half, &["--dtype", "bf16"]).ok();
+    let report = stack(&[(&half, 0.5), (&half, -2.0)], &bench.path("out"), &["--json"]).ok().json();
+    assert_eq!((report["exact"].as_bool(), &report["modules"][0]["dtype"]), (Some(true), &json!("BF16")));
+    let inexact = stack(&[(&half, 0.3)], &bench.path("third"), &["--json"]).ok().json();
+    assert_eq!((inexact["exact"].as_bool(), &inexact["modules"][0]["dtype"]), (Some(false), &json!("F32")));
+    let single = content(&half);
+    assert_eq!(distance(&content(&bench.path("out")).deltas, &sum(&[(-1.5, &single.deltas)])), 0.0);
+}
+
+#[test]
+fn a_chosen_alpha_changes_the_scale_and_not_the_change() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    stack(&[(&first, 1.0), (&second, 1.0)], &bench.path("out"), &["--alpha", "16"]).ok();
+    let config = read_json(&bench.path("out").join("adapter_config.json"));
+    assert_eq!((&config["lora_alpha"], &config["alpha_pattern"]), (&json!(16), &json!({})));
+    let parts = [content(&first), content(&second)];
+    let wanted = sum(&[(1.0, &parts[0].deltas), (1.0, &parts[1].deltas)]);
+    assert!(distance(&content(&bench.path("out")).deltas, &wanted) <= EXACT);
+}
+
+#[test]
+fn a_certificate_never_claims_too_little() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    let parts = [content(&first), content(&second)];
+    let wanted = sum(&[(0.6, &parts[0].deltas), (1.0, &parts[1].deltas)]);
+    for (at, how) in ["", "--rank 2", "--rank 4 --dtype bf16", "--max-error 0.3", "--dtype f16"].into_iter().enumerate()
+    {
+        let out = bench.path(&format!("out-{at}"));
+        let words: Vec<&str> = how.split_whitespace().chain(["--json"]).collect();
+        let report = stack(&[(&first, 0.6), (&second, 1.0)], &out, &words).ok().json();
+        let claimed = report["relative_error"].as_f64().unwrap();
+        let found = distance(&content(&out).deltas, &wanted);
+        assert!(found <= claimed, "{how}: {found:e} is more than {claimed:e}");
+        assert!(claimed <= 1.001 * found + 1e-6, "{how}: {claimed:e} is far more than {found:e}");
+    }
+}
+
+#[test]
+fn what_is_subtracted_from_itself_vanishes() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    let subtract =
+        |a: &Path, b: &Path, out: &Path| lorakit(&[&"subtract", &a, &b, &"-o", &out, &"--energy", &"0.999999"]);
+    stack(&[(&first, 1.0), (&second, 1.0)], &bench.path("both"), &[]).ok();
+    subtract(&bench.path("both"), &second, &bench.path("rest")).ok();
+    let (rest, wanted) = (content(&bench.path("rest")), content(&first));
+    assert!(distance(&rest.deltas, &wanted.deltas) <= EXACT);
+    assert_eq!(read_json(&bench.path("rest").join("adapter_config.json"))["r"], 3);
+    subtract(&first, &first, &bench.path("nothing")).refused(1, &["the sum is zero in all 2 modules"]);
+}
+
+#[test]
+fn a_budget_is_kept_to_the_byte() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    let out = bench.path("out");
+    stack(&[(&first, 1.0), (&second, 1.0)], &out, &["--max-size", "2000"]).ok();
+    let bytes = std::fs::metadata(out.join("adapter_model.safetensors")).unwrap().len();
+    assert!((1600..=2000).contains(&bytes), "{bytes}");
+    let parameters = stack(&[(&first, 1.0), (&second, 1.0)], &bench.path("more"), &["--max-params", "130", "--json"]);
+    assert_eq!(parameters.ok().json()["parameters"], 120);
+    stack(&[(&first, 1.0)], &bench.path("none"), &["--max-params", "39"]).refused(2, &["--max-params", "39", "40"]);
+}
+
+#[test]
+fn modules_are_chosen_by_patterns() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    stack(&[(&first, 1.0), (&second, 1.0)], &bench.path("out"), &["--include", r"layers\.1"]).ok();
+    assert_eq!(content(&bench.path("out")).deltas.keys().collect::<Vec<_>>(), ["layers.1.q_proj"]);
+    let config = read_json(&bench.path("out").join("adapter_config.json"));
+    assert_eq!(config["target_modules"], json!(["layers.1.q_proj"]));
+    let none = stack(&[(&first, 1.0)], &bench.path("none"), &["--include", "k_proj"]);
+    none.refused(2, &["--include", "`k_proj` matches none", "layers.0.q_proj"]);
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    let before = bench.listing();
+    stack(&[(&first, 1.0), (&second, 1.0)], &bench.path("out"), &["--dry-run"]).ok();
+    assert_eq!(bench.listing(), before);
+}
+
+#[test]
+fn what_has_no_sum_is_refused_by_name() {
+    let bench = Bench::new();
+    let (first, second) = two(&bench);
+    let root = fixtures().join("peft");
+    let out = bench.path("out");
+    let case = |name: &str| root.join(name).join("adapter");
+    stack(&[(&case("dora-r4"), 1.0)], &out, &[]).refused(1, &["use_dora", "has no sum", "extract"]);
+    stack(&[(&case("pissa-r4"), 1.0)], &out, &[]).refused(1, &["`init_lora_weights` is `pissa`", "--init-adapter"]);
+    stack(&[(&case("lora-alora"), 1.0)], &out, &[]).refused(1, &["alora_invocation_tokens"]);
+    stack(&[(&case("lora-r8"), 1.0), (&first, 1.0)], &bench.path("both"), &[]).ok();
+    stack(&[(&case("lora-mts-tied"), 0.5)], &out, &[]).refused(1, &["weight 0.5", "depends on W", "--base"]);
+    stack(&[(&first, 1.0)], &out, &["--method", "ties", "--density", "0.5"])
+        .refused(2, &["`ties` needs a way to choose ranks"]);
+    stack(&[(&first, 1.0)], &out, &["--density", "0.5"]).refused(2, &["--density", "belongs to ties"]);
+    stack(&[(&first, 1.0)], &out, &["--noise"]).refused(2, &["--noise", "extract"]);
+    stack(&[(&first, 1.0)], &out, &["--rank", "2", "--alpha", "2"]).refused(2, &["--alpha", "exact sum only"]);
+    stack(&[(&first, 1.0), (&second, 1.0)], &out, &["--method", "factor-average"])
+        .refused(1, &["`layers.1.q_proj` has rank 2 in one and 3 in the other", "concat"]);
+    stack(&[(&first, 1.0)], &first, &["--force"]).refused(1, &["would take the place of the input"]);
+    stack(&[(&first, 1.0)], &bench.path("x.safetensors"), &[]).refused(2, &["a PEFT adapter is a directory"]);
+    let wide = bench.adapter(
+        "wide",
+        json!({"r": 1}),
+        &[
+            ("layers.1.q_proj.lora_A.weight", Tensor::f32(&[1, 5], &[1.0; 5])),
+            ("layers.1.q_proj.lora_B.weight", Tensor::f32(&[24, 1], &[1.0; 24])),
+        ],
+    );
+    stack(&[(&first, 1.0), (&wide, 1.0)], &out, &[])
+        .refused(1, &["one changes a matrix of [24, 16], the other a matrix of [24, 5]", "first", "wide"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn untrained_factors_are_subtracted() {
+    let bench = Bench::new();
+    let case = fixtures().join("peft/pissa-r4");
+    let (trained, untrained) = (case.join("adapter"), case.join("init"));
+    stack(&[(&trained, 0.5)], &bench.path("out"), &["--init-adapter", untrained.to_str().unwrap()]).ok();
+    let parts = [content(&trained), content(&untrained)];
+    let wanted = sum(&[(0.5, &parts[0].deltas), (-0.5, &parts[1].deltas)]);
+    assert!(distance(&content(&bench.path("out")).deltas, &wanted) <= EXACT);
+}
+
+#[test]
+fn whole_tensors_are_kept_where_they_are_known() {
+    let bench = Bench::new();
+    let tied = fixtures().join("peft/lora-mts-tied/adapter");
+    let other = fixtures().join("peft/lora-r8/adapter");
+    stack(&[(&tied, 1.0), (&other, 0.3)], &bench.path("out"), &[]).ok();
+    let (got, wanted) = (content(&bench.path("out")), content(&tied));
+    assert_eq!(got.whole, wanted.whole);
+    let config = read_json(&bench.path("out").join("adapter_config.json"));
+    assert_eq!(config["modules_to_save"], json!(["lm_head"]));
+}
