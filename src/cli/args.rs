@@ -46,6 +46,8 @@ pub enum Verb {
     Merge(Box<Merge>),
     /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
     Stack(Box<super::stack::Stack>),
+    /// Lower or raise the rank of adapters, with the error of each module
+    Resize(Box<super::resize::Resize>),
     /// Subtract adapters from an adapter, or take them out of a merged model
     Subtract(Box<super::subtract::Subtract>),
     /// Tell what files are: format, method, modules, ranks, scales, problems
