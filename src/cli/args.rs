@@ -84,6 +84,9 @@ pub struct Merge {
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Let embedding and head that the adapter holds whole change the size of the vocabulary
+    #[arg(long)]
+    pub resize_vocab: bool,
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,

@@ -19,3 +19,4 @@ mod stack;
 mod support;
 mod ties;
 mod unmerge;
+mod vocabulary;
