@@ -2,7 +2,6 @@
 
 mod inspect;
 mod merge;
-mod resize;
 mod stack;
 mod unmerge;
 
@@ -12,7 +11,6 @@ use crate::ops::finish::FinishReport;
 
 pub use inspect::inspect;
 pub use merge::merge;
-pub use resize::resize;
 pub use stack::stack;
 pub use unmerge::{subtracted, unmerge};
 

@@ -4,7 +4,6 @@ pub(super) mod applied;
 pub(super) mod arrange;
 mod assemble;
 mod fit;
-mod homeless;
 mod landable;
 pub(super) mod landing;
 pub(super) mod merged;
@@ -16,7 +15,6 @@ pub(super) mod sides;
 mod stacks;
 pub(super) mod summary;
 pub(super) mod ties;
-pub(super) mod vocabulary;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -56,8 +54,6 @@ pub struct MergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
-    /// A matrix saved whole may change the size of the vocabulary.
-    pub resize_vocabulary: bool,
     /// Hash the base's files as well.
     pub hash_base: bool,
     /// How the result is written.
@@ -92,7 +88,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
+    let mut lander = Lander::new(&base, &options.selection, &unused);
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
     let untied = match direction {
@@ -102,7 +98,6 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
             ties::keep_together(&mut lander)?
         }
     };
-    let vocabulary = vocabulary::check(&mut lander)?;
     let landed = lander.landed;
 
     let recipe = provenance::recipe(options, direction, &base, &applied)?;
@@ -110,7 +105,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let mut report = summary::begin(options, &applied, &landed, &assembled)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
-    let added = sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary }, &recipe)?;
+    let added = sides::add(&mut output, &options.write, &base, &Edits { untied }, &recipe)?;
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();
