@@ -46,6 +46,8 @@ pub enum Verb {
     Merge(Box<Merge>),
     /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
     Stack(Box<super::stack::Stack>),
+    /// Lower or raise the rank of adapters, with the error of each module
+    Resize(Box<super::resize::Resize>),
     /// Subtract adapters from an adapter, or take them out of a merged model
     Subtract(Box<super::subtract::Subtract>),
     /// Tell what files are: format, method, modules, ranks, scales, problems
@@ -82,6 +84,9 @@ pub struct Merge {
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Let embedding and head that the adapter holds whole change the size of the vocabulary
+    #[arg(long)]
+    pub resize_vocab: bool,
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,

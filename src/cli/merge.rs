@@ -20,6 +20,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         residual_base: args.residual_base,
         selection: selection(&args.write, &args.weight_for)?,
         allow_unused: args.write.allow_unused.clone(),
+        resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
         write: write_options(&args.write)?,
     };

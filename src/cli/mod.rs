@@ -5,6 +5,7 @@ mod merge;
 mod place;
 mod progress;
 mod rank;
+mod resize;
 mod stack;
 mod subtract;
 mod tools;
@@ -53,6 +54,7 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
         Verb::Merge(args) => merge::run(args),
         Verb::Subtract(args) => subtract::run(args),
         Verb::Stack(args) => stack::run(args),
+        Verb::Resize(args) => resize::run(args),
         Verb::Inspect(args) => tools::inspect(args),
         Verb::Finish(args) => tools::finish(args),
         Verb::Completions { shell } => {

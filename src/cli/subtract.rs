@@ -40,6 +40,9 @@ pub struct Subtract {
     /// The model was merged from the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Let embedding and head that the adapter holds whole change the size of the vocabulary
+    #[arg(long)]
+    pub resize_vocab: bool,
     /// Record the hashes of the models' files as well
     #[arg(long)]
     pub hash_base: bool,
@@ -66,6 +69,7 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         residual_base: args.residual_base,
         selection: merge::selection(&args.write, &args.weight_for)?,
         allow_unused: args.write.allow_unused.clone(),
+        resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
         write: merge::write_options(&args.write)?,
     };

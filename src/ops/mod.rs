@@ -10,6 +10,7 @@ mod new_config;
 mod output;
 mod rank_choice;
 mod recipe;
+pub mod resize;
 pub mod stack;
 mod terms;
 pub mod unmerge;

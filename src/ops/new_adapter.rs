@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -174,30 +174,10 @@ impl NewAdapter {
     /// # Errors
     /// When the output is named like a file.
     pub fn output(self, options: &WriteOptions, recipe: &Value) -> Result<Output> {
-        if options.out.extension().is_some_and(|extension| extension == "safetensors") {
-            let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", options.out.display());
-            return Err(Error::invalid("--out", problem).hint("name a directory"));
-        }
+        refuse_file_name(&options.out)?;
         let config = json::render(&new_config::render(&self));
-        let mut tensors = self.into_tensors();
-        // Wide elements first, so that every tensor lies at a multiple of its element's width.
-        tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
-            (right_bytes.dtype().bits(), left).cmp(&(left_bytes.dtype().bits(), right))
-        });
-        let infos = tensors.iter().map(|(name, shape, bytes)| TensorInfo {
-            name: name.clone(),
-            dtype: bytes.dtype(),
-            shape: shape.clone(),
-            offset: 0,
-            bytes: bytes.count(),
-        });
         let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
-        let file = OutputFile::new(WEIGHTS_NAME.into(), &metadata, infos.collect());
-        let mut plan = Plan::default();
-        for (info, (_, _, bytes)) in file.tensors.iter().zip(tensors) {
-            schedule(&mut plan, file.start_of(info), info, bytes, options.budget.job_bytes());
-        }
-        plan.files.push(file);
+        let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
         let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
         Ok(Output { plan, written, copied: Vec::new(), single_file: false })
     }
@@ -275,6 +255,40 @@ fn nested(kind: &PairKind) -> String {
         PairKind::Parameter { nesting, .. } => format!(".{FROZEN}").repeat(*nesting),
         _ => String::new(),
     }
+}
+
+/// A PEFT adapter is a directory.
+///
+/// # Errors
+/// When `out` is named like a file.
+pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
+    if out.extension().is_some_and(|extension| extension == "safetensors") {
+        let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
+        return Err(Error::invalid("--out", problem).hint("name a directory"));
+    }
+    Ok(())
+}
+
+/// One weight file that holds `tensors`.
+pub(super) fn lay_out(mut tensors: Vec<(String, Shape, Bytes)>, metadata: &[(String, String)], job_bytes: u64) -> Plan {
+    // Wide elements first, so that every tensor lies at a multiple of its element's width.
+    tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
+        (right_bytes.dtype().bits(), left).cmp(&(left_bytes.dtype().bits(), right))
+    });
+    let infos = tensors.iter().map(|(name, shape, bytes)| TensorInfo {
+        name: name.clone(),
+        dtype: bytes.dtype(),
+        shape: shape.clone(),
+        offset: 0,
+        bytes: bytes.count(),
+    });
+    let file = OutputFile::new(WEIGHTS_NAME.into(), metadata, infos.collect());
+    let mut plan = Plan::default();
+    for (info, (_, _, bytes)) in file.tensors.iter().zip(tensors) {
+        schedule(&mut plan, file.start_of(info), info, bytes, job_bytes);
+    }
+    plan.files.push(file);
+    plan
 }
 
 fn schedule(plan: &mut Plan, offset: u64, info: &TensorInfo, bytes: Bytes, job_bytes: u64) {

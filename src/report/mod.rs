@@ -2,6 +2,7 @@
 
 mod inspect;
 mod merge;
+mod resize;
 mod stack;
 mod unmerge;
 
@@ -11,6 +12,7 @@ use crate::ops::finish::FinishReport;
 
 pub use inspect::inspect;
 pub use merge::merge;
+pub use resize::resize;
 pub use stack::stack;
 pub use unmerge::{subtracted, unmerge};
 

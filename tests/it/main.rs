@@ -6,14 +6,17 @@
 mod bad;
 mod combined;
 mod delta;
+mod dense;
 mod dtypes;
 mod experts;
 mod golden;
 mod initial;
 mod layout;
 mod options;
+mod resize;
 mod robust;
 mod stack;
 mod support;
 mod ties;
 mod unmerge;
+mod vocabulary;

@@ -161,6 +161,9 @@ impl Builder<'_> {
     }
 
     fn output(&mut self, name: &str, info: &TensorInfo, target: &Target, out: Float) -> Result<Output> {
+        // A replacement may have another number of rows.
+        let shape = target.replacement.as_ref().map_or(&info.shape, |tensor| &tensor.info.shape);
+        let info = &TensorInfo { shape: shape.clone(), ..info.clone() };
         let source = match (&target.replacement, &target.starts_from) {
             (Some(tensor), _) => Weight::new(tensor.clone(), target.cols)?,
             (None, Some(other)) => self.base.weight(other, target.cols)?,

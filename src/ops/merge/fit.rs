@@ -1,6 +1,7 @@
 //! Whether a change fits its place: shapes, orientation, and what to say if not.
 
 use super::landable::Landable;
+use super::vocabulary::{self, is_resized, is_vocabulary};
 use crate::adapters::{Lora, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -40,7 +41,7 @@ fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error 
     let problem = format!("the change is [{rows}, {cols}], the weight {}", target.info.shape);
     let error = Error::mismatch(describe(&lora.down), describe(target), problem);
     if cols == base_cols && shape.len() == 2 && is_vocabulary(&target.info.name) {
-        return error.hint(vocabulary_hint(rows, base_rows));
+        return error.hint(vocabulary::hint(rows, base_rows));
     }
     if shape.len() > 2 && rows == base_rows && cols > base_cols && base_cols > 0 && cols % base_cols == 0 {
         let groups = cols / base_cols;
@@ -61,7 +62,14 @@ pub fn check_elements(tensor: &Stored, target: &Stored) -> Result<()> {
     let problem = format!("its shape is {}, that of the base's {}", tensor.info.shape, target.info.shape);
     let error = Error::mismatch(describe(tensor), describe(target), problem);
     let rows = (tensor.info.shape.rows_cols().0, target.info.shape.rows_cols().0);
-    Err(if is_vocabulary(&target.info.name) { error.hint(vocabulary_hint(rows.0, rows.1)) } else { error })
+    Err(match (is_vocabulary(&target.info.name), is_resized(tensor, target)) {
+        (_, true) => error.hint(format!(
+            "{}; `--resize-vocab` takes the adapter's matrix as it is",
+            vocabulary::hint(rows.0, rows.1)
+        )),
+        (true, _) => error.hint(vocabulary::hint(rows.0, rows.1)),
+        _ => error,
+    })
 }
 
 /// The config and the file must agree on whether the module is a DoRA: without its magnitude it is another function.
@@ -91,16 +99,4 @@ pub fn check_same_shape(trained: &Lora, untrained: &Lora) -> Result<()> {
     }
     let problem = format!("the untrained pair is {:?}, the trained one {:?}", outer(untrained), outer(trained));
     Err(Error::mismatch(describe(&untrained.down), describe(&trained.down), problem))
-}
-
-fn is_vocabulary(name: &str) -> bool {
-    ["embed", "wte", "lm_head", "emb."].iter().any(|part| name.contains(part))
-}
-
-/// The way out where vocabularies differ.
-pub fn vocabulary_hint(adapter: u64, base: u64) -> String {
-    format!(
-        "the adapter knows {adapter} tokens, the base {base}: resize the base first (`model.resize_token_embeddings({adapter})`, \
-         then save it), or take the base the adapter was trained on"
-    )
 }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::applied::Applied;
-use super::fit::{check_elements, vocabulary_hint};
+use super::fit::check_elements;
+use super::homeless::Homeless;
 use super::landable::Landable;
 use super::merged::Piece;
 use super::prepared::{Prepared, prepare};
 use super::stacks;
+use super::vocabulary::{self, Resized, is_resized};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
 use crate::error::{Error, Result};
@@ -95,6 +97,8 @@ pub struct Landed {
     pub targets: BTreeMap<String, Target>,
     /// What became of every adapter tensor, adapter by adapter.
     pub fates: Vec<HashMap<String, Fate>>,
+    /// Matrices that get another number of rows.
+    pub resized: Resized,
     /// Things worth knowing.
     pub notes: Vec<String>,
 }
@@ -104,22 +108,24 @@ pub struct Lander<'a> {
     pub(super) base: &'a Base,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
+    /// Whether the vocabulary may get another size.
+    resizes: bool,
     /// What has landed so far.
     pub landed: Landed,
     /// Every module path seen.
     pub paths: BTreeSet<String>,
 }
 
-/// A module that found no place; others may still follow, so that one message names all.
-struct Homeless {
-    tensors: Vec<String>,
-    wanted: String,
-}
-
 impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
-        Self { base, selection, allow_unused, landed: Landed::default(), paths: BTreeSet::new() }
+        Self { base, selection, allow_unused, resizes: false, landed: Landed::default(), paths: BTreeSet::new() }
+    }
+
+    /// The same, and whether the vocabulary may get another size.
+    #[must_use]
+    pub fn resizing(self, resizes: bool) -> Self {
+        Self { resizes, ..self }
     }
 
     /// Finds the place of everything in `applied`.
@@ -279,12 +285,17 @@ impl<'a> Lander<'a> {
 
     fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
         let Some(name) = self.tensor_of(job, parameter) else { return self.land_new(job, parameter, tensor) };
-        check_elements(tensor, &self.target(&name))?;
-        self.replace(job, &name, tensor)?;
+        let target = self.target(&name);
+        if self.resizes && is_resized(tensor, &target) {
+            self.resize(job, &name, tensor, &target)?;
+        } else {
+            check_elements(tensor, &target)?;
+            self.replace(job, &name, tensor)?;
+        }
         Ok(Some(Fate::Merged))
     }
 
-    fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
+    pub(super) fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
         // Values that are stored as codes have to be scaled first: that is a computation, not a copy.
         let float = self.base.checkpoint.info(name).and_then(|info| info.dtype.float());
         let scaled = float.is_some_and(|float| self.base.scale_of(name, float).is_some());
@@ -368,7 +379,7 @@ impl<'a> Lander<'a> {
         let vocabulary = usize::try_from(vocabulary).unwrap_or(usize::MAX);
         if let Some(beyond) = ids.iter().find(|id| **id >= vocabulary) {
             let problem = format!("token {beyond} was trained, the base has {vocabulary}");
-            let hint = vocabulary_hint(*beyond as u64 + 1, vocabulary as u64);
+            let hint = vocabulary::hint(*beyond as u64 + 1, vocabulary as u64);
             return Err(Error::mismatch(describe(tensor), describe(&target), problem).hint(hint));
         }
         let delta = Arc::new(TokenRows::new(Factor::new(tensor)?, ids, vocabulary));
@@ -386,38 +397,5 @@ impl<'a> Lander<'a> {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
-    }
-
-    fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
-        const SHOWN: usize = 3;
-        let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
-        let total = adapter.tensors.count();
-        let shown: Vec<String> = homeless
-            .iter()
-            .take(SHOWN)
-            .map(|module| {
-                let near = self.base.names.nearest(&format!("{}.weight", module.wanted), 2);
-                let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
-                let near = if near.is_empty() {
-                    "nothing in the base resembles it".into()
-                } else {
-                    format!("did you mean {}?", near.join(" or "))
-                };
-                format!("`{}` ({near})", module.tensors[0])
-            })
-            .collect();
-        let more = if homeless.len() > SHOWN {
-            format!(", and {} more modules", homeless.len() - SHOWN)
-        } else {
-            String::new()
-        };
-        let problem =
-            format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
-        let hint = if tensors == total {
-            "is this the model the adapter was trained on?"
-        } else {
-            "`--allow-unused GLOB` lets tensors go that are not needed, `--exclude REGEX` leaves modules out"
-        };
-        Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem).hint(hint)
     }
 }

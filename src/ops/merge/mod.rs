@@ -4,6 +4,7 @@ pub(super) mod applied;
 pub(super) mod arrange;
 mod assemble;
 mod fit;
+mod homeless;
 mod landable;
 pub(super) mod landing;
 pub(super) mod merged;
@@ -15,6 +16,7 @@ pub(super) mod sides;
 mod stacks;
 pub(super) mod summary;
 pub(super) mod ties;
+pub(super) mod vocabulary;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -54,6 +56,8 @@ pub struct MergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// A matrix saved whole may change the size of the vocabulary.
+    pub resize_vocabulary: bool,
     /// Hash the base's files as well.
     pub hash_base: bool,
     /// How the result is written.
@@ -88,7 +92,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused);
+    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
     let untied = match direction {
@@ -98,6 +102,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
             ties::keep_together(&mut lander)?
         }
     };
+    let vocabulary = vocabulary::check(&mut lander)?;
     let landed = lander.landed;
 
     let recipe = provenance::recipe(options, direction, &base, &applied)?;
@@ -105,7 +110,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let mut report = summary::begin(options, &applied, &landed, &assembled)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
-    let added = sides::add(&mut output, &options.write, &base, &Edits { untied }, &recipe)?;
+    let added = sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary }, &recipe)?;
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();

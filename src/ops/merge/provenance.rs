@@ -103,6 +103,9 @@ fn chosen(options: &MergeOptions) -> Value {
     if options.residual_base {
         set("residual_base", true.into());
     }
+    if options.resize_vocabulary {
+        set("resize_vocab", true.into());
+    }
     if !options.allow_unused.is_empty() {
         set("allow_unused", options.allow_unused.clone().into());
     }
@@ -125,6 +128,8 @@ pub fn metadata(recipe: &Value) -> Vec<(String, String)> {
 pub struct Edits {
     /// Head and embedding are two tensors from now on.
     pub untied: bool,
+    /// The vocabulary has so many tokens from now on.
+    pub vocabulary: Option<u64>,
 }
 
 /// The base's config with what the merge makes untrue put right and what was changed, or `None` where nothing is.
@@ -133,6 +138,9 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     let mut edited = config.clone();
     if edits.untied {
         set_everywhere(&mut edited, "tie_word_embeddings", &false.into(), true);
+    }
+    if let Some(tokens) = edits.vocabulary {
+        set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);
     }
     if let (Some(float), true) = (write.dtype, write.cast_all) {
         let name = Value::from(float.torch_name());

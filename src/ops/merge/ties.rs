@@ -29,9 +29,10 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
     let (head, embedding) = (targets.get(&tie.head).cloned(), targets.get(&tie.embedding).cloned());
     let (together, what) = match (&head, &embedding) {
         (None, None) => return Ok(false),
-        // Trained rows serve both sides of the tie.
+        // Trained rows serve both sides of the tie, and so does a vocabulary of another size.
         (None, Some(embedding)) => {
-            let together = trained_as_one(applied, tie) || !changes_more_than_rows(embedding);
+            let resized = !stored && lander.landed.resized.contains_key(&tie.embedding);
+            let together = resized || trained_as_one(applied, tie) || !changes_more_than_rows(embedding);
             (together, format!("`{}` is changed and `{}` is not", tie.embedding, tie.head))
         }
         (Some(_), None) => (false, format!("`{}` is changed and `{}` is not", tie.head, tie.embedding)),

@@ -19,7 +19,9 @@ use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::merge::landing::Lander;
 use crate::ops::merge::provenance::{self, Edits};
-use crate::ops::merge::{self, Direction, MergeOptions, MergeReport, Selection, applied, merge_as, sides, ties};
+use crate::ops::merge::{
+    self, Direction, MergeOptions, MergeReport, Selection, applied, merge_as, sides, ties, vocabulary,
+};
 use crate::ops::output::Run;
 use plan::plan;
 
@@ -42,6 +44,8 @@ pub struct UnmergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// A matrix saved whole changed the size of the vocabulary.
+    pub resize_vocabulary: bool,
     /// Hash the models' files as well.
     pub hash_base: bool,
     /// How the result is written; with the base, how MERGED was rounded.
@@ -82,6 +86,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         residual_base: options.residual_base,
         selection: options.selection.clone(),
         allow_unused: options.allow_unused.clone(),
+        resize_vocabulary: options.resize_vocabulary,
         hash_base: options.hash_base,
         write: options.write.clone(),
     }
@@ -97,11 +102,12 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let applied = applied::open(&as_merge)?;
     sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused);
+    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
     let notes = lander.landed.notes.clone();
     ties::untie(&mut lander, &applied)?;
+    vocabulary::check(&mut lander)?;
     let landed = lander.landed;
 
     let mut recipe = provenance::recipe(&as_merge, Direction::PutIn, &base, &applied)?;

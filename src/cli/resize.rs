@@ -1,0 +1,78 @@
+//! `lorakit resize`.
+
+use clap::{Args as Group, ValueEnum};
+use lorakit::error::{Error, Result};
+use lorakit::ops::Run;
+use lorakit::ops::merge::Selection;
+use lorakit::ops::resize::{ResizeOptions, resize};
+use lorakit::report;
+
+use super::progress::Bar;
+use super::rank::Rank;
+use super::write_adapter::WriteAdapter;
+use super::{place, print, watch, words};
+
+/// Options of `resize`.
+#[derive(Debug, Group)]
+pub struct Resize {
+    /// Adapters, or folders of adapters; with several, OUT is a folder
+    #[arg(required = true, value_name = "ADAPTER")]
+    pub adapters: Vec<String>,
+    #[command(flatten)]
+    pub write: WriteAdapter,
+    #[command(flatten)]
+    pub rank: Rank,
+    /// Alpha of what is computed; its rank if not given
+    #[arg(long, value_name = "A")]
+    pub alpha: Option<f64>,
+    /// The same rank for all modules, filled up with zeros
+    #[arg(long)]
+    pub uniform_rank: bool,
+    /// Choose ranks as another tool does: kohya's --rank-method keeps one more
+    #[arg(long, value_enum, value_name = "TOOL")]
+    pub compat: Option<Compat>,
+    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Option<String>,
+}
+
+/// Tools whose choices can be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// sd-scripts' resize_lora.py
+    Kohya,
+}
+
+/// Resizes, and gives the report.
+pub fn run(args: &Resize) -> Result<Vec<u8>> {
+    let options = ResizeOptions {
+        adapters: args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        ranks: args.rank.required()?,
+        alpha: args.alpha,
+        uniform_rank: args.uniform_rank,
+        kohya: args.compat == Some(Compat::Kohya),
+        selection: Selection {
+            include: words::patterns("--include", &args.write.include)?,
+            exclude: words::patterns("--exclude", &args.write.exclude)?,
+            weights: Vec::new(),
+        },
+        write: args.write.options()?,
+    };
+    let cancel = watch::interruptible()?;
+    let talk = args.write.talk;
+    let bar = Bar::new(talk.quiet);
+    let mut result = resize(&options, &Run { cancel: &cancel, progress: &bar })?;
+    result.peak_resident_bytes = watch::peak_resident_bytes();
+    let text = match (talk.json, talk.quiet) {
+        (true, _) => report::json(&result),
+        (false, true) => Vec::new(),
+        (false, false) => report::resize(&result, talk.verbose).into_bytes(),
+    };
+    if result.failed == 0 {
+        return Ok(text);
+    }
+    print(&text)?;
+    let what = format!("{} of {} adapters could not be resized", result.failed, result.adapters.len());
+    Err(Error::unsupported(&result.out, what).hint("the others are done; a second run does only what is missing"))
+}

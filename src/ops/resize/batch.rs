@@ -1,0 +1,103 @@
+//! Several adapters, or folders of them: what is to be done, and what is done already.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::ResizeOptions;
+use crate::adapters::config::CONFIG_NAME;
+use crate::adapters::is_adapter;
+use crate::error::{Error, Result};
+use crate::formats::json;
+use crate::ops::recipe::{SIDECAR, name_of};
+
+/// What was named.
+pub enum Inputs {
+    /// A single adapter.
+    One(PathBuf),
+    /// Adapters with the names of their outputs.
+    Several(Vec<(PathBuf, String)>),
+}
+
+/// The adapters that `paths` name, themselves or by the folder they lie in.
+///
+/// # Errors
+/// When a folder holds no adapters, or two adapters have one name.
+pub fn inputs(paths: &[PathBuf]) -> Result<Inputs> {
+    let mut all = Vec::new();
+    for path in paths {
+        if path.is_dir() && !is_adapter(path) {
+            all.extend(adapters_in(path)?);
+        } else if paths.len() == 1 {
+            return Ok(Inputs::One(path.clone()));
+        } else {
+            all.push(path.clone());
+        }
+    }
+    let mut named: BTreeMap<String, &PathBuf> = BTreeMap::new();
+    for path in &all {
+        let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+        // As it is written, unless that is no name, as `.`.
+        let written = directory.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = written.unwrap_or_else(|| name_of(directory));
+        if let Some(other) = named.insert(name.clone(), path) {
+            let (left, right) = (other.display().to_string(), path.display().to_string());
+            let problem = format!("the outputs of both would be called `{name}`");
+            return Err(Error::mismatch(left, right, problem).hint("resize one of them on its own"));
+        }
+    }
+    Ok(Inputs::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
+}
+
+fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = |source| Error::io(folder, "cannot list", source);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(cannot)? {
+        let path = entry.map_err(cannot)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_dir() && !hidden && is_adapter(&path) {
+            found.push(path);
+        }
+    }
+    if found.is_empty() {
+        let what = format!("holds no `{CONFIG_NAME}`, and no folder in it does");
+        return Err(
+            Error::unsupported(folder, what).hint("name the directory of an adapter, or one that holds several")
+        );
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Makes the folder that the outputs of several adapters lie in.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_folder(options: &ResizeOptions) -> Result<()> {
+    let out = &options.write.out;
+    if options.write.dry_run || out.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))
+}
+
+/// Whether `out` is what `recipe` makes.
+///
+/// # Errors
+/// When something else is there.
+pub fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
+    if fs::symlink_metadata(out).is_err() {
+        return Ok(false);
+    }
+    let sidecar = out.join(SIDECAR);
+    if out.join(CONFIG_NAME).is_file() && sidecar.is_file() {
+        let found = Value::Object(json::read_object(&sidecar)?);
+        if found == *recipe {
+            return Ok(true);
+        }
+    }
+    Err(Error::unsupported(out, "exists, and was not made from this adapter with these options")
+        .hint("`--force` replaces it"))
+}

@@ -1,0 +1,132 @@
+//! `resize`: an adapter at another rank.
+//!
+//! The singular values of ΔW = s·B·A come from its factors (`linalg::LowRank`: QR of both and an SVD of a small core, in f64), so the
+//! truncation is the best there is and its error exact; ΔW is never formed. A pair whose rank does not fall keeps its factors bit
+//! for bit, with zeros where it rises.
+
+mod batch;
+mod factors;
+mod noise;
+mod one;
+mod ranks;
+mod recipe;
+mod summary;
+mod written;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::merge::Selection;
+use super::new_adapter::refuse_file_name;
+use super::output::{Run, refuse_inputs};
+use super::rank_choice::RankChoice;
+use super::writing::WriteOptions;
+use crate::error::{Blame, Error, Result};
+use batch::Inputs;
+use one::Opened;
+
+pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
+
+/// What is resized, and how.
+#[derive(Debug, Clone)]
+pub struct ResizeOptions {
+    /// Adapters, or folders of adapters. The output of a single adapter is an adapter, that of several a folder of them.
+    pub adapters: Vec<PathBuf>,
+    /// The untrained factors of a single adapter that needs them.
+    pub init_adapters: Vec<PathBuf>,
+    /// How ranks are chosen.
+    pub ranks: RankChoice,
+    /// α of what is computed; its rank if not given, so that the scale is 1.
+    pub alpha: Option<f64>,
+    /// The same rank for all pairs, filled up with zeros: what servers of many adapters ask for.
+    pub uniform_rank: bool,
+    /// The `sv_*` rules keep one more, as kohya's `resize_lora.py` does.
+    pub kohya: bool,
+    /// Which modules are resized; the others stay as they are.
+    pub selection: Selection,
+    /// How results are written.
+    pub write: WriteOptions,
+}
+
+/// Resizes adapters. With several, one that fails does not keep the others from being done.
+///
+/// # Errors
+/// When the options make no sense, the only adapter cannot be resized, or the run is interrupted.
+pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
+    let started = Instant::now();
+    check(options)?;
+    let mut report = ResizeReport {
+        out: options.write.out.clone(),
+        dry_run: options.write.dry_run,
+        adapters: Vec::new(),
+        failed: 0,
+        seconds: 0.0,
+        peak_resident_bytes: None,
+    };
+    match batch::inputs(&options.adapters)? {
+        Inputs::One(path) => {
+            let outcome = resize_one(&path, options, run)?;
+            report.adapters.push(AdapterResize { path, out: options.write.out.clone(), outcome });
+        }
+        Inputs::Several(inputs) => {
+            if let Some(extra) = options.init_adapters.first() {
+                let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
+                return Err(Error::invalid("--init-adapter", problem));
+            }
+            batch::make_folder(options)?;
+            for (path, name) in inputs {
+                let out = options.write.out.join(name);
+                let write = WriteOptions { out: out.clone(), ..options.write.clone() };
+                let own = ResizeOptions { write, ..options.clone() };
+                let outcome = match resize_or_skip(&path, &own, run) {
+                    Ok(outcome) => outcome,
+                    Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),
+                    Err(error) => {
+                        report.failed += 1;
+                        Outcome::Failed { problem: error.to_string(), hint: error.way_out().map(str::to_owned) }
+                    }
+                };
+                report.adapters.push(AdapterResize { path, out, outcome });
+            }
+        }
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn check(options: &ResizeOptions) -> Result<()> {
+    refuse_file_name(&options.write.out)?;
+    match options.alpha {
+        Some(alpha) if !(alpha.is_finite() && alpha > 0.0) => {
+            Err(Error::invalid("--alpha", format!("`{alpha}` is not a finite number above 0")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// As [`resize_one`], unless the same result is there.
+fn resize_or_skip(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
+    let opened = Opened::read(path, options)?;
+    let recipe = recipe::recipe(opened.source(), options)?;
+    if !options.write.force && batch::is_done(&options.write.out, &recipe)? {
+        return Ok(Outcome::Done);
+    }
+    write(&opened, options, &recipe, run)
+}
+
+fn resize_one(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
+    let opened = Opened::read(path, options)?;
+    let recipe = recipe::recipe(opened.source(), options)?;
+    write(&opened, options, &recipe, run)
+}
+
+fn write(opened: &Opened, options: &ResizeOptions, recipe: &serde_json::Value, run: &Run<'_>) -> Result<Outcome> {
+    let source = opened.source();
+    let inputs = std::iter::once(&source.adapter).chain(&source.init).map(|adapter| adapter.root.as_path());
+    refuse_inputs(&options.write.out, inputs)?;
+    let (output, resized) = opened.resize(options, recipe, run)?;
+    if !options.write.dry_run {
+        output.write(&options.write, run)?;
+    }
+    Ok(Outcome::Resized(Box::new(resized)))
+}
