@@ -8,6 +8,7 @@ mod combined;
 mod delta;
 mod dense;
 mod dtypes;
+mod elementwise;
 mod experts;
 mod golden;
 mod initial;
