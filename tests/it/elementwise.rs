@@ -62,13 +62,16 @@ fn check(got: &[f64], expected: &[f64]) {
     assert!(error <= 1e-5 * size, "{:e}", error / size);
 }
 
+/// From every adapter's element and weight to the result's element.
+type Merge<'a> = &'a dyn Fn(&[(f64, f64)]) -> f64;
+
 #[test]
 fn the_largest_elements_are_summed_or_merged_by_sign() {
     let bench = Bench::new();
     let adapters = three(&bench);
     for density in [0.05, 0.37, 1.0] {
         let kept: Vec<Vec<f64>> = values_of(&adapters).iter().map(|values| trimmed(values, density)).collect();
-        let each = |merge: &dyn Fn(&[(f64, f64)]) -> f64| -> Vec<f64> {
+        let each = |merge: Merge<'_>| -> Vec<f64> {
             let pairs =
                 |at: usize| kept.iter().zip(WEIGHTS).map(|(kept, weight)| (kept[at], weight)).collect::<Vec<_>>();
             (0..SHAPE.0 * SHAPE.1).map(|at| merge(&pairs(at))).collect()

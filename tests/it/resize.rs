@@ -156,6 +156,30 @@ fn every_policy_chooses_the_ranks_it_should() {
 }
 
 #[test]
+fn noise_is_what_rounding_the_factors_explains() {
+    const RANK: usize = 3;
+    const STORED: usize = 8;
+    let bench = Bench::new();
+    let (rows, cols) = (120, 90);
+    let (b, a) = (noise(1, rows * RANK, 1.0), noise(2, RANK * cols, 1.0));
+    // Rows of a Hadamard matrix: R·Rᵀ = 8, so (B·R)·(Rᵀ·A) has rank 3 in factors of 8.
+    let sign = |row: usize, col: usize| if (row & col).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let up = |at: usize| (0..RANK).map(|k| b[at / STORED * RANK + k] * sign(k, at % STORED)).sum::<f32>();
+    let down = |at: usize| (0..RANK).map(|k| sign(k, at / cols) * a[k * cols + at % cols]).sum::<f32>();
+    let up: Vec<f32> = (0..rows * STORED).map(up).collect();
+    let down: Vec<f32> = (0..STORED * cols).map(down).collect();
+    for dtype in [Dtype::BF16, Dtype::F16, Dtype::F32] {
+        let pairs = [
+            ("l.0.q.lora_A.weight".to_owned(), Tensor::new(dtype, &[STORED, cols], &down)),
+            ("l.0.q.lora_B.weight".to_owned(), Tensor::new(dtype, &[rows, STORED], &up)),
+        ];
+        let input = adapter(&bench, &format!("{dtype:?}"), json!({"r": 8, "lora_alpha": 1}), &pairs);
+        let report = resized(&input, &bench.path(&format!("{dtype:?}-out")), &["--noise"]);
+        assert_eq!(ranks(&report), [3], "{dtype:?}: {}", report["modules"][0]["singular_values"]);
+    }
+}
+
+#[test]
 fn a_size_is_that_of_the_whole_file() {
     let bench = Bench::new();
     let config = json!({"r": 8, "lora_alpha": 8, "modules_to_save": ["head"]});
