@@ -44,6 +44,8 @@ impl Color {
 pub enum Verb {
     /// Add adapters to the weights of a model
     Merge(Box<Merge>),
+    /// Turn the change between two models into an adapter, with a certified error
+    Extract(Box<super::extract::Extract>),
     /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
     Stack(Box<super::stack::Stack>),
     /// Lower or raise the rank of adapters, with the error of each module

@@ -1,6 +1,7 @@
 //! The command line. The only place that prints, reads the environment and knows clap.
 
 mod args;
+mod extract;
 mod merge;
 mod place;
 mod progress;
@@ -52,6 +53,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
 fn perform(verb: &Verb) -> Result<Vec<u8>> {
     match verb {
         Verb::Merge(args) => merge::run(args),
+        Verb::Extract(args) => extract::run(args),
         Verb::Subtract(args) => subtract::run(args),
         Verb::Stack(args) => stack::run(args),
         Verb::Resize(args) => resize::run(args),

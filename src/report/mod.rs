@@ -1,5 +1,6 @@
 //! Results as text for people. Programs get the same facts as JSON.
 
+mod extract;
 mod inspect;
 mod merge;
 mod resize;
@@ -10,6 +11,7 @@ use serde::Serialize;
 
 use crate::ops::finish::FinishReport;
 
+pub use extract::extract;
 pub use inspect::inspect;
 pub use merge::merge;
 pub use resize::resize;

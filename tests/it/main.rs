@@ -10,6 +10,7 @@ mod dense;
 mod dtypes;
 mod elementwise;
 mod experts;
+mod extract;
 mod golden;
 mod initial;
 mod layout;

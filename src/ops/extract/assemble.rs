@@ -1,0 +1,172 @@
+//! Factors and whole tensors → a PEFT adapter.
+
+use serde_json::{Map, Value};
+
+use super::class::Layer;
+use super::examine::{Examined, Task, Whole};
+use super::factor::{Factored, part_shape};
+use crate::adapters::BaseRows;
+use crate::error::Result;
+use crate::ops::base::Base;
+use crate::ops::new_adapter::{Bytes, NewAdapter, NewPair, NewWhole, PairKind};
+use crate::ops::recipe::name_of;
+use crate::tensor::Float;
+
+/// Endings of architecture names and the task PEFT knows them as. Tasks whose heads PEFT saves whole unasked are left out: a head
+/// with factors would not be loaded.
+const TASKS: [(&str, &str); 2] = [("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM")];
+
+/// Puts the adapter together. Changes of rank 0 are left out.
+pub fn assemble(
+    base: &Base,
+    examined: &Examined,
+    factored: Vec<Factored>,
+    whole: Vec<NewWhole>,
+    uniform: bool,
+) -> NewAdapter {
+    let widest = factored.iter().map(|factored| factored.rank).max().unwrap_or(0);
+    let mut pairs = Vec::new();
+    for (task, mut factored) in examined.tasks.iter().zip(factored).filter(|(_, factored)| factored.rank > 0) {
+        if uniform {
+            pad(&mut factored, task, widest);
+        }
+        if let Some(head) = &task.tied_head {
+            pairs.push(mirrored(head, task, &factored));
+        }
+        pairs.push(pair(task, factored, nesting(task, examined)));
+    }
+    NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
+}
+
+/// The whole tensors with their values: the tuned file's bytes, FP8 as the numbers it means.
+///
+/// # Errors
+/// When a weight cannot be read.
+pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
+    let one = |whole: &Whole| {
+        let stored = tuned.stored(&whole.tuned);
+        let shape = stored.info.shape.clone();
+        let packed = stored.info.dtype.float().is_some_and(|float| tuned.scale_of(&whole.tuned, float).is_some());
+        let bytes = if packed {
+            let weight = tuned.weight(&whole.tuned, None)?;
+            let mut values = vec![0.0; weight.rows * weight.cols];
+            weight.read(0..weight.rows, 0..weight.cols, &mut values)?;
+            Bytes::held(&values, Float::F32)
+        } else {
+            Bytes::Stored(stored)
+        };
+        let (module, parameter) = (whole.module.clone(), whole.parameter.clone());
+        Ok(NewWhole { module, parameter, shape, bytes, frozen_bias: whole.frozen_bias })
+    };
+    whole.iter().map(one).collect()
+}
+
+/// What the config says beside the factors.
+fn settings(base: &Base, examined: &Examined) -> Map<String, Value> {
+    let mut settings = Map::new();
+    let config = base.config.as_ref();
+    let named = config.and_then(|config| config.get("_name_or_path")).and_then(Value::as_str);
+    let name = named.filter(|name| !name.is_empty()).map_or_else(|| name_of(base.checkpoint.root()), str::to_owned);
+    settings.insert("base_model_name_or_path".into(), name.into());
+    let architectures = config.and_then(|config| config.get("architectures")).and_then(Value::as_array);
+    let class = architectures.and_then(|names| names.first()).and_then(Value::as_str).unwrap_or_default();
+    if let Some((_, task)) = TASKS.iter().find(|(ending, _)| class.ends_with(ending)) {
+        settings.insert("task_type".into(), (*task).into());
+    }
+    if examined.tasks.iter().any(|task| task.layer == Layer::Conv1d) {
+        settings.insert("fan_in_fan_out".into(), true.into());
+    }
+    if examined.tied {
+        settings.insert("ensure_weight_tying".into(), true.into());
+    }
+    settings
+}
+
+/// Outputs and inputs, a convolution's without its kernel.
+fn outer(task: &Task) -> (u64, u64) {
+    let (rows, cols) = part_shape(task);
+    let (rows, cols) = (rows as u64, cols as u64 / task.layer.positions().max(1));
+    if task.layer.is_turned() { (cols, rows) } else { (rows, cols) }
+}
+
+fn pair(task: &Task, factored: Factored, nesting: usize) -> NewPair {
+    let kind = match &task.layer {
+        Layer::Linear | Layer::Conv1d => PairKind::Linear,
+        Layer::Conv(kernel) => PairKind::Conv { kernel: kernel.clone() },
+        Layer::Embedding => PairKind::Embedding,
+        Layer::Parameter { name, experts, .. } => {
+            PairKind::Parameter { name: name.clone(), nesting, experts: *experts }
+        }
+    };
+    let Factored { rank, alpha, float, down, up, .. } = factored;
+    NewPair {
+        path: task.path.clone(),
+        kind,
+        rank,
+        alpha,
+        down: Bytes::Held { bytes: down, float },
+        up: Bytes::Held { bytes: up, float },
+        outer: outer(task),
+        up_bias: None,
+    }
+}
+
+/// The head's share of a change of the tensor that it has in common with its embedding: the same factors, turned around, as
+/// PEFT keeps them where head and embedding are trained as one.
+fn mirrored(head: &str, task: &Task, factored: &Factored) -> NewPair {
+    let (dim, vocabulary) = outer(task);
+    let width = factored.float.bytes();
+    let held = |bytes| Bytes::Held { bytes, float: factored.float };
+    NewPair {
+        path: head.into(),
+        kind: PairKind::Linear,
+        rank: factored.rank,
+        alpha: factored.alpha,
+        down: held(transposed(&factored.up, factored.rank, width)),
+        up: held(transposed(&factored.down, count(vocabulary), width)),
+        outer: (vocabulary, dim),
+        up_bias: None,
+    }
+}
+
+/// The transpose of a matrix of `cols` columns with elements of `width` bytes.
+fn transposed(bytes: &[u8], cols: usize, width: usize) -> Vec<u8> {
+    let rows = bytes.len() / (cols * width).max(1);
+    let mut turned = Vec::with_capacity(bytes.len());
+    for col in 0..cols {
+        for row in 0..rows {
+            let at = (row * cols + col) * width;
+            turned.extend_from_slice(&bytes[at..at + width]);
+        }
+    }
+    turned
+}
+
+/// How many adapted parameters of the same module are wrapped around this one.
+fn nesting(task: &Task, examined: &Examined) -> usize {
+    let place = |task: &Task| (task.layer.definition_order(), task.name.clone());
+    let same = |other: &&Task| other.path == task.path && matches!(other.layer, Layer::Parameter { .. });
+    examined.tasks.iter().filter(same).filter(|other| place(other) > place(task)).count()
+}
+
+/// Fills a pair with zeros up to `rank`; the scale becomes 1 by an alpha of as much.
+fn pad(factored: &mut Factored, task: &Task, rank: usize) {
+    let (out, inputs) = outer(task);
+    let (experts, width) = (count(task.layer.experts()), factored.float.bytes());
+    let row = count(inputs) * count(task.layer.positions()) * width;
+    let (old, new) = (factored.rank * row, rank * row);
+    let mut down = vec![0; experts * new];
+    for (from, to) in factored.down.chunks_exact(old).zip(down.chunks_exact_mut(new)) {
+        to[..old].copy_from_slice(from);
+    }
+    let (old, new) = (factored.rank * experts * width, rank * experts * width);
+    let mut up = vec![0; count(out) * new];
+    for (from, to) in factored.up.chunks_exact(old).zip(up.chunks_exact_mut(new)) {
+        to[..old].copy_from_slice(from);
+    }
+    (factored.down, factored.up, factored.rank, factored.alpha) = (down, up, rank, rank as f64);
+}
+
+fn count(size: u64) -> usize {
+    usize::try_from(size).expect("sizes of mapped tensors fit the address space")
+}
