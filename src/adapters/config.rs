@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+use super::initial::Initialiser;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
 use crate::naming::experts::DEFINITION_ORDER;
@@ -159,6 +160,12 @@ impl AdapterConfig {
             path,
             raw,
         })
+    }
+
+    /// The initialiser, if what it took out of the base follows from the base alone.
+    pub fn initialiser(&self) -> Option<Initialiser> {
+        let known = [("pissa", Initialiser::Pissa), ("olora", Initialiser::Olora)];
+        known.into_iter().find(|(name, _)| self.init.1.eq_ignore_ascii_case(name)).map(|(_, initialiser)| initialiser)
     }
 
     /// The parameters of `module` that are adapted without a layer of their own, in the order the module defines them.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use super::factor::Factor;
 use super::low_rank::Term;
 use crate::error::{Error, Result};
-use crate::linalg::{LowRank, Part, RowSource, first_columns, leading};
+use crate::linalg::{Part, RowSource, first_columns, leading};
 
 /// Angle, for one unit roundoff of f32, from which a product is worth a note: LAPACK's errors are a few roundoffs.
 const WORTH_A_NOTE: f64 = 1e-4;
@@ -55,19 +55,20 @@ impl Initial {
         Self { initialiser, rank, scale, weight, path, tensor, found: OnceLock::new() }
     }
 
-    /// The product, in the orientation of the stored weight.
-    ///
-    /// # Errors
-    /// When the weight cannot be read, holds values that are not finite, or does not define the product.
-    pub fn low_rank(&self) -> Result<LowRank> {
-        let (part, scale) = self.part()?;
-        Ok(LowRank::from_rows(part.factors.up(), part.factors.down(), part.factors.rank(), scale))
+    /// Bytes that are held while the weight is decomposed, about.
+    pub fn held_bytes(&self) -> u64 {
+        let (rows, cols) = self.weight.shape();
+        let side = match self.initialiser {
+            Initialiser::Pissa => rows.min(cols),
+            Initialiser::Olora => self.rank,
+        };
+        (2 * (side * side + (rows + cols) * self.rank) * size_of::<f64>()) as u64
     }
 
     /// Decomposes the weight, once.
     ///
     /// # Errors
-    /// As [`Initial::low_rank`].
+    /// When the weight cannot be read, holds values that are not finite, or does not define the product.
     pub fn find(&self) -> Result<()> {
         if self.found.get().is_some() {
             return Ok(());

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::Names;
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
+use crate::naming::{Names, conv1d};
 use crate::tensor::Float;
 
 /// Endings of architecture names whose models have an output head over the vocabulary.
@@ -69,6 +69,11 @@ impl Base {
         };
         let text = |config: &Map<String, Value>| config.get("text_config").and_then(Value::as_object).is_some_and(of);
         self.config.as_ref().is_some_and(|config| of(config) || text(config))
+    }
+
+    /// Whether the layer `path` keeps its weight as `[in, out]`; `said` is what its adapter's config says of that.
+    pub fn keeps_inputs_in_rows(&self, path: &str, said: bool) -> bool {
+        if self.is_one_of(&conv1d::MODELS) { conv1d::is_layer(path) } else { said }
     }
 
     /// A tensor that is known to be there.

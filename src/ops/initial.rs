@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::base::Base;
 use crate::adapters::{Adapter, AdapterConfig, Init, Initial, Initialiser, Lora, describe};
 use crate::error::{Error, Result};
+use crate::naming::Shift;
 
 /// The model as it was before PiSSA or OLoRA took their factors out.
 pub struct Original {
@@ -20,6 +21,34 @@ impl Original {
     /// When it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self { base: Base::open(path)? })
+    }
+
+    /// The change of prefix from the paths of `adapter` to the model's.
+    ///
+    /// # Errors
+    /// When there is more than one.
+    pub fn shift(&self, adapter: &Adapter, modules: &[&str]) -> Result<Shift> {
+        match self.base.names.shifts(modules).as_slice() {
+            [] => Ok(Shift::default()),
+            [shift] => Ok(shift.clone()),
+            several => {
+                let ways: Vec<String> = several.iter().map(|shift| format!("`{}`", shift.apply(modules[0]))).collect();
+                let problem = format!("`{}` could be any of {}", modules[0], ways.join(", "));
+                let (left, right) =
+                    (adapter.root.display().to_string(), self.base.checkpoint.root().display().to_string());
+                Err(Error::mismatch(left, right, problem))
+            }
+        }
+    }
+
+    /// Whether the weight of the module `path`, which `lora` changes, is stored as `[in, out]`.
+    pub fn keeps_inputs_in_rows(&self, adapter: &Adapter, path: &str, lora: &Lora) -> bool {
+        let (outputs, inputs) = (lora.outputs(), lora.inputs());
+        let shape = self.base.checkpoint.info(&format!("{path}.weight")).map(|info| info.shape.rows_cols());
+        match shape {
+            Some(found) if outputs != inputs => found == (inputs, outputs),
+            _ => self.base.keeps_inputs_in_rows(path, adapter.config.fan_in_fan_out),
+        }
     }
 
     /// s·B₀·A₀ for the pair `lora` that changes `tensor` and whose scale is `scale`; `None` where the initialiser takes nothing
@@ -62,10 +91,10 @@ pub fn initialiser(adapter: &Adapter) -> Result<Option<Initialiser>> {
         Err(Error::unsupported(path, what)
             .hint("`--init-adapter DIR` with the adapter as it was before training does it"))
     };
+    let found = adapter.config.initialiser();
     match (init, name.to_lowercase().as_str()) {
         (Init::Plain, _) => Ok(None),
-        (_, "pissa") => Ok(Some(Initialiser::Pissa)),
-        (_, "olora") => Ok(Some(Initialiser::Olora)),
+        _ if found.is_some() => Ok(found),
         (Init::Subtracted, randomised) if randomised.starts_with("pissa") => {
             refuse("its randomised SVD drew random numbers that are not kept, so `--base` does not give its factors")
         }

@@ -218,3 +218,83 @@ fn the_magnitudes_of_a_dora_count_for_what_is_left_and_added() {
     assert_eq!(got.dtype, Dtype::F32);
     assert_close(&got.values(), &[0.0, 0.0, 6.0, 0.0, 5.0, 0.0], 1e-6);
 }
+
+/// `stack` of one adapter, then merged: the same as the merge of the adapter itself.
+fn stacked_equals_merged(base: &Path, adapter: &Path, init: &[&str]) {
+    let bench = Bench::new();
+    let with_base = ["--base", base.to_str().unwrap()];
+    let way = if init.is_empty() { &with_base[..] } else { init };
+    let stack = |out: &Path, more: &[&str]| {
+        let mut words: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"stack", &adapter, &"-o", &out];
+        words.extend(more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>));
+        lorakit(&words)
+    };
+    stack(&bench.path("stacked"), way).ok();
+    merge(base, adapter, &bench.path("direct"), &[way, &["--dtype", "f32"]].concat()).ok();
+    merge(base, &bench.path("stacked"), &bench.path("merged"), &["--dtype", "f32"]).ok();
+    let (direct, merged) = (read_model(&bench.path("direct")), read_model(&bench.path("merged")));
+    direct.iter().for_each(|(name, wanted)| assert_close(&merged[name].values(), &wanted.values(), 2e-6));
+}
+
+#[test]
+fn stacks_find_the_factors_as_merges_do() {
+    let root = fixtures().join("peft");
+    stacked_equals_merged(&root.join("bases/llama-bf16"), &root.join("pissa-r4/adapter"), &[]);
+    let Some(reference) = reference() else { return };
+    let root = reference.join("peft");
+    stacked_equals_merged(&root.join("bases/llama-bf16"), &root.join("olora-r4/adapter"), &[]);
+}
+
+#[test]
+fn stacks_turn_what_conv1d_keeps_the_other_way_round() {
+    let bench = Bench::new();
+    let tensor = |shape: &[usize], seed| Tensor::f32(shape, &noise(seed, shape.iter().product(), 1.0));
+    let base = bench.base(
+        &[("h.0.attn.c_attn.weight", tensor(&[6, 18], 1)), ("h.0.attn.c_proj.weight", tensor(&[6, 6], 2))],
+        &json!({"model_type": "gpt2"}),
+    );
+    let pair = |path: &str, rows: usize, seed| {
+        [
+            (format!("h.0.attn.{path}.lora_A.weight"), tensor(&[2, 6], seed)),
+            (format!("h.0.attn.{path}.lora_B.weight"), tensor(&[rows, 2], seed + 1)),
+        ]
+    };
+    let adapter = |name: &str, init: &str, pairs: &[(String, Tensor)]| {
+        let pairs: Vec<(&str, Tensor)> = pairs.iter().map(|(key, tensor)| (key.as_str(), tensor.clone())).collect();
+        bench.adapter(name, json!({"fan_in_fan_out": true, "init_lora_weights": init}), &pairs)
+    };
+    let both = [pair("c_attn", 18, 3), pair("c_proj", 6, 5)].concat();
+    stacked_equals_merged(&base, &adapter("pissa", "pissa", &both), &[]);
+    let olora = adapter("olora", "olora", &pair("c_proj", 6, 7));
+    stacked_equals_merged(&base, &olora, &[]);
+    let init = adapter("init", "olora", &pair("c_proj", 6, 9));
+    stacked_equals_merged(&base, &olora, &["--init-adapter", init.to_str().unwrap()]);
+}
+
+#[test]
+fn stacks_say_what_they_cannot_find() {
+    let bench = Bench::new();
+    let base = bench.base(&[(Q, diagonal(&[4.0, 3.0, 3.0, 1.0], 6, 5))], &json!({}));
+    for (init, said) in [("pissa", "singular values 2 and 3"), ("pissa_niter_4", "randomised SVD"), ("loftq", "anew")] {
+        let adapter = adapter(&bench, init, 2, (6, 5));
+        lorakit(&[&"stack", &adapter, &"--base", &base, &"-o", &bench.path("out")]).refused(1, &[said]);
+    }
+    let adapter = adapter(&bench, "olora", 2, (6, 5));
+    lorakit(&[&"stack", &adapter, &"-o", &bench.path("out")]).refused(1, &["--init-adapter", "--base PATH"]);
+    let average = [&"--method" as &dyn AsRef<std::ffi::OsStr>, &"factor-average"];
+    let words: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"stack", &adapter, &"--base", &base, &"-o"];
+    let out = bench.path("out");
+    lorakit(&[&words[..], &[&out], &average[..]].concat()).refused(1, &["average of factors"]);
+    assert_eq!(bench.listing(), ["adapter", "base"]);
+}
+
+#[test]
+fn an_adapter_is_taken_out_with_the_factors_found_again() {
+    let (root, bench) = (fixtures().join("peft"), Bench::new());
+    let (base, adapter) = (root.join("bases/llama-bf16"), root.join("pissa-r4/adapter"));
+    let (merged, out) = (bench.path("merged"), bench.path("out"));
+    merge(&base, &adapter, &merged, &["--base", base.to_str().unwrap()]).ok();
+    let text = lorakit(&[&"subtract", &merged, &adapter, &"--base", &base, &"-o", &out]).ok().stdout;
+    assert!(text.contains("MERGED is exactly that merge"), "{text}");
+    assert!(read_model(&out) == read_model(&base));
+}

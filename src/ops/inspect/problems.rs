@@ -51,6 +51,9 @@ fn changed_base(config: &AdapterConfig) -> Option<String> {
     let (init, name) = &config.init;
     let way_out = match init {
         Init::Plain => return None,
+        Init::Subtracted if config.initialiser().is_some() => {
+            "`merge` needs `--base`, `--init-adapter` or `--residual-base`"
+        }
         Init::Subtracted => "`merge` needs `--init-adapter` or `--residual-base`",
         Init::Quantised => "`merge` needs that base and `--residual-base`",
     };

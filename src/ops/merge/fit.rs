@@ -5,7 +5,6 @@ use super::vocabulary::{self, is_resized, is_vocabulary};
 use crate::adapters::{Lora, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::naming::conv1d;
 use crate::ops::base::Base;
 
 /// Whether the weight keeps its inputs in rows. Decided by shape; where it is square, by what kind of model it is.
@@ -23,16 +22,11 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
     let kernel_agrees =
         lora.down.info.shape.as_slice().len() <= 2 || lora.down.info.shape.as_slice().get(1..) == shape.get(1..);
     match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
-        (true, true) => Ok(keeps_inputs_in_rows(base, job)),
+        (true, true) => Ok(base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out)),
         (true, false) => Ok(false),
         (false, true) => Ok(true),
         (false, false) => Err(shape_error(lora, target, (out, inputs))),
     }
-}
-
-fn keeps_inputs_in_rows(base: &Base, job: &Landable<'_>) -> bool {
-    let known = base.is_one_of(&conv1d::MODELS);
-    if known { conv1d::is_layer(&job.path) } else { job.applied.adapter.config.fan_in_fan_out }
 }
 
 fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error {

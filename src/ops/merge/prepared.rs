@@ -2,14 +2,10 @@
 
 use super::fit::{check_magnitude, check_same_shape, is_transposed};
 use super::landable::Landable;
-use crate::adapters::{Delta, Dora, Factor, Lora, LowRankDelta, Outputs, describe};
+use crate::adapters::{Delta, Dora, Factor, Initialiser, Lora, LowRankDelta, Outputs, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::ops::base::Base;
-
-/// The initialiser that factors a weight as it is stored, so that its factors are not turned with the trained ones
-/// (docs/decisions/0006). Of layers that keep their inputs in rows only square ones survive that in PEFT.
-const OLORA: &str = "olora";
 
 /// A change in the orientation of its weight.
 pub enum Prepared {
@@ -32,7 +28,9 @@ pub fn prepare(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) ->
     if let Some((pair, scale)) = job.untrained()? {
         check_same_shape(lora, pair)?;
         let square = pair.outputs() == pair.inputs();
-        let as_stored = square && job.applied.adapter.config.init.1.eq_ignore_ascii_case(OLORA);
+        // OLoRA factors a weight as it is stored, and of layers that keep their inputs in rows only square ones survive that in
+        // PEFT (docs/decisions/0006).
+        let as_stored = square && job.applied.adapter.config.initialiser() == Some(Initialiser::Olora);
         let taken = pair.term(-scale)?;
         terms.push(if transposed && !as_stored { taken.transposed() } else { taken });
     }

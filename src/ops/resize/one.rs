@@ -38,7 +38,7 @@ impl Opened {
     /// # Errors
     /// When it cannot be read, or its changes are no low-rank products.
     pub fn read(path: &Path, options: &ResizeOptions) -> Result<Self> {
-        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters)?;
+        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, None)?;
         let terms = terms::gather(&sources, &Selection::default())?;
         let paths = terms.slots.values().map(|slot| slot.path.clone()).collect();
         options.selection.check(&paths)?;

@@ -25,7 +25,7 @@ use super::new_adapter::NewAdapter;
 use super::output::{Run, refuse_inputs};
 use super::rank_choice::{RankChoice, Ranking};
 use super::recipe::{hashes, name_of};
-use super::terms::{self, Source};
+use super::terms::{self, Search, Source};
 use super::writing::WriteOptions;
 use crate::adapters::{Change, weight_files};
 use crate::error::{Error, Result};
@@ -77,7 +77,13 @@ pub struct StackOptions {
 pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let started = Instant::now();
     check(options)?;
-    let sources = terms::open(&options.adapters, &options.init_adapters)?;
+    let search = options.base.as_deref().map(|base| Search {
+        base,
+        selection: &options.selection,
+        budget: options.write.budget,
+        cancel: run.cancel,
+    });
+    let sources = terms::open(&options.adapters, &options.init_adapters, search.as_ref())?;
     let base = options.base.as_deref().map(Base::open).transpose()?;
     let roots = sources.iter().flat_map(|source| [Some(&source.adapter), source.init.as_ref()]).flatten();
     refuse_inputs(&options.write.out, roots.map(|adapter| adapter.root.as_path()).chain(options.base.as_deref()))?;
@@ -85,6 +91,9 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let mut report = begin(options, &sources, gathered.left_out);
     let combined = whole::combine(&gathered, base.as_ref(), options.write.dtype)?;
     let mut adapter = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
+    report
+        .notes
+        .extend(sources.iter().filter_map(|source| source.found.as_ref()).flat_map(|found| found.notes.clone()));
     report.whole = adapter.whole.len();
     report.notes.extend(combined.notes);
     adapter.inherited = inherited(&sources, combined.token_indices, &mut report.notes)?;
@@ -244,6 +253,9 @@ fn recipe(options: &StackOptions, sources: &[Source]) -> Result<Value> {
         });
         if let Some(init) = &source.init {
             entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+        }
+        if let Some(found) = &source.found {
+            entry["init"] = json!({ "base": { "name": name_of(&found.base) } });
         }
         Ok(entry)
     };

@@ -182,9 +182,11 @@ fn share_of(part: f64, whole: f64) -> f64 {
 
 /// Averages of factors mean nothing where a change is a difference of products.
 fn refuse_untrained(sources: &[Source]) -> Result<()> {
-    let Some(init) = sources.iter().find_map(|source| source.init.as_ref()) else { return Ok(()) };
+    let Some(source) = sources.iter().find(|source| source.init.is_some() || source.found.is_some()) else {
+        return Ok(());
+    };
     let what = "untrained factors are subtracted as products; an average of factors cannot do that";
-    Err(Error::unsupported(&init.root, what).hint("`--method concat` can"))
+    Err(Error::unsupported(&source.adapter.root, what).hint("`--method concat` can"))
 }
 
 /// Only matrices are merged element by element.

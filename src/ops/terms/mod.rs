@@ -1,5 +1,6 @@
 //! Several adapters → what each contributes to every module: weight · scale · B·A, and the tensors they hold whole.
 
+mod lost;
 mod parameters;
 mod source;
 
@@ -8,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::merge::Selection;
 use super::new_adapter::PairKind;
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Factor, Lora, Module, Term, describe};
+use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
 use crate::tensor::Float;
 use parameters::Parameters;
 
+pub use lost::Search;
 pub use source::{Source, open};
 
 /// Everything that several adapters do to one module or parameter by low-rank products.
@@ -190,7 +192,23 @@ impl Terms {
         };
         shares.push(plain(lora, source.scale(&scaled, lora.rank() / experts)?)?);
         if let Some((untrained, scale)) = source.untrained(module, &scaled, lora, experts)? {
-            shares.push(plain(untrained, -scale)?);
+            let mut taken = plain(untrained, -scale)?;
+            if factors_lie_as_stored(&source.adapter, untrained) {
+                (taken.term, taken.stored) = (taken.term.transposed(), None);
+            }
+            shares.push(taken);
+        }
+        if let Some(found) = &source.found {
+            refuse_experts(lora, &kind)?;
+            shares.extend(found.terms.get(&module.path).map(|term| Share {
+                source: at,
+                weight,
+                rank: term.down.shape().0,
+                float: None,
+                term: term.clone(),
+                stored: None,
+                bias: None,
+            }));
         }
         let slot = self.slots.entry((module.path.clone(), name)).or_insert_with(|| Slot {
             path: module.path.clone(),
@@ -283,6 +301,20 @@ impl Slot {
         let first = self.shares.first()?.float;
         first.filter(|_| self.shares.iter().all(|share| share.float == first))
     }
+}
+
+/// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/decisions/0006); only square layers survive
+/// that in PEFT.
+fn factors_lie_as_stored(adapter: &Adapter, untrained: &Lora) -> bool {
+    let olora = adapter.config.initialiser() == Some(Initialiser::Olora);
+    olora && adapter.config.fan_in_fan_out && untrained.outputs() == untrained.inputs()
+}
+
+/// What an initialiser took out is found for layers only.
+fn refuse_experts(lora: &Lora, kind: &PairKind) -> Result<()> {
+    let PairKind::Parameter { name, .. } = kind else { return Ok(()) };
+    let what = format!("tensor `{}`: untrained factors of experts (`{name}`) are not found yet", lora.down.info.name);
+    Err(Error::unsupported(lora.down.path(), what))
 }
 
 fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {

@@ -1,9 +1,11 @@
 //! An adapter that is summed with others, and why some cannot be.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use super::lost::{Found, Search};
 use crate::adapters::{Adapter, Change, Init, Lora, Module, describe};
 use crate::error::{Error, Result};
+use crate::ops::initial::initialiser;
 use crate::ops::merge::scale_of;
 
 /// An adapter and its weight.
@@ -12,15 +14,18 @@ pub struct Source {
     pub adapter: Adapter,
     /// The adapter before training, where its initialiser took its factors out of the base.
     pub init: Option<Adapter>,
+    /// What that was, found again where the adapter before training is lost.
+    pub found: Option<Found>,
     /// Its weight.
     pub weight: f64,
 }
 
-/// Opens adapters that are to be summed, with the untrained factors of those that need them, in order.
+/// Opens adapters that are to be summed, with the untrained factors of those that need them, in order; where these run out,
+/// `search` looks for them.
 ///
 /// # Errors
 /// When one cannot be read, or changes weights in a way that has no sum.
-pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf]) -> Result<Vec<Source>> {
+pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], search: Option<&Search<'_>>) -> Result<Vec<Source>> {
     let mut untrained = untrained.iter();
     let mut sources = Vec::new();
     for (path, weight) in adapters {
@@ -29,17 +34,20 @@ pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf]) -> Result<Vec<So
             return Err(refusal);
         }
         refuse_dora(&adapter)?;
-        let init = match adapter.config.init.0 {
-            Init::Plain => None,
-            Init::Quantised => return Err(changed_base(&adapter)),
-            Init::Subtracted => {
-                let path: &Path = untrained.next().ok_or_else(|| changed_base(&adapter))?;
-                Some(Adapter::open(path)?)
+        let (mut init, mut found) = (None, None);
+        if adapter.config.init.0 != Init::Plain {
+            let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
+            match (saved, search) {
+                (Some(saved), _) => init = Some(Adapter::open(saved)?),
+                (None, Some(search)) => {
+                    found = initialiser(&adapter)?.map(|how| search.find(&adapter, how)).transpose()?;
+                }
+                (None, None) => return Err(changed_base(&adapter)),
             }
-        };
+        }
         adapter.check_values()?;
         init.iter().try_for_each(Adapter::check_values)?;
-        sources.push(Source { adapter, init, weight: *weight });
+        sources.push(Source { adapter, init, found, weight: *weight });
     }
     if let Some(extra) = untrained.next() {
         let problem = format!("`{}` belongs to no adapter: none left needs its untrained factors", extra.display());
@@ -68,9 +76,15 @@ fn changed_base(adapter: &Adapter) -> Error {
         "`init_lora_weights` is `{name}`: the adapter belongs to a base that its initialiser changed, and is no change of the \
          original one"
     );
-    let hint = match init {
-        Init::Quantised => "merge it into the model LoftQ left behind, and `extract` the difference from the original",
-        _ => "`--init-adapter DIR` with the adapter as it was before training gives s(BA − B₀A₀)",
+    let hint = match (init, initialiser(adapter)) {
+        (Init::Quantised, _) => {
+            "merge it into the model LoftQ left behind, and `extract` the difference from the original"
+        }
+        (_, Ok(_)) => {
+            "`--init-adapter DIR` with the adapter as it was before training gives s(BA − B₀A₀), and so does `--base PATH` with \
+             the model training started from, for `stack` and `merge`"
+        }
+        (_, Err(_)) => "`--init-adapter DIR` with the adapter as it was before training gives s(BA − B₀A₀)",
     };
     Error::unsupported(&adapter.config.path, what).hint(hint)
 }
