@@ -112,6 +112,12 @@ pub fn expert_of(module: &str) -> Option<(&str, u64, Part)> {
     })
 }
 
+/// Whether the module `path` chooses experts and is a class of its own, not a linear layer: adapters reach its weight as a
+/// parameter only (gpt-oss; a linear layer of that name can be reached like that as well).
+pub fn is_router(path: &str) -> bool {
+    path.rsplit('.').next() == Some("router")
+}
+
 /// How the base stores the experts of `layer`.
 pub fn find(layer: &str, has: impl Fn(&str) -> bool) -> Option<Place> {
     let split = SPLIT.iter().find(|split| has(&split.tensor(layer, 0, Part::Gate)));

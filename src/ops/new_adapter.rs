@@ -2,7 +2,7 @@
 //!
 //! Keys and config as PEFT 0.21 reads them (`utils/save_and_load.py`, `tuners/lora/config.py`); the config is made in `new_config`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -185,7 +185,10 @@ impl NewAdapter {
     /// Keys, shapes, values.
     fn into_tensors(self) -> Vec<(String, Shape, Bytes)> {
         let mut tensors = Vec::new();
-        let adapted: HashSet<String> = self.pairs.iter().map(|pair| pair.path.clone()).collect();
+        // Each adapted parameter of a module puts a wrapper of its own around it.
+        let mut wrappers: HashMap<String, usize> = HashMap::new();
+        self.pairs.iter().for_each(|pair| *wrappers.entry(pair.path.clone()).or_default() += 1);
+        let adapted: HashSet<String> = wrappers.keys().cloned().collect();
         for pair in self.pairs {
             let module = format!("{PREFIX}.{}{}", wrapped(&pair.path, &adapted), nested(&pair.kind));
             let (down, up) = pair.shapes();
@@ -200,10 +203,9 @@ impl NewAdapter {
             }
         }
         for whole in self.whole {
-            let layer = if whole.frozen_bias && adapted.contains(&whole.module) {
-                format!("{}.{FROZEN}", whole.module)
-            } else {
-                whole.module.clone()
+            let layer = match wrappers.get(&whole.module) {
+                Some(count) if whole.frozen_bias => format!("{}{}", whole.module, format!(".{FROZEN}").repeat(*count)),
+                _ => whole.module.clone(),
             };
             let path: Vec<&str> =
                 [PREFIX, &layer, &whole.parameter].into_iter().filter(|part| !part.is_empty()).collect();

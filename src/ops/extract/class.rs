@@ -2,7 +2,7 @@
 //! model class is known.
 
 use super::pairing::module_of;
-use crate::naming::experts::{DEFINITION_ORDER, FUSED, TRANSPOSED_MODELS};
+use crate::naming::experts::{DEFINITION_ORDER, FUSED, TRANSPOSED_MODELS, is_router};
 use crate::naming::{conv1d, embeddings};
 
 /// The layer a change in factors belongs to.
@@ -52,7 +52,7 @@ pub fn classify(name: &str, shape: &[u64], has_children: bool, is_one_of: impl F
     let layer = match shape {
         [] | [_] if named_weight || !has_children => return Class::Whole("has one dimension"),
         [] | [_] => return Class::Loose,
-        [_, _] if !named_weight => parameter_of(parameter, shape, is_one_of(&TRANSPOSED_MODELS)),
+        [_, _] if !named_weight || is_router(module) => parameter_of(parameter, shape, is_one_of(&TRANSPOSED_MODELS)),
         [_, _] if embeddings::is_table(module) => Layer::Embedding,
         [_, _] if is_one_of(&conv1d::MODELS) && conv1d::is_layer(module) => Layer::Conv1d,
         [_, _] => Layer::Linear,
@@ -147,6 +147,7 @@ mod tests {
             ("llama", "norm.gamma", &[8], false, Class::Whole("has one dimension")),
             ("llama", "mixer.A_log", &[8], true, Class::Loose),
             ("llama", "q_proj.bias", &[8], false, Class::Bias),
+            ("llama", "l.0.mlp.router.weight", &[4, 8], false, parameter("weight", 1, false)),
             ("llama", "attn.in_proj_bias", &[8], true, Class::Bias),
             ("llama", "attn.in_proj_weight", &[12, 4], true, parameter("in_proj_weight", 1, false)),
             ("llama", "mlp.experts.down_proj", &[5, 8, 4], false, parameter("down_proj", 5, false)),

@@ -24,6 +24,7 @@ pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
 
 use crate::error::{Error, Result};
 use crate::linalg::Compute;
+use crate::naming::experts;
 use crate::ops::base::Base;
 use crate::ops::new_adapter::NewWhole;
 use crate::ops::output::{Output, Run, refuse_inputs};
@@ -186,6 +187,12 @@ fn complete(
     let widest = total.ranks.keys().last().copied().unwrap_or(0);
     if options.uniform_rank && total.ranks.len() > 1 {
         report.notes.push(format!("all pairs are filled with zeros up to rank {widest}"));
+    }
+    let single = examined.tasks.iter().any(|task| experts::expert_of(&task.path).is_some());
+    if single && total.ranks.len() > 1 && !options.uniform_rank {
+        report
+            .notes
+            .push("PEFT fuses pairs of single experts and gives them one rank: `--uniform-rank` makes it so".into());
     }
     if total.at_rounding_floor > 0 {
         report.notes.push(format!(
