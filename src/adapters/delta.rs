@@ -50,6 +50,11 @@ pub trait Delta: Send + Sync {
         false
     }
 
+    /// Bytes that [`Delta::measure`] holds beside its bands, about.
+    fn measure_bytes(&self) -> u64 {
+        0
+    }
+
     /// ΔW as an operator, where it is one that does not depend on W.
     ///
     /// # Errors

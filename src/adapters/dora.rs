@@ -43,6 +43,11 @@ impl Dora {
         Self { inner, magnitude, outputs, name, factors: OnceLock::new() }
     }
 
+    /// m, one entry per output.
+    pub fn magnitude(&self) -> &[f32] {
+        &self.magnitude
+    }
+
     /// m / ‖V‖ for each output.
     fn factors(&self) -> &[f32] {
         self.factors.get().expect("the plan measures every delta that asks for it before its first tile")
@@ -60,6 +65,10 @@ impl Delta for Dora {
 
     fn needs_measure(&self) -> bool {
         true
+    }
+
+    fn measure_bytes(&self) -> u64 {
+        self.inner.measure_bytes()
     }
 
     fn worth_knowing(&self) -> Option<&str> {

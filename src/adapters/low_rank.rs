@@ -60,7 +60,8 @@ impl LowRankDelta {
         self.terms[0].up.path().unwrap_or(Path::new(""))
     }
 
-    fn all_terms(&self) -> impl Iterator<Item = &Term> {
+    /// The products, after it was measured.
+    pub fn terms(&self) -> impl Iterator<Item = &Term> {
         self.terms.iter().chain(self.initial.iter().filter_map(|initial| initial.term()))
     }
 }
@@ -88,6 +89,10 @@ impl Delta for LowRankDelta {
         self.initial.as_ref().map_or(Ok(()), |initial| initial.find())
     }
 
+    fn measure_bytes(&self) -> u64 {
+        self.initial.as_ref().map_or(0, |initial| initial.held_bytes())
+    }
+
     fn worth_knowing(&self) -> Option<&str> {
         self.initial.as_ref().and_then(|initial| initial.worth_knowing())
     }
@@ -103,7 +108,7 @@ impl Delta for LowRankDelta {
             term.down.decode(0..rank, cols.clone(), &mut down)?;
             Ok(down)
         };
-        let terms: Vec<&Term> = self.all_terms().collect();
+        let terms: Vec<&Term> = self.terms().collect();
         let down = terms.iter().copied().map(decode).collect::<Result<_>>()?;
         Ok(Box::new(LowRankColumns { terms, down, up: Spare::of(0) }))
     }

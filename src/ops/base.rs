@@ -81,6 +81,12 @@ impl Base {
         self.checkpoint.find(name).expect("names are the checkpoint's own")
     }
 
+    /// The name under which the tensor `name` is stored: a tied head is the embedding.
+    pub fn own_name(&self, name: &str) -> Option<String> {
+        let tied = self.tie.as_ref().filter(|tie| tie.head == name).map(|tie| tie.embedding.clone());
+        tied.or_else(|| self.names.has(name).then(|| name.to_owned()))
+    }
+
     /// The weight `name` as rows of `cols` elements, with its scales if it has some.
     ///
     /// # Errors

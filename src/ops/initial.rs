@@ -41,16 +41,6 @@ impl Original {
         }
     }
 
-    /// Whether the weight of the module `path`, which `lora` changes, is stored as `[in, out]`.
-    pub fn keeps_inputs_in_rows(&self, adapter: &Adapter, path: &str, lora: &Lora) -> bool {
-        let (outputs, inputs) = (lora.outputs(), lora.inputs());
-        let shape = self.base.checkpoint.info(&format!("{path}.weight")).map(|info| info.shape.rows_cols());
-        match shape {
-            Some(found) if outputs != inputs => found == (inputs, outputs),
-            _ => self.base.keeps_inputs_in_rows(path, adapter.config.fan_in_fan_out),
-        }
-    }
-
     /// s·B₀·A₀ for the pair `lora` that changes `tensor` and whose scale is `scale`; `None` where the initialiser takes nothing
     /// out: PEFT starts embeddings at zero under any name. Nothing is computed yet.
     ///

@@ -145,12 +145,24 @@ fn bias(adapter: &NewAdapter) -> &'static str {
     }
 }
 
+/// Adapted parameters by the end of their path where all modules of that name have them, else by the whole of it.
 fn target_parameters(adapter: &NewAdapter) -> Vec<String> {
-    let named = adapter.pairs.iter().filter_map(|pair| match &pair.kind {
-        PairKind::Parameter { name, .. } => Some(format!("{}.{name}", last(&pair.path))),
+    let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let all = adapter.pairs.iter().filter_map(|pair| match &pair.kind {
+        PairKind::Parameter { name, .. } => Some((pair.path.as_str(), name.as_str())),
         _ => None,
     });
-    named.collect::<BTreeSet<String>>().into_iter().collect()
+    all.for_each(|(path, name)| owners.entry(name).or_default().push(path));
+    let modules: BTreeSet<&str> = owners.values().flatten().copied().collect();
+    let mut names = BTreeSet::new();
+    for (name, paths) in owners {
+        for path in &paths {
+            let alike: Vec<&str> = modules.iter().copied().filter(|other| last(other) == last(path)).collect();
+            let short = alike.iter().all(|other| paths.contains(other)) && is_everywhere(&alike, &modules);
+            names.insert(format!("{}.{name}", if short { last(path) } else { path }));
+        }
+    }
+    names.into_iter().collect()
 }
 
 /// The shortest names that mean the pairs' modules and no others.
@@ -276,6 +288,21 @@ mod tests {
         );
         assert_eq!(config["target_modules"], json!(["a.head", "l.1.k", "q", "seq.0"]));
         assert_eq!(config["modules_to_save"], json!(["head"]));
+    }
+
+    #[test]
+    fn parameters_are_named_by_their_ends_where_every_module_has_them() {
+        let stack = |path: &str, name: &str| {
+            let kind = PairKind::Parameter { name: name.into(), nesting: 0, experts: 2 };
+            NewPair { kind, ..pair(path, 1, 1.0) }
+        };
+        let named =
+            |pairs: Vec<NewPair>| render(&NewAdapter { pairs, ..NewAdapter::default() })["target_parameters"].clone();
+        assert_eq!(named(vec![stack("l.0.experts", "up"), stack("l.1.experts", "up")]), json!(["experts.up"]));
+        assert_eq!(
+            named(vec![stack("l.0.experts", "up"), stack("l.0.experts", "down"), stack("l.1.experts", "up")]),
+            json!(["experts.up", "l.0.experts.down"])
+        );
     }
 
     #[test]

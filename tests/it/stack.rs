@@ -389,7 +389,15 @@ fn what_has_no_sum_is_refused_by_name() {
     let root = fixtures().join("peft");
     let out = bench.path("out");
     let case = |name: &str| root.join(name).join("adapter");
-    stack(&[(&case("dora-r4"), 1.0)], &out, &[]).refused(1, &["use_dora", "has no sum", "extract"]);
+    stack(&[(&case("dora-r4"), 1.0)], &out, &[]).refused(1, &["use_dora", "depends on W", "--base"]);
+    let llama = root.join("bases/llama-bf16");
+    let with_base = |more: &[&str]| {
+        let words: Vec<&str> = ["--base", llama.to_str().unwrap()].iter().chain(more).copied().collect();
+        stack(&[(&case("dora-r4"), 1.0)], &out, &words)
+    };
+    with_base(&[]).refused(1, &["is DoRA", "full rank", "--max-error"]);
+    with_base(&["--method", "ties", "--density", "0.5", "--rank", "4"])
+        .refused(1, &["is DoRA", "depends on the model"]);
     stack(&[(&case("pissa-r4"), 1.0)], &out, &[]).refused(1, &["`init_lora_weights` is `pissa`", "--init-adapter"]);
     stack(&[(&case("lora-alora"), 1.0)], &out, &[]).refused(1, &["alora_invocation_tokens"]);
     stack(&[(&case("lora-r8"), 1.0), (&first, 1.0)], &bench.path("both"), &[]).ok();
@@ -413,6 +421,13 @@ fn what_has_no_sum_is_refused_by_name() {
     );
     stack(&[(&first, 1.0), (&wide, 1.0)], &out, &[])
         .refused(1, &["one changes a matrix of [24, 16], the other a matrix of [24, 5]", "first", "wide"]);
+    let subtract = |more: &[&dyn AsRef<OsStr>]| {
+        let mut words: Vec<&dyn AsRef<OsStr>> = vec![&"subtract", &"-o", &out];
+        words.extend(more);
+        lorakit(&words)
+    };
+    subtract(&[&first, &second, &"--part", &"1/2"]).refused(2, &["--part: belongs to models", "first"]);
+    subtract(&[&llama, &first, &"--rank", &"2"]).refused(2, &["--rank", "what is left here is a model"]);
     assert!(!out.exists());
 }
 
@@ -425,6 +440,83 @@ fn untrained_factors_are_subtracted() {
     let parts = [content(&trained), content(&untrained)];
     let wanted = sum(&[(0.5, &parts[0].deltas), (-0.5, &parts[1].deltas)]);
     assert!(distance(&content(&bench.path("out")).deltas, &wanted) <= EXACT);
+}
+
+#[test]
+fn factors_that_are_lost_are_found_in_the_model() {
+    for root in [Some(fixtures()), reference()].into_iter().flatten() {
+        for name in ["pissa-r4", "olora-r4"] {
+            let case = root.join("peft").join(name);
+            if !case.exists() {
+                continue;
+            }
+            let bench = Bench::new();
+            let base = root.join("peft/bases/llama-bf16");
+            let other = root.join("peft/lora-r8/adapter");
+            let adapters: [(&Path, f64); 2] = [(&case.join("adapter"), 0.5), (&other, 1.0)];
+            stack(&adapters, &bench.path("found"), &["--base", base.to_str().unwrap()]).ok();
+            stack(&adapters, &bench.path("given"), &["--init-adapter", case.join("init").to_str().unwrap()]).ok();
+            let (found, given) = (content(&bench.path("found")), content(&bench.path("given")));
+            // What was taken out was found in f32, by an SVD or a QR of another library.
+            let error = distance(&found.deltas, &given.deltas);
+            assert!(error <= 2e-5, "{name}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn dora_is_approximated_as_well_as_is_asked() {
+    for root in [Some(fixtures()), reference()].into_iter().flatten() {
+        let root = root.join("peft");
+        for (name, base, other) in [
+            ("dora-r4", "llama-bf16", "lora-r8"),
+            ("conv-dora", "tinynet-f32", "conv-lora"),
+            ("dora-embed", "llama-bf16", "lora-embed"),
+            ("dora-gpt2", "gpt2-f32", "gpt2-fanin"),
+            ("dora-rslora-patterns", "llama-bf16", "dora-r4"),
+        ] {
+            if !root.join(name).exists() {
+                continue;
+            }
+            let bench = Bench::new();
+            let (base, first, second) =
+                (root.join("bases").join(base), root.join(name).join("adapter"), root.join(other).join("adapter"));
+            let merge = |adapters: &[String], out: &Path| {
+                let mut words: Vec<&dyn AsRef<OsStr>> = vec![&"merge", &base, &"-o", &out, &"--dtype", &"f32"];
+                words.extend(adapters.iter().map(|word| word as &dyn AsRef<OsStr>));
+                lorakit(&words).ok();
+                read_model(out)
+            };
+            // Each alone, for merges of several DoRA apply one to what the other left.
+            let both = [
+                merge(&[first.display().to_string()], &bench.path("a")),
+                merge(&[second.display().to_string()], &bench.path("b")),
+            ];
+            let own = read_model(&base);
+            for (at, how) in ["--max-error 1e-5", "--rank 3"].into_iter().enumerate() {
+                let out = bench.path(&format!("stack-{at}"));
+                let words: Vec<&str> =
+                    how.split_whitespace().chain(["--base", base.to_str().unwrap(), "--json"]).collect();
+                let report = stack(&[(&first, 0.5), (&second, 1.0)], &out, &words).ok().json();
+                let merged = merge(&[out.display().to_string()], &bench.path(&format!("one-{at}")));
+                let (mut missed, mut size) = (0.0, 0.0);
+                for (key, tensor) in merged.iter().filter(|(_, tensor)| tensor.dtype == safetensors::tensor::Dtype::F32)
+                {
+                    let base = own[key].values();
+                    let parts = both.iter().map(|merged| merged[key].values()).collect::<Vec<_>>();
+                    for (at, got) in tensor.values().into_iter().enumerate() {
+                        let wanted = 0.5 * (parts[0][at] - base[at]) + (parts[1][at] - base[at]);
+                        missed += (got - base[at] - wanted).powi(2);
+                        size += wanted.powi(2);
+                    }
+                }
+                let (found, claimed) = ((missed / size).sqrt(), report["relative_error"].as_f64().unwrap());
+                // The merges that are compared round W′ to f32 themselves.
+                assert!(found <= claimed + 2e-6, "{name} {how}: {found:e} is more than {claimed:e}");
+                assert!(at > 0 || claimed < 2e-4, "{name} {how}: {claimed:e}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -31,9 +31,12 @@ use assemble::{Assembled, assemble};
 use landing::Lander;
 use provenance::Edits;
 
+pub(super) use applied::Applied;
 pub use assemble::Counts;
-pub(super) use landable::scale_of;
+pub(super) use fit::is_transposed;
+pub(super) use landable::Landable;
 pub use landing::{Fate, Selection};
+pub(super) use prepared::{Prepared, prepare};
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 
 /// Elements that are compared at once.

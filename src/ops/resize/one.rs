@@ -9,9 +9,10 @@ use super::ranks::{Claim, Request, divide, equal_share, left_of, unit_cost};
 use super::summary::{ModuleResize, Resized};
 use super::{ResizeOptions, written};
 use crate::error::{Error, Result};
+use crate::ops::merge::Applied;
 use crate::ops::merge::Selection;
 use crate::ops::output::{Output, Run};
-use crate::ops::terms::{self, Slot, Source, Terms};
+use crate::ops::terms::{self, Slot, Terms};
 use crate::ops::{Budgeted, Ranking};
 use crate::plan::map_within;
 use crate::tensor::Float;
@@ -21,7 +22,7 @@ const HELD_COPIES: u64 = 6;
 
 /// An adapter that has been read.
 pub struct Opened {
-    source: Source,
+    source: Applied,
     terms: Terms,
 }
 
@@ -39,7 +40,7 @@ impl Opened {
     /// When it cannot be read, or its changes are no low-rank products.
     pub fn read(path: &Path, options: &ResizeOptions) -> Result<Self> {
         let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, None)?;
-        let terms = terms::gather(&sources, &Selection::default())?;
+        let terms = terms::gather(&sources, &Selection::default(), None)?;
         let paths = terms.slots.values().map(|slot| slot.path.clone()).collect();
         options.selection.check(&paths)?;
         if terms.slots.is_empty() {
@@ -49,7 +50,7 @@ impl Opened {
     }
 
     /// The adapter and what its initialiser left.
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &Applied {
         &self.source
     }
 

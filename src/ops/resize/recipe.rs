@@ -5,14 +5,14 @@ use serde_json::{Map, Value, json};
 use super::ResizeOptions;
 use crate::adapters::weight_files;
 use crate::error::Result;
+use crate::ops::merge::Applied;
 use crate::ops::recipe::{hashes, name_of};
-use crate::ops::terms::Source;
 
 /// How the output is made. Depends on the inputs and options alone.
 ///
 /// # Errors
 /// When a file to be hashed cannot be read.
-pub fn recipe(source: &Source, options: &ResizeOptions) -> Result<Value> {
+pub fn recipe(source: &Applied, options: &ResizeOptions) -> Result<Value> {
     let adapter = &source.adapter;
     let mut entry = json!({
         "name": name_of(&adapter.root),

@@ -5,7 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
-use crate::ops::terms::{Slot, Source};
+use crate::ops::merge::Applied;
+use crate::ops::terms::Slot;
 use crate::tensor::{Float, Rounding};
 
 /// Averaged factors.
@@ -26,7 +27,7 @@ pub struct Averaged {
 ///
 /// # Errors
 /// When ranks differ, or factors cannot be read.
-pub fn average(slot: &Slot, sources: &[Source], stored: Float) -> Result<Averaged> {
+pub fn average(slot: &Slot, sources: &[Applied], stored: Float) -> Result<Averaged> {
     let rank = slot.shares[0].rank;
     if let Some(other) = slot.shares.iter().find(|share| share.rank != rank) {
         let root = |at: usize| sources[at].adapter.root.display().to_string();

@@ -11,7 +11,7 @@ use crate::linalg::{
     decompose,
 };
 use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
-use crate::ops::terms::{Share, Slot};
+use crate::ops::terms::{Moved, Share, Slot};
 use crate::plan::map_within;
 use crate::tensor::Float;
 
@@ -23,6 +23,12 @@ const WORK_FACTORS: u64 = 6;
 
 /// Relative to its terms, a sum below this is rounding in f64 of a sum that is zero.
 const CANCELLED: f64 = 1e-13;
+
+/// Unit roundoff of f32.
+const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
+/// Roundings between W and W′ − W: the product, the sum, the factor, the product with it, the difference.
+const MOVED_ROUNDOFFS: f64 = 6.0;
 
 /// The factors of one module.
 pub struct Compressed {
@@ -80,9 +86,11 @@ enum Cut {
 }
 
 /// A matrix that is decomposed.
-enum Operator {
+enum Operator<'a> {
     Sum(Sum),
     Merged(Streamed<Elementwise>),
+    /// ΔW as its weight is stored, and what rounding in f32 can make of it.
+    Moved(Streamed<Moved<'a>>, f64),
 }
 
 /// Σ fᵢ·Bᵢ·Aᵢ, and what is known of its arithmetic.
@@ -102,12 +110,26 @@ impl Sum {
     }
 }
 
-impl Operator {
+impl Operator<'_> {
     fn as_dyn(&self) -> &dyn LinearOperator {
         match self {
             Self::Sum(sum) => &sum.product,
             Self::Merged(merged) => merged,
+            Self::Moved(moved, _) => moved,
         }
+    }
+
+    /// How far the matrix may be from the ΔW it stands for.
+    fn slack(&self) -> f64 {
+        match self {
+            Self::Sum(sum) => sum.folded,
+            Self::Merged(_) => 0.0,
+            Self::Moved(_, rounding) => *rounding,
+        }
+    }
+
+    fn is_transposed(&self) -> bool {
+        matches!(self, Self::Moved(moved, _) if moved.0.is_transposed())
     }
 }
 
@@ -128,7 +150,8 @@ impl Work<'_> {
         let (rows, cols) = slot.shape();
         let rank: usize = slot.shares.iter().map(|share| share.rank).sum();
         let side = rows.min(cols);
-        let inner = if self.pruning.is_some() { side } else { rank.min(side) };
+        let full = self.pruning.is_some() || !slot.multiplied.is_empty();
+        let inner = if full { side } else { rank.min(side) };
         ((rows + cols) * inner * size_of::<f64>()) as u64 * WORK_FACTORS
     }
 
@@ -140,7 +163,14 @@ impl Work<'_> {
         }
     }
 
-    fn operator(&self, slot: &Slot, expert: usize) -> Result<Operator> {
+    fn operator<'s>(&self, slot: &'s Slot, expert: usize) -> Result<Operator<'s>> {
+        if !slot.multiplied.is_empty() {
+            let moved = Streamed(Moved::new(&slot.multiplied, &slot.shares));
+            // W′ − W in f32 rounds W′ a few times, and ‖W‖ ≤ ‖W′‖ + ‖W′ − W‖.
+            let norms: f64 = slot.multiplied.iter().map(|one| one.strength.abs() * one.norm()).sum();
+            let rounding = MOVED_ROUNDOFFS * F32_ROUNDOFF * (2.0 * norms + moved.frobenius_squared()?.sqrt());
+            return Ok(Operator::Moved(moved, rounding));
+        }
         let Some(pruning) = self.pruning else {
             return Ok(Operator::Sum(Sum::of(&slot.products(expert, Share::factor)?)));
         };
@@ -158,7 +188,7 @@ impl Work<'_> {
         Ok(Operator::Merged(Streamed(Elementwise::new(pruning, &name, &contributions)?)))
     }
 
-    fn decomposed(&self, slot: &Slot, operator: &Operator, rule: &RankRule) -> Result<Decomposition> {
+    fn decomposed(&self, slot: &Slot, operator: &Operator<'_>, rule: &RankRule) -> Result<Decomposition> {
         match operator {
             Operator::Sum(sum) => {
                 let found = sum.product.decompose();
@@ -167,7 +197,9 @@ impl Work<'_> {
                 let (rows, cols) = slot.shape();
                 Ok(if nothing { Decomposition::zero(rows, cols, 0.0) } else { found })
             }
-            Operator::Merged(merged) => decompose(merged, rule, self.compute, seed(&slot.name())),
+            Operator::Merged(_) | Operator::Moved(..) => {
+                decompose(operator.as_dyn(), rule, self.compute, seed(&slot.name()))
+            }
         }
     }
 
@@ -280,7 +312,7 @@ impl Work<'_> {
             Cut::By(rule) => *rule,
             Cut::To(rank) => RankRule::new(RankPolicy::Rank(*rank)),
         };
-        let mut parts: Vec<(Operator, Decomposition)> = Vec::with_capacity(slot.experts());
+        let mut parts: Vec<(Operator<'_>, Decomposition)> = Vec::with_capacity(slot.experts());
         for expert in 0..slot.experts() {
             let operator = self.operator(slot, expert)?;
             let decomposition = self.decomposed(slot, &operator, &rule)?;
@@ -299,25 +331,32 @@ impl Work<'_> {
         for (expert, (operator, decomposition)) in parts.iter().enumerate() {
             let truncated = decomposition.cut(rank, float, operator.as_dyn())?;
             let own = truncated.rank();
-            down[expert * rank * cols..][..own * cols].copy_from_slice(&truncated.factors.down());
-            for (row, values) in truncated.factors.up().chunks_exact(own.max(1)).enumerate() {
+            let (own_down, own_up) = if operator.is_transposed() {
+                (transposed(&truncated.factors.up(), own), transposed(&truncated.factors.down(), rows))
+            } else {
+                (truncated.factors.down(), truncated.factors.up())
+            };
+            down[expert * rank * cols..][..own * cols].copy_from_slice(&own_down);
+            for (row, values) in own_up.chunks_exact(own.max(1)).enumerate() {
                 for (k, value) in values.iter().enumerate() {
                     up[(row * rank + k) * experts + expert] = *value;
                 }
             }
             add_squares(&mut squares, &truncated.singular_values);
             let Certificate { norm, residual, residual_at_most, optimum_at_least, .. } = truncated.certificate;
-            let folded = match operator {
-                Operator::Sum(sum) => sum.folded,
-                Operator::Merged(_) => 0.0,
-            };
-            let parts = [norm, residual, residual_at_most + folded, (optimum_at_least - folded).max(0.0)];
+            let slack = operator.slack();
+            let parts = [norm, residual, residual_at_most + slack, (optimum_at_least - slack).max(0.0)];
             sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += part * part);
         }
         let [norm, residual, residual_at_most, optimum_at_least] = sums.map(f64::sqrt);
         let singular_values = squares.into_iter().map(f64::sqrt).collect();
         Ok(Compressed { down, up, rank, float, singular_values, norm, residual_at_most, residual, optimum_at_least })
     }
+}
+
+/// The transpose of a matrix with `cols` columns.
+fn transposed(values: &[f32], cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|col| values.iter().skip(col).step_by(cols.max(1)).copied()).collect()
 }
 
 fn add_squares(squares: &mut Vec<f64>, values: &[f64]) {

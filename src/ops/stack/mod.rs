@@ -15,17 +15,18 @@ mod summary;
 mod whole;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::base::Base;
-use super::merge::Selection;
+use super::initial::Original;
+use super::merge::{Applied, Selection};
 use super::new_adapter::NewAdapter;
 use super::output::{Run, refuse_inputs};
 use super::rank_choice::{RankChoice, Ranking};
 use super::recipe::{hashes, name_of};
-use super::terms::{self, Search, Source};
+use super::terms;
 use super::writing::WriteOptions;
 use crate::adapters::{Change, weight_files};
 use crate::error::{Error, Result};
@@ -54,7 +55,7 @@ pub struct StackOptions {
     pub adapters: Vec<(PathBuf, f64)>,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
-    /// The model the adapters were trained on, for tensors they hold whole.
+    /// The model the adapters were trained on: for tensors they hold whole, DoRA, and what PiSSA or OLoRA took out of it.
     pub base: Option<PathBuf>,
     /// How they become one.
     pub method: Method,
@@ -77,23 +78,16 @@ pub struct StackOptions {
 pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let started = Instant::now();
     check(options)?;
-    let search = options.base.as_deref().map(|base| Search {
-        base,
-        selection: &options.selection,
-        budget: options.write.budget,
-        cancel: run.cancel,
-    });
-    let sources = terms::open(&options.adapters, &options.init_adapters, search.as_ref())?;
-    let base = options.base.as_deref().map(Base::open).transpose()?;
+    let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
+    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref())?;
+    let base = original.as_ref().map(|original| &original.base);
     let roots = sources.iter().flat_map(|source| [Some(&source.adapter), source.init.as_ref()]).flatten();
     refuse_inputs(&options.write.out, roots.map(|adapter| adapter.root.as_path()).chain(options.base.as_deref()))?;
-    let gathered = terms::gather(&sources, &options.selection)?;
+    let mut gathered = terms::gather(&sources, &options.selection, original.as_deref())?;
     let mut report = begin(options, &sources, gathered.left_out);
-    let combined = whole::combine(&gathered, base.as_ref(), options.write.dtype)?;
+    report.notes.extend(gathered.resolve(&options.write.budget, run.cancel)?);
+    let combined = whole::combine(&gathered, base, options.write.dtype)?;
     let mut adapter = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
-    report
-        .notes
-        .extend(sources.iter().filter_map(|source| source.found.as_ref()).flat_map(|found| found.notes.clone()));
     report.whole = adapter.whole.len();
     report.notes.extend(combined.notes);
     adapter.inherited = inherited(&sources, combined.token_indices, &mut report.notes)?;
@@ -157,15 +151,15 @@ fn check(options: &StackOptions) -> Result<()> {
     Ok(())
 }
 
-fn begin(options: &StackOptions, sources: &[Source], left_out: usize) -> StackReport {
-    let input = |source: &Source| {
+fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackReport {
+    let input = |source: &Applied| {
         let mut ranks = std::collections::BTreeMap::new();
         for module in &source.adapter.modules {
             if let Change::Lora(lora) = &module.change {
                 *ranks.entry(lora.rank()).or_default() += 1;
             }
         }
-        Input { path: source.adapter.root.clone(), weight: source.weight, modules: ranks.values().sum(), ranks }
+        Input { path: source.adapter.root.clone(), weight: source.strength, modules: ranks.values().sum(), ranks }
     };
     let files = sources.iter().flat_map(|source| source.adapter.tensors.files());
     StackReport {
@@ -205,7 +199,7 @@ fn method_name(method: Method) -> &'static str {
 }
 
 /// Settings of the result that come from the inputs.
-fn inherited(sources: &[Source], tokens: Option<Value>, notes: &mut Vec<String>) -> Result<Map<String, Value>> {
+fn inherited(sources: &[Applied], tokens: Option<Value>, notes: &mut Vec<String>) -> Result<Map<String, Value>> {
     const TYING: &str = "ensure_weight_tying";
     let first = &sources[0].adapter.config;
     let mut kept = NewAdapter::inherited(&first.raw);
@@ -244,18 +238,18 @@ fn first_input(options: &StackOptions) -> &Path {
 }
 
 /// How the output was made.
-fn recipe(options: &StackOptions, sources: &[Source]) -> Result<Value> {
-    let entry = |source: &Source| -> Result<Value> {
+fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
+    let entry = |source: &Applied| -> Result<Value> {
         let mut entry = json!({
             "name": name_of(&source.adapter.root),
-            "weight": source.weight,
+            "weight": source.strength,
             "blake3": hashes(&weight_files(&source.adapter))?,
         });
         if let Some(init) = &source.init {
             entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
         }
-        if let Some(found) = &source.found {
-            entry["init"] = json!({ "base": { "name": name_of(&found.base) } });
+        if let Some((original, _)) = &source.original {
+            entry["init"] = json!({ "base": { "name": name_of(original.base.checkpoint.root()) } });
         }
         Ok(entry)
     };

@@ -8,10 +8,11 @@ use super::summary::StackedModule;
 use super::{Method, StackOptions};
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
+use crate::ops::merge::Applied;
 use crate::ops::new_adapter::{Bytes, NewPair};
 use crate::ops::output::Run;
 use crate::ops::rank_choice::RankChoice;
-use crate::ops::terms::{Share, Slot, Source};
+use crate::ops::terms::{Share, Slot};
 use crate::plan::map_within;
 use crate::tensor::{Float, Rounding};
 
@@ -34,11 +35,14 @@ pub struct Made {
 /// When factors cannot be read or have no such combination.
 pub fn make(
     slots: &[&Slot],
-    sources: &[Source],
+    sources: &[Applied],
     options: &StackOptions,
     fixed: (u64, u64),
     run: &Run<'_>,
 ) -> Result<Made> {
+    if options.method != Method::Concat || options.rank.is_none() {
+        refuse_multiplied(slots, sources, options)?;
+    }
     let held: Vec<u64> = slots.iter().map(|slot| factor_bytes(slot)).collect();
     let one_by_one = |work: &(dyn Fn(&Slot) -> Result<Piece> + Sync)| {
         map_within(&held, &options.write.budget, run.cancel, |at| work(slots[at]))
@@ -123,7 +127,7 @@ fn stored_as(product: &LowRank, scale: f64, float: Float) -> LowRank {
 }
 
 /// Averaged factors.
-fn averaged(slot: &Slot, sources: &[Source], dtype: Option<Float>) -> Result<Piece> {
+fn averaged(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<Piece> {
     let float = dtype.or(slot.common_float()).unwrap_or(Float::F32);
     let Averaged { down, up, rank, norm, residual } = average(slot, sources, float)?;
     let mut module = describe(slot, rank, float, norm);
@@ -164,7 +168,7 @@ fn pair(slot: &Slot, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: O
 fn describe(slot: &Slot, rank: usize, float: Float, norm: f64) -> StackedModule {
     StackedModule {
         module: slot.name(),
-        ranks_before: slot.shares.iter().map(|share| share.rank).collect(),
+        ranks_before: slot.ranks(),
         rank,
         dtype: float.dtype().name().to_owned(),
         exact: false,
@@ -181,12 +185,24 @@ fn share_of(part: f64, whole: f64) -> f64 {
 }
 
 /// Averages of factors mean nothing where a change is a difference of products.
-fn refuse_untrained(sources: &[Source]) -> Result<()> {
-    let Some(source) = sources.iter().find(|source| source.init.is_some() || source.found.is_some()) else {
+fn refuse_untrained(sources: &[Applied]) -> Result<()> {
+    let Some(source) = sources.iter().find(|source| source.init.is_some() || source.original.is_some()) else {
         return Ok(());
     };
+    let root = source.init.as_ref().map_or(&source.adapter.root, |init| &init.root);
     let what = "untrained factors are subtracted as products; an average of factors cannot do that";
-    Err(Error::unsupported(&source.adapter.root, what).hint("`--method concat` can"))
+    Err(Error::unsupported(root, what).hint("`--method concat` can"))
+}
+
+/// What DoRA adds is no product: it can be approximated, and nothing else.
+fn refuse_multiplied(slots: &[&Slot], sources: &[Applied], options: &StackOptions) -> Result<()> {
+    let Some(multiplied) = slots.iter().flat_map(|slot| &slot.multiplied).next() else { return Ok(()) };
+    let what = match options.method {
+        Method::Concat => "is DoRA: what it adds to a weight has full rank, so it takes a way to choose ranks",
+        _ => "is DoRA: what it adds depends on the model; only its sum with others is approximated",
+    };
+    Err(Error::unsupported(&sources[multiplied.source].adapter.config.path, what)
+        .hint("`--method concat` with `--rank N` or `--max-error ERROR` gives the nearest adapter, and says how near"))
 }
 
 /// Only matrices are merged element by element.

@@ -93,7 +93,7 @@ fn one(
         }
         return Err(unknown(name, &parts));
     };
-    let Some(found) = tensor_of(base, name) else {
+    let Some(found) = base.own_name(name) else {
         let model = base.checkpoint.root().display().to_string();
         return Err(Error::mismatch(describe(first), model, format!("the base has no tensor `{name}`")));
     };
@@ -123,12 +123,6 @@ fn unknown(name: &str, parts: &[(f64, &Stored)]) -> Error {
     };
     Error::unsupported(tensor.path(), what)
         .hint("`--base PATH` with the model the adapters were trained on computes it; `--exclude REGEX` leaves it out")
-}
-
-/// The base's own name of a tensor; a tied head is the embedding.
-fn tensor_of(base: &Base, name: &str) -> Option<String> {
-    let tied = base.tie.as_ref().filter(|tie| tie.head == name).map(|tie| tie.embedding.clone());
-    tied.or_else(|| base.names.has(name).then(|| name.to_owned()))
 }
 
 fn token_rows(terms: &Terms, base: Option<&Base>, dtype: Option<Float>, combined: &mut Combined) -> Result<()> {
@@ -165,7 +159,7 @@ fn rows_of(
         return Ok((rows[0].ids.clone(), first.info.shape.clone(), Bytes::Stored(first.clone())));
     }
     let name = format!("{module}.weight");
-    let found = base.and_then(|base| Some((base, tensor_of(base, &name)?)));
+    let found = base.and_then(|base| Some((base, base.own_name(&name)?)));
     let Some((base, found)) = found else { return Err(unknown(&name, &parts)) };
     let weight = base.weight(&found, None)?;
     let mut sums: BTreeMap<usize, (Vec<f32>, Vec<f64>)> = BTreeMap::new();

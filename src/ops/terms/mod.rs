@@ -1,23 +1,26 @@
 //! Several adapters → what each contributes to every module: weight · scale · B·A, and the tensors they hold whole.
 
-mod lost;
+mod moved;
 mod parameters;
 mod source;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::merge::Selection;
+use super::initial::Original;
+use super::merge::{Applied, Landable, Selection};
 use super::new_adapter::PairKind;
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe};
+use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
 use crate::tensor::Float;
 use parameters::Parameters;
 
-pub use lost::Search;
-pub use source::{Source, open};
+use moved::Home;
+pub use moved::{Moved, Multiplied};
+pub use source::open;
 
 /// Everything that several adapters do to one module or parameter by low-rank products.
 pub struct Slot {
@@ -29,6 +32,8 @@ pub struct Slot {
     pub outer: (u64, u64),
     /// What is summed, in the order of the adapters.
     pub shares: Vec<Share>,
+    /// What is summed as well and is no product of factors.
+    pub multiplied: Vec<Multiplied>,
 }
 
 /// One product.
@@ -98,25 +103,30 @@ pub struct Terms {
     pub rows: BTreeMap<String, Vec<Rows>>,
     /// Tensors that the selection or a weight of zero leave out.
     pub left_out: usize,
+    /// Changes whose weight is looked at last, all at once.
+    pending: Vec<moved::Pending>,
 }
 
-/// Gathers what `sources` do to the modules of `selection`.
+/// Gathers what `sources` do to the modules of `selection`. Some changes need the model to be known: `base`, and
+/// [`Terms::resolve`] afterwards.
 ///
 /// # Errors
 /// When tensors of one module do not fit each other, or a kind of change cannot be summed.
-pub fn gather(sources: &[Source], selection: &Selection) -> Result<Terms> {
+pub fn gather(sources: &[Applied], selection: &Selection, base: Option<&Original>) -> Result<Terms> {
     let parameters = Parameters::of(sources)?;
     let mut terms = Terms::default();
     let mut paths = BTreeSet::new();
-    for (at, source) in sources.iter().enumerate() {
-        for module in &source.adapter.modules {
+    for (source, applied) in sources.iter().enumerate() {
+        let home = base.map(|base| Home::of(base, &applied.adapter)).transpose()?;
+        for (at, module) in applied.adapter.modules.iter().enumerate() {
             paths.insert(module.path.clone());
-            let weight = source.weight * selection.strength(&module.path);
-            if weight == 0.0 || !selection.takes(&module.path) {
+            let strength = applied.strength * selection.strength(&module.path);
+            if strength == 0.0 || !selection.takes(&module.path) {
                 terms.left_out += module.change.tensors().len();
                 continue;
             }
-            terms.take(&Taken { source, at, module, weight, parameters: &parameters })?;
+            let job = Landable { applied, module, at, path: module.path.clone(), strength };
+            terms.take(&Taken { job, source, parameters: &parameters, home: home.as_ref() })?;
         }
     }
     selection.check(&paths)?;
@@ -126,17 +136,16 @@ pub fn gather(sources: &[Source], selection: &Selection) -> Result<Terms> {
 
 /// One change on its way.
 struct Taken<'a> {
-    source: &'a Source,
-    at: usize,
-    module: &'a Module,
-    weight: f64,
+    job: Landable<'a>,
+    source: usize,
     parameters: &'a Parameters,
+    home: Option<&'a Home<'a>>,
 }
 
 impl Terms {
     fn take(&mut self, taken: &Taken<'_>) -> Result<()> {
-        let Taken { source, module, weight, .. } = *taken;
-        let config = &source.adapter.config;
+        let Landable { applied, module, strength: weight, .. } = taken.job;
+        let config = &applied.adapter.config;
         let held = |tensor: &Stored, standing| Held { weight, tensor: tensor.clone(), standing };
         match &module.change {
             Change::Lora(lora) => self.take_pair(taken, lora),
@@ -153,7 +162,7 @@ impl Terms {
                 Ok(())
             }
             Change::TokenRows(tensor) => {
-                let (suffix, ids) = token_ids(&source.adapter, &module.path, tensor)?;
+                let (suffix, ids) = token_ids(&applied.adapter, &module.path, tensor)?;
                 let rows = Rows { held: held(tensor, Standing::Saved), ids, suffix };
                 self.rows.entry(module.path.clone()).or_default().push(rows);
                 Ok(())
@@ -166,71 +175,29 @@ impl Terms {
     }
 
     fn take_pair(&mut self, taken: &Taken<'_>, lora: &Lora) -> Result<()> {
-        let Taken { source, at, module, weight, parameters } = *taken;
-        let kind = parameters.kind(&source.adapter, module, lora)?;
-        let (name, scaled) = match &kind {
-            PairKind::Parameter { name, .. } => (name.clone(), format!("{}.{name}", module.path)),
-            _ => (String::new(), module.path.clone()),
-        };
-        let experts = match kind {
-            PairKind::Parameter { experts, .. } => experts,
-            _ => 1,
-        };
+        let Taken { job, source, parameters, home } = taken;
+        let kind = parameters.kind(&job.applied.adapter, job.module, lora)?;
         let outer = outer(lora, &kind);
-        let mut shares = Vec::new();
-        let plain = |pair: &Lora, scale: f64| -> Result<Share> {
-            let float = |tensor: &Stored| tensor.info.dtype.float();
-            Ok(Share {
-                source: at,
-                weight,
-                rank: narrow(pair.rank() / experts),
-                float: float(&pair.down).filter(|float_of_down| float(&pair.up) == Some(*float_of_down)),
-                term: Term { up: Factor::new(&pair.up)?, down: Factor::new(&pair.down)?, scale },
-                stored: Some((pair.down.clone(), pair.up.clone())),
-                bias: pair.bias.clone(),
-            })
+        let mut slot = Slot { path: job.path.clone(), kind, outer, shares: Vec::new(), multiplied: Vec::new() };
+        let name = match &slot.kind {
+            PairKind::Parameter { name, .. } => name.clone(),
+            _ => String::new(),
         };
-        shares.push(plain(lora, source.scale(&scaled, lora.rank() / experts)?)?);
-        if let Some((untrained, scale)) = source.untrained(module, &scaled, lora, experts)? {
-            let mut taken = plain(untrained, -scale)?;
-            if factors_lie_as_stored(&source.adapter, untrained) {
-                (taken.term, taken.stored) = (taken.term.transposed(), None);
+        let key = (job.path.clone(), name);
+        match home.filter(|_| moved::needs_weight(job, lora)) {
+            Some(home) => self.pending.push(home.find(job, lora, *source, key.clone())?),
+            None => slot.shares = products(job, *source, lora, &slot)?,
+        }
+        match self.slots.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(slot);
             }
-            shares.push(taken);
+            Entry::Occupied(mut place) => {
+                let earlier = place.get_mut();
+                earlier.check_alike(&slot, lora)?;
+                earlier.shares.extend(slot.shares);
+            }
         }
-        if let Some(found) = &source.found {
-            refuse_experts(lora, &kind)?;
-            shares.extend(found.terms.get(&module.path).map(|term| Share {
-                source: at,
-                weight,
-                rank: term.down.shape().0,
-                float: None,
-                term: term.clone(),
-                stored: None,
-                bias: None,
-            }));
-        }
-        let slot = self.slots.entry((module.path.clone(), name)).or_insert_with(|| Slot {
-            path: module.path.clone(),
-            kind: kind.clone(),
-            outer,
-            shares: Vec::new(),
-        });
-        if slot.kind != kind || slot.outer != outer {
-            let earlier = slot.shares.first().and_then(|share| share.stored.as_ref()).map(|(down, _)| describe(down));
-            let problem = format!(
-                "one changes {} of [{}, {}], the other {} of [{}, {}]",
-                word(&slot.kind),
-                slot.outer.0,
-                slot.outer.1,
-                word(&kind),
-                outer.0,
-                outer.1
-            );
-            return Err(Error::mismatch(describe(&lora.down), earlier.unwrap_or_default(), problem)
-                .hint("adapters of different models have no sum"));
-        }
-        slot.shares.extend(shares);
         Ok(())
     }
 
@@ -252,7 +219,72 @@ impl Terms {
     }
 }
 
+/// The products of a pair: its own, and that of its untrained factors where they are at hand.
+fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Result<Vec<Share>> {
+    let experts = slot.experts() as u64;
+    let float = |tensor: &Stored| tensor.info.dtype.float();
+    let share = |pair: &Lora, scale: f64| -> Result<Share> {
+        Ok(Share {
+            source,
+            weight: job.strength,
+            rank: narrow(pair.rank() / experts),
+            float: float(&pair.down).filter(|float_of_down| float(&pair.up) == Some(*float_of_down)),
+            term: Term { up: Factor::new(&pair.up)?, down: Factor::new(&pair.down)?, scale },
+            stored: Some((pair.down.clone(), pair.up.clone())),
+            bias: pair.bias.clone(),
+        })
+    };
+    let mut shares = vec![share(lora, job.scale_as(&slot.name(), lora.rank() / experts)?)?];
+    if let Some((untrained, scale)) = job.untrained()? {
+        if (untrained.outputs(), untrained.inputs()) != (lora.outputs(), lora.inputs()) {
+            let problem = "the untrained factors have another shape";
+            return Err(Error::mismatch(describe(&untrained.up), describe(&lora.up), problem));
+        }
+        let mut taken = share(untrained, -scale)?;
+        if lies_as_stored(job, untrained) {
+            (taken.term, taken.stored) = (taken.term.transposed(), None);
+        }
+        shares.push(taken);
+    }
+    Ok(shares)
+}
+
+/// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/decisions/0006); only square layers survive
+/// that in PEFT.
+fn lies_as_stored(job: &Landable<'_>, untrained: &Lora) -> bool {
+    let config = &job.applied.adapter.config;
+    let olora = config.initialiser() == Some(Initialiser::Olora);
+    olora && config.fan_in_fan_out && untrained.outputs() == untrained.inputs()
+}
+
 impl Slot {
+    /// What another adapter does to the module has to be of the same kind and shape.
+    fn check_alike(&self, other: &Self, lora: &Lora) -> Result<()> {
+        if self.kind == other.kind && self.outer == other.outer {
+            return Ok(());
+        }
+        let earlier = self.shares.first().and_then(|share| share.stored.as_ref()).map(|(down, _)| describe(down));
+        let word = |slot: &Self| {
+            let kind = match slot.kind {
+                PairKind::Linear => "a matrix",
+                PairKind::Conv { .. } => "a convolution",
+                PairKind::Embedding => "an embedding",
+                PairKind::Parameter { .. } => "a stack of experts",
+            };
+            format!("{kind} of [{}, {}]", slot.outer.0, slot.outer.1)
+        };
+        let problem = format!("one changes {}, the other {}", word(self), word(other));
+        Err(Error::mismatch(describe(&lora.down), earlier.unwrap_or_else(|| self.name()), problem)
+            .hint("adapters of different models have no sum"))
+    }
+
+    /// Adds products where those of the same adapter stand.
+    fn insert(&mut self, shares: Vec<Share>) {
+        let Some(source) = shares.first().map(|share| share.source) else { return };
+        let at = self.shares.partition_point(|share| share.source <= source);
+        self.shares.splice(at..at, shares);
+    }
+
     /// Experts of a stack; 1 for everything else.
     pub fn experts(&self) -> usize {
         match self.kind {
@@ -296,25 +328,17 @@ impl Slot {
         self.shares.iter().map(product).collect()
     }
 
+    /// Ranks of what is summed.
+    pub fn ranks(&self) -> Vec<usize> {
+        let multiplied = self.multiplied.iter().map(|multiplied| multiplied.rank);
+        self.shares.iter().map(|share| share.rank).chain(multiplied).collect()
+    }
+
     /// The dtype that all shares have in common.
     pub fn common_float(&self) -> Option<Float> {
-        let first = self.shares.first()?.float;
+        let first = self.shares.first().filter(|_| self.multiplied.is_empty())?.float;
         first.filter(|_| self.shares.iter().all(|share| share.float == first))
     }
-}
-
-/// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/decisions/0006); only square layers survive
-/// that in PEFT.
-fn factors_lie_as_stored(adapter: &Adapter, untrained: &Lora) -> bool {
-    let olora = adapter.config.initialiser() == Some(Initialiser::Olora);
-    olora && adapter.config.fan_in_fan_out && untrained.outputs() == untrained.inputs()
-}
-
-/// What an initialiser took out is found for layers only.
-fn refuse_experts(lora: &Lora, kind: &PairKind) -> Result<()> {
-    let PairKind::Parameter { name, .. } = kind else { return Ok(()) };
-    let what = format!("tensor `{}`: untrained factors of experts (`{name}`) are not found yet", lora.down.info.name);
-    Err(Error::unsupported(lora.down.path(), what))
 }
 
 fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {
@@ -323,15 +347,6 @@ fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {
         _ => 1,
     };
     (lora.outputs(), lora.inputs() / positions)
-}
-
-fn word(kind: &PairKind) -> &'static str {
-    match kind {
-        PairKind::Linear => "a matrix",
-        PairKind::Conv { .. } => "a convolution",
-        PairKind::Embedding => "an embedding",
-        PairKind::Parameter { .. } => "a stack of experts",
-    }
 }
 
 /// The tokens whose rows `tensor` holds, and how the config names their embedding.

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Source, narrow};
+use super::narrow;
 use crate::adapters::{Adapter, Change, Lora, Module};
 use crate::error::{Error, Result};
 use crate::naming::experts::DEFINITION_ORDER;
+use crate::ops::merge::Applied;
 use crate::ops::new_adapter::PairKind;
 
 /// The parameters of every module that some adapter adapts without a layer, innermost first.
@@ -20,7 +21,7 @@ impl Parameters {
     ///
     /// # Errors
     /// When adapters adapt different parameters of a module and their order is not known.
-    pub fn of(sources: &[Source]) -> Result<Self> {
+    pub fn of(sources: &[Applied]) -> Result<Self> {
         let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for source in sources {
             for module in &source.adapter.modules {
