@@ -42,9 +42,13 @@ pub struct Allocation {
 
 /// The ranks that keep most within `budget`.
 pub fn allocate(spectra: &[Spectrum<'_>], budget: u64) -> Allocation {
+    allocate_in(spectra, budget, MAX_STEPS)
+}
+
+fn allocate_in(spectra: &[Spectrum<'_>], budget: u64, max_steps: usize) -> Allocation {
     let divisor = spectra.iter().map(|spectrum| spectrum.unit_cost).fold(0, greatest_common_divisor).max(1);
     let mut search = Search::new(items(spectra, divisor), budget / divisor);
-    let gap = search.run();
+    let gap = search.run(max_steps);
     let mut ranks = vec![0; spectra.len()];
     for unit in search.chosen() {
         ranks[search.items[unit].matrix] += 1;
@@ -130,7 +134,7 @@ impl Search {
     }
 
     /// Finds the best choice; gives what it can be short of it.
-    fn run(&mut self) -> f64 {
+    fn run(&mut self, max_steps: usize) -> f64 {
         let greedy = &self.items[..self.first_out];
         let (cost, gain) = greedy.iter().fold((0, 0.0), |(cost, gain), item| (cost + item.cost, gain + item.gain));
         let mut states = vec![State { cost, gain, choice: 0 }];
@@ -138,7 +142,7 @@ impl Search {
         let mut steps = 0;
         while !states.is_empty() && (self.left > 0 || self.right < self.items.len()) {
             steps += states.len();
-            if steps > MAX_STEPS || self.choices.len() + states.len() > MAX_CHOICES {
+            if steps > max_steps || self.choices.len() + states.len() > MAX_CHOICES {
                 let reach = states.iter().filter_map(|state| self.bound(state)).fold(0.0, f64::max);
                 return (reach - self.best.0).max(0.0);
             }
@@ -278,6 +282,17 @@ mod tests {
             prop_assert!(found.cost <= budget && found.short_at_most == 0.0);
             let best = brute_force(&raw, budget);
             prop_assert!((found.kept - best).abs() <= 1e-12 * best, "{} instead of {best}", found.kept);
+        }
+
+        #[test]
+        fn a_search_that_is_given_up_says_how_far_it_can_be_off(
+            raw in prop::collection::vec((prop::collection::vec(0.0..4.0_f64, 0..6).prop_map(falling), 1_u64..40), 0..6),
+            budget in 0_u64..400,
+            max_steps in 0_usize..12,
+        ) {
+            let found = allocate_in(&spectra(&raw), budget, max_steps);
+            let best = brute_force(&raw, budget);
+            prop_assert!(found.cost <= budget && found.kept + found.short_at_most >= best * (1.0 - 1e-12));
         }
 
         #[test]

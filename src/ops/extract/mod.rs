@@ -87,7 +87,10 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let whole = assemble::whole(&tuned, &examined.whole)?;
     let mut report = begin(options, &tuned, &examined, &whole);
     let recipe = recipe(options, &base, &tuned);
-    run.progress.begin(examined.tasks.iter().map(|task| task.difference.tuned().tensor.info.bytes).sum());
+    // Within a budget every change is looked at before the ranks are known, and cut afterwards.
+    let passes = if matches!(options.ranks.ranking, Ranking::Budget(_)) && !options.uniform_rank { 2 } else { 1 };
+    let bytes: u64 = examined.tasks.iter().map(|task| task.difference.tuned().tensor.info.bytes).sum();
+    run.progress.begin(passes * bytes);
     let means = Means {
         choice: &options.ranks,
         uniform: options.uniform_rank,
