@@ -68,6 +68,13 @@ fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> std::fmt::
             writeln!(text, "  … and {more} more (-v lists all)")?;
         }
     }
+    if report.delta_rounded_first > 0 {
+        let count = report.delta_rounded_first;
+        writeln!(
+            text,
+            "  note     {count} elements are the merge's with the delta rounded first (`--rounding peft-safe`)"
+        )?;
+    }
     if !report.dry_run {
         let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
         writeln!(text, "  time     {:.2} s, {:.2} GB/s{memory}", report.seconds, report.gb_per_second)?;

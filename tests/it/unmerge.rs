@@ -171,6 +171,8 @@ fn the_way_it_was_merged_has_to_be_named() {
         assert!(text.contains("MERGED is exactly that merge; OUT equals BASE bit for bit"), "{name}: {text}");
     }
     let plain = ["--base", base.to_str().unwrap(), "--json"];
+    let report = subtract(&bench.path("safe"), &adapter, &bench.path("either"), &plain).ok().json();
+    assert!(report["exact"] == true && report["delta_rounded_first"].as_u64().unwrap() > 0, "{report}");
     let report = subtract(&bench.path("chance"), &adapter, &bench.path("out"), &plain).ok().json();
     assert_eq!(report["exact"], false);
     subtract(&bench.path("safe"), &adapter, &bench.path("f32"), &["--base", base.to_str().unwrap(), "--dtype", "f32"])

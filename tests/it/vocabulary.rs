@@ -115,3 +115,21 @@ fn a_grown_vocabulary_shrinks_again_with_the_base() {
     assert!(read_model(&out) == read_model(&base));
     assert_eq!(vocabularies(&out), (json!(6), json!(6)));
 }
+
+#[test]
+fn a_grown_model_is_its_base_and_what_is_extracted() {
+    let bench = Bench::new();
+    let base = model(&bench, false);
+    let tuned = bench.path("tuned");
+    let tensors = [(EMBEDDING, rows(9, 5)), ("model.norm.weight", Tensor::f32(&[4], &[1.0; 4])), (HEAD, rows(9, 6))];
+    crate::support::write(&tuned.join("model.safetensors"), &tensors);
+    let mut config = read_json(&base.join("config.json"));
+    config["vocab_size"] = 9.into();
+    config["text_config"]["vocab_size"] = 9.into();
+    std::fs::write(tuned.join("config.json"), config.to_string()).unwrap();
+    let (adapter, out) = (bench.path("adapter"), bench.path("out"));
+    lorakit(&[&"extract", &base, &tuned, &"--rank", &"2", &"-o", &adapter]).ok();
+    merge(&base, &adapter, &out, &[RESIZE]).ok();
+    assert!(read_model(&out) == read_model(&tuned));
+    assert_eq!(vocabularies(&out), (json!(9), json!(9)));
+}

@@ -22,6 +22,8 @@ pub struct Tally {
     pub elements: u64,
     /// Other ones.
     pub differing: u64,
+    /// Those that only the second rounding explains.
+    pub second: u64,
 }
 
 /// A tensor of MERGED beside the one the merge gives.
@@ -30,6 +32,9 @@ pub struct Pair {
     pub name: String,
     /// What the merge gives.
     pub expected: Expected,
+    /// What it gives where the delta is rounded first: PEFT does that to embeddings, expert stacks and attention even by
+    /// default (docs/decisions/0006), so an element of either kind is the merge's.
+    pub second: Option<Arc<Merged>>,
     /// What MERGED holds, in the same dtype.
     pub found: Stored,
     /// Rows of the matrix view.
@@ -43,7 +48,7 @@ pub struct Pair {
 impl Pair {
     /// Nothing is compared yet.
     pub fn new(name: String, expected: Expected, found: Stored, (rows, cols): (usize, usize)) -> Self {
-        Self { name, expected, found, rows, cols, tallies: Mutex::default() }
+        Self { name, expected, second: None, found, rows, cols, tallies: Mutex::default() }
     }
 
     /// What was compared so far.
@@ -52,6 +57,7 @@ impl Pair {
         tallies.iter().fold(Tally::default(), |sum, tally| Tally {
             elements: sum.elements + tally.elements,
             differing: sum.differing + tally.differing,
+            second: sum.second + tally.second,
         })
     }
 
@@ -65,12 +71,20 @@ impl Pair {
         let mut buffer = Vec::new();
         let wanted = self.expected.rows(rows.clone(), row_bytes, &mut buffer)?;
         let found = rows_of(&self.found, rows.clone(), row_bytes)?;
-        let agrees = (wanted != found).then(|| {
-            let pairs = wanted.chunks_exact(width).zip(found.chunks_exact(width));
-            pairs.map(|(wanted, found)| wanted == found).collect::<Vec<bool>>()
-        });
-        let differing = agrees.as_ref().map_or(0, |agrees| agrees.iter().filter(|agrees| !**agrees).count());
-        let tally = Tally { elements: (rows.len() * self.cols) as u64, differing: differing as u64 };
+        let mut tally = Tally { elements: (rows.len() * self.cols) as u64, ..Tally::default() };
+        let same = |wanted: &[u8]| -> Vec<bool> {
+            wanted.chunks_exact(width).zip(found.chunks_exact(width)).map(|(wanted, found)| wanted == found).collect()
+        };
+        let mut agrees = (wanted != found).then(|| same(wanted));
+        if let (Some(agrees), Some(second)) = (&mut agrees, &self.second) {
+            let mut wanted = vec![0; found.len()];
+            second.rows(rows.clone(), &mut wanted)?;
+            for (agrees, other) in agrees.iter_mut().zip(same(&wanted)) {
+                tally.second += u64::from(!*agrees && other);
+                *agrees |= other;
+            }
+        }
+        tally.differing = agrees.iter().flatten().filter(|agrees| !**agrees).count() as u64;
         self.tallies.lock().expect("no thread panics while it holds the tallies").push(tally);
         each(agrees, found)?;
         self.expected.release(rows.end, row_bytes);
@@ -102,6 +116,7 @@ pub struct TakenOut {
 impl Compute for TakenOut {
     fn prepare(&self) -> Result<()> {
         self.pair.expected.prepare()?;
+        self.pair.second.iter().try_for_each(|second| second.prepare())?;
         self.pair.found.map.check_unchanged()?;
         self.base.map.check_unchanged()?;
         match &self.otherwise {
@@ -172,7 +187,7 @@ impl Compute for Proved {
             })?;
         }
         let Some((row, col)) = first else { return Ok(()) };
-        let Tally { elements, differing } = pair.tally();
+        let Tally { elements, differing, .. } = pair.tally();
         let problem =
             format!("{differing} of {elements} elements are not those of the merge, the first at [{row}, {col}]");
         Err(self.refuse(problem))

@@ -125,6 +125,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
         proved: planned.proved.len(),
         elements: 0,
         differing: 0,
+        delta_rounded_first: 0,
         exact: None,
         differing_tensors: Vec::new(),
         files: planned.plan.files.len(),

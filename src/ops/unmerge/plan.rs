@@ -141,13 +141,17 @@ impl Builder<'_> {
 
     /// A tensor that adapters changed.
     fn changed(&mut self, name: &str, target: &Target, stored: Stored, found: Stored) -> Result<Origin> {
-        let (pair, source) = self.pair(name, target, found)?;
+        let (mut pair, source) = self.pair(name, target, found)?;
         let additive = target.replacement.is_none() && target.pieces.iter().all(|piece| piece.delta.is_additive());
         let plain = |source: &Weight| additive && source.scale.is_none();
         let Some(source) = source.as_ref().filter(|source| plain(source)) else {
             self.prove(pair, target, source.as_ref());
             return Ok(Origin::Copied(stored));
         };
+        if let (Expected::Computed(first), Rounding::Nearest) = (&pair.expected, self.rounding) {
+            let (source, pieces) = (first.source.clone(), first.pieces.clone());
+            pair.second = Some(Arc::new(Merged::new(name.into(), source, pieces, first.out, Rounding::PeftSafe)));
+        }
         let base = source.float;
         let merged = self.merged.weight(&pair.found.info.name, target.cols)?;
         let negated = target.pieces.iter().map(|piece| Piece { strength: -piece.strength, ..piece.clone() }).collect();

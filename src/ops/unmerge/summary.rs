@@ -32,6 +32,8 @@ pub struct UnmergeReport {
     pub elements: u64,
     /// Elements that are not those of the merge: W′ − ΔW was written for them.
     pub differing: u64,
+    /// Elements that are those of the merge if its delta was rounded first, as PEFT does to some layers even by default.
+    pub delta_rounded_first: u64,
     /// MERGED is exactly that merge, and the result holds the base's tensors bit for bit; `None` where nothing or not all was
     /// compared.
     pub exact: Option<bool>,
@@ -71,7 +73,8 @@ impl UnmergeReport {
     pub fn complete(&mut self, planned: &Planned, changes: impl Fn(&str) -> bool, elapsed: Duration) {
         let taken = planned.taken.iter().map(|taken| &taken.pair);
         for pair in taken.chain(planned.proved.iter().map(|proved| &proved.pair)) {
-            let Tally { elements, differing } = pair.tally();
+            let Tally { elements, differing, second } = pair.tally();
+            self.delta_rounded_first += second;
             self.elements += elements;
             self.differing += differing;
             if differing > 0 {
