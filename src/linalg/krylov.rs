@@ -89,10 +89,16 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     if iteration.norm_squared == 0.0 {
         return Ok(Decomposition::zero(rows, cols, 0.0));
     }
+    if !iteration.next.iter().all(|value| value.is_finite()) {
+        // Beyond the range in which sums of f32 stay finite.
+        return Ok(Decomposition::of_dense(&operator.dense()?));
+    }
     loop {
         iteration.step(operator)?;
-        if iteration.is_done(rule, compute) {
-            return Ok(iteration.result());
+        if iteration.is_done(rule, compute)
+            && let Some(found) = iteration.result()
+        {
+            return Ok(found);
         }
         if (iteration.width() + block) as f64 > FULL_SHARE * side as f64 {
             return Ok(Decomposition::of_dense(&operator.dense()?));
@@ -126,7 +132,7 @@ impl Iteration {
         let signs = Matrix::from_shape_fn((rows, block), |(row, col)| sign(seed, row, col));
         let (norm_squared, sketch) = operator.sketch(signs.view())?;
         let scale = (-(norm_squared.max(f64::MIN_POSITIVE).log2() / 2.0).round()).clamp(-120.0, 120.0).exp2() as f32;
-        let next = if norm_squared > 0.0 { orthonormal(&[], sketch * scale).0 } else { Matrix::zeros((cols, 0)) };
+        let next = if norm_squared == 0.0 { Matrix::zeros((cols, 0)) } else { orthonormal(&[], sketch * scale).0 };
         Ok(Self {
             norm_squared,
             scale,
@@ -206,11 +212,9 @@ impl Iteration {
         descending(&grown).iter().take(rank).sum()
     }
 
-    /// The Ritz triplets.
-    fn result(self) -> Decomposition {
-        let Some((squares, vectors)) = backend::symmetric_eigen(self.projected.view()) else {
-            unreachable!("a symmetric matrix of finite numbers has eigenvalues");
-        };
+    /// The Ritz triplets; `None` if they cannot be had.
+    fn result(&self) -> Option<Decomposition> {
+        let (squares, vectors) = backend::symmetric_eigen(self.projected.view())?;
         let count = squares.iter().filter(|square| **square > 0.0).count();
         let mix = vectors.slice(s![.., vectors.ncols() - count..; -1]).to_owned();
         let roots: Array1<f64> = squares.iter().rev().take(count).map(|square| square.sqrt()).collect();
@@ -222,7 +226,7 @@ impl Iteration {
         let right = Vectors { basis: joined(&self.basis), mix };
         let scale = f64::from(self.scale);
         let values = roots.iter().map(|root| root / scale).collect();
-        Decomposition::new(left, values, right, self.norm_squared, false)
+        Some(Decomposition::new(left, values, right, self.norm_squared, false))
     }
 }
 

@@ -146,6 +146,27 @@ fn zero_has_rank_zero_and_no_error() {
     assert_eq!((found.rank(), found.certificate.residual_at_most, found.certificate.relative()), (0, 0.0, 0.0));
 }
 
+#[test]
+fn values_at_both_ends_of_f32_are_decomposed() {
+    for size in [1e38_f32, 1e-38] {
+        let matrix = Matrix::from_elem((300, 200), size);
+        let rule = RankRule::new(RankPolicy::Rank(2));
+        let found = truncated_svd(&Streamed(Held(matrix.clone())), &rule, Compute::Fast, 1, Float::F32).unwrap();
+        let largest = f64::from(size) * 60_000.0_f64.sqrt();
+        assert!((found.singular_values[0] / largest - 1.0).abs() < 1e-4, "{size}");
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_end_all_the_same() {
+    let mut matrix = Matrix::zeros((300, 200));
+    matrix[(5, 7)] = f32::NAN;
+    let rule = RankRule::new(RankPolicy::Rank(2));
+    let found = truncated_svd(&Streamed(Held(matrix)), &rule, Compute::Fast, 1, Float::F32).unwrap();
+    assert_eq!(found.rank(), 0);
+    assert!(found.certificate.norm.is_nan());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
