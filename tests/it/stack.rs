@@ -369,6 +369,12 @@ fn modules_are_chosen_by_patterns() {
     assert_eq!(content(&bench.path("out")).deltas.keys().collect::<Vec<_>>(), ["layers.1.q_proj"]);
     let config = read_json(&bench.path("out").join("adapter_config.json"));
     assert_eq!(config["target_modules"], json!(["layers.1.q_proj"]));
+    stack(&[(&first, 1.0)], &bench.path("weighted"), &["--weight-for", r"layers\.1=-2", "--exclude", r"layers\.0"])
+        .ok();
+    let mut wanted = content(&first).deltas;
+    wanted.remove("layers.0.q_proj");
+    assert!(distance(&content(&bench.path("weighted")).deltas, &sum(&[(-2.0, &wanted)])) <= EXACT);
+    assert_eq!(read_json(&bench.path("weighted").join("lorakit.json"))["options"][r"weight_for layers\.1"], -2.0);
     let none = stack(&[(&first, 1.0)], &bench.path("none"), &["--include", "k_proj"]);
     none.refused(2, &["--include", "`k_proj` matches none", "layers.0.q_proj"]);
 }

@@ -280,6 +280,9 @@ fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
             set(key, patterns(found).into());
         }
     }
+    for (pattern, weight) in &options.selection.weights {
+        set(&format!("weight_for {pattern}"), (*weight).into());
+    }
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": options.operation,
