@@ -39,10 +39,12 @@
 //!     base: "base".into(),
 //!     adapters: vec![("adapter".into(), 1.0)],
 //!     init_adapters: Vec::new(),
+//!     original: None,
 //!     residual_base: false,
 //!     selection: Selection::default(),
 //!     allow_unused: Vec::new(),
 //!     hash_base: false,
+//!     resize_vocabulary: false,
 //!     write,
 //! };
 //! let report = merge(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet })?;
