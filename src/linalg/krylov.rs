@@ -5,8 +5,8 @@
 //! are those of A·V: approximations from below, and the projection A·V·Vᵀ needs nothing else.
 //!
 //! The iteration ends when what one more block could still win is small against the error that stays. That is an
-//! estimate: the coming block is added to the projected matrix with the energy of the last one. What is certified afterwards is
-//! measured (`decomposition`).
+//! estimate: the coming block is added to the projected matrix with the energy of the last one. In accurate mode the kept
+//! singular values have to stand still as well. What is certified afterwards is measured (`decomposition`).
 
 use ndarray::{Array1, Array2, Axis, concatenate, s};
 
@@ -36,6 +36,9 @@ impl Compute {
         }
     }
 }
+
+/// Accepted relative error of a kept singular value in accurate mode: half of 1e-4, since it is estimated.
+const VALUE_TOLERANCE: f64 = 0.5e-4;
 
 /// Columns of a block where the rank is not known beforehand.
 const UNKNOWN_RANK_BLOCK: usize = 32;
@@ -188,7 +191,8 @@ impl Iteration {
         let rank = rule.choose(&values, self.norm_squared);
         let total = self.norm_squared * scale * scale;
         let captured: f64 = squares.iter().take(rank).sum();
-        let gain = (self.captured_with_next(rank) - captured).max(0.0);
+        let coming = self.values_with_next();
+        let gain = (coming.iter().take(rank).sum::<f64>() - captured).max(0.0);
         let before = std::mem::replace(&mut self.captured_before, captured);
         let gained = (captured - before).max(gain);
         // Gains of later blocks shrink about as the last two did.
@@ -196,11 +200,15 @@ impl Iteration {
         let to_come = gain / (1.0 - rate);
         let residual = (total - captured - to_come).max(0.0);
         // (r² − opt²) ∕ opt² = 2·(r − opt) ∕ opt to first order.
-        self.basis.len() > 1 && to_come <= (2.0 * compute.tolerance() * residual).max(total * NOISE)
+        let close = to_come <= (2.0 * compute.tolerance() * residual).max(total * NOISE);
+        let moves =
+            |(now, then): (&f64, &f64)| (then - now) / (1.0 - rate) > (2.0 * VALUE_TOLERANCE * now).max(total * NOISE);
+        let settled = compute == Compute::Fast || !squares.iter().zip(&coming).take(rank).any(moves);
+        self.basis.len() > 1 && close && settled
     }
 
-    /// Σ of the `rank` leading Ritz values that the coming block would give, if its own energy were that of the last one.
-    fn captured_with_next(&self, rank: usize) -> f64 {
+    /// The Ritz values that the coming block would give, if its own energy were that of the last one.
+    fn values_with_next(&self) -> Vec<f64> {
         let (old, new) = (self.width(), self.next.ncols());
         let last = self.coupling.ncols();
         let mut grown = Array2::zeros((old + new, old + new));
@@ -209,7 +217,7 @@ impl Iteration {
         grown.slice_mut(s![old - last..old, old..]).assign(&self.coupling.t());
         let energy = self.projected.diag().slice(s![old - last..]).mean().unwrap_or(0.0);
         grown.diag_mut().slice_mut(s![old..]).fill(energy);
-        descending(&grown).iter().take(rank).sum()
+        descending(&grown)
     }
 
     /// The Ritz triplets; `None` if they cannot be had.
