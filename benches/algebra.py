@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Races of the low-rank verbs against their peers: wall time, peak memory and error of both sides, on the same inputs.
 
-    benches/algebra.py extract --peers PYTHON     extract --rank 32 of the 1b pair, mergekit-extract-lora --max-rank 32
+    benches/algebra.py extract --peers PYTHON     extract --rank 32 of the 1b pair; one layer against mergekit-extract-lora --max-rank 32
     benches/algebra.py resize  --peers PYTHON     an SDXL-like LoRA, rank 64 → 16, against a full SVD of every dense product
     benches/algebra.py stack   --peers PYTHON     two 7B-shaped LoRAs → rank 16, against PEFT's `svd` combination
     benches/algebra.py scaling                    extract by size and rank
 
 PYTHON has numpy, torch, safetensors, peft, transformers and mergekit. Without --peers only lorakit runs. The slow side runs once
 (--peer-runs), lorakit five times after a warm-up; medians. kohya's resize_lora has no package: what is timed in its place is
-what it computes, `torch.linalg.svd` of the product of every module, in f32.
+what it computes, `torch.linalg.svd` of the product of every module, in f32, U and V square as there.
 """
 import argparse
 import json
@@ -47,9 +47,9 @@ scale = config["lora_alpha"] / config["r"]
 get = lambda t, k: t[k][0].get_tensor(t[k][1]).float()
 total = wanted = 0.0
 for key in base:
-    if "_proj" not in key: continue
-    delta = get(tuned, key) - get(base, key)
     name = "base_model.model." + key.removesuffix(".weight")
+    if "_proj" not in key or name + ".lora_B.weight" not in adapter: continue
+    delta = get(tuned, key) - get(base, key)
     product = get(adapter, name + ".lora_B.weight") @ get(adapter, name + ".lora_A.weight")
     rank = get(adapter, name + ".lora_A.weight").shape[0]
     module = key.removesuffix(".weight")
@@ -65,7 +65,7 @@ from safetensors.torch import load_file, save_file
 tensors, rank, out = load_file(sys.argv[1] + "/adapter_model.safetensors"), int(sys.argv[2]), {}
 for key in [k for k in tensors if k.endswith("lora_B.weight")]:
     down = key.replace("lora_B", "lora_A")
-    u, s, vh = torch.linalg.svd(tensors[key].float() @ tensors[down].float(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(tensors[key].float() @ tensors[down].float())
     out[key] = (u[:, :rank] * s[:rank]).contiguous()
     out[down] = vh[:rank].contiguous()
 save_file(out, sys.argv[3])
@@ -153,16 +153,22 @@ def extract(a):
     synth(a, "base", "1b", base)
     synth(a, "tuned", "1b", tuned)
     head(f"extract, rank {EXTRACTED}, 1b pair")
-    ours = {}
     for mode in ("accurate", "fast"):
         words = [a.lorakit, "extract", base, tuned, "-o", out, "--rank", EXTRACTED, "--compute", mode, "-j", a.threads, "-q"]
         results = timed(a, words, [base, tuned], out, a.runs)
-        ours[mode] = row(f"lorakit, {mode}", results, peer(a.peers, RESIDUALS, base, tuned, out) if a.peers else None)
+        row(f"lorakit, {mode}", results, peer(a.peers, RESIDUALS, base, tuned, out) if a.peers else None)
+    # mergekit takes half an hour for all 16 layers: both sides do one as well, alternating.
+    one = r"layers\.0\..*proj"
+    ours = {}
+    for mode in ("accurate", "fast"):
+        words = [a.lorakit, "extract", base, tuned, "-o", out, "--rank", EXTRACTED, "--compute", mode, "-i", one, "-j", a.threads, "-q"]
+        results = timed(a, words, [base, tuned], out, a.runs)
+        ours[mode] = row(f"lorakit, {mode}, one layer", results, peer(a.peers, RESIDUALS, base, tuned, out) if a.peers else None)
     if a.peers and a.peer_runs:
         tool = Path(a.peers).with_name("mergekit-extract-lora")
-        words = [tool, "--model", tuned, "--base-model", base, "--out-path", out, "--max-rank", EXTRACTED]
-        theirs = row("mergekit", timed(a, words, [base, tuned], out, a.peer_runs), peer(a.peers, RESIDUALS, base, tuned, out))
-        print(f"\nmergekit / lorakit: {theirs / ours['accurate']:.0f} (accurate), {theirs / ours['fast']:.0f} (fast)")
+        words = [tool, "--model", tuned, "--base-model", base, "--out-path", out, "--max-rank", EXTRACTED, "-i", one]
+        theirs = row("mergekit, one layer", timed(a, words, [base, tuned], out, a.peer_runs), peer(a.peers, RESIDUALS, base, tuned, out))
+        print(f"\nmergekit / lorakit, one layer: {theirs / ours['accurate']:.0f} (accurate), {theirs / ours['fast']:.0f} (fast)")
 
 
 def resize(a):

@@ -1,10 +1,10 @@
 //! Singular values with their vectors, cut to a rank, and what is known about the error.
 
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use super::low_rank::LowRank;
 use super::operator::LinearOperator;
-use super::{Matrix, RankRule, backend, inner};
+use super::{INNER_ROWS, Matrix, RankRule, backend, inner};
 use crate::error::Result;
 use crate::tensor::{Float, Rounding};
 
@@ -34,13 +34,24 @@ pub(super) struct Vectors {
     pub basis: Matrix,
     /// `[t, k]`.
     pub mix: Array2<f64>,
+    /// Whether the columns of `basis` are far from orthonormal, so that products with them cancel and are formed in f64.
+    pub skew: bool,
 }
 
 impl Vectors {
     /// The first columns as many as `weights`, each times its weight.
     fn weighted(&self, weights: &Array1<f64>) -> Matrix {
-        let mix = (&self.mix.slice(s![.., ..weights.len()]) * weights).mapv(|value| value as f32);
+        let mix = &self.mix.slice(s![.., ..weights.len()]) * weights;
         let mut product = Matrix::zeros((self.basis.nrows(), weights.len()));
+        if self.skew {
+            let chunks = self.basis.axis_chunks_iter(Axis(0), INNER_ROWS);
+            for (basis, mut part) in chunks.zip(product.axis_chunks_iter_mut(Axis(0), INNER_ROWS)) {
+                let exact = backend::multiply_f64(basis.mapv(f64::from).view(), mix.view());
+                part.zip_mut_with(&exact, |to, from| *to = *from as f32);
+            }
+            return product;
+        }
+        let mix = mix.mapv(|value| value as f32);
         backend::multiply_into(product.view_mut(), false, self.basis.view(), mix.view());
         product
     }
@@ -112,6 +123,7 @@ impl Decomposition {
         let vectors = |columns: ArrayView2<'_, f64>| Vectors {
             basis: columns.slice(s![.., ..count]).mapv(|value| value as f32),
             mix: Array2::eye(count),
+            skew: false,
         };
         let (left, right) = (vectors(left.view()), vectors(right.t()));
         Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, true)
@@ -119,7 +131,7 @@ impl Decomposition {
 
     /// A decomposition without singular values.
     pub fn zero(rows: usize, cols: usize, norm_squared: f64) -> Self {
-        let none = |side| Vectors { basis: Matrix::zeros((side, 0)), mix: Array2::zeros((0, 0)) };
+        let none = |side| Vectors { basis: Matrix::zeros((side, 0)), mix: Array2::zeros((0, 0)), skew: false };
         Self::new(none(rows), Vec::new(), none(cols), norm_squared, true)
     }
 
@@ -128,8 +140,18 @@ impl Decomposition {
         let turned = |outer: &Array2<f64>, inner: Vectors| Vectors {
             basis: outer.mapv(|value| value as f32),
             mix: backend::multiply_f64(inner.basis.mapv(f64::from).view(), inner.mix.view()),
+            skew: false,
         };
         Self { left: turned(left, self.left), right: turned(right, self.right), ..self }
+    }
+
+    /// As [`Decomposition::rotated`] for `left · left_mix` and `right · right_mix`.
+    pub(super) fn turned(self, left: Matrix, left_mix: &Array2<f64>, right: Matrix, right_mix: &Array2<f64>) -> Self {
+        let turned = |basis: Matrix, mix: &Array2<f64>, inner: Vectors| {
+            let inner = backend::multiply_f64(inner.basis.mapv(f64::from).view(), inner.mix.view());
+            Vectors { basis, mix: backend::multiply_f64(mix.view(), inner.view()), skew: true }
+        };
+        Self { left: turned(left, left_mix, self.left), right: turned(right, right_mix, self.right), ..self }
     }
 
     /// The singular values, largest first.

@@ -230,8 +230,8 @@ impl Iteration {
             let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
             concatenate(Axis(1), &views).expect("blocks have equal heights")
         };
-        let left = Vectors { basis: joined(&self.images), mix: &mix / &roots };
-        let right = Vectors { basis: joined(&self.basis), mix };
+        let left = Vectors { basis: joined(&self.images), mix: &mix / &roots, skew: false };
+        let right = Vectors { basis: joined(&self.basis), mix, skew: false };
         let scale = f64::from(self.scale);
         let values = roots.iter().map(|root| root / scale).collect();
         Some(Decomposition::new(left, values, right, self.norm_squared, false))

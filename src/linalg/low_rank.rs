@@ -65,19 +65,27 @@ impl LowRank {
         Self::new(up, down, 1.0)
     }
 
-    /// The singular value decomposition, by QR of both factors and an SVD of the small core, in f64.
+    /// The singular value decomposition, in f64, without forming the product: of the small core that is left when both factors
+    /// are written as orthonormal columns times a square. Those columns come from the Gram matrices of the factors, or, where a
+    /// factor is too ill-conditioned for its square, from QR.
     pub fn decompose(&self) -> Decomposition {
         let (rows, cols) = self.shape();
         if self.rank() >= rows.min(cols) {
             let dense = self.product() * self.scale;
             return Decomposition::of_dense(&dense);
         }
+        if let (Some((left, left_core)), Some((right, right_core))) =
+            (whitened(self.up.view()), whitened(self.down.t()))
+        {
+            let core = backend::multiply_f64(left_core.view(), right_core.t()) * self.scale;
+            let inner = Decomposition::of_dense(&core);
+            return inner.turned(self.up.clone(), &left, self.down.t().as_standard_layout().into_owned(), &right);
+        }
         let (up, down) = (wide(&self.up), wide(&self.down));
         let (left, left_core) = backend::qr(up.view());
         let (right, right_core) = backend::qr(down.t());
         let core = backend::multiply_f64(left_core.view(), right_core.t()) * self.scale;
-        let inner = Decomposition::of_dense(&core);
-        inner.rotated(&left, &right)
+        Decomposition::of_dense(&core).rotated(&left, &right)
     }
 
     /// ‖self − other‖, by QR of the factors side by side: nothing cancels but what is equal.
@@ -117,14 +125,37 @@ impl LinearOperator for LowRank {
         Ok(self.scale * self.scale * (&up * &down).sum())
     }
 
+    /// By the Gram identity in f64: exact to 1e-8 of ‖A‖, less than what f32 factors can express.
     fn residual_squared(&self, up: MatrixView<'_>, down: MatrixView<'_>) -> Result<f64> {
-        let distance = self.distance(&Self::new(up.to_owned(), down.to_owned(), 1.0));
-        Ok(distance * distance)
+        let (own_up, own_down) = (self.up.view(), self.down.t());
+        let product = |left: (MatrixView<'_>, MatrixView<'_>), right: (MatrixView<'_>, MatrixView<'_>)| {
+            (inner(left.0, right.0) * inner(left.1, right.1)).sum()
+        };
+        let (own, other) = ((own_up, own_down), (up, down.t()));
+        let both = self.scale * product(own, other);
+        let squared = self.scale * self.scale * product(own, own) + product(other, other) - 2.0 * both;
+        // Not `max`, which would make a number of what is none.
+        Ok(if squared < 0.0 { 0.0 } else { squared })
     }
 
     fn dense(&self) -> Result<Array2<f64>> {
         Ok(self.product() * self.scale)
     }
+}
+
+/// Smallest ratio of eigenvalues of a Gram matrix whose small ones are still right to 1e-8.
+const WELL_CONDITIONED: f64 = 1e-8;
+
+/// With X = Q·C for orthonormal Q: the mix with Q = X·mix, and C; from XᵀX = E·Λ·Eᵀ. `None` if X is ill-conditioned.
+fn whitened(x: MatrixView<'_>) -> Option<(Array2<f64>, Array2<f64>)> {
+    let (values, vectors) = backend::symmetric_eigen(inner(x, x).view())?;
+    let (smallest, largest) = (values.first().copied()?, values.last().copied()?);
+    let usable = largest.is_finite() && smallest > WELL_CONDITIONED * largest;
+    if !usable {
+        return None;
+    }
+    let roots = values.mapv(f64::sqrt);
+    Some((&vectors / &roots, (&vectors * &roots).reversed_axes()))
 }
 
 fn multiply(left: MatrixView<'_>, right: MatrixView<'_>) -> Matrix {
