@@ -211,7 +211,7 @@ def scaling(a):
         gb = sum(f.stat().st_size for d in (base, tuned) for f in d.glob("*.safetensors")) / 1e9
         for rank in (8, 16, 32, 64, 128, 256):
             words = [a.lorakit, "extract", base, tuned, "-o", a.out, "--rank", rank, "-j", a.threads, "-q"]
-            seconds = statistics.median(r["wall"] for r in timed(a, words, [base, tuned], a.out, 3))
+            seconds = statistics.median(r["wall"] for r in timed(a, words, [base, tuned], a.out, a.runs))
             print(f"| {size} | {rank} | {seconds:.2f} | {gb / seconds:.2f} |", flush=True)
 
 
