@@ -157,7 +157,7 @@ def extract(a):
         words = [a.lorakit, "extract", base, tuned, "-o", out, "--rank", EXTRACTED, "--compute", mode, "-j", a.threads, "-q"]
         results = timed(a, words, [base, tuned], out, a.runs)
         row(f"lorakit, {mode}", results, peer(a.peers, RESIDUALS, base, tuned, out) if a.peers else None)
-    # mergekit takes half an hour for all 16 layers: both sides do one as well, alternating.
+    # mergekit takes minutes for all 16 layers: both sides do one as well.
     one = r"layers\.0\..*proj"
     ours = {}
     for mode in ("accurate", "fast"):
@@ -176,7 +176,7 @@ def resize(a):
     source, out = adapter(a, a.dir / "sdxl-r64", shapes, 64, 1), a.out
     head(f"resize, rank 64 → {RESIZED}, {len(shapes)} modules as in SDXL")
     row("lorakit", timed(a, [a.lorakit, "resize", source, "-o", out, "--rank", RESIZED, "-j", a.threads, "-q"], [source], out, a.runs))
-    # A full SVD of everything takes a quarter of an hour: both sides do a twentieth as well.
+    # A full SVD of everything takes many minutes: both sides do a twentieth as well.
     few = {f"unet.b{k}.m{n}": (o, i) for k, (count, o, i) in enumerate(SDXL) for n in range(max(1, count // 20))}
     source = adapter(a, a.dir / "sdxl-r64-few", few, 64, 1)
     ours = row(f"lorakit, {len(few)} modules", timed(a, [a.lorakit, "resize", source, "-o", out, "--rank", RESIZED, "-j", a.threads, "-q"], [source], out, a.runs))
