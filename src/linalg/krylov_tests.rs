@@ -130,6 +130,22 @@ fn singular_values_are_those_of_a_full_decomposition() {
 }
 
 #[test]
+fn the_certificate_of_a_sum_that_nearly_cancels_claims_enough() {
+    let narrow = |matrix: Array2<f64>| matrix.mapv(|value| value as f32);
+    let (up, down) = (narrow(noise(1, 90, 6)), narrow(noise(2, 6, 70)));
+    for difference in [1e-3, 1e-5, 1e-6] {
+        let other = &up + &(narrow(noise(3, 90, 6)) * difference);
+        let sum = LowRank::sum(&[LowRank::new(up.clone(), down.clone(), 1.0), LowRank::new(other, down.clone(), -1.0)]);
+        let found = sum.decompose().cut(2, Float::F32, &sum).unwrap();
+        let factors = (found.factors.up(), found.factors.down());
+        let product = LowRank::from_rows(factors.0, factors.1, 2, 1.0).dense().unwrap();
+        let residual = (sum.dense().unwrap() - product).iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert!(found.certificate.residual_at_most >= residual, "{difference}: {:?} {residual:e}", found.certificate);
+        assert!((found.certificate.residual - residual).abs() <= 1e-6 * residual, "{difference}");
+    }
+}
+
+#[test]
 fn zero_has_rank_zero_and_no_error() {
     let found = truncated_svd(
         &Streamed(Held(Matrix::zeros((300, 200)))),

@@ -125,23 +125,31 @@ impl LinearOperator for LowRank {
         Ok(self.scale * self.scale * (&up * &down).sum())
     }
 
-    /// By the Gram identity in f64: exact to 1e-8 of ‖A‖, less than what f32 factors can express.
+    /// By the Gram identity in f64 where its terms do not cancel, otherwise by [`LowRank::distance`].
     fn residual_squared(&self, up: MatrixView<'_>, down: MatrixView<'_>) -> Result<f64> {
-        let (own_up, own_down) = (self.up.view(), self.down.t());
-        let product = |left: (MatrixView<'_>, MatrixView<'_>), right: (MatrixView<'_>, MatrixView<'_>)| {
-            (inner(left.0, right.0) * inner(left.1, right.1)).sum()
+        type Factors<'a> = (MatrixView<'a>, MatrixView<'a>);
+        let product = |left: Factors<'_>, right: Factors<'_>| (inner(left.0, right.0) * inner(left.1, right.1)).sum();
+        let size = |(up, down): Factors<'_>| {
+            let squares = |factor: MatrixView<'_>| factor.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+            squares(up) * squares(down)
         };
-        let (own, other) = ((own_up, own_down), (up, down.t()));
-        let both = self.scale * product(own, other);
-        let squared = self.scale * self.scale * product(own, own) + product(other, other) - 2.0 * both;
-        // Not `max`, which would make a number of what is none.
-        Ok(if squared < 0.0 { 0.0 } else { squared })
+        let (own, other) = ((self.up.view(), self.down.t()), (up, down.t()));
+        let square = self.scale * self.scale;
+        let squared = square * product(own, own) + product(other, other) - 2.0 * self.scale * product(own, other);
+        if squared < CANCELLED * (square * size(own) + size(other)) {
+            let distance = self.distance(&Self::new(up.to_owned(), down.to_owned(), 1.0));
+            return Ok(distance * distance);
+        }
+        Ok(squared)
     }
 
     fn dense(&self) -> Result<Array2<f64>> {
         Ok(self.product() * self.scale)
     }
 }
+
+/// Share of what the terms of the Gram identity may add up to, below which their difference has lost too many of its digits.
+const CANCELLED: f64 = 1e-6;
 
 /// Smallest ratio of eigenvalues of a Gram matrix whose small ones are still right to 1e-8.
 const WELL_CONDITIONED: f64 = 1e-8;
