@@ -2,6 +2,7 @@
 //!
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use regex::{Regex, RegexBuilder};
@@ -57,17 +58,28 @@ pub struct Scaling {
     rslora: bool,
     rank_pattern: Vec<(Regex, u64)>,
     alpha_pattern: Vec<(Regex, f64)>,
+    /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
+    exact: BTreeMap<String, (u64, f64)>,
 }
 
 impl Scaling {
+    /// The scales of modules that bring their own: path → rank and α. Scale is α/r.
+    pub fn exact(exact: BTreeMap<String, (u64, f64)>) -> Self {
+        let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);
+        let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
+        Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
+    }
+
     /// The rank the config gives `module`.
     pub fn rank(&self, module: &str) -> u64 {
-        first_match(&self.rank_pattern, module).unwrap_or(self.rank)
+        let exact = self.exact.get(module).map(|(rank, _)| *rank);
+        exact.or_else(|| first_match(&self.rank_pattern, module)).unwrap_or(self.rank)
     }
 
     /// The alpha the config gives `module`.
     pub fn alpha(&self, module: &str) -> f64 {
-        first_match(&self.alpha_pattern, module).unwrap_or(self.alpha)
+        let exact = self.exact.get(module).map(|(_, alpha)| *alpha);
+        exact.or_else(|| first_match(&self.alpha_pattern, module)).unwrap_or(self.alpha)
     }
 
     /// Whether the scale is α/√r (Kalajdzievski 2023) instead of α/r.
@@ -160,6 +172,24 @@ impl AdapterConfig {
             path,
             raw,
         })
+    }
+
+    /// The settings of an adapter whose file says everything itself: `path` is that file.
+    pub fn synthetic(path: &Path, method: &str, scaling: Option<Scaling>) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            method: method.to_owned(),
+            scaling,
+            dora: false,
+            fan_in_fan_out: false,
+            init: (Init::Plain, String::new()),
+            modules_to_save: Vec::new(),
+            target_parameters: Vec::new(),
+            token_indices: Vec::new(),
+            ensure_weight_tying: false,
+            base_model: None,
+            raw: Map::new(),
+        }
     }
 
     /// The initialiser, if what it took out of the base follows from the base alone.
@@ -263,6 +293,7 @@ impl Fields<'_> {
             rslora: self.flag("use_rslora")?,
             rank_pattern: self.pattern("rank_pattern", |key, value| self.rank(key, value))?,
             alpha_pattern: self.pattern("alpha_pattern", |key, value| self.alpha(key, value))?,
+            exact: BTreeMap::new(),
         })
     }
 

@@ -45,6 +45,12 @@ pub trait Delta: Send + Sync {
         true
     }
 
+    /// Tiles begin and end at multiples of these many rows and columns, or at the end of the region: a change that mixes
+    /// neighbours of W sees all of them in [`Tile::base`].
+    fn grain(&self) -> (usize, usize) {
+        (1, 1)
+    }
+
     /// Whether facts about the whole weight are needed first.
     fn needs_measure(&self) -> bool {
         false

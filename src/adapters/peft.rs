@@ -3,15 +3,17 @@
 //! Facts: PEFT 0.21 `tuners/lora/layer.py`, `utils/save_and_load.py`. The rank of a module is the one of its tensors, and has to
 //! be the one its config gives it, since the scale depends on it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::config::{AdapterConfig, CONFIG_NAME};
 use super::factor::Factor;
+use super::gather::{Gathered, gather};
 use super::low_rank::{LowRankDelta, Term};
+use super::method::{Inserted, Method};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::{Role, peft};
+use crate::naming::peft;
 use crate::tensor::first_not_finite;
 
 /// An opened adapter.
@@ -19,6 +21,8 @@ use crate::tensor::first_not_finite;
 pub struct Adapter {
     /// The directory it was read from.
     pub root: PathBuf,
+    /// The naming scheme it is written in.
+    pub dialect: &'static str,
     /// Its settings.
     pub config: AdapterConfig,
     /// Its tensors.
@@ -43,6 +47,10 @@ pub struct Module {
 pub enum Change {
     /// A low-rank change of its weight.
     Lora(Box<Lora>),
+    /// A change of its parameters by another method.
+    Method(Arc<dyn Method>),
+    /// Something that is no change of a weight.
+    Inserted(Box<Inserted>),
     /// A parameter (`weight`, `bias` …) that takes the place of the base's.
     Whole(String, Stored),
     /// A parameter of the frozen layer, saved along: a copy of the base's, or what the base's became.
@@ -103,6 +111,8 @@ impl Change {
     pub fn tensors(&self) -> Vec<&Stored> {
         match self {
             Self::Lora(lora) => lora.tensors().collect(),
+            Self::Method(method) => method.tensors().into_iter().map(|(_, tensor)| tensor).collect(),
+            Self::Inserted(inserted) => inserted.tensors.iter().map(|(_, tensor)| tensor).collect(),
             Self::Whole(_, tensor) | Self::Frozen(_, tensor) | Self::TokenRows(tensor) | Self::Unknown(tensor) => {
                 vec![tensor]
             }
@@ -163,11 +173,11 @@ impl Adapter {
             (root.to_path_buf(), (AdapterConfig::read(root)?, Checkpoint::open(path)?))
         };
         let (config, tensors) = tensors;
-        let (modules, problem) = match collect(&tensors) {
+        let (modules, problem) = match collect(&config, &tensors) {
             Ok(modules) => (modules, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let adapter = Self { root, config, tensors, modules };
+        let adapter = Self { root, dialect: "peft", config, tensors, modules };
         let problem = problem.or_else(|| adapter.check_pairs().err());
         Ok((adapter, problem))
     }
@@ -247,72 +257,12 @@ fn check_tensor(tensor: &Stored) -> Result<()> {
     }
 }
 
-/// Tensors of one module, while they are gathered.
-#[derive(Default)]
-struct Gathered {
-    down: Option<Stored>,
-    up: Option<Stored>,
-    bias: Option<Stored>,
-    magnitude: Option<Stored>,
-    embedding: bool,
-}
-
 /// Groups the tensors by module, in path order.
-fn collect(tensors: &Checkpoint) -> Result<Vec<Module>> {
-    let mut pairs: BTreeMap<(String, usize), Gathered> = BTreeMap::new();
-    let mut modules = Vec::new();
-    for info in tensors.tensors() {
+fn collect(config: &AdapterConfig, tensors: &Checkpoint) -> Result<Vec<Module>> {
+    let keyed = tensors.tensors().map(|info| {
         let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        let key = peft::parse(&info.name);
-        let change = match key.role {
-            Role::Whole(parameter) => Change::Whole(parameter, stored),
-            Role::Frozen(parameter) => Change::Frozen(parameter, stored),
-            Role::TokenRows => Change::TokenRows(stored),
-            Role::Unknown(_) => Change::Unknown(stored),
-            role => {
-                let pair = pairs.entry((key.module, key.nesting)).or_default();
-                put(pair, &role, stored)?;
-                continue;
-            }
-        };
-        modules.push(Module { path: key.module, nesting: key.nesting, change });
-    }
-    for ((path, nesting), pair) in pairs {
-        modules.push(Module { change: Change::Lora(Box::new(complete(&path, pair)?)), path, nesting });
-    }
-    modules.sort_by(|left, right| (&left.path, left.nesting).cmp(&(&right.path, right.nesting)));
+        (peft::parse(&info.name), stored)
+    });
+    let Gathered { modules, .. } = gather(keyed, config, "peft", false)?;
     Ok(modules)
-}
-
-fn put(pair: &mut Gathered, role: &Role, stored: Stored) -> Result<()> {
-    pair.embedding |= matches!(role, Role::EmbeddingDown | Role::EmbeddingUp);
-    let place = match role {
-        Role::Down | Role::EmbeddingDown => &mut pair.down,
-        Role::Up | Role::EmbeddingUp => &mut pair.up,
-        Role::UpBias => &mut pair.bias,
-        _ => &mut pair.magnitude,
-    };
-    match place.replace(stored) {
-        None => Ok(()),
-        Some(other) => {
-            let twin = place.as_ref().expect("it was just put there");
-            let problem =
-                format!("is `{}` under another name: both mean the same part of the same module", other.info.name);
-            Err(Error::malformed(twin.path(), format!("tensor `{}`", twin.info.name), problem))
-        }
-    }
-}
-
-fn complete(path: &str, pair: Gathered) -> Result<Lora> {
-    match (pair.down, pair.up) {
-        (Some(down), Some(up)) => {
-            Ok(Lora { down, up, bias: pair.bias, magnitude: pair.magnitude, embedding: pair.embedding })
-        }
-        (down, up) => {
-            let missing = if down.is_none() { "A (the down projection)" } else { "B (the up projection)" };
-            let present = down.or(up).or(pair.bias).or(pair.magnitude).expect("a module is listed because of a tensor");
-            let problem = format!("belongs to module `{path}`, whose {missing} is not in the file");
-            Err(Error::malformed(present.path(), format!("tensor `{}`", present.info.name), problem))
-        }
-    }
 }

@@ -41,6 +41,27 @@ pub enum Role {
     Frozen(String),
     /// A parameter saved whole, as `weight` or `bias`.
     Whole(String),
+    /// α of one module, a scalar beside its factors.
+    Alpha,
+    /// A tensor of a method other than LoRA, by the suffix that its own tool gives it: `hada_w1_a`, `oft_R`, `diff` …
+    Part(String),
     /// Something of LoRA that this crate does not know.
     Unknown(String),
+}
+
+impl Role {
+    /// What the role is called in messages, and in [`Role::Part`] for the same tensor of another method.
+    pub fn label(&self) -> &str {
+        match self {
+            Self::Down => "lora_A",
+            Self::Up => "lora_B",
+            Self::UpBias => "lora_B.bias",
+            Self::EmbeddingDown => "lora_embedding_A",
+            Self::EmbeddingUp => "lora_embedding_B",
+            Self::Magnitude => "lora_magnitude_vector",
+            Self::TokenRows => "trainable_tokens_delta",
+            Self::Alpha => "alpha",
+            Self::Frozen(name) | Self::Whole(name) | Self::Part(name) | Self::Unknown(name) => name,
+        }
+    }
 }

@@ -9,6 +9,46 @@ use super::Role;
 /// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
 const PREFIXES: [&str; 4] = ["module.", "_orig_mod.", "base_model.model.", "_orig_mod."];
 
+/// How the tensors of the other methods begin (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
+const TUNERS: [&str; 33] = [
+    "hada_",
+    "lokr_",
+    "ia3_",
+    "oft_",
+    "boft_",
+    "hra_",
+    "vera_",
+    "pvera_",
+    "vblora_",
+    "unilora_",
+    "tinylora_",
+    "fourierft_",
+    "waveft_",
+    "c3a_",
+    "miss_",
+    "bone_",
+    "randlora_",
+    "road_",
+    "shira_",
+    "hira_",
+    "glora_",
+    "gralora_",
+    "delora_",
+    "lily_",
+    "peanut_",
+    "psoft_",
+    "frod_",
+    "deft_",
+    "beft_",
+    "adamss_",
+    "osf_",
+    "poly_",
+    "supertuning_",
+];
+
+/// Parts of LoRA-like tensors that belong to a method of their own.
+const LORA_PARTS: [&str; 1] = ["lora_E"];
+
 /// The wrapper around a frozen layer.
 const FROZEN: &str = "base_layer";
 
@@ -66,6 +106,15 @@ fn role_of(segments: &[&str]) -> (usize, Role) {
                 return split_whole(segments, at, named, Role::Whole);
             }
             "original_module" if !rest.is_empty() => return split_whole(segments, at, rest, Role::Frozen),
+            "ranknum" => Role::Part("ranknum".into()),
+            "ln_tuning_layers" if !rest.is_empty() => {
+                return split_whole(segments, at, &rest[rest.len() - 1..], Role::Whole);
+            }
+            other if LORA_PARTS.contains(&other) && plain(rest) => Role::Part(other.to_owned()),
+            other if TUNERS.iter().any(|prefix| other.starts_with(prefix)) => {
+                let inner = rest.iter().filter(|segment| !["weight", "default"].contains(*segment));
+                Role::Part(std::iter::once(&other).chain(inner).copied().collect::<Vec<_>>().join("."))
+            }
             other if other.starts_with("lora_") => Role::Unknown(segments[at..].join(".")),
             _ => continue,
         };

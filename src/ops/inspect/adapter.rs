@@ -137,7 +137,7 @@ impl AdapterFacts {
     fn count_others(&mut self, adapter: &Adapter) {
         for module in &adapter.modules {
             match &module.change {
-                Change::Lora(_) => {}
+                Change::Lora(_) | Change::Method(_) | Change::Inserted(_) => {}
                 Change::Whole(parameter, tensor) if is_whole(&adapter.config, &module.path, parameter) => {
                     self.whole.add(&module.path, parameter, tensor);
                 }

@@ -181,7 +181,12 @@ impl Builder<'_> {
     fn check_combination(&self, name: &str, target: &Target, source: &Weight) -> Result<()> {
         let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
         for piece in &target.pieces {
-            let (rows, cols) = piece.delta.shape();
+            let ((rows, cols), (high, wide)) = (piece.delta.shape(), piece.delta.grain());
+            if !piece.row.is_multiple_of(high) || !piece.col.is_multiple_of(wide) {
+                let at = format!("[{}, {}]", piece.row, piece.col);
+                let what = format!("`{name}`: a change in blocks of [{high}, {wide}] would begin at {at}");
+                return Err(refuse(what));
+            }
             if piece.row + rows > source.rows || piece.col + cols > source.cols {
                 return Err(refuse(format!("tensor `{name}` is changed as a whole and expert by expert at once")));
             }
@@ -273,7 +278,10 @@ impl Builder<'_> {
         let (row_bytes, job_bytes) = (merged.row_bytes(), self.options.budget.job_bytes());
         let source = &merged.source;
         let same_bytes = source.float == merged.out && source.scale.is_none() && !merged.pieces.is_empty();
+        let high = merged.grain().0.max(1);
         let step = usize::try_from((job_bytes / row_bytes.max(1)).max(1)).unwrap_or(usize::MAX);
+        let step = (step / high).max(1).saturating_mul(high);
+        let job_bytes = job_bytes.max((step as u64).saturating_mul(row_bytes));
         let mut first = 0;
         while first < source.rows {
             let last = source.rows.min(first.saturating_add(step));

@@ -10,6 +10,7 @@ use super::fit::check_elements;
 use super::homeless::Homeless;
 use super::landable::Landable;
 use super::merged::Piece;
+use super::methods;
 use super::prepared::{Prepared, prepare};
 use super::stacks;
 use super::vocabulary::{self, Resized, is_resized};
@@ -170,7 +171,7 @@ impl<'a> Lander<'a> {
     /// The change of prefix between the adapter's paths and the base's.
     fn shift(&mut self, adapter: &Adapter) -> Result<Shift> {
         let is_plain = |module: &&Module| {
-            matches!(module.change, Change::Lora(_) | Change::TokenRows(_))
+            matches!(module.change, Change::Lora(_) | Change::Method(_) | Change::TokenRows(_))
                 && experts::layer_of_stack(&module.path).is_none()
                 && experts::expert_of(&module.path).is_none()
         };
@@ -201,6 +202,11 @@ impl<'a> Lander<'a> {
     fn land_module(&mut self, job: &Landable<'_>) -> Result<Option<Fate>> {
         match &job.module.change {
             Change::Lora(lora) => self.land_lora(job, lora),
+            Change::Method(method) => methods::land(self, job, method.as_ref()),
+            Change::Inserted(inserted) => {
+                let what = format!("`{}` is {}: {}", job.module.path, inserted.kind, inserted.reason);
+                Err(Error::unsupported(&job.applied.adapter.root, what))
+            }
             Change::Whole(parameter, tensor) => self.land_whole(job, parameter, tensor),
             Change::Frozen(parameter, tensor) => self.land_frozen(job, parameter, tensor),
             Change::TokenRows(tensor) => self.land_rows(job, tensor),
@@ -241,7 +247,7 @@ impl<'a> Lander<'a> {
     }
 
     /// The name of `parameter` of the job's module in the output, if there is a place for it.
-    fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
+    pub(super) fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
         let has =
             |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
         // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
@@ -254,7 +260,7 @@ impl<'a> Lander<'a> {
     }
 
     /// The base's tensor that `name` starts from: itself, or the embedding for a tied head.
-    fn target(&self, name: &str) -> Stored {
+    pub(super) fn target(&self, name: &str) -> Stored {
         let source = self.base.tie.as_ref().filter(|tie| tie.head == name).map_or(name, |tie| tie.embedding.as_str());
         self.base.stored(source)
     }

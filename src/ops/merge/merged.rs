@@ -90,6 +90,13 @@ impl Merged {
         total
     }
 
+    /// Rows and columns that tiles and jobs are cut at multiples of. Counted from the first row and column of the region
+    /// of the change that asks for it.
+    pub fn grain(&self) -> (usize, usize) {
+        let of = |piece: &Piece| piece.delta.grain();
+        self.pieces.iter().map(of).fold((1, 1), |all, one| (least_common(all.0, one.0), least_common(all.1, one.1)))
+    }
+
     /// Whether any change reaches `rows`.
     pub fn touches(&self, rows: Range<usize>) -> bool {
         self.pieces.iter().any(|piece| piece.is_active(&rows, &(0..self.source.cols)))
@@ -103,14 +110,15 @@ impl Merged {
     ) -> Result<()> {
         let deltas_only = self.adds_in_f64();
         let (mut value, mut base, mut spare) = (Vec::new(), Vec::new(), Vec::new());
-        for cols in cuts(0..self.source.cols, TILE_COLS, self.pieces.iter().map(Piece::cols)) {
+        let (high, wide) = self.grain();
+        for cols in cuts(0..self.source.cols, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
             let here = |piece: &&Piece| piece.is_active(&rows, &cols);
             let active: Vec<&Piece> = self.pieces.iter().filter(here).collect();
             let mut ready = Vec::with_capacity(active.len());
             for piece in &active {
                 ready.push(piece.delta.columns(cols.start - piece.col..cols.end - piece.col)?);
             }
-            for band in cuts(rows.clone(), TILE_ROWS, active.iter().map(|piece| piece.rows())) {
+            for band in cuts(rows.clone(), coarse(TILE_ROWS, high), active.iter().map(|piece| piece.rows())) {
                 let elements = band.len() * cols.len();
                 value.resize(elements, 0.0);
                 let reads_base = active.iter().any(|piece| piece.delta.reads_base());
@@ -305,6 +313,19 @@ impl BaseRows for Region<'_> {
         self.weight.release(rows);
         Ok(())
     }
+}
+
+/// `step` as a multiple of `grain`.
+fn coarse(step: usize, grain: usize) -> usize {
+    (step / grain).max(1) * grain
+}
+
+fn least_common(left: usize, right: usize) -> usize {
+    let (mut small, mut large) = (left.min(right), left.max(right));
+    while small > 0 {
+        (small, large) = (large % small, small);
+    }
+    left / large.max(1) * right
 }
 
 /// Cuts `range` into pieces of at most `step`, and at both ends of every one of `regions`.

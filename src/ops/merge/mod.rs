@@ -8,6 +8,7 @@ mod homeless;
 mod landable;
 pub(super) mod landing;
 pub(super) mod merged;
+mod methods;
 mod prepared;
 pub(super) mod provenance;
 mod reversible;

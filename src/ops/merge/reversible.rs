@@ -39,6 +39,9 @@ pub fn check(applied: &[Applied], fates: &[HashMap<String, Fate>]) -> Result<()>
                 (Change::TokenRows(tensor), Some(Fate::Merged)) => {
                     Some(refuse(tensor, "took the place of rows of the base, which the merged model does not hold"))
                 }
+                (Change::Method(method), Some(Fate::Merged)) => method.tensors().first().map(|(_, tensor)| {
+                    refuse(tensor, &format!("belongs to {}, whose change is not known to be a sum", method.kind()))
+                }),
                 _ => None,
             };
             if let Some(error) = refused {

@@ -167,6 +167,18 @@ impl Terms {
                 self.rows.entry(module.path.clone()).or_default().push(rows);
                 Ok(())
             }
+            Change::Method(method) => {
+                let what = format!(
+                    "`{}` is changed by {}, which is not turned into a sum of products here",
+                    module.path,
+                    method.kind()
+                );
+                Err(Error::unsupported(&applied.adapter.root, what))
+            }
+            Change::Inserted(inserted) => {
+                let what = format!("`{}` is {}: {}", module.path, inserted.kind, inserted.reason);
+                Err(Error::unsupported(&applied.adapter.root, what))
+            }
             Change::Unknown(tensor) => {
                 let what = format!("tensor `{}` belongs to LoRA in a way that is not known", tensor.info.name);
                 Err(Error::unsupported(tensor.path(), what))

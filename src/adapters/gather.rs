@@ -1,0 +1,125 @@
+//! Keys taken apart → changes by module: the same for every naming scheme.
+
+use std::collections::BTreeMap;
+
+use super::config::AdapterConfig;
+use super::methods::KINDS;
+use super::parts::{Context, Parts};
+use super::peft::{Change, Lora, Module};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::naming::Role;
+use crate::naming::peft::Key;
+
+/// Changes, and what their own tensors say of rank and α.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// In path order.
+    pub modules: Vec<Module>,
+    /// Path → rank and α of the pairs, where α stands beside the factors; a pair without one has α = rank.
+    pub scales: BTreeMap<String, (u64, f64)>,
+    /// Paths of the pairs without an α of their own, where others could have one.
+    pub without_alpha: Vec<String>,
+}
+
+/// Groups tensors by module and finds out what they mean together.
+///
+/// # Errors
+/// When tensors that belong together do not fit: half a pair, two tensors for one role.
+pub fn gather(
+    keyed: impl Iterator<Item = (Key, Stored)>,
+    config: &AdapterConfig,
+    dialect: &str,
+    alpha_per_module: bool,
+) -> Result<Gathered> {
+    let mut parts: BTreeMap<(String, usize), Parts> = BTreeMap::new();
+    let mut shared = BTreeMap::new();
+    let mut gathered = Gathered::default();
+    for (key, stored) in keyed {
+        let change = match key.role {
+            Role::Whole(parameter) => Change::Whole(parameter, stored),
+            Role::Frozen(parameter) => Change::Frozen(parameter, stored),
+            Role::TokenRows => Change::TokenRows(stored),
+            Role::Unknown(_) => Change::Unknown(stored),
+            Role::Part(name) if key.module.is_empty() => {
+                shared.insert(name, stored);
+                continue;
+            }
+            role => {
+                let new = || Parts::new(&key.module);
+                parts.entry((key.module.clone(), key.nesting)).or_insert_with(new).put(role, stored)?;
+                continue;
+            }
+        };
+        gathered.modules.push(Module { path: key.module, nesting: key.nesting, change });
+    }
+    let context = Context { config, dialect, alpha_per_module, shared: &shared };
+    for ((path, nesting), parts) in parts {
+        gathered.take(&path, nesting, parts, &context)?;
+    }
+    gathered.take_shared(&shared);
+    gathered.modules.sort_by(|left, right| (&left.path, left.nesting).cmp(&(&right.path, right.nesting)));
+    Ok(gathered)
+}
+
+impl Gathered {
+    fn take(&mut self, path: &str, nesting: usize, mut parts: Parts, context: &Context<'_>) -> Result<()> {
+        let add = |modules: &mut Vec<Module>, change| modules.push(Module { path: path.to_owned(), nesting, change });
+        for kind in KINDS {
+            if let Some(method) = (kind.gather)(&mut parts, context)? {
+                add(&mut self.modules, Change::Method(method));
+            }
+        }
+        if let Some(lora) = take_pair(&mut parts)? {
+            if context.alpha_per_module {
+                let alpha = parts.alpha()?;
+                if alpha.is_none() {
+                    self.without_alpha.push(path.to_owned());
+                }
+                self.scales.insert(path.to_owned(), (lora.rank(), alpha.unwrap_or(lora.rank() as f64)));
+            }
+            add(&mut self.modules, Change::Lora(Box::new(lora)));
+        }
+        for (_, stored) in parts.rest() {
+            add(&mut self.modules, Change::Unknown(stored));
+        }
+        Ok(())
+    }
+
+    /// Tensors that all modules share belong to each that uses them; what no method uses is said to be unknown.
+    fn take_shared(&mut self, shared: &BTreeMap<String, Stored>) {
+        let used: Vec<String> = self
+            .modules
+            .iter()
+            .flat_map(|module| module.change.tensors().into_iter().map(|tensor| tensor.info.name.clone()))
+            .collect();
+        let unused = shared.values().filter(|tensor| !used.contains(&tensor.info.name));
+        let modules =
+            unused.map(|tensor| Module { path: String::new(), nesting: 0, change: Change::Unknown(tensor.clone()) });
+        let modules: Vec<Module> = modules.collect();
+        self.modules.extend(modules);
+    }
+}
+
+/// The LoRA pair among the parts, if there is one.
+fn take_pair(parts: &mut Parts) -> Result<Option<Lora>> {
+    let embedding = parts.has(&Role::EmbeddingDown) || parts.has(&Role::EmbeddingUp);
+    let down = parts.take(&Role::EmbeddingDown).or_else(|| parts.take(&Role::Down));
+    let up = parts.take(&Role::EmbeddingUp).or_else(|| parts.take(&Role::Up));
+    let (down, up) = match (down, up) {
+        (Some(down), Some(up)) => (down, up),
+        (None, None) => {
+            let lonely = [Role::UpBias, Role::Magnitude].into_iter().find_map(|role| parts.take(&role));
+            return lonely.map_or(Ok(None), |tensor| Err(half_a_pair(parts, &tensor, "A (the down projection)")));
+        }
+        (Some(down), None) => return Err(half_a_pair(parts, &down, "B (the up projection)")),
+        (None, Some(up)) => return Err(half_a_pair(parts, &up, "A (the down projection)")),
+    };
+    let (bias, magnitude) = (parts.take(&Role::UpBias), parts.take(&Role::Magnitude));
+    Ok(Some(Lora { down, up, bias, magnitude, embedding }))
+}
+
+fn half_a_pair(parts: &Parts, present: &Stored, missing: &str) -> Error {
+    let problem = format!("belongs to module `{}`, whose {missing} is not in the file", parts.path);
+    Error::malformed(present.path(), format!("tensor `{}`", present.info.name), problem)
+}

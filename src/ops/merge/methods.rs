@@ -1,0 +1,73 @@
+//! Changes by methods other than LoRA: into the layer's weight, turned as it is stored, and into its bias.
+
+use std::sync::Arc;
+
+use super::landable::Landable;
+use super::landing::{Fate, Lander};
+use super::merged::Piece;
+use crate::adapters::{Delta, Method, Target, Turned, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+
+/// Lands a change; `None` if the base has no such layer.
+///
+/// # Errors
+/// When the change does not fit the layer.
+pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) -> Result<Option<Fate>> {
+    let Some(name) = lander.tensor_of(job, "weight") else {
+        return lander.base.packed(&job.path).map_or(Ok(None), Err);
+    };
+    let stored = lander.target(&name);
+    // Says who packed a weight that holds no floating point numbers.
+    lander.base.weight(&stored.info.name, None)?;
+    let bias = lander.tensor_of(job, "bias");
+    let transposed = is_transposed(lander, job, method, &stored);
+    let target = target_of(&stored, transposed, bias.is_some());
+    for change in method.changes(&target)? {
+        let (name, shape) = match change.parameter {
+            "bias" => {
+                let Some(name) = bias.clone() else {
+                    let problem = format!("{} changes the bias of `{}`, which has none", method.kind(), job.path);
+                    return Err(Error::mismatch(first(method), lander.base_name(), problem));
+                };
+                (name, (1, target.outputs))
+            }
+            _ => (name.clone(), (target.outputs, target.inputs)),
+        };
+        if change.delta.shape() != shape {
+            let (rows, cols) = change.delta.shape();
+            let problem = format!("the change is [{rows}, {cols}], its place [{}, {}]", shape.0, shape.1);
+            return Err(Error::mismatch(first(method), describe(&lander.target(&name)), problem)
+                .hint("is this the model the adapter was trained on?"));
+        }
+        let turned = transposed && change.parameter != "bias";
+        let delta: Arc<dyn Delta> = if turned { Arc::new(Turned(change.delta)) } else { change.delta };
+        lander.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
+    }
+    Ok(Some(Fate::Merged))
+}
+
+/// Whether the weight keeps its inputs in rows: by shape where the method tells one, by kind of model where that is square.
+fn is_transposed(lander: &Lander<'_>, job: &Landable<'_>, method: &dyn Method, stored: &Stored) -> bool {
+    if stored.info.shape.as_slice().len() != 2 {
+        return false;
+    }
+    let said = lander.base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out);
+    let (rows, cols) = stored.info.shape.rows_cols();
+    match method.shape() {
+        Some(shape) if rows != cols => shape == (cols, rows),
+        _ => said,
+    }
+}
+
+fn target_of(stored: &Stored, transposed: bool, bias: bool) -> Target {
+    let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
+    let (rows, cols) = stored.info.shape.rows_cols();
+    let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
+    let kernel = stored.info.shape.as_slice().iter().skip(2).map(|size| narrow(*size)).collect();
+    Target { outputs: narrow(outputs), inputs: narrow(inputs), kernel, bias }
+}
+
+fn first(method: &dyn Method) -> String {
+    method.tensors().first().map_or_else(|| method.kind().to_owned(), |(_, tensor)| describe(tensor))
+}
