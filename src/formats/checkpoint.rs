@@ -66,6 +66,12 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// A tensor whose bytes were made from what `source` holds and are kept in memory: `info` says what they are.
+    pub fn held(source: &MappedFile, info: TensorInfo, bytes: Vec<u8>) -> Self {
+        debug_assert_eq!(info.bytes, bytes.len() as u64, "the bytes of tensor `{}`", info.name);
+        Self { map: Arc::new(source.held(bytes)), info, start: 0 }
+    }
+
     /// The tensor's bytes with their meaning.
     pub fn view(&self) -> Result<TensorView<'_>> {
         let data = self.map.slice(self.start, self.info.bytes)?;

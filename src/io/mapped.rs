@@ -7,10 +7,12 @@
 
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
@@ -18,16 +20,35 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use super::regular::open_regular;
 use crate::error::{Error, Result};
 
-/// A regular file, mapped read-only; shared freely between threads.
+/// A regular file, mapped read-only; shared freely between threads. Or bytes that were made from one and are held in
+/// memory: what was compressed, transposed or strided on disk then looks like a file of its own.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    file: File,
-    /// `None` for the empty file, which cannot be mapped.
-    map: Option<Mmap>,
+    file: Arc<File>,
+    contents: Contents,
     bytes: u64,
+    file_bytes: u64,
     modified: Option<SystemTime>,
     identity: (u64, u64),
+}
+
+/// What stands behind [`MappedFile::bytes`].
+enum Contents {
+    /// The empty file, which cannot be mapped.
+    Empty,
+    Mapped(Mmap),
+    Held(Box<[u8]>),
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "Empty",
+            Self::Mapped(_) => "Mapped",
+            Self::Held(_) => "Held",
+        })
+    }
 }
 
 impl MappedFile {
@@ -38,22 +59,45 @@ impl MappedFile {
     pub fn open(path: &Path) -> Result<Self> {
         let (file, metadata) = open_regular(path)?;
         let cannot_map = |source| Error::io(path, "cannot map into memory", source);
-        let map = if metadata.len() == 0 {
-            None
+        let contents = if metadata.len() == 0 {
+            Contents::Empty
         } else {
             // SAFETY: the map is read-only and seen as `u8` only. Nothing stops another process from changing the
             // file; see the module's text for how that is noticed.
-            Some(unsafe { Mmap::map(&file) }.map_err(cannot_map)?)
+            Contents::Mapped(unsafe { Mmap::map(&file) }.map_err(cannot_map)?)
         };
+        // The map's own length: the file can have grown since it was examined.
+        let bytes = super::disk_length(contents.as_slice().len());
         Ok(Self {
             path: path.to_path_buf(),
-            // The map's own length: the file can have grown since it was examined.
-            bytes: map.as_ref().map_or(0, |map| super::disk_length(map.len())),
+            bytes,
+            file_bytes: bytes,
             modified: metadata.modified().ok(),
             identity: (metadata.dev(), metadata.ino()),
-            file,
-            map,
+            file: Arc::new(file),
+            contents,
         })
+    }
+
+    /// `bytes` that were made from what this file holds. They answer to its path and identity, and
+    /// [`check_unchanged`](Self::check_unchanged) asks about it; offsets count from their own start, and there are no
+    /// pages to let go or to fetch.
+    #[must_use]
+    pub fn held(&self, bytes: Vec<u8>) -> Self {
+        Self {
+            path: self.path.clone(),
+            file: Arc::clone(&self.file),
+            bytes: super::disk_length(bytes.len()),
+            contents: Contents::Held(bytes.into()),
+            file_bytes: self.file_bytes,
+            modified: self.modified,
+            identity: self.identity,
+        }
+    }
+
+    /// Whether the bytes are held in memory: they are not those of [`file`](Self::file).
+    pub fn is_held(&self) -> bool {
+        matches!(self.contents, Contents::Held(_))
     }
 
     /// The path as given to [`open`](Self::open).
@@ -61,19 +105,19 @@ impl MappedFile {
         &self.path
     }
 
-    /// Length at the time of opening, in bytes.
+    /// Number of bytes: the file's length at the time of opening, or that of what is held.
     pub fn len(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether the file was empty when it was opened.
+    /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// The whole file.
+    /// All the bytes.
     pub fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or_default()
+        self.contents.as_slice()
     }
 
     /// `len` bytes from `offset`.
@@ -82,7 +126,7 @@ impl MappedFile {
     /// When the range ends beyond the file; the message has the file and the numbers.
     pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8]> {
         let beyond = || {
-            let problem = format!("{len} bytes are wanted there, and the file has {} bytes", self.bytes);
+            let problem = format!("{len} bytes are wanted there, and {} has {} bytes", self.kind(), self.bytes);
             Error::malformed(&self.path, format!("byte {offset}"), problem)
         };
         let end = offset.checked_add(len).ok_or_else(beyond)?;
@@ -97,7 +141,7 @@ impl MappedFile {
     /// When it was changed meanwhile, or cannot be examined.
     pub fn check_unchanged(&self) -> Result<()> {
         let now = self.file.metadata().map_err(|source| Error::io(&self.path, "cannot examine", source))?;
-        let opened = self.bytes;
+        let opened = self.file_bytes;
         if now.len() != opened {
             let now = now.len();
             let what = format!("changed while it was being read: {opened} bytes at open, {now} now");
@@ -114,7 +158,7 @@ impl MappedFile {
     /// The page cache keeps them and a later touch brings them back. It is advice: a refusal changes nothing, and
     /// what lies beyond the file is ignored.
     pub fn release(&self, offset: u64, len: u64) {
-        let (Some(map), Some((start, end))) = (&self.map, self.clamp(offset, len)) else { return };
+        let (Contents::Mapped(map), Some((start, end))) = (&self.contents, self.clamp(offset, len)) else { return };
         let page = rustix::param::page_size();
         let start = start.next_multiple_of(page);
         // The last page of the file belongs to no later range, so it goes although it is not full.
@@ -146,13 +190,18 @@ impl MappedFile {
         self.identity
     }
 
-    /// The open file, for the system's own copying. Its cursor is not used by anyone.
+    /// The open file, for the system's own copying. Its cursor is not used by anyone. What is held lies elsewhere
+    /// in it, if at all.
     pub fn file(&self) -> &File {
         &self.file
     }
 
+    fn kind(&self) -> &'static str {
+        if self.is_held() { "what is held of it" } else { "the file" }
+    }
+
     fn advise(&self, advice: Advice, offset: u64, len: u64) {
-        if let (Some(map), Some((start, end))) = (&self.map, self.clamp(offset, len)) {
+        if let (Contents::Mapped(map), Some((start, end))) = (&self.contents, self.clamp(offset, len)) {
             let _ = map.advise_range(advice, start, end - start);
         }
     }
@@ -162,6 +211,16 @@ impl MappedFile {
         let end = offset.saturating_add(len).min(self.bytes);
         let range = (usize::try_from(offset).ok()?, usize::try_from(end).ok()?);
         (range.0 < range.1).then_some(range)
+    }
+}
+
+impl Contents {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Empty => &[],
+            Self::Mapped(map) => map,
+            Self::Held(bytes) => bytes,
+        }
     }
 }
 
@@ -267,6 +326,27 @@ mod tests {
 
         assert_eq!(identity(&path), identity(&link));
         assert_ne!(identity(&path), identity(&other));
+    }
+
+    #[test]
+    fn held_bytes_behave_as_a_file_and_ask_about_the_one_they_came_from() {
+        let (_directory, path) = file_of(b"0123456789");
+        let file = MappedFile::open(&path).unwrap();
+
+        let held = file.held(b"abc".to_vec());
+        held.release(0, 3);
+        held.will_need(1, u64::MAX);
+        held.populate(0, 3);
+
+        assert!(held.is_held() && !file.is_held());
+        assert_eq!((held.len(), held.path(), held.identity()), (3, path.as_path(), file.identity()));
+        assert_eq!((held.bytes(), held.slice(1, 2).unwrap()), (&b"abc"[..], &b"bc"[..]));
+        assert!(held.slice(2, 2).unwrap_err().to_string().contains("2 bytes are wanted there"));
+        held.check_unchanged().unwrap();
+
+        File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
+        let error = held.check_unchanged().unwrap_err().to_string();
+        assert!(error.ends_with("changed while it was being read: 10 bytes at open, 4 now"), "{error}");
     }
 
     #[test]

@@ -68,12 +68,16 @@ impl PositionalFile {
     }
 
     /// Copies `len` bytes of `source` from `source_offset` to `offset`, inside the kernel where it can (shared
-    /// blocks on btrfs and XFS), through a buffer where it cannot. The map of `source` is not touched.
+    /// blocks on btrfs and XFS), through a buffer where it cannot. The map of `source` is not touched. What is held
+    /// in memory is written from there.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at); when the range ends beyond the source, or the source got shorter.
     pub fn copy_from(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<()> {
-        source.slice(source_offset, len)?;
+        let bytes = source.slice(source_offset, len)?;
+        if source.is_held() {
+            return self.write_at(offset, bytes);
+        }
         self.check_range(offset, len)?;
         let done = self.copy_in_kernel(source, source_offset, offset, len)?;
         self.copy_by_hand(source, source_offset + done, offset + done, len - done)
@@ -255,6 +259,19 @@ mod tests {
         file.copy_from(&source, 0, 0, 100_000).unwrap();
 
         assert!(fs::read(file.path()).unwrap() == contents);
+    }
+
+    #[test]
+    fn what_is_held_is_written_from_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = source_of(directory.path(), b"0123456789").held(b"abcdef".to_vec());
+        let file = PositionalFile::create(directory.path().join("out.bin"), 5).unwrap();
+
+        file.copy_from(&source, 1, 1, 4).unwrap();
+
+        assert_eq!(fs::read(file.path()).unwrap(), b"\0bcde");
+        let text = "base.bin: byte 5: 3 bytes are wanted there, and what is held of it has 6 bytes";
+        assert!(file.copy_from(&source, 5, 0, 3).unwrap_err().to_string().ends_with(text));
     }
 
     #[test]
