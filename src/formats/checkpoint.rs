@@ -177,7 +177,7 @@ impl Checkpoint {
     }
 
     fn assemble(root: &Path, container: Container, files: Vec<WeightFile>) -> Result<Self> {
-        let mut by_name = HashMap::new();
+        let mut by_name = HashMap::with_capacity(files.iter().map(|file| file.header.tensors.len()).sum());
         for (at, file) in files.iter().enumerate() {
             for (position, tensor) in file.header.tensors.iter().enumerate() {
                 if let Some((other, _)) = by_name.insert(tensor.name.clone(), (at, position)) {

@@ -138,18 +138,24 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Raw, M::Error> {
+        let twice = |name: &str| -> M::Error { de::Error::custom(format!("the name `{name}` stands there twice")) };
         let mut raw = Raw::default();
-        let mut seen = HashSet::new();
+        let mut has_metadata = false;
         while let Some(name) = map.next_key::<String>()? {
-            if !seen.insert(name.clone()) {
-                return Err(de::Error::custom(format!("the name `{name}` stands there twice")));
-            }
             if name == METADATA {
+                if has_metadata {
+                    return Err(twice(METADATA));
+                }
+                has_metadata = true;
                 raw.metadata = map.next_value_seed(Texts)?;
             } else {
                 let entry = map.next_value().map_err(|problem| de::Error::custom(format!("`{name}`: {problem}")))?;
                 raw.tensors.push((name, entry));
             }
+        }
+        let mut seen = HashSet::with_capacity(raw.tensors.len());
+        if let Some((name, _)) = raw.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+            return Err(twice(name));
         }
         Ok(raw)
     }

@@ -17,7 +17,7 @@ const WITH_HEAD: [&str; 5] =
 
 /// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
 /// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
-const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scale_weight"];
+pub const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scale_weight"];
 
 /// Endings under which scales were seen whose use is not known.
 const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
@@ -144,7 +144,8 @@ fn declared_tie(config: &Map<String, Value>) -> Option<bool> {
     flag(config).or_else(|| text.and_then(flag))
 }
 
-fn is_tied(config: &Map<String, Value>) -> bool {
+/// Whether the head of a model with this config, where it is not stored, is its embedding.
+pub fn is_tied(config: &Map<String, Value>) -> bool {
     // A head that is neither stored nor declared tied is tied by the default of its class; a class without a head is not.
     declared_tie(config).unwrap_or(true) && has_head(config)
 }

@@ -24,8 +24,8 @@ pub fn inspect(found: &Inspection, tensors: bool) -> String {
     }
     if tensors {
         let row =
-            |tensor: &TensorFacts| vec![tensor.name.clone(), tensor.dtype.clone(), shape(tensor), size(tensor.bytes)];
-        page.table(&["tensor", "dtype", "shape", "bytes"], found.weights().listing.iter().map(row), usize::MAX);
+            |tensor: TensorFacts| vec![tensor.name.clone(), tensor.dtype.clone(), shape(&tensor), size(tensor.bytes)];
+        page.table(&["tensor", "dtype", "shape", "bytes"], found.listing().map(row), usize::MAX);
     }
     page.text.push_str(if found.problems().is_empty() { "\n  no problems found\n" } else { "\n" });
     found.problems().iter().for_each(|problem| page.line("problem", problem));

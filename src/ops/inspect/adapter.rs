@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::formats::Stored;
 
 /// An adapter.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct AdapterFacts {
     /// Where it lies.
     pub path: PathBuf,
@@ -59,6 +59,9 @@ pub struct AdapterFacts {
     pub modules_to_save: Vec<String>,
     /// What is wrong.
     pub problems: Vec<String>,
+    /// The adapter itself.
+    #[serde(skip)]
+    pub adapter: Adapter,
 }
 
 /// Pairs that agree in all numbers.
@@ -128,13 +131,15 @@ impl AdapterFacts {
             modules_to_save: config.modules_to_save.clone(),
             problems: problems::find(&adapter, &pairs, &targets, refused),
             weights,
+            adapter,
         };
         facts.trainable_parameters = facts.weights.parameters;
-        facts.count_others(&adapter);
+        facts.count_others();
         Ok(facts)
     }
 
-    fn count_others(&mut self, adapter: &Adapter) {
+    fn count_others(&mut self) {
+        let adapter = &self.adapter;
         for module in &adapter.modules {
             match &module.change {
                 Change::Lora(_) | Change::Method(_) | Change::Inserted(_) => {}

@@ -1,28 +1,26 @@
 //! A model: architecture, groups of modules, largest tensors.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::weights::{TensorFacts, Weights, elements, problems};
+use super::quantised::{self, Quantisation};
+use super::weights::{self, TensorFacts, Weights, elements, problems};
 use super::{counted, named};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
+use crate::naming::head::find_tie;
 use crate::naming::{Role, peft};
-use crate::ops::base::{Base, PACKED};
-use crate::tensor::TensorInfo;
+use crate::ops::base::is_tied;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
 
-/// Components of a path that name a group: the layer's block and the module in it.
-const GROUP_COMPONENTS: usize = 2;
-
 /// A model's weights.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct CheckpointFacts {
     /// Where it lies.
     pub path: PathBuf,
@@ -45,19 +43,13 @@ pub struct CheckpointFacts {
     pub largest: Vec<TensorFacts>,
     /// What is wrong.
     pub problems: Vec<String>,
-}
-
-/// One way in which weights are quantised.
-#[derive(Debug, Clone, Serialize)]
-pub struct Quantisation {
-    /// Who packs like that, or what config.json says.
-    pub method: String,
-    /// Modules that show it.
-    pub modules: usize,
+    /// The tensors themselves.
+    #[serde(skip)]
+    pub checkpoint: Checkpoint,
 }
 
 /// Modules that have the same place in every layer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Group {
     /// The last components of their path, without numbers.
     pub name: String,
@@ -75,96 +67,71 @@ impl CheckpointFacts {
     /// # Errors
     /// When one of them cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let base = Base::open(path)?;
-        let weights = Weights::of(&base.checkpoint);
-        let empty = Map::new();
-        let config = base.config.as_ref().unwrap_or(&empty);
-        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
-        let architectures = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
-        let packed = packed(&base);
-        let mut problems = problems(&base.checkpoint);
+        let checkpoint = Checkpoint::open(path)?;
+        let config = checkpoint.config()?;
+        let weights = Weights::of(&checkpoint);
+        let packed = quantised::packed(&checkpoint);
+        let mut problems = problems(&checkpoint);
         problems.extend(packed.iter().map(|found| {
             let Quantisation { method, modules } = found;
             format!("{} quantised by {method}: no adapter can be merged into them", counted(*modules, "weight"))
         }));
-        problems.extend(layout_problems(&base, weights.bytes)?);
+        problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
+        let has = |name: &str| checkpoint.info(name).is_some();
+        let tie = config.as_ref().filter(|config| is_tied(config)).and_then(|_| find_tie(has));
+        let config = config.unwrap_or_default();
+        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
+        let architectures = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
         Ok(Self {
             path: path.to_path_buf(),
             architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
             model_type: text("model_type"),
             declared_dtype: text("dtype").or_else(|| text("torch_dtype")),
-            head_tied_to: base.tie.as_ref().map(|tie| tie.embedding.clone()),
-            quantisation: packed.into_iter().chain(scaled(&base)).chain(declared(config)).collect(),
-            groups: groups(&base.checkpoint),
-            largest: largest(&weights.listing),
+            head_tied_to: tie.map(|tie| tie.embedding),
+            quantisation: packed
+                .into_iter()
+                .chain(quantised::scaled(&checkpoint))
+                .chain(quantised::declared(&config))
+                .collect(),
+            groups: groups(&checkpoint),
+            largest: weights::largest(&checkpoint, LARGEST),
             weights,
             problems,
+            checkpoint,
         })
     }
 }
 
-/// Weights packed in a way that betrays itself by the names of tensors.
-fn packed(base: &Base) -> Vec<Quantisation> {
-    let mut seen = HashSet::new();
-    let mut found: Vec<Quantisation> = Vec::new();
-    for (ending, method) in PACKED {
-        let modules = base.checkpoint.tensors().filter_map(|tensor| tensor.name.strip_suffix(ending));
-        let modules = modules.filter(|module| seen.insert(*module)).count();
-        if modules > 0 {
-            found.push(Quantisation { method: method.to_owned(), modules });
-        }
-    }
-    found
-}
-
-/// FP8 weights with scales beside them.
-fn scaled(base: &Base) -> Option<Quantisation> {
-    let is_scaled =
-        |tensor: &&TensorInfo| tensor.dtype.float().is_some_and(|float| base.scale_of(&tensor.name, float).is_some());
-    let modules = base.checkpoint.tensors().filter(is_scaled).count();
-    (modules > 0).then(|| Quantisation { method: "scaled FP8".to_owned(), modules })
-}
-
-/// What config.json says of it.
-fn declared(config: &Map<String, Value>) -> Option<Quantisation> {
-    let method = config.get("quantization_config")?.get("quant_method")?.as_str()?;
-    Some(Quantisation { method: format!("{method} (config.json)"), modules: 0 })
-}
-
 fn groups(checkpoint: &Checkpoint) -> Vec<Group> {
-    let mut found: BTreeMap<String, Group> = BTreeMap::new();
+    let mut found: HashMap<(&str, &str), Group> = HashMap::new();
     for tensor in checkpoint.tensors() {
-        let name = group_of(&tensor.name);
-        let new = || Group { name: name.clone(), tensors: 0, elements: 0, bytes: 0 };
-        let group = found.entry(name.clone()).or_insert_with(new);
+        let group = found.entry(group_of(&tensor.name)).or_default();
         group.tensors += 1;
         group.elements = group.elements.saturating_add(elements(tensor));
         group.bytes += tensor.bytes;
     }
-    let mut found: Vec<Group> = found.into_values().collect();
-    found.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+    let named = |((block, module), group): ((&str, &str), Group)| {
+        let name = if block.is_empty() { module.to_owned() } else { format!("{block}.{module}") };
+        Group { name, ..group }
+    };
+    let mut found: Vec<Group> = found.into_iter().map(named).collect();
+    found.sort_by(|left, right| right.bytes.cmp(&left.bytes).then_with(|| left.name.cmp(&right.name)));
     found
 }
 
-fn group_of(name: &str) -> String {
+/// The layer's block and the module in it, without numbers and without the parameter's own name.
+fn group_of(name: &str) -> (&str, &str) {
     let is_number = |part: &&str| part.bytes().all(|byte| byte.is_ascii_digit());
-    let mut parts: Vec<&str> = name.split('.').filter(|part| !is_number(part)).collect();
-    if parts.len() > 1 {
-        // The parameter's own name.
-        parts.pop();
+    let mut parts = name.rsplit('.').filter(|part| !is_number(part));
+    let parameter = parts.next().unwrap_or_default();
+    match (parts.next(), parts.next()) {
+        (None, _) => ("", parameter),
+        (Some(module), block) => (block.unwrap_or_default(), module),
     }
-    parts[parts.len().saturating_sub(GROUP_COMPONENTS)..].join(".")
-}
-
-fn largest(listing: &[TensorFacts]) -> Vec<TensorFacts> {
-    let mut order: Vec<&TensorFacts> = listing.iter().collect();
-    order.sort_by_key(|tensor| std::cmp::Reverse(tensor.bytes));
-    order.into_iter().take(LARGEST).cloned().collect()
 }
 
 /// What is wrong with the files around the tensors.
-fn layout_problems(base: &Base, bytes: u64) -> Result<Vec<String>> {
-    let checkpoint = &base.checkpoint;
+fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     let factors =
         checkpoint.tensors().filter(|tensor| matches!(peft::parse(&tensor.name).role, Role::Down | Role::Up)).count();
@@ -177,7 +144,7 @@ fn layout_problems(base: &Base, bytes: u64) -> Result<Vec<String>> {
     if *checkpoint.container() == Container::File {
         return Ok(problems);
     }
-    if base.config.is_none() && factors == 0 {
+    if !has_config && factors == 0 {
         problems.push("`config.json` is missing: architecture and ties are unknown".to_owned());
     }
     let mut own: HashSet<&str> = checkpoint.files().iter().map(|file| file.name.as_str()).collect();
@@ -203,14 +170,14 @@ mod tests {
     #[test]
     fn a_group_is_the_end_of_the_path_without_numbers() {
         for (name, group) in [
-            ("model.layers.17.self_attn.q_proj.weight", "self_attn.q_proj"),
-            ("model.layers.0.mlp.experts.3.w1.weight", "experts.w1"),
-            ("model.embed_tokens.weight", "model.embed_tokens"),
-            ("lm_head.weight", "lm_head"),
-            ("attn.in_proj_weight", "attn"),
-            ("0.1.weight", "weight"),
-            ("x", "x"),
-            ("", ""),
+            ("model.layers.17.self_attn.q_proj.weight", ("self_attn", "q_proj")),
+            ("model.layers.0.mlp.experts.3.w1.weight", ("experts", "w1")),
+            ("model.embed_tokens.weight", ("model", "embed_tokens")),
+            ("lm_head.weight", ("", "lm_head")),
+            ("attn.in_proj_weight", ("", "attn")),
+            ("0.1.weight", ("", "weight")),
+            ("x", ("", "x")),
+            ("", ("", "")),
         ] {
             assert_eq!(group_of(name), group, "{name}");
         }

@@ -6,6 +6,7 @@
 //! | `weights` | what every set of tensors has: files, dtypes, sizes |
 //! | `checkpoint` | a model: architecture, groups, largest tensors |
 //! | `adapter` | a PEFT adapter: method, modules × rank × alpha × scale |
+//! | `quantised` | signs of quantised weights |
 //! | `pairs` | LoRA pairs with the rank and scale that count for them |
 //! | `targets` | which modules a config means |
 //! | `problems` | what is wrong with an adapter |
@@ -14,6 +15,7 @@ mod adapter;
 mod checkpoint;
 mod pairs;
 mod problems;
+mod quantised;
 mod targets;
 mod weights;
 
@@ -26,11 +28,12 @@ use crate::adapters::is_adapter;
 use crate::error::Result;
 
 pub use adapter::{AdapterFacts, PairGroup, Share};
-pub use checkpoint::{CheckpointFacts, Group, Quantisation};
+pub use checkpoint::{CheckpointFacts, Group};
+pub use quantised::Quantisation;
 pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 
 /// What was found at a path.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Inspection {
     /// Weights of a model.
@@ -56,7 +59,8 @@ impl Inspection {
     pub fn to_json(&self, tensors: bool) -> Value {
         let mut value = serde_json::to_value(self).expect("maps with text keys always serialise");
         if tensors {
-            value["tensors"] = serde_json::to_value(&self.weights().listing).expect("plain facts always serialise");
+            value["tensors"] =
+                serde_json::to_value(self.listing().collect::<Vec<_>>()).expect("plain facts always serialise");
         }
         value
     }
@@ -67,6 +71,14 @@ impl Inspection {
             Self::Checkpoint(facts) => &facts.weights,
             Self::Adapter(facts) => &facts.weights,
         }
+    }
+
+    /// Every tensor, file by file in offset order.
+    pub fn listing(&self) -> impl Iterator<Item = TensorFacts> + '_ {
+        weights::listing(match self {
+            Self::Checkpoint(facts) => &facts.checkpoint,
+            Self::Adapter(facts) => &facts.adapter.tensors,
+        })
     }
 
     /// What is wrong.

@@ -30,9 +30,6 @@ pub struct Weights {
     pub dtypes: Vec<DtypeFacts>,
     /// Keys of the headers' free text.
     pub metadata_keys: BTreeSet<String>,
-    /// Every tensor, file by file in offset order.
-    #[serde(skip)]
-    pub listing: Vec<TensorFacts>,
 }
 
 /// One weight file.
@@ -101,9 +98,6 @@ impl Weights {
             bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
             dtypes: dtypes(checkpoint),
             metadata_keys: keys.collect(),
-            listing: files
-                .flat_map(|file| file.header.tensors.iter().map(|tensor| TensorFacts::of(tensor, &file.name)))
-                .collect(),
         }
     }
 
@@ -113,16 +107,29 @@ impl Weights {
     }
 }
 
-impl TensorFacts {
-    fn of(tensor: &TensorInfo, file: &str) -> Self {
-        Self {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype.name().to_owned(),
-            shape: tensor.shape.as_slice().to_vec(),
-            bytes: tensor.bytes,
-            file: file.to_owned(),
-        }
+/// Every tensor, file by file in offset order.
+pub fn listing(checkpoint: &Checkpoint) -> impl Iterator<Item = TensorFacts> + '_ {
+    let of = |tensor: &TensorInfo, file: &str| TensorFacts {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype.name().to_owned(),
+        shape: tensor.shape.as_slice().to_vec(),
+        bytes: tensor.bytes,
+        file: file.to_owned(),
+    };
+    checkpoint.files().iter().flat_map(move |file| file.header.tensors.iter().map(move |tensor| of(tensor, &file.name)))
+}
+
+/// The `most` largest tensors.
+pub(super) fn largest(checkpoint: &Checkpoint, most: usize) -> Vec<TensorFacts> {
+    let all = || checkpoint.files().iter().flat_map(|file| &file.header.tensors);
+    let mut order: Vec<(u64, usize)> = all().enumerate().map(|(at, tensor)| (tensor.bytes, at)).collect();
+    let rank = |entry: &(u64, usize)| (std::cmp::Reverse(entry.0), entry.1);
+    if order.len() > most {
+        order.select_nth_unstable_by_key(most, rank);
+        order.truncate(most);
     }
+    order.sort_by_key(rank);
+    order.into_iter().filter_map(|(_, at)| listing(checkpoint).nth(at)).collect()
 }
 
 /// Number of elements; what a header that was read can hold never overflows but for unknown dtypes.
@@ -159,19 +166,20 @@ fn holds_parameters(dtype: &Dtype) -> bool {
 }
 
 fn dtypes(checkpoint: &Checkpoint) -> Vec<DtypeFacts> {
-    let mut found: Vec<DtypeFacts> = Vec::new();
+    let mut found: Vec<(&Dtype, DtypeFacts)> = Vec::new();
     for tensor in checkpoint.tensors() {
-        let name = tensor.dtype.name();
-        let at = found.iter().position(|facts| facts.dtype == name).unwrap_or_else(|| {
+        let at = found.iter().position(|(dtype, _)| **dtype == tensor.dtype).unwrap_or_else(|| {
             let elements = tensor.dtype.bits().map(|_| 0);
-            found.push(DtypeFacts { dtype: name.to_owned(), tensors: 0, elements, bytes: 0 });
+            let dtype = tensor.dtype.name().to_owned();
+            found.push((&tensor.dtype, DtypeFacts { dtype, tensors: 0, elements, bytes: 0 }));
             found.len() - 1
         });
-        let facts = &mut found[at];
+        let facts = &mut found[at].1;
         facts.tensors += 1;
         facts.elements = facts.elements.map(|sum: u64| sum.saturating_add(elements(tensor)));
         facts.bytes += tensor.bytes;
     }
+    let mut found: Vec<DtypeFacts> = found.into_iter().map(|(_, facts)| facts).collect();
     found.sort_by(|left, right| right.bytes.cmp(&left.bytes).then_with(|| left.dtype.cmp(&right.dtype)));
     found
 }
