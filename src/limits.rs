@@ -10,6 +10,22 @@ pub const MAX_DIMENSIONS: usize = 8;
 /// checkpoint is about 10 MB.
 pub const MAX_JSON_BYTES: u64 = 100_000_000;
 
+/// Longest pickle of a weight file, in bytes; about 200 bytes belong to each tensor.
+pub const MAX_PICKLE_BYTES: u64 = 100_000_000;
+
+/// Most tuples, lists, dicts and calls in a pickle; a tensor takes eight or so.
+pub const MAX_PICKLE_VALUES: u64 = 4_000_000;
+
+/// Deepest nesting in a pickle; training checkpoints stay below ten.
+pub const MAX_PICKLE_DEPTH: u32 = 100;
+
+/// How often the bytes of a file may be used by its tensors: weights that are shared by all layers of a model are
+/// named once per layer.
+pub const MAX_SHARING: u64 = 256;
+
+/// What may be decompressed or put in order in memory for one file, in bytes, beside its own length.
+pub const MAX_HELD_BYTES: u64 = 64 << 20;
+
 /// Most worker threads.
 pub const MAX_THREADS: usize = 256;
 

@@ -2,21 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::discover::{self, Place, WEIGHT_STEMS};
 use super::json;
-use super::safetensors::{Header, read_header};
+use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
-use crate::io::MappedFile;
-use crate::tensor::{TensorInfo, TensorView};
-
-/// File stems under which Hugging Face libraries store weights, in the order they are looked for.
-pub const WEIGHT_STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
-
-/// Weights in containers that are recognised and cannot be read yet.
-const FOREIGN_WEIGHTS: [&str; 6] = ["bin", "pt", "pth", "ckpt", "gguf", "npz"];
+use crate::tensor::TensorInfo;
 
 /// How the tensors were found on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,49 +36,8 @@ pub struct Checkpoint {
     by_name: HashMap<String, (usize, usize)>,
 }
 
-/// One file of a checkpoint.
-#[derive(Debug)]
-pub struct WeightFile {
-    /// Path below the checkpoint's directory.
-    pub name: String,
-    /// Its mapped bytes.
-    pub map: Arc<MappedFile>,
-    /// Its header.
-    pub header: Header,
-}
-
-/// A tensor that lies in a mapped file. Cheap to clone; keeps the file mapped.
-#[derive(Debug, Clone)]
-pub struct Stored {
-    /// The file.
-    pub map: Arc<MappedFile>,
-    /// Name, dtype and shape.
-    pub info: TensorInfo,
-    /// First byte, counted from the start of the file.
-    pub start: u64,
-}
-
-impl Stored {
-    /// A tensor whose bytes were made from what `source` holds and are kept in memory: `info` says what they are.
-    pub fn held(source: &MappedFile, info: TensorInfo, bytes: Vec<u8>) -> Self {
-        debug_assert_eq!(info.bytes, bytes.len() as u64, "the bytes of tensor `{}`", info.name);
-        Self { map: Arc::new(source.held(bytes)), info, start: 0 }
-    }
-
-    /// The tensor's bytes with their meaning.
-    pub fn view(&self) -> Result<TensorView<'_>> {
-        let data = self.map.slice(self.start, self.info.bytes)?;
-        Ok(TensorView { dtype: &self.info.dtype, shape: &self.info.shape, data })
-    }
-
-    /// The file the tensor lies in.
-    pub fn path(&self) -> &Path {
-        self.map.path()
-    }
-}
-
 impl Checkpoint {
-    /// Opens `path`: a safetensors file, or a directory that holds one in a usual layout.
+    /// Opens `path`: a weight file, or a directory that holds one in a usual layout.
     ///
     /// # Errors
     /// Whatever is wrong with the files or with the index that ties them together, naming file and tensor.
@@ -99,29 +51,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_directory(path: &Path, stems: &[&str]) -> Result<Self> {
-        for stem in stems {
-            let index = format!("{stem}.safetensors.index.json");
-            if path.join(&index).exists() {
-                return Self::open_sharded(path, index);
-            }
-            let name = format!("{stem}.safetensors");
-            if path.join(&name).exists() {
-                return Self::assemble(path, Container::Directory, vec![open_weights(path, &name)?]);
-            }
-        }
-        let listing = list_weights(path)?;
-        match listing.safetensors.as_slice() {
-            [name] => Self::assemble(path, Container::Directory, vec![open_weights(path, name)?]),
-            [] => Err(no_weights(path, &listing.foreign)),
-            names => Err(Error::unsupported(
-                path,
-                format!(
-                    "holds {} safetensors files and no index that ties them together: {}",
-                    names.len(),
-                    join(names)
-                ),
-            )
-            .hint("name one of the files, or restore `model.safetensors.index.json`")),
+        match discover::locate(path, stems)? {
+            Place::Index(index) => Self::open_sharded(path, index),
+            Place::File(name) => Self::assemble(path, Container::Directory, vec![WeightFile::open(path, &name)?]),
         }
     }
 
@@ -131,7 +63,7 @@ impl Checkpoint {
         }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let directory = path.parent().unwrap_or(Path::new(""));
-        Self::assemble(path, Container::File, vec![open_weights(directory, &name)?])
+        Self::assemble(path, Container::File, vec![WeightFile::open(directory, &name)?])
     }
 
     fn open_sharded(directory: &Path, index: String) -> Result<Self> {
@@ -165,7 +97,7 @@ impl Checkpoint {
                 let problem = format!("the shard `{name}` with {} tensors is missing", tensors.len());
                 return Err(Error::malformed(&path, "`weight_map`", problem).hint("the download is incomplete"));
             }
-            let file = open_weights(directory, name)?;
+            let file = WeightFile::open(directory, name)?;
             check_index(&path, &file, tensors)?;
             files.push(file);
         }
@@ -182,7 +114,12 @@ impl Checkpoint {
             for (position, tensor) in file.header.tensors.iter().enumerate() {
                 if let Some((other, _)) = by_name.insert(tensor.name.clone(), (at, position)) {
                     let other: &WeightFile = &files[other];
-                    let problem = format!("stands in `{}` as well", other.name);
+                    let there = if other.name == file.name {
+                        "there twice".into()
+                    } else {
+                        format!("in `{}` as well", other.name)
+                    };
+                    let problem = format!("stands {there}");
                     return Err(Error::malformed(file.map.path(), format!("tensor `{}`", tensor.name), problem));
                 }
             }
@@ -236,10 +173,12 @@ impl Checkpoint {
 
     /// The tensor at `position` of file `file`.
     pub fn stored(&self, file: usize, position: usize) -> Stored {
-        let file = &self.files[file];
-        let info = file.header.tensors[position].clone();
-        let start = file.header.data_start + info.offset;
-        Stored { map: Arc::clone(&file.map), info, start }
+        self.files[file].stored(position)
+    }
+
+    /// What a user should know of how the files were read.
+    pub fn notes(&self) -> impl Iterator<Item = &String> {
+        self.files.iter().flat_map(|file| &file.notes)
     }
 
     /// `config.json` beside the weights, where there is one.
@@ -258,13 +197,6 @@ fn stays_inside(name: &str) -> bool {
     components.peek().is_some() && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
-fn open_weights(directory: &Path, name: &str) -> Result<WeightFile> {
-    let map = MappedFile::open(&directory.join(name))?;
-    let header = read_header(map.path(), map.bytes())?;
-    map.release(0, header.data_start);
-    Ok(WeightFile { name: name.into(), map: Arc::new(map), header })
-}
-
 /// The index and a shard must agree on what the shard holds.
 fn check_index(index: &Path, file: &WeightFile, listed: &[&str]) -> Result<()> {
     let held: std::collections::HashSet<&str> = file.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -280,40 +212,4 @@ fn check_index(index: &Path, file: &WeightFile, listed: &[&str]) -> Result<()> {
             Err(Error::malformed(index, format!("tensor `{}`", extra.name), problem).hint("the index is out of date"))
         }
     }
-}
-
-struct Listing {
-    safetensors: Vec<String>,
-    foreign: Vec<String>,
-}
-
-fn list_weights(directory: &Path) -> Result<Listing> {
-    let mut listing = Listing { safetensors: Vec::new(), foreign: Vec::new() };
-    let entries = std::fs::read_dir(directory).map_err(|source| Error::io(directory, "cannot list", source))?;
-    for entry in entries {
-        let entry = entry.map_err(|source| Error::io(directory, "cannot list", source))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if extension == "safetensors" {
-            listing.safetensors.push(name);
-        } else if FOREIGN_WEIGHTS.contains(&extension) {
-            listing.foreign.push(name);
-        }
-    }
-    listing.safetensors.sort();
-    listing.foreign.sort();
-    Ok(listing)
-}
-
-fn no_weights(directory: &Path, foreign: &[String]) -> Error {
-    if foreign.is_empty() {
-        return Error::unsupported(directory, "holds no safetensors weights");
-    }
-    let what = format!("holds no safetensors weights; {} cannot be read", join(foreign));
-    Error::unsupported(directory, what).hint("save the weights as safetensors (`save_pretrained` does by default)")
-}
-
-fn join(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(4).map(|name| format!("`{name}`")).collect();
-    if names.len() > shown.len() { format!("{} …", shown.join(", ")) } else { shown.join(", ") }
 }

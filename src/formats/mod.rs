@@ -2,15 +2,25 @@
 //! out. This room knows nothing of adapters: a LoRA factor is a tensor like any other here.
 //!
 //! * [`safetensors`]: the header of one file, read and rendered.
+//! * [`pickle`], [`npy`]: files of PyTorch and numpy, read only.
 //! * [`Checkpoint`]: one file, a directory or a sharded set behind one list of tensors.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
 mod checkpoint;
 pub mod companions;
+mod discover;
+mod found;
+mod held;
 pub mod hub;
 pub mod json;
 pub mod layout;
+pub mod npy;
+pub mod pickle;
 pub mod safetensors;
+mod weight_file;
+mod zip;
 
-pub use checkpoint::{Checkpoint, Container, Stored, WEIGHT_STEMS};
+pub use checkpoint::{Checkpoint, Container};
+pub use discover::WEIGHT_STEMS;
+pub use weight_file::{Format, Stored, WeightFile, safetensors_name};

@@ -96,7 +96,8 @@ pub fn render_header(metadata: &[(String, String)], tensors: &[TensorInfo]) -> V
 }
 
 /// What a file that is not safetensors probably is.
-fn looks_like(file: &[u8]) -> &'static str {
+/// What a file that is not safetensors could be, from its first bytes.
+pub(super) fn looks_like(file: &[u8]) -> &'static str {
     match file {
         [b'P', b'K', ..] => "this is a zip archive, probably a PyTorch checkpoint",
         [0x80, ..] => "this looks like a Python pickle",

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::{Checkpoint, Format, Stored};
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
 use crate::naming::{Names, conv1d};
 use crate::tensor::Float;
@@ -60,6 +60,14 @@ impl Base {
         let declared = config.as_ref().and_then(declared_tie) == Some(true);
         let stored_tie = if declared { find_stored_pair(|name| names.has(name)) } else { None };
         Ok(Self { checkpoint, names, config, tie, stored_tie })
+    }
+
+    /// What a user should know of how it was read, and of how it is written.
+    pub fn reading_notes(&self) -> impl Iterator<Item = String> {
+        let foreign = self.checkpoint.files().iter().find(|file| file.format != Format::Safetensors);
+        let written = foreign
+            .map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name()));
+        self.checkpoint.notes().cloned().chain(written)
     }
 
     /// Whether the model is of one of these types, in its own config or that of its text part.

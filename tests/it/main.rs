@@ -15,6 +15,7 @@ mod golden;
 mod initial;
 mod layout;
 mod options;
+mod pickle;
 mod resize;
 mod robust;
 mod stack;

@@ -1,7 +1,7 @@
 //! Which tensor of an output lies in which file.
 
 use crate::formats::layout::{OutputFile, shard};
-use crate::formats::{Container, WEIGHT_STEMS};
+use crate::formats::{Container, WEIGHT_STEMS, WeightFile, safetensors_name};
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::tensor::TensorInfo;
@@ -57,8 +57,8 @@ fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]) ->
 /// The file stem of the base's weights.
 pub fn stem(base: &Base) -> String {
     if let Container::Sharded { index, .. } = base.checkpoint.container() {
-        return index.trim_end_matches(".safetensors.index.json").to_owned();
+        return safetensors_name(index).trim_end_matches(".safetensors.index.json").to_owned();
     }
-    let name = base.checkpoint.files().first().map_or(WEIGHT_STEMS[0], |file| file.name.as_str());
+    let name = base.checkpoint.files().first().map_or(WEIGHT_STEMS[0].to_owned(), WeightFile::safetensors_name);
     name.trim_end_matches(".safetensors").to_owned()
 }

@@ -106,7 +106,7 @@ impl Builder<'_> {
                 let count = weights.header.tensors.len();
                 let outputs =
                     (0..count).map(|position| self.existing_one(landed, self.base.checkpoint.stored(file, position)));
-                Ok((weights.name.clone(), outputs.collect::<Result<Vec<_>>>()?))
+                Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?))
             })
             .collect()
     }

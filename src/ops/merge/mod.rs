@@ -111,7 +111,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
 
     let recipe = provenance::recipe(options, direction, &base, &applied)?;
     let assembled = assemble(&base, &landed, &options.write, &provenance::metadata(&recipe))?;
-    let mut report = summary::begin(options, &applied, &landed, &assembled)?;
+    let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
     let added = sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary }, &recipe)?;

@@ -14,6 +14,7 @@ use super::landing::{Fate, Landed};
 use super::merged::{Merged, Piece};
 use crate::adapters::Change;
 use crate::error::Result;
+use crate::ops::base::Base;
 use crate::tensor::Survival;
 
 /// How many tensors are listed as the worst.
@@ -134,6 +135,7 @@ pub fn begin(
     applied: &[Applied],
     landed: &Landed,
     assembled: &Assembled,
+    base: &Base,
 ) -> Result<MergeReport> {
     let mut changed = Vec::with_capacity(landed.targets.len());
     for (name, target) in &landed.targets {
@@ -143,6 +145,7 @@ pub fn begin(
     }
     let nothing = |tensor: &ChangedTensor| tensor.delta_norm == Some(0.0) && !tensor.replaced;
     let changes_nothing = changed.iter().all(nothing);
+    let read = applied.iter().map(|applied| applied.adapter.tensors.notes());
     Ok(MergeReport {
         base: options.base.clone(),
         out: options.write.out.clone(),
@@ -158,7 +161,7 @@ pub fn begin(
         worst: Vec::new(),
         changes_nothing,
         config_changes: Vec::new(),
-        notes: landed.notes.clone(),
+        notes: base.reading_notes().chain(read.flatten().cloned()).chain(landed.notes.iter().cloned()).collect(),
         seconds: 0.0,
         gb_per_second: 0.0,
         peak_resident_bytes: None,

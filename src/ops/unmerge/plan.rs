@@ -53,7 +53,7 @@ pub fn plan(
             let info = stored.info.clone();
             Ok(Placed { info, origin: builder.existing(stored)? })
         });
-        outputs.push((weights.name.clone(), placed.collect::<Result<Vec<_>>>()?));
+        outputs.push((weights.safetensors_name(), placed.collect::<Result<Vec<_>>>()?));
     }
     builder.dropped()?;
     let proved = builder.proved;

@@ -1,0 +1,127 @@
+//! Which file of a directory holds its weights.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// File stems under which Hugging Face libraries store weights, in the order they are looked for.
+pub const WEIGHT_STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
+
+/// Endings of weights in other containers that can be read, in the order they are looked for.
+const READABLE: [&str; 5] = ["bin", "pt", "pth", "ckpt", "npz"];
+
+/// Endings of weights that are recognised and cannot be read.
+const UNREADABLE: [&str; 1] = ["gguf"];
+
+/// What trainers leave beside the weights under the same endings.
+const LEFTOVERS: [&str; 6] = ["training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states"];
+
+/// What a directory holds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One file of this name.
+    File(String),
+    /// Shards, tied together by the index of this name.
+    Index(String),
+}
+
+/// Looks for the weights with one of `stems` in `directory`; safetensors come first.
+///
+/// # Errors
+/// When there are none that can be read, or several and nothing tells which.
+pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
+    let there = |name: &str| directory.join(name).exists();
+    for stem in stems {
+        let index = format!("{stem}.safetensors.index.json");
+        if there(&index) {
+            return Ok(Place::Index(index));
+        }
+        let name = format!("{stem}.safetensors");
+        if there(&name) {
+            return Ok(Place::File(name));
+        }
+    }
+    for stem in stems.iter().flat_map(|stem| other_stems(stem)) {
+        let index = format!("{stem}.bin.index.json");
+        if there(&index) {
+            return Ok(Place::Index(index));
+        }
+        let mut names = READABLE.iter().map(|ending| format!("{stem}.{ending}"));
+        if let Some(name) = names.find(|name| there(name)) {
+            refuse_slices(directory, &name)?;
+            return Ok(Place::File(name));
+        }
+    }
+    let listing = list_weights(directory)?;
+    match (listing.safetensors.as_slice(), listing.readable.as_slice()) {
+        ([name], _) | ([], [name]) => Ok(Place::File(name.clone())),
+        ([], []) => Err(no_weights(directory, &listing.unreadable)),
+        ([], names) | (names, _) => {
+            let kind = if listing.safetensors.is_empty() { "weight" } else { "safetensors" };
+            let what =
+                format!("holds {} {kind} files and no index that ties them together: {}", names.len(), join(names));
+            Err(Error::unsupported(directory, what)
+                .hint("name one of the files, or restore `model.safetensors.index.json`"))
+        }
+    }
+}
+
+/// The stems that other containers use where safetensors have `stem`.
+fn other_stems<'a>(stem: &&'a str) -> Vec<&'a str> {
+    match *stem {
+        "model" => vec!["pytorch_model", "model", "consolidated.00", "weights"],
+        other => vec![other],
+    }
+}
+
+/// `consolidated.00.pth`, `consolidated.01.pth` … are slices of every tensor, not shards.
+fn refuse_slices(directory: &Path, name: &str) -> Result<()> {
+    let next = name.replace("consolidated.00", "consolidated.01");
+    if next == name || !directory.join(&next).exists() {
+        return Ok(());
+    }
+    let what = format!(
+        "its weights are cut for several processors (`{name}`, `{next}` …): every file holds a slice of every tensor"
+    );
+    Err(Error::unsupported(directory, what).hint("convert it with the tool it came with to a model of one piece"))
+}
+
+struct Listing {
+    safetensors: Vec<String>,
+    readable: Vec<String>,
+    unreadable: Vec<String>,
+}
+
+fn list_weights(directory: &Path) -> Result<Listing> {
+    let mut listing = Listing { safetensors: Vec::new(), readable: Vec::new(), unreadable: Vec::new() };
+    let entries = std::fs::read_dir(directory).map_err(|source| Error::io(directory, "cannot list", source))?;
+    for entry in entries {
+        let entry = entry.map_err(|source| Error::io(directory, "cannot list", source))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        if extension == "safetensors" {
+            listing.safetensors.push(name);
+        } else if READABLE.contains(&extension) && !LEFTOVERS.iter().any(|leftover| name.starts_with(leftover)) {
+            listing.readable.push(name);
+        } else if UNREADABLE.contains(&extension) {
+            listing.unreadable.push(name);
+        }
+    }
+    listing.safetensors.sort();
+    listing.readable.sort();
+    listing.unreadable.sort();
+    Ok(listing)
+}
+
+fn no_weights(directory: &Path, unreadable: &[String]) -> Error {
+    if unreadable.is_empty() {
+        return Error::unsupported(directory, "holds no weights that can be read: safetensors, PyTorch or numpy");
+    }
+    let what = format!("holds no weights that can be read; {} cannot be", join(unreadable));
+    Error::unsupported(directory, what).hint("name the model it was made from")
+}
+
+fn join(names: &[String]) -> String {
+    let shown: Vec<String> = names.iter().take(4).map(|name| format!("`{name}`")).collect();
+    if names.len() > shown.len() { format!("{} …", shown.join(", ")) } else { shown.join(", ") }
+}

@@ -1,0 +1,205 @@
+//! One file of weights in any container that can be read, and the tensors in it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::found::Found;
+use super::safetensors::{Header, looks_like, read_header};
+use super::zip::Archive;
+use super::{npy, pickle};
+use crate::error::{Error, Result};
+use crate::io::MappedFile;
+use crate::tensor::{TensorInfo, TensorView};
+
+/// File endings of PyTorch.
+const PYTORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
+
+/// File endings of numpy.
+const NUMPY: [&str; 2] = ["npz", "npy"];
+
+/// How a file keeps its tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A header in JSON, then the data. The only one that is written.
+    Safetensors,
+    /// A pickle and storages in a zip archive.
+    PyTorch,
+    /// Pickles, then storages: PyTorch before 1.6.
+    PyTorchLegacy,
+    /// A zip archive of `.npy` files.
+    Npz,
+    /// One array of numpy.
+    Npy,
+}
+
+impl Format {
+    /// The name that people know.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Safetensors => "safetensors",
+            Self::PyTorch => "pytorch",
+            Self::PyTorchLegacy => "pytorch-legacy",
+            Self::Npz => "npz",
+            Self::Npy => "npy",
+        }
+    }
+}
+
+/// One file of a checkpoint.
+#[derive(Debug)]
+pub struct WeightFile {
+    /// Path below the checkpoint's directory.
+    pub name: String,
+    /// How it keeps its tensors.
+    pub format: Format,
+    /// Its mapped bytes.
+    pub map: Arc<MappedFile>,
+    /// Its tensors and metadata. Other containers than safetensors have no metadata, and `data_start` is 0 there.
+    pub header: Header,
+    /// What a user should know of how it was read.
+    pub notes: Vec<String>,
+    /// By position: what is held of the tensors that do not lie in the file as they are.
+    held: HashMap<usize, Arc<MappedFile>>,
+}
+
+/// A tensor that lies in a mapped file. Cheap to clone; keeps the file mapped.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The file.
+    pub map: Arc<MappedFile>,
+    /// Name, dtype and shape.
+    pub info: TensorInfo,
+    /// First byte, counted from the start of the file.
+    pub start: u64,
+}
+
+impl Stored {
+    /// A tensor whose bytes were made from what `source` holds and are kept in memory: `info` says what they are.
+    pub fn held(source: &MappedFile, info: TensorInfo, bytes: Vec<u8>) -> Self {
+        debug_assert_eq!(info.bytes, bytes.len() as u64, "the bytes of tensor `{}`", info.name);
+        Self { map: Arc::new(source.held(bytes)), info, start: 0 }
+    }
+
+    /// The tensor's bytes with their meaning.
+    pub fn view(&self) -> Result<TensorView<'_>> {
+        let data = self.map.slice(self.start, self.info.bytes)?;
+        Ok(TensorView { dtype: &self.info.dtype, shape: &self.info.shape, data })
+    }
+
+    /// The file the tensor lies in.
+    pub fn path(&self) -> &Path {
+        self.map.path()
+    }
+}
+
+impl WeightFile {
+    /// Opens `name` in `directory`. What it is, its first bytes tell; its ending only helps to say what it should be.
+    ///
+    /// # Errors
+    /// When it is none of the containers that can be read, or damaged, or made to do harm.
+    pub fn open(directory: &Path, name: &str) -> Result<Self> {
+        let map = MappedFile::open(&directory.join(name))?;
+        let (format, header, found) = read(&map)?;
+        map.release(0, if format == Format::Safetensors { header.data_start } else { map.len() });
+        let (held, notes) = (found.held, found.notes);
+        Ok(Self { name: name.into(), format, map: Arc::new(map), header, notes, held })
+    }
+
+    /// The tensor at `position` of the header.
+    pub fn stored(&self, position: usize) -> Stored {
+        let info = self.header.tensors[position].clone();
+        let start = self.header.data_start + info.offset;
+        let map = self.held.get(&position).unwrap_or(&self.map);
+        Stored { map: Arc::clone(map), info, start }
+    }
+
+    /// The name of the file when it is written as safetensors.
+    pub fn safetensors_name(&self) -> String {
+        safetensors_name(&self.name)
+    }
+}
+
+/// `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`, and the index of such files likewise.
+pub fn safetensors_name(name: &str) -> String {
+    const INDEX: &str = ".index.json";
+    let (stem, index) = name.strip_suffix(INDEX).map_or((name, ""), |stem| (stem, INDEX));
+    let foreign = PYTORCH.iter().chain(&NUMPY).find_map(|ending| stem.strip_suffix(&format!(".{ending}")));
+    let Some(stem) = foreign else { return name.to_owned() };
+    let (folder, file) = stem.rsplit_once('/').map_or(("", stem), |(_, file)| (&stem[..stem.len() - file.len()], file));
+    let file = file.strip_prefix("pytorch_model").map_or(file.to_owned(), |rest| format!("model{rest}"));
+    let file = if file == "consolidated.00" { "consolidated".to_owned() } else { file };
+    format!("{folder}{file}.safetensors{index}")
+}
+
+fn read(map: &MappedFile) -> Result<(Format, Header, Found)> {
+    let (path, bytes) = (map.path(), map.bytes());
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let is_safetensors = ending == "safetensors";
+    let (format, mut found) = match bytes {
+        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] if !is_safetensors => {
+            let archive = Archive::read(path, bytes)?;
+            if npy::is_npz(&archive) && !pickle::is_torch(&archive) {
+                (Format::Npz, npy::read_npz(map, &archive)?)
+            } else {
+                (Format::PyTorch, pickle::read_archive(map, &archive)?)
+            }
+        }
+        _ if is_safetensors => return read_header(path, bytes).map(safetensors),
+        _ if pickle::is_legacy(bytes) => (Format::PyTorchLegacy, pickle::read_legacy(map)?),
+        _ if npy::is_npy(bytes) => (Format::Npy, npy::read_npy(map)?),
+        // Safetensors under another ending are read as what they are.
+        [_, _, _, _, _, 0, 0, 0, b'{', ..] => return read_header(path, bytes).map(safetensors),
+        _ if PYTORCH.contains(&ending) || NUMPY.contains(&ending) => return Err(unknown(path, bytes, ending)),
+        _ => return read_header(path, bytes).map(safetensors),
+    };
+    found.align();
+    let tensors = std::mem::take(&mut found.tensors);
+    Ok((format, Header { metadata: Vec::new(), tensors, data_start: 0 }, found))
+}
+
+fn safetensors(header: Header) -> (Format, Header, Found) {
+    (Format::Safetensors, header, Found::default())
+}
+
+fn unknown(path: &Path, bytes: &[u8], ending: &str) -> Error {
+    let wanted = if NUMPY.contains(&ending) { "a file of numpy" } else { "a file of `torch.save`" };
+    if bytes.is_empty() {
+        return Error::malformed(path, "byte 0", format!("the file is empty, not {wanted}"));
+    }
+    if bytes.get(257..262) == Some(b"ustar") {
+        return Error::unsupported(
+            path,
+            "is a tar archive, as PyTorch wrote before 0.1.10 and NeMo does: it cannot be read",
+        );
+    }
+    let seen = match bytes {
+        [0x80, ..] => "it is a bare pickle, without the frame that PyTorch puts around its tensors",
+        [0, 0, 0, 0, ..] => "it begins with zeros",
+        _ => looks_like(bytes).strip_suffix("not safetensors").map_or(looks_like(bytes), |_| "nothing in it is known"),
+    };
+    Error::malformed(path, "byte 0", format!("the file is not {wanted}: {seen}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_foreign_files_become_those_of_safetensors() {
+        for (name, written) in [
+            ("pytorch_model.bin", "model.safetensors"),
+            ("pytorch_model-00001-of-00002.bin", "model-00001-of-00002.safetensors"),
+            ("pytorch_model.bin.index.json", "model.safetensors.index.json"),
+            ("unet/diffusion_pytorch_model.bin", "unet/diffusion_pytorch_model.safetensors"),
+            ("adapter_model.bin", "adapter_model.safetensors"),
+            ("consolidated.00.pth", "consolidated.safetensors"),
+            ("v1-5-pruned.ckpt", "v1-5-pruned.safetensors"),
+            ("weights.npz", "weights.safetensors"),
+            ("model.safetensors", "model.safetensors"),
+            ("model.safetensors.index.json", "model.safetensors.index.json"),
+        ] {
+            assert_eq!(safetensors_name(name), written);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Files of PyTorch and numpy: every good one equals what torch reads in it, every hostile one is refused at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lorakit::formats::Checkpoint;
+use proptest::prelude::*;
+
+use crate::support::{Bench, fixtures, lorakit, read, read_json, reference};
+
+/// Folders with `good/` and `hostile/`: the repository's own selection, and all of them.
+fn folders() -> Vec<PathBuf> {
+    std::iter::once(fixtures().join("pickle")).chain(reference().map(|root| root.join("pickle"))).collect()
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| !path.to_string_lossy().ends_with(".safetensors")).collect();
+    files.sort();
+    files
+}
+
+/// The tensors of the expected file whose names lead to the weights.
+fn expected_of(path: &Path) -> Option<crate::support::Tensors> {
+    let expected = PathBuf::from(format!("{}.expected.safetensors", path.display()));
+    expected.exists().then(|| {
+        let all = read(&expected).into_iter();
+        all.map(|(name, tensor)| (name.trim_start_matches("state_dict.").to_owned(), tensor)).collect()
+    })
+}
+
+#[test]
+fn good_files_equal_what_torch_reads() {
+    let mut compared = 0;
+    for path in folders().iter().flat_map(|folder| files(&folder.join("good"))) {
+        let checkpoint = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{error}"));
+        let Some(expected) = expected_of(&path) else {
+            assert!(checkpoint.count() > 0, "{}", path.display());
+            continue;
+        };
+        assert_eq!(checkpoint.count(), expected.len(), "{}", path.display());
+        for (name, wanted) in &expected {
+            let place = format!("{}: `{name}`", path.display());
+            let stored = checkpoint.find(name).unwrap_or_else(|| panic!("{place} is missing"));
+            let shape: Vec<usize> = stored.info.shape.as_slice().iter().map(|size| *size as usize).collect();
+            assert_eq!(shape, wanted.shape, "{place}");
+            assert_eq!(stored.info.dtype.name(), wanted.dtype.to_string(), "{place}");
+            assert!(stored.view().unwrap().data == wanted.data, "{place}: other bytes");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 30, "{compared}");
+}
+
+#[test]
+fn names_can_be_anything() {
+    let Some(root) = reference() else { return };
+    let case = read_json(&root.join("pickle/case.json"));
+    let checkpoint = Checkpoint::open(&root.join("pickle/good/zip-unicode-names.bin")).unwrap();
+    let tensors = case["files"]["good/zip-unicode-names.bin"]["tensors"].as_object().unwrap();
+    assert_eq!(tensors.len(), checkpoint.count());
+    for name in tensors.keys() {
+        assert!(checkpoint.find(name).is_some(), "{name:?}");
+    }
+}
+
+/// What a refusal must name beside the file, where it is a name.
+const NAMED: [(&str, &str); 13] = [
+    ("os-system.bin", "`posix.system`"),
+    ("os-system-proto4.bin", "`posix.system`"),
+    ("legacy-os-system.bin", "`posix.system`"),
+    ("eval.bin", "`builtins.eval`"),
+    ("getattr-import.bin", "`builtins.__import__`"),
+    ("inst-opcode.bin", "`os.system`"),
+    ("obj-opcode.bin", "`os.system`"),
+    ("build-setstate.bin", "`builtins.object`"),
+    ("unknown-storage.bin", "`torch.QuantumStorage`"),
+    ("deflate-bomb.bin", "100000000, more than the accepted"),
+    ("missing-storage.bin", "storage `7` is not in the file"),
+    ("numel-2p63.bin", "[2147483648, 4294967296]"),
+    ("deep-lists.bin", "nesting"),
+];
+
+#[test]
+fn hostile_files_are_refused_at_once_and_by_name() {
+    let mut refused = 0;
+    for path in folders().iter().flat_map(|folder| files(&folder.join("hostile"))) {
+        let bench = Bench::new();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let begun = Instant::now();
+        let adapter = fixtures().join("bad/good/adapter");
+        let outcome = lorakit(&[&"merge", &path, &adapter, &"-o", &bench.path("out")]).refused(1, &[name]);
+        assert!(begun.elapsed() < Duration::from_secs(1), "{name}: {:?}", begun.elapsed());
+        for (_, part) in NAMED.iter().filter(|(file, _)| *file == name) {
+            assert!(outcome.stderr.contains(part), "{name}: `{part}` is not in: {}", outcome.stderr);
+        }
+        let first = outcome.stderr.lines().next().unwrap();
+        assert!(first.starts_with("error: ") && first.len() < 400 && !first.ends_with('.'), "{name}: {first}");
+        assert_eq!(bench.listing(), [""; 0], "{name}: something was left behind");
+        refused += 1;
+    }
+    assert!(refused >= 8, "{refused}");
+}
+
+/// What a damaged file may be: refused, or read within the file.
+fn survives(bench: &Bench, bytes: &[u8]) {
+    let path = bench.path("x.bin");
+    fs::write(&path, bytes).unwrap();
+    let Ok(checkpoint) = Checkpoint::open(&path) else { return };
+    for file in checkpoint.files() {
+        for position in 0..file.header.tensors.len() {
+            let stored = file.stored(position);
+            assert_eq!(stored.view().unwrap().data.len() as u64, stored.info.bytes, "`{}`", stored.info.name);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+    #[test]
+    fn a_damaged_file_is_refused_or_read_within_bounds(
+        pick: prop::sample::Index,
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        cut: Option<prop::sample::Index>,
+    ) {
+        let good = files(&fixtures().join("pickle/good"));
+        let mut bytes = fs::read(&good[pick.index(good.len())]).unwrap();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        survives(&Bench::new(), &bytes);
+    }
+}
+
+#[test]
+fn a_file_cut_at_any_byte_is_refused_or_read_within_bounds() {
+    let bench = Bench::new();
+    for name in ["legacy-strided.bin", "zip-handmade.bin"] {
+        let bytes = fs::read(fixtures().join("pickle/good").join(name)).unwrap();
+        for end in 0..bytes.len() {
+            survives(&bench, &bytes[..end]);
+        }
+    }
+}
+
+#[test]
+fn any_byte_of_a_pickle_can_be_any_other() {
+    let bench = Bench::new();
+    let bytes = fs::read(fixtures().join("pickle/good/zip-handmade.bin")).unwrap();
+    for at in 0..bytes.len() {
+        for value in [0, 1, 0x28, 0x2e, 0x5d, 0x75, 0x7f, 0x80, 0x8a, 0x94, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[at] = value;
+            survives(&bench, &damaged);
+        }
+    }
+}
