@@ -44,6 +44,8 @@ impl Color {
 pub enum Verb {
     /// Add adapters to the weights of a model
     Merge(Box<Merge>),
+    /// Write a checkpoint or an adapter in another container, dtype, layout or dialect
+    Convert(Box<super::convert::Convert>),
     /// Turn the change between two models into an adapter, with a certified error
     Extract(Box<super::extract::Extract>),
     /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks

@@ -1,6 +1,7 @@
 //! The command line. The only place that prints, reads the environment and knows clap.
 
 mod args;
+mod convert;
 mod extract;
 mod merge;
 mod place;
@@ -53,6 +54,7 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
 fn perform(verb: &Verb) -> Result<Vec<u8>> {
     match verb {
         Verb::Merge(args) => merge::run(args),
+        Verb::Convert(args) => convert::run(args),
         Verb::Extract(args) => extract::run(args),
         Verb::Subtract(args) => subtract::run(args),
         Verb::Stack(args) => stack::run(args),

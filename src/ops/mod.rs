@@ -1,6 +1,7 @@
 //! The verbs: options and inputs → a plan, or a plain result.
 
 mod base;
+pub mod convert;
 pub mod extract;
 pub mod finish;
 mod initial;

@@ -1,5 +1,6 @@
 //! Results as text for people. Programs get the same facts as JSON.
 
+mod convert;
 mod extract;
 mod inspect;
 mod merge;
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::ops::finish::FinishReport;
 
+pub use convert::convert;
 pub use extract::extract;
 pub use inspect::inspect;
 pub use merge::merge;

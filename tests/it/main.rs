@@ -5,6 +5,8 @@
 
 mod bad;
 mod combined;
+mod containers;
+mod convert;
 mod delta;
 mod dense;
 mod dtypes;

@@ -44,7 +44,7 @@ pub fn arrange<O>(
 }
 
 /// The base's own metadata, `format` if it lacks it (transformers refuses files without), and `more`.
-fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]) -> Vec<(String, String)> {
+pub fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]) -> Vec<(String, String)> {
     let replaced = |key: &String| more.iter().any(|(other, _)| other == key);
     let mut metadata: Vec<(String, String)> = inherited.iter().filter(|(key, _)| !replaced(key)).cloned().collect();
     if !metadata.iter().any(|(key, _)| key == "format") {

@@ -115,7 +115,7 @@ fn chosen(options: &MergeOptions) -> Value {
 /// What goes into the header of every file: the recipe in one line, without the history of the models.
 pub fn metadata(recipe: &Value) -> Vec<(String, String)> {
     let mut short = recipe.clone();
-    for model in ["base", "merged"] {
+    for model in ["base", "merged", "input"] {
         if let Some(entry) = short.get_mut(model).and_then(Value::as_object_mut) {
             entry.remove("lorakit");
         }

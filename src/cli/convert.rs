@@ -1,0 +1,61 @@
+//! `lorakit convert`.
+
+use clap::Args as Group;
+use lorakit::error::{Error, Result};
+use lorakit::ops::Run;
+use lorakit::ops::convert::{ConvertOptions, convert};
+use lorakit::report;
+
+use super::args::Write;
+use super::merge::write_options;
+use super::progress::Bar;
+use super::{place, watch, words};
+
+#[derive(Debug, Group)]
+pub struct Convert {
+    /// A checkpoint (safetensors, PyTorch, numpy) or an adapter: a file, a directory, or org/name[@rev] in the Hugging Face cache
+    pub input: String,
+    #[command(flatten)]
+    pub write: Write,
+    /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, safetensors; a checkpoint becomes safetensors
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<String>,
+    /// The model an adapter belongs to, where its names or shapes are needed
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<String>,
+    /// The architecture an adapter is for, where its names do not tell
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+    /// Metadata keys that are not taken along (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    pub strip_metadata: Vec<String>,
+}
+
+/// Converts, and gives the report.
+pub fn run(args: &Convert) -> Result<Vec<u8>> {
+    let mut write = write_options(&args.write)?;
+    if !args.write.allow_unused.is_empty() {
+        return Err(Error::invalid("--allow-unused", "a conversion takes every tensor along"));
+    }
+    write.cast_all |= write.dtype.is_some();
+    let options = ConvertOptions {
+        input: place::path(&args.input)?,
+        to: args.to.as_deref().map(str::parse).transpose()?,
+        base: args.base.as_deref().map(place::path).transpose()?,
+        arch: args.arch.clone(),
+        include: words::patterns("--include", &args.write.include)?,
+        exclude: words::patterns("--exclude", &args.write.exclude)?,
+        strip_metadata: args.strip_metadata.clone(),
+        write,
+    };
+    let cancel = watch::interruptible()?;
+    let talk = args.write.talk;
+    let bar = Bar::new(talk.quiet);
+    let mut result = convert(&options, &Run { cancel: &cancel, progress: &bar })?;
+    result.set_peak_resident_bytes(watch::peak_resident_bytes());
+    Ok(match (talk.json, talk.quiet) {
+        (true, _) => report::json(&result),
+        (false, true) => Vec::new(),
+        (false, false) => report::convert(&result).into_bytes(),
+    })
+}

@@ -1,0 +1,351 @@
+//! Models: read from any container, written as safetensors, cast and cut anew where that is asked for.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::layout::{Tensor, arrange};
+use super::rounded::{Rounded, RoundingError, summarise};
+use super::{ConvertOptions, Target};
+use crate::error::{Error, Result};
+use crate::formats::{Container, Stored, companions, json as files, layout};
+use crate::ops::base::{Base, PACKED};
+use crate::ops::merge::arrange::stem;
+use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
+use crate::ops::output::{Output, Run, refuse_inputs};
+use crate::ops::recipe::SIDECAR;
+use crate::ops::weight::Weight;
+use crate::ops::{Rounding, WriteOptions};
+use crate::plan::{Compute, Plan};
+use crate::tensor::{Float, TensorInfo};
+
+/// Most names of one shared tensor that a note lists.
+const LISTED: usize = 4;
+
+/// What a conversion of a checkpoint did, or would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckpointReport {
+    /// The checkpoint.
+    pub input: PathBuf,
+    /// The result.
+    pub out: PathBuf,
+    /// How the input keeps its tensors.
+    pub format: String,
+    /// Nothing was written.
+    pub dry_run: bool,
+    /// `I/N` where one slice was done.
+    pub part: Option<String>,
+    /// Tensors that are the input's own bytes.
+    pub copied: usize,
+    /// Tensors that got another dtype.
+    pub cast: usize,
+    /// Tensors of the output by dtype.
+    pub dtypes: BTreeMap<String, usize>,
+    /// Weight files of the input.
+    pub input_files: usize,
+    /// Weight files of the output.
+    pub files: usize,
+    /// Jobs of the plan.
+    pub jobs: usize,
+    /// Bytes of the input's tensors.
+    pub input_bytes: u64,
+    /// Bytes of the output.
+    pub bytes: u64,
+    /// What rounding did to all tensors that were cast; `None` where there are none, and in a dry run.
+    pub rounding: Option<RoundingError>,
+    /// The tensor that lost most.
+    pub worst: Option<RoundingError>,
+    /// What was corrected in config.json.
+    pub config_changes: Vec<String>,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident memory, where the caller measured it.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+/// Where a tensor of the output comes from.
+pub enum Origin {
+    /// The input's own bytes.
+    Copied(Stored),
+    /// A cast.
+    Cast(Arc<Rounded>),
+}
+
+/// Converts the checkpoint `options.input`.
+///
+/// # Errors
+/// When it is malformed, cannot be cast, or cannot be written; nothing is left behind then.
+pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointReport> {
+    let started = Instant::now();
+    check(options)?;
+    let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
+    let base = Base::open(&options.input)?;
+    let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
+    refuse_inputs(&write.out, of_files.chain([base.checkpoint.root()]))?;
+    let mut cast = Vec::new();
+    let outputs = tensors(&base, options, &mut cast)?;
+    let mut dtypes = BTreeMap::new();
+    let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
+    infos().for_each(|info| *dtypes.entry(info.dtype.name().to_owned()).or_insert(0) += 1);
+    let count = infos().count();
+
+    let recipe = recipe(options, &base)?;
+    let single = single_name(write)?;
+    let is_single = single.is_some();
+    let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
+    let plan = schedule(arranged, write, &cast);
+    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_single };
+    let mut report = CheckpointReport {
+        input: options.input.clone(),
+        out: write.out.clone(),
+        format: base.checkpoint.files().first().map_or("", |file| file.format.name()).into(),
+        dry_run: write.dry_run,
+        part: write.part.map(|part| format!("{}/{}", part.part, part.parts)),
+        copied: count - cast.len(),
+        cast: cast.len(),
+        dtypes,
+        input_files: base.checkpoint.files().len(),
+        files: output.plan.files.len(),
+        jobs: output.plan.jobs.len(),
+        input_bytes: base.checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+        bytes: 0,
+        rounding: None,
+        worst: None,
+        config_changes: Vec::new(),
+        notes: base.reading_notes().chain(shared(&base)).collect(),
+        seconds: 0.0,
+        peak_resident_bytes: None,
+    };
+    beside(&mut output, &mut report, write, &base, &recipe)?;
+    report.bytes = output.bytes();
+    if !write.dry_run {
+        output.write(write, run)?;
+        (report.rounding, report.worst) = summarise(cast.iter().map(Arc::as_ref)).unzip();
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What a checkpoint cannot be made into.
+fn check(options: &ConvertOptions) -> Result<()> {
+    match options.to {
+        None | Some(Target::Safetensors) => {}
+        Some(Target::Gguf) => {
+            return Err(Error::unsupported(&options.input, "is a checkpoint; it cannot be written as GGUF yet")
+                .hint("llama.cpp's convert_hf_to_gguf.py does that"));
+        }
+        Some(_) => {
+            let what = "is a checkpoint, and `--to` names a dialect of adapters";
+            return Err(Error::unsupported(&options.input, what)
+                .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
+        }
+    }
+    if options.write.rounding == Rounding::PeftSafe {
+        return Err(Error::invalid("--rounding", "`peft-safe` is about merges; a cast rounds once"));
+    }
+    Ok(())
+}
+
+/// The tensors of the output, file by file of the input.
+fn tensors(base: &Base, options: &ConvertOptions, cast: &mut Vec<Arc<Rounded>>) -> Result<Vec<Vec<Tensor>>> {
+    let chosen = |name: &str| {
+        (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(name)))
+            && !options.exclude.iter().any(|pattern| pattern.is_match(name))
+    };
+    if let Some(wanted) = options.write.dtype {
+        refuse_packed(base, wanted)?;
+    }
+    let mut one = |stored: Stored| -> Result<Tensor> {
+        let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(&stored.info.name));
+        match wanted.zip(stored.info.dtype.float()).filter(|(wanted, own)| wanted != own) {
+            None => Ok(Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }),
+            Some((wanted, own)) => {
+                refuse_scaled(base, &stored.info.name, own)?;
+                let elements = stored.info.bytes / own.bytes() as u64;
+                let bytes = elements * wanted.bytes() as u64;
+                let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
+                let weight = Weight::new(stored, None)?;
+                let rounded = Rounded::new(info.name.clone(), weight, wanted, options.write.rounding);
+                cast.push(Arc::new(rounded));
+                let origin = Origin::Cast(Arc::clone(cast.last().expect("one was added")));
+                Ok(Tensor { info, origin })
+            }
+        }
+    };
+    let files = base.checkpoint.files().iter();
+    files.map(|file| (0..file.header.tensors.len()).map(|at| one(file.stored(at))).collect()).collect()
+}
+
+/// A quantised model is more than its dtypes: its floating point tensors belong to codes that are not cast.
+fn refuse_packed(base: &Base, wanted: Float) -> Result<()> {
+    for tensor in base.checkpoint.tensors() {
+        let found = PACKED.iter().find(|(ending, _)| tensor.name.ends_with(ending));
+        if let Some((_, who)) = found {
+            let what = format!("is quantised by {who} (tensor `{}`), so it cannot be cast to {wanted}", tensor.name);
+            return Err(Error::unsupported(base.checkpoint.root(), what)
+                .hint("convert the model the quantised one was made from, or leave `--dtype` away"));
+        }
+    }
+    Ok(())
+}
+
+/// FP8 codes mean nothing without their scales.
+fn refuse_scaled(base: &Base, name: &str, own: Float) -> Result<()> {
+    let Some(scale) = base.scale_of(name, own) else { return Ok(()) };
+    let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, so it cannot be cast alone");
+    Err(Error::unsupported(base.checkpoint.root(), what)
+        .hint("leave `--dtype` away, or `--exclude` what is FP8 and its scales"))
+}
+
+/// The name of the one file that is to be written.
+fn single_name(write: &WriteOptions) -> Result<Option<String>> {
+    if write.out.extension().is_none_or(|extension| extension != "safetensors") {
+        return Ok(None);
+    }
+    if write.part.is_some() || write.max_shard_bytes.is_some() {
+        let problem = "the output is one file; parts and shards need a directory";
+        return Err(Error::invalid("--out", problem).hint("name a directory"));
+    }
+    Ok(write.out.file_name().map(|name| name.to_string_lossy().into_owned()))
+}
+
+fn schedule(files: Vec<(layout::OutputFile, Vec<Origin>)>, write: &WriteOptions, cast: &[Arc<Rounded>]) -> Plan {
+    let mut plan = Plan::default();
+    for (at, (file, origins)) in files.into_iter().enumerate() {
+        for (info, origin) in file.tensors.iter().zip(origins).filter(|(info, _)| info.bytes > 0) {
+            let offset = file.start_of(info);
+            match origin {
+                Origin::Copied(source) => plan.copy(at, offset, &source.map, source.start, info.bytes),
+                Origin::Cast(rounded) => {
+                    let (rows, row_bytes) = rounded.rows_of();
+                    let compute = rounded as Arc<dyn Compute>;
+                    plan.compute(at, offset, &compute, rows, row_bytes, write.budget.job_bytes());
+                }
+            }
+        }
+        plan.files.push(file);
+    }
+    plan.computed = cast.iter().map(|rounded| Arc::clone(rounded) as Arc<dyn Compute>).collect();
+    plan
+}
+
+/// Adds index, sidecar, config and companions.
+fn beside(
+    output: &mut Output,
+    report: &mut CheckpointReport,
+    write: &WriteOptions,
+    base: &Base,
+    recipe: &Value,
+) -> Result<()> {
+    let sidecar = files::render(recipe);
+    if output.single_file {
+        let stem = write.out.file_stem().unwrap_or_default().to_string_lossy();
+        output.written.push((PathBuf::from(format!("{stem}.lorakit.json")), sidecar));
+        return Ok(());
+    }
+    let container = base.checkpoint.container();
+    let kept = matches!(container, Container::Sharded { .. }) && write.max_shard_bytes.is_none();
+    if output.plan.files.len() > 1 || kept {
+        let inherited = match container {
+            Container::Sharded { metadata, .. } => metadata.clone(),
+            _ => Map::new(),
+        };
+        let index = layout::index(inherited, &output.plan.files);
+        output.written.push((PathBuf::from(layout::index_name(&stem(base))), files::render(&index)));
+    }
+    output.written.push((PathBuf::from(SIDECAR), sidecar));
+    if *container == Container::File {
+        return Ok(());
+    }
+    if let Some((contents, changes)) = edited_config(base, write, &Edits::default()) {
+        output.written.push((PathBuf::from("config.json"), contents));
+        report.config_changes = changes;
+    }
+    let found = companions::list(base.checkpoint.directory())?;
+    for path in found.copied {
+        if !output.written.iter().any(|(written, _)| *written == path) {
+            let source = base.checkpoint.directory().join(&path);
+            output.copied.push((path, source));
+        }
+    }
+    let own = |path: &Path| base.checkpoint.files().iter().any(|file| Path::new(&file.name) == path);
+    let left = found.left.iter().filter(|path| !own(path) && !path.to_string_lossy().ends_with(".index.json"));
+    let left: Vec<String> = left.map(|path| format!("`{}`", path.display())).collect();
+    if !left.is_empty() {
+        report.notes.push(format!("not copied, since they are other weights: {}", left.join(", ")));
+    }
+    Ok(())
+}
+
+/// Which names stand for the same bytes: each gets its own, as safetensors has it.
+fn shared(base: &Base) -> Vec<String> {
+    let mut places: HashMap<(*const u8, u64), Vec<String>> = HashMap::new();
+    for file in base.checkpoint.files() {
+        for position in 0..file.header.tensors.len() {
+            let stored = file.stored(position);
+            if stored.info.bytes == 0 {
+                continue;
+            }
+            let place = (stored.map.bytes().as_ptr(), stored.start);
+            places.entry(place).or_default().push(stored.info.name);
+        }
+    }
+    let mut notes: Vec<String> = places
+        .into_values()
+        .filter(|names| names.len() > 1)
+        .map(|names| {
+            let shown: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
+            let more = if names.len() > LISTED { " …" } else { "" };
+            format!("{}{more} share their values in the input; each is written with its own", shown.join(", "))
+        })
+        .collect();
+    notes.sort();
+    let more = notes.len().saturating_sub(LISTED);
+    notes.truncate(LISTED);
+    notes.extend((more > 0).then(|| format!("{more} more tensors were shared")));
+    notes
+}
+
+/// How the output was made: from the input and the options alone.
+fn recipe(options: &ConvertOptions, base: &Base) -> Result<Value> {
+    let mut chosen = Map::new();
+    if let Some(float) = options.write.dtype {
+        chosen.insert("dtype".into(), float.dtype().name().into());
+    }
+    if let Rounding::Stochastic { seed } = options.write.rounding {
+        chosen.insert("rounding".into(), json!({ "stochastic": seed }));
+    }
+    for (key, patterns) in [("include", &options.include), ("exclude", &options.exclude)] {
+        if !patterns.is_empty() {
+            chosen.insert(key.into(), patterns.iter().map(ToString::to_string).collect::<Vec<String>>().into());
+        }
+    }
+    if !options.strip_metadata.is_empty() {
+        chosen.insert("strip_metadata".into(), options.strip_metadata.clone().into());
+    }
+    Ok(json!({
+        "lorakit": env!("CARGO_PKG_VERSION"),
+        "operation": "convert",
+        "input": model_entry(base, false)?,
+        "options": chosen,
+    }))
+}
+
+/// `--strip-metadata`: patterns of keys as one set.
+fn globs(patterns: &[String]) -> Result<GlobSet> {
+    let wrong = |pattern: &str, problem: &globset::Error| {
+        Error::invalid("--strip-metadata", format!("`{pattern}` is not a pattern: {}", problem.kind()))
+    };
+    let mut builder = GlobSetBuilder::new();
+    for pattern in patterns {
+        builder.add(Glob::new(pattern).map_err(|problem| wrong(pattern, &problem))?);
+    }
+    builder.build().map_err(|problem| wrong(&patterns.join(" "), &problem))
+}

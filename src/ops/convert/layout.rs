@@ -1,0 +1,66 @@
+//! Which tensor of a converted checkpoint lies in which file.
+
+use globset::GlobSet;
+
+use super::checkpoint::Origin;
+use crate::formats::WeightFile;
+use crate::formats::layout::{OutputFile, shard};
+use crate::ops::WriteOptions;
+use crate::ops::base::Base;
+use crate::ops::merge::arrange::{Placed, stem, with_provenance};
+
+/// A tensor of the output.
+pub type Tensor = Placed<Origin>;
+
+/// The files of the output: one called `single`, or the input's own, or new ones of a given size.
+pub fn arrange(
+    base: &Base,
+    options: &WriteOptions,
+    single: Option<String>,
+    outputs: Vec<Vec<Tensor>>,
+    stripped: &GlobSet,
+    more: &[(String, String)],
+) -> Vec<(OutputFile, Vec<Origin>)> {
+    let files = base.checkpoint.files();
+    let counts: Vec<usize> = outputs.iter().map(Vec::len).collect();
+    let mut tensors = outputs.into_iter().flatten();
+    let named: Vec<(String, Vec<Tensor>)> = match (single, options.max_shard_bytes) {
+        (Some(name), _) => vec![(name, tensors.collect())],
+        (None, None) => {
+            let own = files.iter().map(WeightFile::safetensors_name).zip(counts);
+            own.map(|(name, count)| (name, tensors.by_ref().take(count).collect())).collect()
+        }
+        (None, Some(max_bytes)) => {
+            let all: Vec<Tensor> = tensors.collect();
+            let infos = all.iter().map(|tensor| tensor.info.clone()).collect();
+            let mut all = all.into_iter();
+            let cut = shard(infos, &stem(base), max_bytes).into_iter();
+            cut.map(|(name, infos)| (name, all.by_ref().take(infos.len()).collect())).collect()
+        }
+    };
+    let same = named.len() == files.len();
+    let file = |(at, (name, mut tensors)): (usize, (String, Vec<Tensor>))| {
+        align(&mut tensors);
+        let own = files.get(at).filter(|_| same).or(files.first());
+        let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
+        let kept: Vec<_> = inherited.iter().filter(|(key, _)| !stripped.is_match(key)).cloned().collect();
+        let infos = tensors.iter().map(|tensor| tensor.info.clone()).collect();
+        let origins = tensors.into_iter().map(|tensor| tensor.origin).collect();
+        (OutputFile::new(name, &with_provenance(&kept, more), infos), origins)
+    };
+    named.into_iter().enumerate().map(file).collect()
+}
+
+/// Puts wide elements in front where a tensor would not begin at a multiple of its elements; else leaves the order.
+fn align(tensors: &mut [Tensor]) {
+    let mut at = 0_u64;
+    let aligned = tensors.iter().all(|tensor| {
+        let item = u64::from(tensor.info.dtype.bits().unwrap_or(8)).div_ceil(8);
+        let fits = at.is_multiple_of(item);
+        at += tensor.info.bytes;
+        fits
+    });
+    if !aligned {
+        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.info.dtype.bits()));
+    }
+}

@@ -1,0 +1,115 @@
+//! `convert`: the same weights in another container, dtype or layout.
+//!
+//! * [`checkpoint`]: models; read from any container, written as safetensors.
+
+pub mod checkpoint;
+mod layout;
+mod rounded;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use regex::Regex;
+use serde::Serialize;
+
+use crate::adapters::is_adapter;
+use crate::error::{Error, Result};
+use crate::ops::{Run, WriteOptions};
+
+pub use checkpoint::CheckpointReport;
+pub use rounded::RoundingError;
+
+/// What is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Adapters as PEFT saves them.
+    Peft,
+    /// Adapters as sd-scripts saves them.
+    Kohya,
+    /// Adapters as ComfyUI saves them.
+    ComfyUi,
+    /// Adapters as diffusers saves them.
+    Diffusers,
+    /// Adapters as MLX saves them.
+    Mlx,
+    /// Adapters and checkpoints for llama.cpp.
+    Gguf,
+    /// Adapters as AdapterHub saves them.
+    AdapterHub,
+    /// Checkpoints; adapters keep their dialect.
+    Safetensors,
+}
+
+impl Target {
+    /// All of them, with the names they have on the command line.
+    pub const NAMES: [(&'static str, Self); 8] = [
+        ("peft", Self::Peft),
+        ("kohya", Self::Kohya),
+        ("comfyui", Self::ComfyUi),
+        ("diffusers", Self::Diffusers),
+        ("mlx", Self::Mlx),
+        ("gguf", Self::Gguf),
+        ("adapterhub", Self::AdapterHub),
+        ("safetensors", Self::Safetensors),
+    ];
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, target)| *target).ok_or_else(|| {
+            let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
+            Error::invalid("--to", format!("`{text}` is not one of {}", names.join(", ")))
+        })
+    }
+}
+
+/// What is converted, and to what.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// A checkpoint or an adapter.
+    pub input: PathBuf,
+    /// What is written; a checkpoint becomes safetensors if nothing is said.
+    pub to: Option<Target>,
+    /// The model an adapter belongs to, where its names or shapes are needed.
+    pub base: Option<PathBuf>,
+    /// The architecture an adapter is for, where names alone do not tell.
+    pub arch: Option<String>,
+    /// Only these tensors are cast; all if there are none.
+    pub include: Vec<Regex>,
+    /// These are not.
+    pub exclude: Vec<Regex>,
+    /// Patterns of metadata keys that are not taken along.
+    pub strip_metadata: Vec<String>,
+    /// How the result is written.
+    pub write: WriteOptions,
+}
+
+/// What was converted.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Converted {
+    /// A model.
+    Checkpoint(Box<CheckpointReport>),
+}
+
+impl Converted {
+    /// Sets what the caller measured.
+    pub fn set_peak_resident_bytes(&mut self, bytes: Option<u64>) {
+        match self {
+            Self::Checkpoint(report) => report.peak_resident_bytes = bytes,
+        }
+    }
+}
+
+/// Converts a checkpoint or an adapter.
+///
+/// # Errors
+/// When the input is malformed, or the target cannot express it; nothing is left behind then.
+pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
+    if is_adapter(&options.input) {
+        return Err(Error::unsupported(&options.input, "is an adapter; only checkpoints can be converted yet"));
+    }
+    checkpoint::convert(options, run).map(Box::new).map(Converted::Checkpoint)
+}

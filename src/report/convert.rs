@@ -1,0 +1,63 @@
+//! The report of a conversion.
+
+use std::fmt::Write;
+
+use super::size;
+use crate::ops::convert::{CheckpointReport, Converted, RoundingError};
+
+/// A conversion as text.
+pub fn convert(converted: &Converted) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = match converted {
+        Converted::Checkpoint(report) => checkpoint(&mut text, report),
+    };
+    text
+}
+
+fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result {
+    let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
+    writeln!(text, "{}{would}", report.out.display())?;
+    let input = size(report.input_bytes);
+    writeln!(
+        text,
+        "  input    {}, {}, {input} in {} file(s)",
+        report.input.display(),
+        report.format,
+        report.input_files
+    )?;
+    let parts = [(report.cast, "cast"), (report.copied, "copied")];
+    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let dtypes: Vec<String> = report.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
+    writeln!(text, "  tensors  {} ({})", parts.collect::<Vec<_>>().join(", "), dtypes.join(", "))?;
+    for change in &report.config_changes {
+        writeln!(text, "  config   {change}")?;
+    }
+    writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
+    if let (Some(total), Some(worst)) = (&report.rounding, &report.worst) {
+        writeln!(text, "  rounding {}", rounding(total))?;
+        if worst.relative > 0.0 {
+            writeln!(text, "           {} in `{}`", rounding(worst), worst.tensor)?;
+        }
+    }
+    if !report.dry_run {
+        let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
+        let rate = report.bytes as f64 / 1e9 / report.seconds.max(f64::MIN_POSITIVE);
+        writeln!(text, "  time     {:.2} s, {rate:.2} GB/s{memory}", report.seconds)?;
+    }
+    for note in &report.notes {
+        writeln!(text, "  note     {note}")?;
+    }
+    Ok(())
+}
+
+fn rounding(error: &RoundingError) -> String {
+    let mut parts = vec![format!("relative error {:.2e}", error.relative)];
+    if error.vanished > 0 {
+        parts.push(format!("{} values became 0", error.vanished));
+    }
+    if error.not_finite > 0 {
+        parts.push(format!("{} values are not finite, as before", error.not_finite));
+    }
+    parts.join(", ")
+}
