@@ -167,7 +167,7 @@ fn shared_tensors_are_written_under_each_of_their_names() {
         view("turned", 0, [3, 4], [1, 3]),
         view("part", 3, [2, 3], [3, 1]),
     ];
-    fs::write(bench.path("x.bin"), torch_of(&[storage.clone()], &views)).unwrap();
+    fs::write(bench.path("x.bin"), torch_of(std::slice::from_ref(&storage), &views)).unwrap();
 
     let outcome = convert(&bench.path("x.bin"), &bench.path("x.safetensors"), &[]).ok();
 
