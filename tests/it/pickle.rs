@@ -66,7 +66,7 @@ fn names_can_be_anything() {
 }
 
 /// What a refusal must name beside the file, where it is a name.
-const NAMED: [(&str, &str); 13] = [
+const NAMED: [(&str, &str); 14] = [
     ("os-system.bin", "`posix.system`"),
     ("os-system-proto4.bin", "`posix.system`"),
     ("legacy-os-system.bin", "`posix.system`"),
@@ -79,6 +79,7 @@ const NAMED: [(&str, &str); 13] = [
     ("deflate-bomb.bin", "100000000, more than the accepted"),
     ("missing-storage.bin", "storage `7` is not in the file"),
     ("numel-2p63.bin", "[2147483648, 4294967296]"),
+    ("negative-view.pt", "lazy view (`neg`)"),
     ("deep-lists.bin", "nesting"),
 ];
 

@@ -123,8 +123,9 @@ const INERT: [(&str, &[&str]); 30] = [
 ];
 
 /// Names that weight files do ask for and that cannot be kept: a prefix, and why.
-const REFUSED: [(&str, &str); 10] = [
+const REFUSED: [(&str, &str); 11] = [
     ("__torch__.", "the file is a TorchScript program, not weights"),
+    ("torch.nn.modules.", "the file is a whole module, not its state dict"),
     ("torch._utils._rebuild_qtensor", "quantised tensors of torch cannot be read"),
     ("torch._utils._rebuild_sparse", "sparse tensors cannot be read"),
     ("torch._utils._rebuild_meta_tensor", "the tensor has no values (device `meta`)"),

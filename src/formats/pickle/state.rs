@@ -27,7 +27,7 @@ const WRAPPERS: [&str; 12] = [
 ];
 
 /// Keys of a checkpoint whose tensors are no weights.
-const ASIDES: [&str; 22] = [
+const ASIDES: [&str; 30] = [
     "optimizer",
     "optimizers",
     "optimizer_states",
@@ -41,7 +41,15 @@ const ASIDES: [&str; 22] = [
     "scalers",
     "callbacks",
     "loops",
+    "rng",
     "rng_state",
+    "cpu_rng_state",
+    "torch_rng_state",
+    "cuda_rng_state_all",
+    "cuda_rng_states",
+    "np_rng_state",
+    "numpy_rng_state",
+    "random_state",
     "rng_states",
     "cuda_rng_state",
     "random_rng_state",

@@ -106,6 +106,7 @@ pub fn describe<'a>(heap: &Heap<'a>, call: (&Known, &[Value])) -> Result<Describ
         (Known::TensorOfDtype, _) => return Err("has no dtype".into()),
         _ => storage.dtype.clone().ok_or("has a storage of bytes and no dtype")?,
     };
+    refuse_lazy(heap, function, others)?;
     let offset = whole(*offset).ok_or("begins at an offset that is negative or no number")?;
     let shape = wholes(heap, *size).ok_or("has a shape that is not of numbers from 0 on")?;
     let strides = wholes(heap, *stride).ok_or("has strides that are not numbers from 0 on")?;
@@ -116,6 +117,18 @@ pub fn describe<'a>(heap: &Heap<'a>, call: (&Known, &[Value])) -> Result<Describ
         return Err(format!("has {} dimensions, more than the accepted {MAX_DIMENSIONS}", shape.len()));
     }
     Ok(Described { storage, dtype, offset, shape: Shape(shape), strides })
+}
+
+/// torch notes that a tensor is to be read with its sign turned or conjugated, instead of doing it.
+fn refuse_lazy(heap: &Heap<'_>, function: &Known, others: &[Value]) -> Result<(), String> {
+    let at = if *function == Known::TensorOfDtype { 3 } else { 2 };
+    let Some(Node::Dict(notes)) = others.get(at).and_then(|notes| heap.node(*notes)) else { return Ok(()) };
+    match notes.iter().find(|(_, value)| *value != Value::Bool(false)) {
+        Some((key, _)) => {
+            Err(format!("is a lazy view (`{}`): its values are not those in the file", heap.text(*key).unwrap_or("?")))
+        }
+        None => Ok(()),
+    }
 }
 
 impl Described<'_> {

@@ -286,14 +286,14 @@ fn beside(
 
 /// Which names stand for the same bytes: each gets its own, as safetensors has it.
 fn shared(base: &Base) -> Vec<String> {
-    let mut places: HashMap<(*const u8, u64), Vec<String>> = HashMap::new();
+    let mut places: HashMap<(*const u8, u64, u64), Vec<String>> = HashMap::new();
     for file in base.checkpoint.files() {
         for position in 0..file.header.tensors.len() {
             let stored = file.stored(position);
             if stored.info.bytes == 0 {
                 continue;
             }
-            let place = (stored.map.bytes().as_ptr(), stored.start);
+            let place = (stored.map.bytes().as_ptr(), stored.start, stored.info.bytes);
             places.entry(place).or_default().push(stored.info.name);
         }
     }
