@@ -101,6 +101,7 @@ impl WeightFile {
     pub fn open(directory: &Path, name: &str) -> Result<Self> {
         let map = MappedFile::open(&directory.join(name))?;
         let (format, header, found) = read(&map)?;
+        map.advise_scattered(false);
         map.release(0, if format == Format::Safetensors { header.data_start } else { map.len() });
         let (held, notes) = (found.held, found.notes);
         Ok(Self { name: name.into(), format, map: Arc::new(map), header, notes, held })
@@ -136,6 +137,10 @@ fn read(map: &MappedFile) -> Result<(Format, Header, Found)> {
     let (path, bytes) = (map.path(), map.bytes());
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let is_safetensors = ending == "safetensors";
+    if !is_safetensors {
+        // Headers lie in front of every tensor.
+        map.advise_scattered(true);
+    }
     let (format, mut found) = match bytes {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] if !is_safetensors => {
             let archive = Archive::read(path, bytes)?;

@@ -175,6 +175,12 @@ impl MappedFile {
         self.advise(Advice::Sequential, offset, len);
     }
 
+    /// Tells the system that single places of the file are read, so that it fetches nothing around them; or, with
+    /// `false`, that this is over. Advice, like [`release`](Self::release).
+    pub fn advise_scattered(&self, scattered: bool) {
+        self.advise(if scattered { Advice::Random } else { Advice::Normal }, 0, self.bytes);
+    }
+
     /// Asks the system to start reading a range now. Advice, like [`release`](Self::release).
     pub fn will_need(&self, offset: u64, len: u64) {
         self.advise(Advice::WillNeed, offset, len);
@@ -401,6 +407,8 @@ mod tests {
             file.will_need(offset, len);
             file.advise_sequential(offset, len);
         }
+        file.advise_scattered(true);
+        file.advise_scattered(false);
 
         assert_eq!(file.bytes(), [7; 10_000]);
     }
