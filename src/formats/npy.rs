@@ -12,7 +12,7 @@
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use regex::Regex;
 
@@ -65,7 +65,7 @@ pub(super) fn is_npz(archive: &Archive<'_>) -> bool {
 ///
 /// # Errors
 /// When it is damaged or holds no plain numbers.
-pub(super) fn read_npy(map: &MappedFile) -> Result<Found> {
+pub(super) fn read_npy(map: &Arc<MappedFile>) -> Result<Found> {
     let name = map.path().file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let mut budget = Budget::new(map.path(), map.len());
     let mut found = Found::default();
@@ -77,7 +77,7 @@ pub(super) fn read_npy(map: &MappedFile) -> Result<Found> {
 ///
 /// # Errors
 /// When one is damaged or holds no plain numbers.
-pub(super) fn read_npz(map: &MappedFile, archive: &Archive<'_>) -> Result<Found> {
+pub(super) fn read_npz(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<Found> {
     let mut budget = Budget::new(map.path(), map.len());
     let mut found = Found::default();
     for entry in archive.entries() {
@@ -103,7 +103,7 @@ fn source<'a>(archive: &Archive<'a>, entry: &Entry<'_>, name: &str, budget: &mut
     Ok(Source { name: name.to_owned(), start, bytes: archive.contents(entry, budget)? })
 }
 
-fn add(map: &MappedFile, found: &mut Found, source: Source<'_>, budget: &mut Budget<'_>) -> Result<()> {
+fn add(map: &Arc<MappedFile>, found: &mut Found, source: Source<'_>, budget: &mut Budget<'_>) -> Result<()> {
     let path = map.path();
     let Source { name, start, bytes } = source;
     let header = Header::read(path, &name, &bytes)?;
@@ -186,17 +186,24 @@ impl Header {
     }
 }
 
+/// The parts of a header. Where the dtype is a list of fields instead of a text, the list is found.
+static PARTS: LazyLock<[Regex; 4]> = LazyLock::new(|| {
+    [
+        r"'descr'\s*:\s*'([^']*)'",
+        r"'descr'\s*:\s*(\[.*\])",
+        r"'fortran_order'\s*:\s*(True|False)",
+        r"'shape'\s*:\s*\(([0-9,\sL]*)\)",
+    ]
+    .map(|pattern| Regex::new(pattern).expect("a pattern that is written here"))
+});
+
 /// descr, fortran_order and shape of a header.
 fn parse(text: &str) -> Option<(String, bool, Vec<u64>)> {
-    let find = |pattern: &str| {
-        let pattern = Regex::new(pattern).expect("a pattern that is written here");
-        pattern.captures(text).and_then(|found| found.get(1)).map(|found| found.as_str().trim())
-    };
-    // A list of fields instead of a text: whatever it is, no single dtype.
-    let descr = find(r"'descr'\s*:\s*'([^']*)'").or_else(|| find(r"'descr'\s*:\s*(\[.*\])"))?;
-    let fortran = find(r"'fortran_order'\s*:\s*(True|False)")? == "True";
-    let shape = find(r"'shape'\s*:\s*\(([0-9,\sL]*)\)")?;
-    let sizes = shape.split(',').map(|size| size.trim().trim_end_matches('L')).filter(|size| !size.is_empty());
+    let [descr, fields, fortran, shape] = &*PARTS;
+    let find = |part: &Regex| part.captures(text).and_then(|found| found.get(1)).map(|found| found.as_str().trim());
+    let descr = find(descr).or_else(|| find(fields))?;
+    let fortran = find(fortran)? == "True";
+    let sizes = find(shape)?.split(',').map(|size| size.trim().trim_end_matches('L')).filter(|size| !size.is_empty());
     let sizes: Option<Vec<u64>> = sizes.map(|size| size.parse().ok()).collect();
     Some((descr.to_owned(), fortran, sizes?))
 }

@@ -99,12 +99,12 @@ impl WeightFile {
     /// # Errors
     /// When it is none of the containers that can be read, or damaged, or made to do harm.
     pub fn open(directory: &Path, name: &str) -> Result<Self> {
-        let map = MappedFile::open(&directory.join(name))?;
+        let map = Arc::new(MappedFile::open(&directory.join(name))?);
         let (format, header, found) = read(&map)?;
         map.advise_scattered(false);
         map.release(0, if format == Format::Safetensors { header.data_start } else { map.len() });
         let (held, notes) = (found.held, found.notes);
-        Ok(Self { name: name.into(), format, map: Arc::new(map), header, notes, held })
+        Ok(Self { name: name.into(), format, map, header, notes, held })
     }
 
     /// The tensor at `position` of the header.
@@ -133,7 +133,7 @@ pub fn safetensors_name(name: &str) -> String {
     format!("{folder}{file}.safetensors{index}")
 }
 
-fn read(map: &MappedFile) -> Result<(Format, Header, Found)> {
+fn read(map: &Arc<MappedFile>) -> Result<(Format, Header, Found)> {
     let (path, bytes) = (map.path(), map.bytes());
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let is_safetensors = ending == "safetensors";

@@ -19,6 +19,7 @@ use miniz_oxide::inflate::decompress_to_vec_with_limit;
 
 use super::held::Budget;
 use crate::error::{Error, Result};
+use crate::limits::MAX_HEADER_BYTES;
 
 /// Longest comment behind the end record.
 const MAX_COMMENT: usize = 0xffff;
@@ -208,6 +209,9 @@ fn find_directory<'a>(path: &Path, bytes: &'a [u8]) -> Result<(u64, &'a [u8], u6
             (count, len, offset) = (u64_at(end, 32), u64_at(end, 40), u64_at(end, 48));
         }
     }
+    if len > MAX_HEADER_BYTES {
+        return Err(Error::limit(path, "length of its zip directory in bytes", len, MAX_HEADER_BYTES));
+    }
     let directory = bytes.get(range(offset, len)).ok_or_else(|| {
         let problem = format!("the zip directory has {len} bytes, the file ends at byte {}", bytes.len());
         Error::malformed(path, format!("byte {offset}"), problem).hint("the file was cut short, or is damaged")
@@ -296,4 +300,138 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |chunk| u64::from_le_bytes(*chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Facts of an entry in an archive that a test makes.
+    #[derive(Clone)]
+    struct Made {
+        name: &'static str,
+        data: Vec<u8>,
+        size: u32,
+        method: u16,
+        flags: u16,
+        zip64: bool,
+        /// Points to the local header of another entry.
+        alias: Option<usize>,
+    }
+
+    fn made(name: &'static str, data: &[u8]) -> Made {
+        let size = data.len() as u32;
+        Made { name, data: data.to_vec(), size, method: STORED, flags: 0, zip64: false, alias: None }
+    }
+
+    fn archive(entries: &[Made], zip64_end: bool) -> Vec<u8> {
+        let (mut out, mut directory, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for entry in entries {
+            places.push(out.len() as u64);
+            out.extend(b"PK\x03\x04\x14\0");
+            out.extend([0; 20]);
+            out.extend((entry.name.len() as u16).to_le_bytes());
+            out.extend(5_u16.to_le_bytes());
+            out.extend(entry.name.as_bytes());
+            out.extend([0; 5]);
+            out.extend(&entry.data);
+            let at = places[entry.alias.unwrap_or(places.len() - 1)];
+            let numbers = [u64::from(entry.size), entry.data.len() as u64, at];
+            directory.extend(b"PK\x01\x02\x14\0\x14\0");
+            directory.extend(entry.flags.to_le_bytes());
+            directory.extend(entry.method.to_le_bytes());
+            directory.extend([0; 8]);
+            let short = |number: u64| if entry.zip64 { u32::MAX } else { number as u32 };
+            directory.extend(short(numbers[1]).to_le_bytes());
+            directory.extend(short(numbers[0]).to_le_bytes());
+            directory.extend((entry.name.len() as u16).to_le_bytes());
+            directory.extend(if entry.zip64 { 34_u16 } else { 0 }.to_le_bytes());
+            directory.extend([0; 10]);
+            directory.extend(short(numbers[2]).to_le_bytes());
+            directory.extend(entry.name.as_bytes());
+            if entry.zip64 {
+                // Another field in front.
+                directory.extend([9, 9, 2, 0, 7, 7, 1, 0, 24, 0]);
+                numbers.iter().for_each(|number| directory.extend(number.to_le_bytes()));
+            }
+        }
+        let (at, count) = (out.len() as u64, entries.len() as u64);
+        out.extend(&directory);
+        if zip64_end {
+            let place = out.len() as u64;
+            out.extend(b"PK\x06\x06");
+            out.extend([0; 28]);
+            for number in [count, directory.len() as u64, at] {
+                out.extend(number.to_le_bytes());
+            }
+            out.extend(b"PK\x06\x07\0\0\0\0");
+            out.extend(place.to_le_bytes());
+            out.extend([1, 0, 0, 0]);
+        }
+        let end = if zip64_end { [u64::MAX; 3] } else { [count, directory.len() as u64, at] };
+        out.extend(b"PK\x05\x06\0\0\0\0");
+        out.extend([end[0] as u16, end[0] as u16].map(u16::to_le_bytes).concat());
+        out.extend([end[1] as u32, end[2] as u32].map(u32::to_le_bytes).concat());
+        out.extend([3, 0]);
+        out.extend(b"...");
+        out
+    }
+
+    fn contents(bytes: &[u8], name: &str) -> Result<Vec<u8>> {
+        let path = Path::new("x.bin");
+        let archive = Archive::read(path, bytes)?;
+        let entry = archive.find(name).expect("the entry is there");
+        Ok(archive.contents(entry, &mut Budget::new(path, 0))?.into_owned())
+    }
+
+    fn refused(entries: &[Made], name: &str, part: &str) {
+        let error = contents(&archive(entries, false), name).unwrap_err().to_string();
+        assert!(error.starts_with("x.bin: ") && error.contains(part), "{error}");
+    }
+
+    #[test]
+    fn stored_entries_are_found_where_they_lie() {
+        for (zip64, zip64_end) in [(false, false), (true, false), (true, true)] {
+            let mut entries = [made("a", b"first"), made("b/c", b""), made("d", b"third")];
+            entries.iter_mut().for_each(|entry| entry.zip64 = zip64);
+            let bytes = archive(&entries, zip64_end);
+            let read = Archive::read(Path::new("x.bin"), &bytes).unwrap();
+            assert_eq!(read.entries().len(), 3);
+            for entry in &entries {
+                assert_eq!(contents(&bytes, entry.name).unwrap(), entry.data);
+                let start = read.start(read.find(entry.name).unwrap()).unwrap().unwrap() as usize;
+                assert_eq!(&bytes[start..start + entry.data.len()], entry.data);
+            }
+        }
+    }
+
+    #[test]
+    fn deflated_entries_hold_what_they_declare_and_no_more() {
+        let data = miniz_oxide::deflate::compress_to_vec(&[7; 1000], 6);
+        let deflated = |size: u32| [Made { size, method: DEFLATED, ..made("a", &data) }];
+        assert_eq!(contents(&archive(&deflated(1000), false), "a").unwrap(), [7; 1000]);
+        refused(&deflated(999), "a", "entry `a`: holds more than the 999 bytes that are declared");
+        refused(&deflated(1001), "a", "entry `a`: holds 1000 bytes, 1001 are declared");
+        refused(&deflated(u32::MAX - 1), "a", "with entry `a` is 4294967294, more than the accepted");
+        refused(&[Made { size: 9, method: DEFLATED, ..made("a", &[0xff; 9]) }], "a", "cannot be decompressed");
+    }
+
+    #[test]
+    fn entries_that_lie_are_refused() {
+        let two = [made("a", b"first"), made("b", b"second")];
+        let alias = Made { alias: Some(0), ..made("b", b"first") };
+        refused(&[two[0].clone(), alias], "a", "lie over what follows");
+        refused(&[two[0].clone(), two[0].clone()], "a", "stands in the archive twice");
+        refused(&[Made { size: 6, ..two[0].clone() }, two[1].clone()], "a", "is stored in 5 bytes and has 6");
+        refused(&[Made { flags: 1, ..two[0].clone() }], "a", "is encrypted");
+        refused(&[Made { method: 93, ..two[0].clone() }], "a", "is compressed by method 93");
+    }
+
+    #[test]
+    fn an_archive_that_ends_early_is_refused_wherever_that_is() {
+        let bytes = archive(&[made("a", b"first"), made("b", b"second")], true);
+        for end in 0..bytes.len() {
+            assert!(Archive::read(Path::new("x.bin"), &bytes[..end]).is_err(), "{end}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
@@ -39,6 +39,8 @@ enum Contents {
     Empty,
     Mapped(Mmap),
     Held(Box<[u8]>),
+    /// Made at the first look.
+    Lazy(OnceLock<Box<[u8]>>, Box<dyn Fn() -> Vec<u8> + Send + Sync>),
 }
 
 impl fmt::Debug for Contents {
@@ -47,6 +49,7 @@ impl fmt::Debug for Contents {
             Self::Empty => "Empty",
             Self::Mapped(_) => "Mapped",
             Self::Held(_) => "Held",
+            Self::Lazy(..) => "Lazy",
         })
     }
 }
@@ -95,9 +98,15 @@ impl MappedFile {
         }
     }
 
+    /// As [`held`](Self::held), for `bytes` bytes that `make` gives when they are first looked at.
+    #[must_use]
+    pub fn held_lazily(&self, bytes: u64, make: impl Fn() -> Vec<u8> + Send + Sync + 'static) -> Self {
+        Self { contents: Contents::Lazy(OnceLock::new(), Box::new(make)), bytes, ..self.held(Vec::new()) }
+    }
+
     /// Whether the bytes are held in memory: they are not those of [`file`](Self::file).
     pub fn is_held(&self) -> bool {
-        matches!(self.contents, Contents::Held(_))
+        matches!(self.contents, Contents::Held(_) | Contents::Lazy(..))
     }
 
     /// The path as given to [`open`](Self::open).
@@ -226,6 +235,7 @@ impl Contents {
             Self::Empty => &[],
             Self::Mapped(map) => map,
             Self::Held(bytes) => bytes,
+            Self::Lazy(bytes, make) => bytes.get_or_init(|| make().into()),
         }
     }
 }
@@ -353,6 +363,26 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
         let error = held.check_unchanged().unwrap_err().to_string();
         assert!(error.ends_with("changed while it was being read: 10 bytes at open, 4 now"), "{error}");
+    }
+
+    #[test]
+    fn lazy_bytes_are_made_once_and_when_they_are_looked_at() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let (_directory, path) = file_of(b"0123456789");
+        let file = Arc::new(MappedFile::open(&path).unwrap());
+        let made = Arc::new(AtomicUsize::new(0));
+        let (source, count) = (Arc::clone(&file), Arc::clone(&made));
+
+        let lazy = file.held_lazily(3, move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            source.bytes()[..3].iter().rev().copied().collect()
+        });
+        lazy.release(0, 3);
+        lazy.check_unchanged().unwrap();
+
+        assert!(lazy.is_held() && lazy.len() == 3 && made.load(Ordering::Relaxed) == 0);
+        assert_eq!((lazy.bytes(), lazy.slice(1, 2).unwrap()), (&b"210"[..], &b"10"[..]));
+        assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 
     #[test]

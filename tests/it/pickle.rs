@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use lorakit::formats::Checkpoint;
 use proptest::prelude::*;
 
+use crate::containers::{npy, zip};
 use crate::support::{Bench, fixtures, lorakit, read, read_json, reference};
 
 /// Folders with `good/` and `hostile/`: the repository's own selection, and all of them.
@@ -117,6 +118,17 @@ fn survives(bench: &Bench, bytes: &[u8]) {
     }
 }
 
+/// An archive of numpy with arrays in every order.
+fn archive_of_arrays() -> Vec<u8> {
+    let data: Vec<u8> = (0..24).collect();
+    let entries = [
+        ("plain.npy", npy("<f4", false, &[2, 3], &data)),
+        ("big.npy", npy(">f4", false, &[2, 3], &data)),
+        ("columns.npy", npy("<i2", true, &[2, 3, 2], &data)),
+    ];
+    zip(&entries.map(|(name, bytes)| (name.to_owned(), bytes)))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
     #[test]
@@ -126,7 +138,8 @@ proptest! {
         cut: Option<prop::sample::Index>,
     ) {
         let good = files(&fixtures().join("pickle/good"));
-        let mut bytes = fs::read(&good[pick.index(good.len())]).unwrap();
+        let pick = pick.index(good.len() + 1);
+        let mut bytes = good.get(pick).map_or_else(archive_of_arrays, |path| fs::read(path).unwrap());
         for (at, byte) in edits {
             let at = at.index(bytes.len());
             bytes[at] = byte;
@@ -147,17 +160,23 @@ fn a_file_cut_at_any_byte_is_refused_or_read_within_bounds() {
             survives(&bench, &bytes[..end]);
         }
     }
+    let arrays = archive_of_arrays();
+    let path = bench.path("x.npz");
+    fs::write(&path, &arrays).unwrap();
+    assert_eq!(Checkpoint::open(&path).unwrap().count(), 3);
+    (0..arrays.len()).for_each(|end| survives(&bench, &arrays[..end]));
 }
 
 #[test]
-fn any_byte_of_a_pickle_can_be_any_other() {
+fn any_byte_of_a_file_can_be_another() {
     let bench = Bench::new();
-    let bytes = fs::read(fixtures().join("pickle/good/zip-handmade.bin")).unwrap();
-    for at in 0..bytes.len() {
-        for value in [0, 1, 0x28, 0x2e, 0x5d, 0x75, 0x7f, 0x80, 0x8a, 0x94, 0xff] {
-            let mut damaged = bytes.clone();
-            damaged[at] = value;
-            survives(&bench, &damaged);
+    for bytes in [fs::read(fixtures().join("pickle/good/zip-handmade.bin")).unwrap(), archive_of_arrays()] {
+        for at in 0..bytes.len() {
+            for value in [0, 1, 0x28, 0x2e, 0x5d, 0x75, 0x7f, 0x80, 0x8a, 0x94, 0xff] {
+                let mut damaged = bytes.clone();
+                damaged[at] = value;
+                survives(&bench, &damaged);
+            }
         }
     }
 }

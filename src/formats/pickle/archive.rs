@@ -37,7 +37,7 @@ fn pickle_name<'a>(archive: &Archive<'a>) -> Option<&'a str> {
 ///
 /// # Errors
 /// When it is damaged, or is or asks for something that no weights need.
-pub fn read(map: &MappedFile, archive: &Archive<'_>) -> Result<Found> {
+pub fn read(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<Found> {
     let path = map.path();
     let mut budget = Budget::new(path, map.len());
     let Some(name) = pickle_name(archive) else {
@@ -63,7 +63,7 @@ pub fn read(map: &MappedFile, archive: &Archive<'_>) -> Result<Found> {
 }
 
 struct Entries<'a> {
-    map: &'a MappedFile,
+    map: &'a Arc<MappedFile>,
     archive: &'a Archive<'a>,
     folder: String,
 }

@@ -39,7 +39,7 @@ pub trait Storages {
 /// # Errors
 /// `Malformed`, naming the tensor, or `Limit`.
 pub fn collect(
-    map: &MappedFile,
+    map: &Arc<MappedFile>,
     heap: &Heap<'_>,
     state: State,
     storages: &dyn Storages,
@@ -106,7 +106,7 @@ fn check(tensor: &Described<'_>, elements: u64, storage: &Storage) -> Result<(),
 
 /// Where the tensor lies: what holds it, if the file does not, and its first byte there.
 fn place(
-    map: &MappedFile,
+    map: &Arc<MappedFile>,
     name: &str,
     tensor: &Described<'_>,
     bytes: u64,
@@ -122,16 +122,22 @@ fn place(
         return Ok((storage.held.clone(), storage.start + first * item));
     }
     budget.take(bytes, &format!("tensor `{name}`, whose elements do not follow each other"))?;
-    let source = storage.held.as_deref().unwrap_or(map).slice(storage.start, storage.len)?;
+    let source = Arc::clone(storage.held.as_ref().unwrap_or(map));
+    source.slice(storage.start, storage.len)?;
     // All of it was checked against the storage, which is in memory.
     let size = |number: u64| usize::try_from(number).expect("below the length of a mapped file");
     let shape: Vec<usize> = tensor.shape.as_slice().iter().map(|dimension| size(*dimension)).collect();
     // Where a dimension has one element, its stride is never used and can be anything.
     let strides = tensor.shape.as_slice().iter().zip(&tensor.strides);
     let strides: Vec<usize> = strides.map(|(size_of, stride)| if *size_of == 1 { 1 } else { size(*stride) }).collect();
-    let gathered = gather(source, size(item), size(first), &shape, &strides);
-    map.release(storage.start, storage.len);
-    Ok((Some(Arc::new(map.held(gathered))), 0))
+    let (start, len) = (storage.start, storage.len);
+    let make = move || {
+        let bytes = source.slice(start, len).unwrap_or_default();
+        let gathered = gather(bytes, size(item), size(first), &shape, &strides);
+        source.release(start, len);
+        gathered
+    };
+    Ok((Some(Arc::new(map.held_lazily(bytes, make))), 0))
 }
 
 /// Bytes of one element: all dtypes of torch that can be read fill whole bytes.

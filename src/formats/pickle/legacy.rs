@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::collect::{Storage, Storages, collect, stem};
 use super::machine::{self, Unpickled};
@@ -49,7 +50,7 @@ pub fn is_legacy(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// When it is damaged, or asks for something that no weights need.
-pub fn read(map: &MappedFile) -> Result<Found> {
+pub fn read(map: &Arc<MappedFile>) -> Result<Found> {
     let path = map.path();
     let mut at = 0;
     let mut next = |what: &str| -> Result<(Unpickled<'_>, usize)> {
@@ -75,7 +76,12 @@ pub fn read(map: &MappedFile) -> Result<Found> {
 }
 
 /// Walks over the storages behind byte `start`, in the order of their keys.
-fn locate(map: &MappedFile, heap: &Heap<'_>, keys: &Unpickled<'_>, start: usize) -> Result<HashMap<String, Storage>> {
+fn locate(
+    map: &Arc<MappedFile>,
+    heap: &Heap<'_>,
+    keys: &Unpickled<'_>,
+    start: usize,
+) -> Result<HashMap<String, Storage>> {
     let path = map.path();
     let wrong = |problem: String| Error::malformed(path, "storages", problem);
     let widths = element_bytes(path, heap)?;
