@@ -16,6 +16,9 @@ pub const MAX_PICKLE_BYTES: u64 = 100_000_000;
 /// Most tuples, lists, dicts and calls in a pickle; a tensor takes eight or so.
 pub const MAX_PICKLE_VALUES: u64 = 4_000_000;
 
+/// Most values that a pickle names, in collections or not; a tensor takes 25 or so.
+pub const MAX_PICKLE_PUSHES: u64 = 12_000_000;
+
 /// Deepest nesting in a pickle; training checkpoints stay below ten.
 pub const MAX_PICKLE_DEPTH: u32 = 100;
 

@@ -125,3 +125,54 @@ fn join(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(4).map(|name| format!("`{name}`")).collect();
     if names.len() > shown.len() { format!("{} …", shown.join(", ")) } else { shown.join(", ") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Result<Place> {
+        let directory = tempfile::tempdir().expect("a directory");
+        for name in names {
+            std::fs::write(directory.path().join(name), b"").expect("a file");
+        }
+        locate(directory.path(), &WEIGHT_STEMS)
+    }
+
+    #[test]
+    fn safetensors_come_first_and_known_names_before_unknown_ones() {
+        let file = |name: &str| Place::File(name.into());
+        let index = |name: &str| Place::Index(name.into());
+        for (names, wanted) in [
+            (&["pytorch_model.bin", "model.safetensors"][..], file("model.safetensors")),
+            (&["pytorch_model.bin", "adapter_model.safetensors"], file("adapter_model.safetensors")),
+            (&["pytorch_model.bin", "other.safetensors"], file("pytorch_model.bin")),
+            (&["model.safetensors.index.json", "model.safetensors"], index("model.safetensors.index.json")),
+            (
+                &["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"],
+                index("pytorch_model.bin.index.json"),
+            ),
+            (&["diffusion_pytorch_model.bin"], file("diffusion_pytorch_model.bin")),
+            (&["adapter_model.bin", "optimizer.pt", "rng_state.pth"], file("adapter_model.bin")),
+            (&["consolidated.00.pth", "params.json"], file("consolidated.00.pth")),
+            (&["weights.npz"], file("weights.npz")),
+            (&["v1-5-pruned.ckpt", "training_args.bin"], file("v1-5-pruned.ckpt")),
+            (&["a.pt", "b.safetensors"], file("b.safetensors")),
+        ] {
+            assert_eq!(found(names).expect("found"), wanted, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_refused_with_its_names() {
+        for (names, part) in [
+            (&["a.pt", "b.bin"][..], "holds 2 weight files and no index that ties them together: `a.pt`, `b.bin`"),
+            (&["a.safetensors", "b.safetensors"], "holds 2 safetensors files and no index"),
+            (&["consolidated.00.pth", "consolidated.01.pth"], "every file holds a slice of every tensor"),
+            (&["model-q4.gguf"], "`model-q4.gguf` cannot be"),
+            (&["training_args.bin"], "holds no weights that can be read"),
+        ] {
+            let error = found(names).expect_err("refused").to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

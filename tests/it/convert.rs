@@ -181,6 +181,15 @@ fn shared_tensors_are_written_under_each_of_their_names() {
 }
 
 #[test]
+fn safetensors_under_another_ending_are_read_as_what_they_are() {
+    let bench = Bench::new();
+    let tensors = model(Dtype::F32);
+    write(&bench.path("x.bin"), &tensors);
+    convert(&bench.path("x.bin"), &bench.path("out"), &[]).ok();
+    assert_eq!(read(&bench.path("out/x.safetensors")), named(&tensors));
+}
+
+#[test]
 fn arrays_of_numpy_are_read_in_every_order() {
     let bench = Bench::new();
     let values = noise(6, 6, 1.0);

@@ -105,6 +105,43 @@ fn hostile_files_are_refused_at_once_and_by_name() {
     assert!(refused >= 8, "{refused}");
 }
 
+/// What a run within `kib` of address space says of a file; `None` where it could be read.
+fn refused_within(kib: u32, path: &Path) -> Option<String> {
+    let program = assert_cmd::cargo::cargo_bin("lorakit");
+    let limited = format!("ulimit -v {kib} && exec \"$0\" inspect \"$1\"");
+    let output = std::process::Command::new("sh").args(["-c", &limited]).arg(program).arg(path).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    match output.status.code() {
+        Some(0) => None,
+        Some(1) => Some(text),
+        other => panic!("{}: {other:?}: {text}", path.display()),
+    }
+}
+
+#[test]
+fn no_pickle_takes_more_memory_than_its_limits() {
+    let bench = Bench::new();
+    let path = bench.path("x.bin");
+    let many = |piece: &[u8], count: usize| piece.repeat(count);
+    let memo = (0..6_000_000_u32).flat_map(|at| [&b"r"[..], &at.to_le_bytes()].concat()).collect::<Vec<u8>>();
+    for (pickle, part) in [
+        (many(b"]", 50_000_000), "the number of values in its pickle"),
+        (many(b"N", 50_000_000), "the number of values its pickle names"),
+        ([&b"]"[..], &many(b"Na", 25_000_000)].concat(), "the number of values its pickle names"),
+        ([&b"N"[..], &memo].concat(), "the number of memo entries"),
+        (many(b")", 50_000_000), "the number of values in its pickle"),
+        (many(b"N\x85", 25_000_000), "the number of values"),
+        (many(b"N0", 10), "opcode 0x30"),
+        (many(b"N", 110_000_000), "length of its pickle in bytes is 110000002"),
+    ] {
+        fs::write(&path, zip(&[("x/data.pkl".to_owned(), [&b"\x80\x02"[..], &pickle].concat())])).unwrap();
+        let begun = Instant::now();
+        let text = refused_within(1_500_000, &path).expect("refused");
+        assert!(text.contains("x.bin") && text.contains(part), "{text}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{part}: {:?}", begun.elapsed());
+    }
+}
+
 /// What a damaged file may be: refused, or read within the file.
 fn survives(bench: &Bench, bytes: &[u8]) {
     let path = bench.path("x.bin");

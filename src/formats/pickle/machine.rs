@@ -10,7 +10,7 @@ use std::path::Path;
 use super::globals::{Known, find};
 use super::value::{Heap, Node, Value};
 use crate::error::{Error, Result};
-use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_VALUES};
+use crate::limits::{MAX_PICKLE_BYTES, MAX_PICKLE_PUSHES, MAX_PICKLE_VALUES};
 
 /// Newest protocol of Python 3.14.
 const NEWEST_PROTOCOL: u8 = 5;
@@ -42,6 +42,7 @@ pub fn read<'a>(file: &Path, place: &str, bytes: &'a [u8]) -> Result<Unpickled<'
         at: 0,
         opcode_at: 0,
         stack: Vec::new(),
+        pushed: 0,
         marks: Vec::new(),
         memo: HashMap::new(),
         heap: Heap::new(bytes),
@@ -49,6 +50,9 @@ pub fn read<'a>(file: &Path, place: &str, bytes: &'a [u8]) -> Result<Unpickled<'
     loop {
         if let Some(root) = machine.step()? {
             return Ok(Unpickled { heap: machine.heap, root, len: machine.at });
+        }
+        if machine.pushed > MAX_PICKLE_PUSHES {
+            return Err(Error::limit(file, "the number of values its pickle names", machine.pushed, MAX_PICKLE_PUSHES));
         }
     }
 }
@@ -60,6 +64,8 @@ struct Machine<'m, 'a> {
     at: usize,
     opcode_at: usize,
     stack: Vec<Value>,
+    /// How many values were ever put on the stack.
+    pushed: u64,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
@@ -384,6 +390,7 @@ impl<'a> Machine<'_, 'a> {
     }
 
     fn push(&mut self, value: Value) {
+        self.pushed += 1;
         self.stack.push(value);
     }
 

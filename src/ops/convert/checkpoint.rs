@@ -171,7 +171,8 @@ fn tensors(base: &Base, options: &ConvertOptions, cast: &mut Vec<Arc<Rounded>>) 
                 let elements = stored.info.bytes / own.bytes() as u64;
                 let bytes = elements * wanted.bytes() as u64;
                 let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
-                let weight = Weight::new(stored, None)?;
+                // One element to a row: jobs are cut anywhere.
+                let weight = Weight::new(stored, Some(1))?;
                 let rounded = Rounded::new(info.name.clone(), weight, wanted, options.write.rounding);
                 cast.push(Arc::new(rounded));
                 let origin = Origin::Cast(Arc::clone(cast.last().expect("one was added")));
@@ -224,9 +225,9 @@ fn schedule(files: Vec<(layout::OutputFile, Vec<Origin>)>, write: &WriteOptions,
             match origin {
                 Origin::Copied(source) => plan.copy(at, offset, &source.map, source.start, info.bytes),
                 Origin::Cast(rounded) => {
-                    let (rows, row_bytes) = rounded.rows_of();
+                    let (elements, width) = rounded.elements();
                     let compute = rounded as Arc<dyn Compute>;
-                    plan.compute(at, offset, &compute, rows, row_bytes, write.budget.job_bytes());
+                    plan.compute(at, offset, &compute, elements, width, write.budget.job_bytes());
                 }
             }
         }

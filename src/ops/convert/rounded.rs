@@ -18,13 +18,13 @@ use crate::tensor::Float;
 /// Elements that are rounded at once: 256 KiB of f32.
 const TILE: usize = 1 << 16;
 
-/// A tensor that is cast.
+/// A tensor that is cast, as a row of single elements.
 pub struct Rounded {
     name: String,
     source: Weight,
     out: Float,
     rounding: Rounding,
-    /// By first row of each job.
+    /// By first element of each job.
     sums: Mutex<Vec<(usize, Sums)>>,
 }
 
@@ -56,22 +56,27 @@ impl Rounded {
         Self { name, source, out, rounding, sums: Mutex::default() }
     }
 
-    /// Rows of the tensor, and bytes of each in the output.
-    pub fn rows_of(&self) -> (Range<usize>, u64) {
-        (0..self.source.rows, (self.source.cols * self.out.bytes()) as u64)
+    /// All elements, and bytes of each in the output.
+    pub fn elements(&self) -> (Range<usize>, u64) {
+        (0..self.source.rows, self.out.bytes() as u64)
     }
 
-    /// What rounding did. Summed in row order, so it does not depend on which thread came first.
+    /// What rounding did. Summed in their order, so it does not depend on which thread came first.
     fn sums(&self) -> Sums {
         let mut sums = self.sums.lock().expect("no thread panics while it holds the sums").clone();
-        sums.sort_by_key(|(row, _)| *row);
+        sums.sort_by_key(|(first, _)| *first);
         sums.iter().fold(Sums::default(), |total, (_, one)| total.plus(one))
     }
 
     fn refuse(&self, index: usize, value: f32) -> Error {
-        let (row, col) = (index / self.source.cols, index % self.source.cols);
+        let (mut rest, mut place) = (index as u64, Vec::new());
+        for size in self.source.tensor.info.shape.as_slice().iter().rev() {
+            place.push(rest % size.max(&1));
+            rest /= size.max(&1);
+        }
+        place.reverse();
         let (out, max) = (self.out.dtype(), self.out.max());
-        let problem = format!("the value at [{row}, {col}] is {value}, {out} ends at {max}");
+        let problem = format!("the value at {place:?} is {value}, {out} ends at {max}");
         Error::numeric(self.source.tensor.path(), &self.name, problem)
             .hint("`--dtype bf16` has room for it, `--exclude` leaves the tensor as it is")
     }
@@ -109,27 +114,24 @@ pub fn summarise<'a>(tensors: impl Iterator<Item = &'a Rounded>) -> Option<(Roun
 }
 
 impl Compute for Rounded {
-    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+    fn rows(&self, elements: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.source.tensor.map.check_unchanged()?;
-        self.source.populate(rows.clone());
-        let (cols, width) = (self.source.cols, self.out.bytes());
-        let step = (TILE / cols.max(1)).max(1);
+        self.source.populate(elements.clone());
+        let width = self.out.bytes();
         let (mut values, mut back) = (Vec::new(), Vec::new());
         let mut sums = Sums::default();
-        for first in rows.clone().step_by(step) {
-            let band = first..rows.end.min(first + step);
-            let elements = band.len() * cols;
-            values.resize(elements, 0.0);
-            back.resize(elements, 0.0);
-            BaseRows::read(&self.source, band.clone(), 0..cols, &mut values)?;
-            let begin = (first - rows.start) * cols * width;
-            let place = &mut out[begin..begin + elements * width];
-            self.out.encode(&values, self.rounding.at(&self.name, (first * cols) as u64), place);
+        for first in elements.clone().step_by(TILE) {
+            let tile = first..elements.end.min(first + TILE);
+            values.resize(tile.len(), 0.0);
+            back.resize(tile.len(), 0.0);
+            BaseRows::read(&self.source, tile.clone(), 0..1, &mut values)?;
+            let place = &mut out[(first - elements.start) * width..(tile.end - elements.start) * width];
+            self.out.encode(&values, self.rounding.at(&self.name, first as u64), place);
             self.out.decode(place, &mut back);
             for (at, (before, after)) in values.iter().zip(&back).enumerate() {
                 let kept = before.is_finite() == after.is_finite() && before.is_nan() == after.is_nan();
                 if !kept {
-                    return Err(self.refuse(first * cols + at, *before));
+                    return Err(self.refuse(first + at, *before));
                 }
                 if before.is_finite() {
                     let (before, after) = (f64::from(*before), f64::from(*after));
@@ -141,8 +143,8 @@ impl Compute for Rounded {
                 }
             }
         }
-        self.source.release(rows.clone());
-        self.sums.lock().expect("no thread panics while it holds the sums").push((rows.start, sums));
+        self.source.release(elements.clone());
+        self.sums.lock().expect("no thread panics while it holds the sums").push((elements.start, sums));
         Ok(())
     }
 }
