@@ -36,8 +36,8 @@ fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result 
     writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
     if let (Some(total), Some(worst)) = (&report.rounding, &report.worst) {
         writeln!(text, "  rounding {}", rounding(total))?;
-        if worst.relative > 0.0 {
-            writeln!(text, "           {} in `{}`", rounding(worst), worst.tensor)?;
+        if worst.relative > total.relative {
+            writeln!(text, "           at worst {} in `{}`", rounding(worst), worst.tensor)?;
         }
     }
     if !report.dry_run {

@@ -56,48 +56,94 @@ pub struct View<'a> {
     pub strides: Vec<u32>,
 }
 
+/// What a dict of a PyTorch file holds: the same tensor under a name, or a dict.
+pub enum Named<'a> {
+    Tensor(&'a str),
+    Dict(&'a str, Vec<Named<'a>>),
+}
+
 /// A file of `torch.save` with these storages and tensors.
 pub fn torch_of(storages: &[Tensor], views: &[View<'_>]) -> Vec<u8> {
-    fn text(to: &mut Vec<u8>, text: &str) {
-        to.push(b'X');
-        to.extend((text.len() as u32).to_le_bytes());
-        to.extend(text.as_bytes());
-    }
-    fn number(to: &mut Vec<u8>, number: u32) {
-        to.push(b'J');
-        to.extend(number.to_le_bytes());
-    }
     let mut pickle = b"\x80\x02}(".to_vec();
     for view in views {
-        let storage = &storages[view.storage];
-        let (class, width) = match storage.dtype {
-            Dtype::F64 => ("DoubleStorage", 8),
-            Dtype::F32 => ("FloatStorage", 4),
-            Dtype::F16 => ("HalfStorage", 2),
-            Dtype::BF16 => ("BFloat16Storage", 2),
-            Dtype::I64 => ("LongStorage", 8),
-            other => panic!("{other:?} has no class here"),
-        };
         text(&mut pickle, view.name);
-        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        text(&mut pickle, "storage");
-        pickle.extend(format!("ctorch\n{class}\n").bytes());
-        text(&mut pickle, &view.storage.to_string());
-        text(&mut pickle, "cpu");
-        number(&mut pickle, (storage.data.len() / width) as u32);
-        pickle.extend(b"tQ");
-        number(&mut pickle, view.offset);
-        for numbers in [&view.shape, &view.strides] {
-            pickle.push(b'(');
-            numbers.iter().for_each(|size| number(&mut pickle, *size));
-            pickle.push(b't');
-        }
-        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+        tensor(&mut pickle, storages, view);
     }
     pickle.extend(b"u.");
+    archive(pickle, storages)
+}
+
+/// A file of `torch.save` with nested dicts whose tensors are all `storage`.
+pub fn torch_tree(storage: &Tensor, entries: &[Named<'_>]) -> Vec<u8> {
+    fn dict(pickle: &mut Vec<u8>, storage: &Tensor, entries: &[Named<'_>]) {
+        pickle.extend(b"}(");
+        for entry in entries {
+            match entry {
+                Named::Tensor(name) => {
+                    let shape: Vec<u32> = storage.shape.iter().map(|size| *size as u32).collect();
+                    let strides = vec![1; shape.len()];
+                    text(pickle, name);
+                    tensor(
+                        pickle,
+                        std::slice::from_ref(storage),
+                        &View { name, storage: 0, offset: 0, shape, strides },
+                    );
+                }
+                Named::Dict(name, entries) => {
+                    text(pickle, name);
+                    dict(pickle, storage, entries);
+                }
+            }
+        }
+        pickle.push(b'u');
+    }
+    let mut pickle = b"\x80\x02".to_vec();
+    dict(&mut pickle, storage, entries);
+    pickle.push(b'.');
+    archive(pickle, std::slice::from_ref(storage))
+}
+
+fn archive(pickle: Vec<u8>, storages: &[Tensor]) -> Vec<u8> {
     let data = storages.iter().enumerate().map(|(at, storage)| (format!("x/data/{at}"), storage.data.clone()));
     let entries: Vec<_> = std::iter::once(("x/data.pkl".to_owned(), pickle)).chain(data).collect();
     zip(&entries)
+}
+
+fn text(pickle: &mut Vec<u8>, text: &str) {
+    pickle.push(b'X');
+    pickle.extend((text.len() as u32).to_le_bytes());
+    pickle.extend(text.as_bytes());
+}
+
+fn number(pickle: &mut Vec<u8>, number: u32) {
+    pickle.push(b'J');
+    pickle.extend(number.to_le_bytes());
+}
+
+fn tensor(pickle: &mut Vec<u8>, storages: &[Tensor], view: &View<'_>) {
+    let storage = &storages[view.storage];
+    let (class, width) = match storage.dtype {
+        Dtype::F64 => ("DoubleStorage", 8),
+        Dtype::F32 => ("FloatStorage", 4),
+        Dtype::F16 => ("HalfStorage", 2),
+        Dtype::BF16 => ("BFloat16Storage", 2),
+        Dtype::I64 => ("LongStorage", 8),
+        other => panic!("{other:?} has no class here"),
+    };
+    pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+    text(pickle, "storage");
+    pickle.extend(format!("ctorch\n{class}\n").bytes());
+    text(pickle, &view.storage.to_string());
+    text(pickle, "cpu");
+    number(pickle, (storage.data.len() / width) as u32);
+    pickle.extend(b"tQ");
+    number(pickle, view.offset);
+    for numbers in [&view.shape, &view.strides] {
+        pickle.push(b'(');
+        numbers.iter().for_each(|size| number(pickle, *size));
+        pickle.push(b't');
+    }
+    pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR");
 }
 
 /// A file of `torch.save` with these tensors, each in a storage of its own.

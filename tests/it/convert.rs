@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::Dtype;
 use serde_json::json;
 
-use crate::containers::{View, npy, torch_of, write_torch, zip};
+use crate::containers::{Named, View, npy, torch_of, torch_tree, write_torch, zip};
 use crate::support::{
     Bench, Outcome, Tensor, Tensors, assert_close, fixtures, lorakit, merge, noise, read, read_json, read_model,
     snapshot, write,
@@ -275,6 +275,39 @@ fn only_the_weights_of_a_training_checkpoint_are_taken_and_that_is_said() {
     assert_eq!(out.keys().collect::<Vec<_>>(), ["a.w", "b.w"]);
     let note = "the weights are its `state_dict`; left aside: `optimizer_states`";
     assert!(outcome.stdout.contains(note), "{}", outcome.stdout);
+}
+
+#[test]
+fn the_weights_among_other_values_are_found() {
+    let bench = Bench::new();
+    let storage = Tensor::f32(&[2], &[1.0, 2.0]);
+    let plain = |name| Named::Tensor(name);
+    for (file, wanted) in [
+        (
+            vec![
+                Named::Dict("model", vec![plain("w")]),
+                Named::Dict("optimizer", vec![plain("m")]),
+                Named::Dict("swa", vec![plain("w")]),
+            ],
+            vec!["w"],
+        ),
+        (
+            vec![Named::Dict("model", vec![plain("w")]), Named::Dict("other", vec![plain("w")])],
+            vec!["model.w", "other.w"],
+        ),
+        (vec![Named::Dict("model", vec![plain("w")]), Named::Dict("ema", vec![plain("w")])], vec!["w"]),
+        (vec![Named::Dict("state_dict", vec![]), Named::Dict("model", vec![plain("w")])], vec!["w"]),
+        (vec![Named::Dict("state_dict", vec![]), Named::Dict("x", vec![plain("w")])], vec!["x.w"]),
+        (vec![Named::Dict("model", vec![Named::Dict("state_dict", vec![plain("w")])]), plain("step")], vec!["w"]),
+        (vec![plain("w"), Named::Dict("q", vec![Named::Dict("k", vec![plain("w")])])], vec!["q.k.w", "w"]),
+    ] {
+        let path = bench.path("x.pt");
+        fs::write(&path, torch_tree(&storage, &file)).unwrap();
+        convert(&path, &bench.path("out.safetensors"), &["--force"]).ok();
+        let out = read(&bench.path("out.safetensors"));
+        assert_eq!(out.keys().collect::<Vec<_>>(), wanted);
+        assert!(out.values().all(|tensor| *tensor == storage));
+    }
 }
 
 #[test]

@@ -133,29 +133,34 @@ impl Search<'_, '_> {
         Ok((at, path, asides))
     }
 
-    /// The entry of a dict that holds the weights, where others hold none or are known.
+    /// The entry of a dict that holds the weights: where it is called so, where the others are known, or where they show that
+    /// training left them.
     fn wrapped(&mut self, value: Value) -> Result<Option<(String, Value, Vec<String>)>> {
         let heap = self.heap;
         let Some(Node::Dict(entries)) = heap.node(value) else { return Ok(None) };
         let mut candidates = Vec::new();
         let mut holding = Vec::new();
+        let mut training = false;
         for (key, value) in entries {
             let name = self.key(*key);
+            training |= ASIDES.contains(&name.as_str());
             let dict = matches!(heap.node(*value), Some(Node::Dict(_)));
             let holds = self.holds(*value, 0)?;
             if holds {
                 holding.push(name.clone());
             }
             let rank = WRAPPERS.iter().position(|wrapper| *wrapper == name);
-            if let Some(rank) = rank.filter(|rank| dict && (holds || *rank == 0)) {
-                candidates.push((rank, name, *value));
+            if let Some(rank) = rank.filter(|_| dict) {
+                candidates.push((rank, name, *value, holds));
             }
         }
+        // A state dict without a tensor is one, unless the tensors are elsewhere.
+        candidates.retain(|(rank, .., holds)| *holds || *rank == 0 && holding.is_empty());
         candidates.sort_by_key(|(rank, ..)| *rank);
-        let Some((rank, name, value)) = candidates.into_iter().next() else { return Ok(None) };
+        let Some((rank, name, value, _)) = candidates.into_iter().next() else { return Ok(None) };
         holding.retain(|other| *other != name);
         let known = |other: &String| ASIDES.contains(&other.as_str()) || WRAPPERS.contains(&other.as_str());
-        Ok((rank == 0 || holding.iter().all(known)).then_some((name, value, holding)))
+        Ok((rank == 0 || training || holding.iter().all(known)).then_some((name, value, holding)))
     }
 
     /// Whether a value is or contains a tensor.
