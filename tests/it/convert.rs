@@ -378,19 +378,79 @@ fn what_cannot_be_converted_is_refused_with_its_reason() {
     convert(&base, &out, &[]).refused(1, &["out"]);
 }
 
+/// The value of an F8_E4M3 code without sign, exponent 7 or above.
+fn e4m3(code: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(code >> 3), f64::from(code & 7));
+    if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2_f64.powi(exponent - 7) }
+}
+
 #[test]
-fn fp8_with_scales_is_copied_and_not_cast() {
+fn fp8_weights_with_scales_are_dequantised_as_a_whole_or_copied() {
+    let bench = Bench::new();
+    let codes = Tensor { dtype: Dtype::F8_E4M3, shape: vec![2, 3], data: vec![1, 9, 56, 57, 90, 126] };
+    let blocks =
+        Tensor { dtype: Dtype::F8_E4M3, shape: vec![129, 2], data: (0..258).map(|at| (at % 120) as u8).collect() };
+    let config = json!({"quantization_config": {"quant_method": "fp8"}, "torch_dtype": "bfloat16"});
+    let base = bench.base(
+        &[
+            ("a.weight", codes.clone()),
+            ("a.weight_scale", Tensor::f32(&[2, 1], &[0.5, 0.3])),
+            ("a.input_scale", Tensor::f32(&[], &[7.0])),
+            ("b.weight", blocks.clone()),
+            ("b.weight_scale_inv", Tensor::f32(&[2, 1], &[0.25, 3.0])),
+            ("norm.weight", Tensor::new(Dtype::BF16, &[2], &[1.0, 2.0])),
+        ],
+        &config,
+    );
+
+    let outcome = convert(&base, &bench.path("out"), &["--dtype", "f32"]).ok();
+    convert(&base, &bench.path("low"), &["--dtype", "bf16"]).ok();
+    convert(&base, &bench.path("same"), &[]).ok();
+
+    let out = read(&bench.path("out/model.safetensors"));
+    assert_eq!(out.keys().collect::<Vec<_>>(), ["a.weight", "b.weight", "norm.weight"]);
+    let product = |code: &u8, scale: f32| f64::from(e4m3(*code) as f32 * scale);
+    let wanted: Vec<f64> = codes.data.iter().enumerate().map(|(at, code)| product(code, [0.5, 0.3][at / 3])).collect();
+    assert_close(&out["a.weight"].values(), &wanted, 0.0);
+    let wanted: Vec<f64> =
+        blocks.data.iter().enumerate().map(|(at, code)| product(code, [0.25, 3.0][at / 256])).collect();
+    assert_close(&out["b.weight"].values(), &wanted, 0.0);
+    let low: Vec<f32> = out["a.weight"].values().iter().map(|value| *value as f32).collect();
+    assert_eq!(read(&bench.path("low/model.safetensors"))["a.weight"], Tensor::new(Dtype::BF16, &[2, 3], &low));
+    assert!(read_json(&bench.path("out/config.json")).get("quantization_config").is_none());
+    for part in ["3 scales of FP8 weights are folded", "quantization_config: removed"] {
+        assert!(outcome.stdout.contains(part), "{}", outcome.stdout);
+    }
+    assert_eq!(snapshot(&bench.path("same")).len(), 3);
+    assert_eq!(read(&bench.path("same/model.safetensors")), read(&base.join("model.safetensors")));
+    assert_eq!(read_json(&bench.path("same/config.json")), config);
+}
+
+#[test]
+fn half_of_the_fp8_weights_is_not_dequantised() {
     let bench = Bench::new();
     let codes = Tensor { dtype: Dtype::F8_E4M3, shape: vec![2, 2], data: vec![1, 2, 3, 4] };
-    let base = bench.base(&[("l.weight", codes.clone()), ("l.weight_scale", Tensor::f32(&[], &[0.5]))], &json!({}));
-    convert(&base, &bench.path("out"), &["--dtype", "bf16"])
-        .refused(1, &["`l.weight` is FP8 with scales in `l.weight_scale`"]);
-    convert(&base, &bench.path("out"), &[]).ok();
-    assert_eq!(read(&bench.path("out/model.safetensors"))["l.weight"], codes);
+    let scale = Tensor::f32(&[], &[0.5]);
+    let both = [
+        ("a.weight", codes.clone()),
+        ("a.weight_scale", scale.clone()),
+        ("b.weight", codes.clone()),
+        ("b.weight_scale", scale.clone()),
+    ];
+    let base = bench.base(&both, &json!({}));
+    let out = bench.path("out");
+    convert(&base, &out, &["--dtype", "bf16", "-e", "^a"])
+        .refused(1, &["`b.weight` would be dequantised and `a.weight` stay FP8"]);
+    convert(&base, &out, &["--dtype", "f8_e5m2"])
+        .refused(1, &["tensor `a.weight` is FP8 with scales, and cannot become F8_E5M2"]);
+
+    let unknown = bench.path("unknown.safetensors");
+    write(&unknown, &[("a.weight", codes.clone()), ("a.weight_scale_2", scale)]);
+    convert(&unknown, &out, &["--dtype", "bf16"]).refused(1, &["how `a.weight_scale_2` scales it is not known"]);
 
     let alone = bench.path("alone.safetensors");
-    write(&alone, &[("l.weight", codes)]);
-    convert(&alone, &bench.path("alone-bf16.safetensors"), &["--dtype", "bf16"]).ok();
-    let values = read(&bench.path("alone-bf16.safetensors"))["l.weight"].values();
-    assert_close(&values, &[1.0, 2.0, 3.0, 4.0].map(|code: f64| code / 512.0), 0.0);
+    write(&alone, &[("a.weight", codes)]);
+    convert(&alone, &bench.path("wide.safetensors"), &["--dtype", "bf16"]).ok();
+    let values = read(&bench.path("wide.safetensors"))["a.weight"].values();
+    assert_close(&values, &[1, 2, 3, 4].map(e4m3), 0.0);
 }

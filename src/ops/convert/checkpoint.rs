@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
+use super::scaled::Scaled;
 use super::{ConvertOptions, Target};
 use crate::error::{Error, Result};
 use crate::formats::{Container, Stored, companions, json as files, layout};
@@ -89,8 +90,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let base = Base::open(&options.input)?;
     let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
     refuse_inputs(&write.out, of_files.chain([base.checkpoint.root()]))?;
-    let mut cast = Vec::new();
-    let outputs = tensors(&base, options, &mut cast)?;
+    let Sorted { outputs, cast, folded } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();
     let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
     infos().for_each(|info| *dtypes.entry(info.dtype.name().to_owned()).or_insert(0) += 1);
@@ -123,7 +123,13 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         seconds: 0.0,
         peak_resident_bytes: None,
     };
-    beside(&mut output, &mut report, write, &base, &recipe)?;
+    if folded > 0 {
+        let note =
+            format!("{folded} scales of FP8 weights are folded into them (W = code · scale in f32) and left out");
+        report.notes.push(note);
+    }
+    let edits = Edits { dequantised: folded > 0, ..Edits::default() };
+    beside(&mut output, &mut report, write, &base, &edits, &recipe)?;
     report.bytes = output.bytes();
     if !write.dry_run {
         output.write(write, run)?;
@@ -153,35 +159,57 @@ fn check(options: &ConvertOptions) -> Result<()> {
     Ok(())
 }
 
-/// The tensors of the output, file by file of the input.
-fn tensors(base: &Base, options: &ConvertOptions, cast: &mut Vec<Arc<Rounded>>) -> Result<Vec<Vec<Tensor>>> {
+/// What becomes of the tensors.
+struct Sorted {
+    /// Those of the output, file by file of the input.
+    outputs: Vec<Vec<Tensor>>,
+    cast: Vec<Arc<Rounded>>,
+    /// Scales that were folded into their weights, and what belongs to them.
+    folded: usize,
+}
+
+/// Decides for every tensor.
+fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     let chosen = |name: &str| {
-        (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(name)))
+        options.write.dtype.is_some()
+            && (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(name)))
             && !options.exclude.iter().any(|pattern| pattern.is_match(name))
     };
     if let Some(wanted) = options.write.dtype {
         refuse_packed(base, wanted)?;
     }
-    let mut one = |stored: Stored| -> Result<Tensor> {
-        let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(&stored.info.name));
-        match wanted.zip(stored.info.dtype.float()).filter(|(wanted, own)| wanted != own) {
-            None => Ok(Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }),
-            Some((wanted, own)) => {
-                refuse_scaled(base, &stored.info.name, own)?;
-                let elements = stored.info.bytes / own.bytes() as u64;
-                let bytes = elements * wanted.bytes() as u64;
-                let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
-                // One element to a row: jobs are cut anywhere.
-                let weight = Weight::new(stored, Some(1))?;
-                let rounded = Rounded::new(info.name.clone(), weight, wanted, options.write.rounding);
-                cast.push(Arc::new(rounded));
-                let origin = Origin::Cast(Arc::clone(cast.last().expect("one was added")));
-                Ok(Tensor { info, origin })
-            }
+    let scaled = Scaled::find(base);
+    let dequantised = scaled.dequantised(base, chosen)?;
+    let mut cast = Vec::new();
+    let mut one = |stored: Stored| -> Result<Option<Tensor>> {
+        let name = &stored.info.name;
+        if scaled.belongs(name) {
+            let kept = !dequantised;
+            return Ok(kept.then(|| Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         }
+        let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(name));
+        let change = wanted.zip(stored.info.dtype.float()).filter(|(wanted, own)| wanted != own || scaled.has(name));
+        let Some((wanted, own)) = change else {
+            return Ok(Some(Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
+        };
+        if scaled.has(name) && wanted.bytes() == 1 {
+            let what = format!("tensor `{name}` is FP8 with scales, and cannot become {wanted}");
+            return Err(Error::unsupported(base.checkpoint.root(), what).hint("leave `--dtype` away"));
+        }
+        let bytes = stored.info.bytes / own.bytes() as u64 * wanted.bytes() as u64;
+        let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
+        // A weight without scales has one element to a row: jobs are cut anywhere.
+        let cols = if scaled.has(name) { None } else { Some(1) };
+        let weight = if own.bytes() == 1 { base.weight(name, cols)? } else { Weight::new(stored.clone(), cols)? };
+        let rounded = Arc::new(Rounded::new(name.clone(), weight, wanted, options.write.rounding));
+        cast.push(Arc::clone(&rounded));
+        Ok(Some(Tensor { info, origin: Origin::Cast(rounded) }))
     };
     let files = base.checkpoint.files().iter();
-    files.map(|file| (0..file.header.tensors.len()).map(|at| one(file.stored(at))).collect()).collect()
+    let outputs =
+        files.map(|file| (0..file.header.tensors.len()).filter_map(|at| one(file.stored(at)).transpose()).collect());
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
+    Ok(Sorted { outputs, cast, folded: if dequantised { scaled.belonging() } else { 0 } })
 }
 
 /// A quantised model is more than its dtypes: its floating point tensors belong to codes that are not cast.
@@ -195,14 +223,6 @@ fn refuse_packed(base: &Base, wanted: Float) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// FP8 codes mean nothing without their scales.
-fn refuse_scaled(base: &Base, name: &str, own: Float) -> Result<()> {
-    let Some(scale) = base.scale_of(name, own) else { return Ok(()) };
-    let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, so it cannot be cast alone");
-    Err(Error::unsupported(base.checkpoint.root(), what)
-        .hint("leave `--dtype` away, or `--exclude` what is FP8 and its scales"))
 }
 
 /// The name of the one file that is to be written.
@@ -225,9 +245,9 @@ fn schedule(files: Vec<(layout::OutputFile, Vec<Origin>)>, write: &WriteOptions,
             match origin {
                 Origin::Copied(source) => plan.copy(at, offset, &source.map, source.start, info.bytes),
                 Origin::Cast(rounded) => {
-                    let (elements, width) = rounded.elements();
+                    let (rows, row_bytes) = rounded.rows_of();
                     let compute = rounded as Arc<dyn Compute>;
-                    plan.compute(at, offset, &compute, elements, width, write.budget.job_bytes());
+                    plan.compute(at, offset, &compute, rows, row_bytes, write.budget.job_bytes());
                 }
             }
         }
@@ -243,6 +263,7 @@ fn beside(
     report: &mut CheckpointReport,
     write: &WriteOptions,
     base: &Base,
+    edits: &Edits,
     recipe: &Value,
 ) -> Result<()> {
     let sidecar = files::render(recipe);
@@ -265,7 +286,7 @@ fn beside(
     if *container == Container::File {
         return Ok(());
     }
-    if let Some((contents, changes)) = edited_config(base, write, &Edits::default()) {
+    if let Some((contents, changes)) = edited_config(base, write, edits) {
         output.written.push((PathBuf::from("config.json"), contents));
         report.config_changes = changes;
     }

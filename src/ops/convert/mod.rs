@@ -5,6 +5,7 @@
 pub mod checkpoint;
 mod layout;
 mod rounded;
+mod scaled;
 
 use std::path::PathBuf;
 use std::str::FromStr;

@@ -18,13 +18,13 @@ use crate::tensor::Float;
 /// Elements that are rounded at once: 256 KiB of f32.
 const TILE: usize = 1 << 16;
 
-/// A tensor that is cast, as a row of single elements.
+/// A tensor that is cast, row by row; a row may be one element.
 pub struct Rounded {
     name: String,
     source: Weight,
     out: Float,
     rounding: Rounding,
-    /// By first element of each job.
+    /// By first row of each job.
     sums: Mutex<Vec<(usize, Sums)>>,
 }
 
@@ -56,9 +56,9 @@ impl Rounded {
         Self { name, source, out, rounding, sums: Mutex::default() }
     }
 
-    /// All elements, and bytes of each in the output.
-    pub fn elements(&self) -> (Range<usize>, u64) {
-        (0..self.source.rows, self.out.bytes() as u64)
+    /// Rows of the tensor, and bytes of each in the output.
+    pub fn rows_of(&self) -> (Range<usize>, u64) {
+        (0..self.source.rows, (self.source.cols * self.out.bytes()) as u64)
     }
 
     /// What rounding did. Summed in their order, so it does not depend on which thread came first.
@@ -114,24 +114,27 @@ pub fn summarise<'a>(tensors: impl Iterator<Item = &'a Rounded>) -> Option<(Roun
 }
 
 impl Compute for Rounded {
-    fn rows(&self, elements: Range<usize>, out: &mut [u8]) -> Result<()> {
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.source.tensor.map.check_unchanged()?;
-        self.source.populate(elements.clone());
-        let width = self.out.bytes();
+        self.source.populate(rows.clone());
+        let (cols, width) = (self.source.cols, self.out.bytes());
         let (mut values, mut back) = (Vec::new(), Vec::new());
         let mut sums = Sums::default();
-        for first in elements.clone().step_by(TILE) {
-            let tile = first..elements.end.min(first + TILE);
-            values.resize(tile.len(), 0.0);
-            back.resize(tile.len(), 0.0);
-            BaseRows::read(&self.source, tile.clone(), 0..1, &mut values)?;
-            let place = &mut out[(first - elements.start) * width..(tile.end - elements.start) * width];
-            self.out.encode(&values, self.rounding.at(&self.name, first as u64), place);
+        let step = (TILE / cols.max(1)).max(1);
+        for first in rows.clone().step_by(step) {
+            let band = first..rows.end.min(first.saturating_add(step));
+            let elements = band.len() * cols;
+            values.resize(elements, 0.0);
+            back.resize(elements, 0.0);
+            BaseRows::read(&self.source, band, 0..cols, &mut values)?;
+            let begin = (first - rows.start) * cols * width;
+            let place = &mut out[begin..begin + elements * width];
+            self.out.encode(&values, self.rounding.at(&self.name, (first * cols) as u64), place);
             self.out.decode(place, &mut back);
             for (at, (before, after)) in values.iter().zip(&back).enumerate() {
                 let kept = before.is_finite() == after.is_finite() && before.is_nan() == after.is_nan();
                 if !kept {
-                    return Err(self.refuse(first + at, *before));
+                    return Err(self.refuse(first * cols + at, *before));
                 }
                 if before.is_finite() {
                     let (before, after) = (f64::from(*before), f64::from(*after));
@@ -143,8 +146,8 @@ impl Compute for Rounded {
                 }
             }
         }
-        self.source.release(elements.clone());
-        self.sums.lock().expect("no thread panics while it holds the sums").push((elements.start, sums));
+        self.source.release(rows.clone());
+        self.sums.lock().expect("no thread panics while it holds the sums").push((rows.start, sums));
         Ok(())
     }
 }

@@ -114,7 +114,8 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
-    let added = sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary }, &recipe)?;
+    let added =
+        sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary, ..Edits::default() }, &recipe)?;
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();

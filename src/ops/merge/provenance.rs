@@ -130,6 +130,8 @@ pub struct Edits {
     pub untied: bool,
     /// The vocabulary has so many tokens from now on.
     pub vocabulary: Option<u64>,
+    /// Its weights are plain numbers from now on.
+    pub dequantised: bool,
 }
 
 /// The base's config with what the merge makes untrue put right and what was changed, or `None` where nothing is.
@@ -141,6 +143,10 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     }
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);
+    }
+    if edits.dequantised {
+        edited.shift_remove("quantization_config");
+        edited.shift_remove("compression_config");
     }
     if let (Some(float), true) = (write.dtype, write.cast_all) {
         let name = Value::from(float.torch_name());
@@ -174,6 +180,8 @@ fn changes(prefix: &str, before: &Map<String, Value>, after: &Map<String, Value>
             (None, new) => found.push(format!("{prefix}{key}: {new}")),
         }
     }
+    let removed = before.keys().filter(|key| !after.contains_key(*key));
+    found.extend(removed.map(|key| format!("{prefix}{key}: removed")));
     found
 }
 
