@@ -174,15 +174,33 @@ pub enum RoundingMode {
 
 #[derive(Debug, Group)]
 pub struct Inspect {
-    /// Files, directories, or org/name[@rev] in the Hugging Face cache
-    #[arg(required = true)]
+    /// Files, directories, folders of them, patterns, or org/name[@rev] in the Hugging Face cache
+    #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<String>,
-    /// List every tensor
+    /// List every tensor, and every module of an adapter
     #[arg(long)]
     pub tensors: bool,
+    /// Singular values of what adapters add, effective ranks, norms; with --base against the weights
+    #[arg(long)]
+    pub spectrum: bool,
+    /// The model that the adapters are for: their share of it, and whether every module has a place
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<String>,
+    /// Read the values too: zeros, what is not finite, hashes
+    #[arg(long)]
+    pub check: bool,
+    /// Worker threads; all processors if not given
+    #[arg(short = 'j', long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory the workers may hold together
+    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    pub max_memory: String,
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
+    /// A page for each of several, and every module of an adapter
+    #[arg(short, long)]
+    pub verbose: bool,
 }
 
 #[derive(Debug, Group)]

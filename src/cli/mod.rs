@@ -3,6 +3,7 @@
 mod args;
 mod convert;
 mod extract;
+mod inspect;
 mod merge;
 mod place;
 mod progress;
@@ -59,7 +60,7 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
         Verb::Subtract(args) => subtract::run(args),
         Verb::Stack(args) => stack::run(args),
         Verb::Resize(args) => resize::run(args),
-        Verb::Inspect(args) => tools::inspect(args),
+        Verb::Inspect(args) => inspect::run(args),
         Verb::Finish(args) => tools::finish(args),
         Verb::Completions { shell } => {
             let mut text = Vec::new();

@@ -6,7 +6,7 @@ use lorakit::error::{Error, Result};
 use lorakit::formats::hub;
 
 /// Roots of the Hugging Face cache, as huggingface_hub finds them.
-fn caches() -> Vec<PathBuf> {
+pub fn caches() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let explicit = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
     let home = variable("HF_HOME").map(|home| home.join("hub"));

@@ -37,6 +37,9 @@ pub use policy::{RankPolicy, RankRule};
 /// A matrix in f32, row by row.
 pub type Matrix = Array2<f32>;
 
+/// A matrix in f64.
+pub type Dense = Array2<f64>;
+
 /// A view of a [`Matrix`].
 pub type MatrixView<'a> = ArrayView2<'a, f32>;
 

@@ -14,7 +14,7 @@ use crate::ops::finish::FinishReport;
 
 pub use convert::convert;
 pub use extract::extract;
-pub use inspect::inspect;
+pub use inspect::{inspect, inspected};
 pub use merge::merge;
 pub use resize::resize;
 pub use stack::stack;
@@ -41,8 +41,13 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A table without borders whose columns are aligned.
+/// A table without borders whose columns are aligned, all but the first to the right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    table_of_texts(header, rows, 1)
+}
+
+/// As [`table`], with so many columns of texts in front, which are aligned to the left.
+pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, texts: usize) -> String {
     use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -50,7 +55,7 @@ pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
         table.add_row(row);
     });
     for (at, column) in table.column_iter_mut().enumerate() {
-        column.set_cell_alignment(if at == 0 { CellAlignment::Left } else { CellAlignment::Right });
+        column.set_cell_alignment(if at < texts { CellAlignment::Left } else { CellAlignment::Right });
     }
     table.trim_fmt() + "\n"
 }

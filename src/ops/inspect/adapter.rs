@@ -1,4 +1,4 @@
-//! A PEFT adapter: method, modules × rank × alpha × scale.
+//! An adapter: dialect, methods, modules × rank × alpha × scale, where it comes from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,26 +6,41 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::fit::{self, BaseFit};
+use super::hashes::{self, HashFacts};
+use super::inserted::{self, InsertedFacts};
+use super::modules::{self, ModuleFacts, ModuleGroup, Sum};
 use super::pairs::{Pair, pairs};
-use super::problems;
+use super::privacy::{self, Telling};
+use super::spectrum::{self, Spectra};
 use super::targets::Targets;
+use super::training::Training;
+use super::values::{self, ValueFacts};
 use super::weights::{Weights, elements, parameters};
+use super::{InspectOptions, origin, problems};
 use crate::adapters::config::{Scaling, saves};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Result;
-use crate::formats::Stored;
+use crate::formats::{Checkpoint, Stored};
+use crate::ops::Run;
 
 /// An adapter.
 #[derive(Debug, Serialize)]
 pub struct AdapterFacts {
     /// Where it lies.
     pub path: PathBuf,
-    /// `peft_type`.
+    /// The naming scheme it is written in.
+    pub dialect: &'static str,
+    /// `peft_type`, or what stands for it in a dialect without a config.
     pub method: String,
     /// What sets it apart from the plain method: `DoRA`, `rsLoRA`, the name of an initialiser that changes the base …
     pub variants: Vec<String>,
     /// The base's name, as the writer knew it.
     pub base_model: Option<String>,
+    /// Where the base is named: key and what it says.
+    pub base_hints: Vec<Hint>,
+    /// The program that wrote it.
+    pub trainer: Option<String>,
     /// `task_type`.
     pub task_type: Option<String>,
     /// `peft_version`.
@@ -35,6 +50,17 @@ pub struct AdapterFacts {
     pub weights: Weights,
     /// Elements that were trained: all but frozen copies.
     pub trainable_parameters: u64,
+    /// How many modules are changed in which way, the most frequent first.
+    pub methods: Vec<Sum>,
+    /// Parts of the model.
+    pub components: Vec<Sum>,
+    /// Kinds of layers.
+    pub layers: Vec<Sum>,
+    /// Modules that agree in all numbers, the most frequent first.
+    pub module_groups: Vec<ModuleGroup>,
+    /// Every module.
+    #[serde(skip)]
+    pub modules: Vec<ModuleFacts>,
     /// LoRA pairs.
     pub pairs: usize,
     /// The pairs by rank, alpha, scale and dtype, the most frequent first.
@@ -57,11 +83,34 @@ pub struct AdapterFacts {
     pub target_parameters: Vec<String>,
     /// `modules_to_save`.
     pub modules_to_save: Vec<String>,
+    /// What is inserted into the model rather than added to a weight.
+    pub inserted: Vec<InsertedFacts>,
+    /// What the trainer wrote about its run.
+    pub training: Option<Training>,
+    /// The adapter against its base.
+    pub base: Option<BaseFit>,
+    /// Singular values, where they were asked for.
+    pub spectrum: Option<Spectra>,
+    /// What the values show, where they were looked at.
+    pub values: Option<ValueFacts>,
+    /// Hashes in the header.
+    pub hashes: Vec<HashFacts>,
+    /// Metadata that tells about people and machines.
+    pub privacy: Vec<Telling>,
     /// What is wrong.
     pub problems: Vec<String>,
     /// The adapter itself.
     #[serde(skip)]
     pub adapter: Adapter,
+}
+
+/// A place that names the base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hint {
+    /// Key of the config or of the header's free text.
+    pub key: String,
+    /// What it says.
+    pub says: String,
 }
 
 /// Pairs that agree in all numbers.
@@ -99,25 +148,41 @@ pub struct Share {
 }
 
 impl AdapterFacts {
-    /// Reads header and config of the adapter at `path`.
+    /// Reads header and config of the adapter at `path`, and as much more as `options` ask for.
     ///
     /// # Errors
     /// When one of them cannot be read. What else is wrong becomes a problem.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
         let (adapter, refused) = Adapter::examine(path)?;
         let config = &adapter.config;
+        let header = Header(&adapter.tensors);
         let targets = Targets::of(config);
         let pairs = pairs(&adapter, &targets);
         let text = |key: &str| config.raw.get(key).and_then(Value::as_str).map(str::to_owned);
         let weights = Weights::of(&adapter.tensors);
+        let modules = modules::modules(&adapter, &pairs);
+        let hints = origin::base_hints(&adapter, |key| header.get(key)).into_iter();
+        let read = options.check || weights.file_bytes() <= options.hash_up_to;
+        let hashes = hashes::find(&adapter.tensors, read)?;
+        let privacy = privacy::find(header.texts(), &config.raw);
+        let mut problems = problems::find(&adapter, &pairs, &targets, refused);
+        problems.extend(problems::of_header(&adapter, &pairs, &hashes, &privacy));
         let mut facts = Self {
             path: path.to_path_buf(),
+            dialect: adapter.dialect,
             method: config.method.clone(),
             variants: variants(config),
             base_model: config.base_model.clone(),
+            base_hints: hints.map(|(key, says)| Hint { key, says }).collect(),
+            trainer: origin::trainer(&adapter, |key| header.get(key)),
             task_type: text("task_type"),
             peft_version: text("peft_version"),
             trainable_parameters: 0,
+            methods: methods(&modules),
+            components: modules::sums(&modules, |module| &module.component),
+            layers: modules::sums(&modules, |module| module.layer),
+            module_groups: modules::groups(&modules),
+            modules,
             pairs: pairs.len(),
             groups: groups(&pairs, config.scaling.as_ref()),
             magnitudes: pairs.iter().filter(|pair| pair.lora.magnitude.is_some()).count(),
@@ -129,12 +194,21 @@ impl AdapterFacts {
             target_modules: config.raw.get("target_modules").cloned().unwrap_or_default(),
             target_parameters: config.target_parameters.clone(),
             modules_to_save: config.modules_to_save.clone(),
-            problems: problems::find(&adapter, &pairs, &targets, refused),
+            inserted: inserted::inserted(&adapter),
+            training: Training::of(header.texts()),
+            base: None,
+            values: options.check.then(|| values::values(&adapter, &pairs, options, run)).transpose()?,
+            spectrum: options.spectrum.then(|| spectrum::spectra(&adapter, &pairs, options, run)).transpose()?,
+            hashes,
+            privacy,
+            problems,
             weights,
             adapter,
         };
         facts.trainable_parameters = facts.weights.parameters;
         facts.count_others();
+        facts.base = fit::fit(path, &facts.adapter, facts.trainable_parameters, options, run)?;
+        facts.problems.extend(problems::of_values(&facts));
         Ok(facts)
     }
 
@@ -169,6 +243,26 @@ impl Share {
         self.bytes += tensor.info.bytes;
         self.names.push(parameter_name(module, parameter));
     }
+}
+
+/// The free text in front of the tensors.
+struct Header<'a>(&'a Checkpoint);
+
+impl<'a> Header<'a> {
+    fn texts(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        let files = self.0.files().iter();
+        files.flat_map(|file| file.header.metadata.iter().map(|(key, text)| (key.as_str(), text.as_str())))
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.texts().find(|(own, _)| *own == key).map(|(_, text)| text)
+    }
+}
+
+fn methods(modules: &[ModuleFacts]) -> Vec<Sum> {
+    let mut found = modules::sums(modules, |module| &module.method);
+    found.sort_by_key(|sum| std::cmp::Reverse(sum.modules));
+    found
 }
 
 /// Whether a parameter without a role is a weight of the model: tensors of methods other than LoRA look like that too.

@@ -1,36 +1,80 @@
-//! `inspect`: what a file is, told from its headers and configs alone. No page of tensor data is touched, and what is wrong
-//! with a file that can still be described is a line in its list of problems, not an error.
+//! `inspect`: what files are, told from headers and configs alone. No page of tensor data is touched unless it is asked for, and what
+//! is wrong with a file that can still be described is a line in its list of problems, not an error.
 //!
 //! | file | idea |
 //! |---|---|
+//! | `find` | what a path stands for: one thing, or a folder of them |
 //! | `weights` | what every set of tensors has: files, dtypes, sizes |
-//! | `checkpoint` | a model: architecture, groups, largest tensors |
-//! | `adapter` | a PEFT adapter: method, modules × rank × alpha × scale |
-//! | `quantised` | signs of quantised weights |
-//! | `pairs` | LoRA pairs with the rank and scale that count for them |
-//! | `targets` | which modules a config means |
+//! | `checkpoint`, `quantised` | a model: architecture, groups, largest tensors; signs of quantised weights |
+//! | `adapter` | an adapter: all that follows put together |
+//! | `modules` | its modules one by one, and sums over them |
+//! | `pairs`, `targets` | LoRA pairs with the rank and scale that count for them; which modules a config means |
+//! | `inserted` | prompts, prefixes and bottlenecks |
+//! | `origin`, `training`, `dates` | who trained it, on what and how |
+//! | `hashes`, `privacy` | hashes in the header checked; metadata that tells about people |
+//! | `fit` | the adapter against its base |
+//! | `spectrum`, `values` | what only the values tell |
 //! | `problems` | what is wrong with an adapter |
 
 mod adapter;
 mod checkpoint;
+mod dates;
+mod find;
+mod fit;
+mod hashes;
+mod inserted;
+mod modules;
+mod origin;
 mod pairs;
+mod privacy;
 mod problems;
 mod quantised;
+mod spectrum;
 mod targets;
+mod training;
+mod values;
 mod weights;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::adapters::is_adapter;
-use crate::error::Result;
+use crate::error::{Blame, Error, Result};
+use crate::ops::Run;
+use crate::plan::{Budget, map_within};
 
-pub use adapter::{AdapterFacts, PairGroup, Share};
+pub use adapter::{AdapterFacts, Hint, PairGroup, Share};
 pub use checkpoint::{CheckpointFacts, Group};
+pub use find::{Found, find};
+pub use fit::{BaseFit, TensorNorms};
+pub use hashes::HashFacts;
+pub use inserted::InsertedFacts;
+pub use modules::{ModuleFacts, ModuleGroup, ShapeCount, Sum};
+pub use privacy::Telling;
 pub use quantised::Quantisation;
+pub use spectrum::{Skipped, Spectra, Spectrum, Spread};
+pub use training::{Tag, Training};
+pub use values::ValueFacts;
 pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
+
+/// What is looked at beside headers and configs.
+#[derive(Debug, Clone)]
+pub struct InspectOptions {
+    /// The model an adapter is for.
+    pub base: Option<PathBuf>,
+    /// Where models are looked for by name, if none is given.
+    pub caches: Vec<PathBuf>,
+    /// Compute singular values, and with a base ‖ΔW‖ ∕ ‖W‖.
+    pub spectrum: bool,
+    /// Threads and memory for what is computed.
+    pub budget: Budget,
+    /// Read the values as well: hashes, zeros, what is not finite.
+    pub check: bool,
+    /// Compute the hashes of files that are no longer than this, in bytes, in any case.
+    pub hash_up_to: u64,
+}
 
 /// What was found at a path.
 #[derive(Debug, Serialize)]
@@ -46,11 +90,63 @@ pub enum Inspection {
 ///
 /// # Errors
 /// When headers or configs cannot be read.
-pub fn inspect(path: &Path) -> Result<Inspection> {
+pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Inspection> {
     if is_adapter(path) {
-        Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path)?)))
+        Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path, options, run)?)))
     } else {
         Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path)?)))
+    }
+}
+
+/// One of several descriptions.
+#[derive(Debug)]
+pub enum Entry {
+    /// A model or adapter.
+    Found(Inspection),
+    /// Something that could not be read: where and why is in the text.
+    Failed {
+        /// The error.
+        error: String,
+        /// The way out, where one is known.
+        hint: Option<String>,
+    },
+}
+
+/// Describes everything that was found in a folder, in parallel; what cannot be read is an entry as well.
+///
+/// # Errors
+/// When the run is stopped.
+pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<Entry>> {
+    // What is computed for one adapter runs on several threads itself.
+    let threads = if options.spectrum || options.check { 1 } else { options.budget.threads };
+    let budget = Budget { threads, max_bytes: u64::MAX };
+    let held = vec![1; found.paths.len()];
+    let look = |at: usize| match inspect(&found.paths[at], options, run) {
+        Ok(found) => Ok(Entry::Found(found)),
+        Err(error) if matches!(error.blame(), Blame::Interrupted) => Err(error),
+        Err(error) => Ok(Entry::failed(&error)),
+    };
+    let mut entries = map_within(&held, &budget, run.cancel, look)?;
+    entries.extend(found.unreadable.iter().map(|(_, error)| Entry::failed(error)));
+    if found.cut {
+        let error = "there is more, deeper or after these, that was not looked at".to_owned();
+        entries.push(Entry::Failed { error, hint: Some("name a folder further down".to_owned()) });
+    }
+    Ok(entries)
+}
+
+impl Entry {
+    /// What could not be read.
+    pub fn failed(error: &Error) -> Self {
+        Self::Failed { error: error.to_string(), hint: error.way_out().map(str::to_owned) }
+    }
+
+    /// One JSON object, as [`Inspection::to_json`].
+    pub fn to_json(&self, tensors: bool) -> Value {
+        match self {
+            Self::Found(found) => found.to_json(tensors),
+            Self::Failed { error, hint } => json!({"kind": "error", "error": error, "hint": hint}),
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) use fit::is_transposed;
 pub(super) use landable::Landable;
 pub use landing::{Fate, Selection};
 pub(super) use prepared::{Prepared, prepare};
+pub(super) use summary::delta_norm;
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 
 /// Elements that are compared at once.

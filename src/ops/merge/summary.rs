@@ -169,7 +169,10 @@ pub fn begin(
 }
 
 /// ‖Σ strengthᵢ · ΔWᵢ‖ of deltas that lie side by side, by the Gram identity.
-fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
+///
+/// # Errors
+/// When factors cannot be read.
+pub fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
     let mut regions: Vec<(usize, usize)> = pieces.iter().map(|piece| (piece.row, piece.col)).collect();
     regions.sort_unstable();
     if pieces.is_empty() || regions.windows(2).any(|pair| pair[0] == pair[1]) {

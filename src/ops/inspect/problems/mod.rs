@@ -1,5 +1,8 @@
 //! What is wrong with an adapter, as far as its headers and its config tell.
 
+mod header;
+mod values;
+
 use std::collections::BTreeSet;
 
 use super::adapter::{parameter_name, trains_biases};
@@ -10,6 +13,9 @@ use super::{counted, named};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Error;
+
+pub use header::find as of_header;
+pub use values::find as of_values;
 
 /// Everything that is wrong; `refused` is what [`Adapter::open`] stops at.
 pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: Option<Error>) -> Vec<String> {

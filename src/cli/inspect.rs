@@ -1,0 +1,97 @@
+//! `lorakit inspect`.
+
+use std::path::{Path, PathBuf};
+
+use lorakit::error::{Error, Result};
+use lorakit::ops::Run;
+use lorakit::ops::inspect::{Entry, InspectOptions, find, inspect, inspect_all};
+use lorakit::plan::Quiet;
+use lorakit::report;
+
+use super::args::Inspect;
+use super::{place, print, watch, words};
+
+/// Length up to which hashes of a single file are computed without being asked for: some milliseconds.
+const HASHED: u64 = 8 << 20;
+
+/// Looks at each path, and gives the descriptions.
+pub fn run(args: &Inspect) -> Result<Vec<u8>> {
+    let named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
+    let options = InspectOptions {
+        base: args.base.as_deref().map(place::path).transpose()?,
+        caches: place::caches(),
+        spectrum: args.spectrum,
+        check: args.check,
+        hash_up_to: HASHED,
+        budget: words::budget(args.threads, &args.max_memory)?,
+    };
+    let run = &Run { cancel: &*watch::interruptible()?, progress: &Quiet };
+    if let [Ok(path)] = named.as_slice()
+        && args.paths.len() == 1
+        && find(path)?.is_none()
+    {
+        let entries = vec![Entry::Found(inspect(path, &options, run)?)];
+        return Ok(describe(args, entries, false));
+    }
+    let options = InspectOptions { hash_up_to: 0, ..options };
+    let (mut entries, mut failed) = (Vec::new(), None);
+    for path in named {
+        match path.and_then(|path| look(path, &options, run)) {
+            Ok(found) => entries.extend(found),
+            Err(error) if args.paths.len() == 1 => return Err(error),
+            Err(error) => {
+                entries.push(Entry::failed(&error));
+                failed = failed.or(Some(error));
+            }
+        }
+    }
+    let text = describe(args, entries, true);
+    match failed {
+        None => Ok(text),
+        Some(error) => print(&text).and(Err(error)),
+    }
+}
+
+/// What a named path holds. A file of a folder that cannot be read is an entry of its own.
+fn look(path: PathBuf, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<Entry>> {
+    match find(&path)? {
+        None => Ok(vec![Entry::Found(inspect(&path, options, run)?)]),
+        Some(found) => inspect_all(&found, options, run),
+    }
+}
+
+fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Vec<u8> {
+    let text = match (args.json, entries.as_slice()) {
+        (true, [one]) if !is_list => report::json(&one.to_json(args.tensors)),
+        (true, all) => report::json(&all.iter().map(|entry| entry.to_json(args.tensors)).collect::<Vec<_>>()),
+        (false, all) => {
+            let pages = !is_list || args.verbose || args.tensors;
+            let text = if pages { report::inspect(all, args.tensors, args.verbose) } else { report::inspected(all) };
+            text.into_bytes()
+        }
+    };
+    // Hundreds of thousands of names are let go of faster by the system, when the process ends.
+    std::mem::forget(entries);
+    text
+}
+
+/// The paths a word stands for: itself, a model in the Hugging Face cache, or what matches it as a pattern.
+fn expand(written: &str) -> Vec<Result<PathBuf>> {
+    let is_pattern = written.contains(['*', '?', '[']) && !Path::new(written).exists();
+    if !is_pattern {
+        return vec![place::path(written)];
+    }
+    let wrong = |problem: String| Error::invalid("PATH", format!("`{written}` {problem}"));
+    let matches = match glob::glob(written) {
+        Ok(matches) => matches,
+        Err(problem) => return vec![Err(wrong(format!("is not a usable pattern: {}", problem.msg)))],
+    };
+    let path = |found: glob::GlobResult| {
+        found.map_err(|problem| {
+            let path = problem.path().to_path_buf();
+            Error::io(path, "cannot list", problem.into())
+        })
+    };
+    let found: Vec<Result<PathBuf>> = matches.map(path).collect();
+    if found.is_empty() { vec![Err(wrong("matches nothing".to_owned()))] } else { found }
+}

@@ -1,0 +1,163 @@
+//! What a path stands for: one model or adapter, or a folder with some in it.
+
+use std::path::{Path, PathBuf};
+
+use crate::adapters::is_adapter;
+use crate::error::{Error, Result};
+use crate::formats::WEIGHT_STEMS;
+
+/// Deepest folder that is looked into.
+const MAX_DEPTH: usize = 8;
+
+/// Most models and adapters of one folder.
+const MAX_FOUND: usize = 20_000;
+
+/// Endings of files that can hold weights.
+const WEIGHTS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz"];
+
+/// Beginnings of the names of files in which trainers keep their own state.
+const STATE: [&str; 8] =
+    ["optimizer", "scheduler", "training_args", "rng_state", "random_states", "scaler", "trainer_state", "optim"];
+
+/// File that says of a directory that its parts are one pipeline.
+const PIPELINE: &str = "model_index.json";
+
+/// Stems of the weights of one model, besides [`WEIGHT_STEMS`].
+const OTHER_STEMS: [&str; 4] = ["pytorch_model", "consolidated", "consolidated.00", "adapters"];
+
+/// What lies in a folder.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Models and adapters in path order: directories and files.
+    pub paths: Vec<PathBuf>,
+    /// Folders that could not be listed, with the reason.
+    pub unreadable: Vec<(PathBuf, Error)>,
+    /// Whether there was more than is looked at.
+    pub cut: bool,
+}
+
+/// The models and adapters in the folder `path`; `None` if it is one itself, or a file.
+///
+/// # Errors
+/// When the folder cannot be listed.
+pub fn find(path: &Path) -> Result<Option<Found>> {
+    if !path.is_dir() || is_adapter(path) || is_model(path) {
+        return Ok(None);
+    }
+    let mut found = Found::default();
+    walk(path, 0, &mut found)?;
+    // Nothing known, or one lone weight file: that is for the reader of directories to say.
+    let is_alone = found.paths.len() == 1 && found.paths[0].parent() == Some(path) && found.paths[0].is_file();
+    let nothing = found.paths.is_empty() && found.unreadable.is_empty();
+    Ok(if nothing || is_alone { None } else { Some(found) })
+}
+
+/// Whether the weights in a directory belong to one model, by the names of its files.
+fn is_model(path: &Path) -> bool {
+    let stems = || WEIGHT_STEMS.iter().chain(&OTHER_STEMS);
+    let names = |stem: &str| {
+        ["safetensors", "safetensors.index.json", "bin", "bin.index.json", "pth"]
+            .map(|end| path.join(format!("{stem}.{end}")))
+    };
+    path.join(PIPELINE).is_file() || stems().any(|stem| names(stem).iter().any(|name| name.exists()))
+}
+
+fn walk(folder: &Path, depth: usize, found: &mut Found) -> Result<()> {
+    let cannot = |source| Error::io(folder, "cannot list", source);
+    let mut entries: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(cannot)? {
+        entries.push(entry.map_err(cannot)?.path());
+    }
+    entries.sort();
+    for path in entries {
+        if found.paths.len() >= MAX_FOUND {
+            found.cut = true;
+            return Ok(());
+        }
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with('.') {
+            continue;
+        }
+        let is_link = path.symlink_metadata().is_ok_and(|kind| kind.is_symlink());
+        if path.is_dir() {
+            // A link can lead back to where it stands.
+            if is_link && !(is_adapter(&path) || is_model(&path)) {
+                continue;
+            }
+            if is_adapter(&path) || is_model(&path) {
+                found.paths.push(path);
+            } else if depth < MAX_DEPTH {
+                if let Err(error) = walk(&path, depth + 1, found) {
+                    found.unreadable.push((path, error));
+                }
+            } else {
+                found.cut = true;
+            }
+        } else if is_weights(&name) {
+            found.paths.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file's name is one that weights have.
+fn is_weights(name: &str) -> bool {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    WEIGHTS.contains(&ending.to_lowercase().as_str()) && !STATE.iter().any(|state| name.starts_with(state))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a folder");
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("folders");
+            std::fs::write(path, "{}").expect("a file");
+        }
+        folder
+    }
+
+    fn found(files: &[&str]) -> Option<Vec<String>> {
+        let folder = folder(files);
+        let name = |path: &PathBuf| path.strip_prefix(folder.path()).expect("inside").to_string_lossy().into_owned();
+        find(folder.path()).expect("listed").map(|found| found.paths.iter().map(name).collect())
+    }
+
+    #[test]
+    fn a_folder_shows_what_is_in_it_in_path_order() {
+        let files = [
+            "b.safetensors",
+            "a/adapter_config.json",
+            "a/adapter_model.safetensors",
+            "a/optimizer.pt",
+            "c/model.safetensors",
+            "c/deeper/x.safetensors",
+            "d/e/f.ckpt",
+            "d/training_args.bin",
+            "notes.txt",
+            ".hidden/x.safetensors",
+        ];
+        let wanted = ["a", "b.safetensors", "c", "d/e/f.ckpt"].map(str::to_owned).to_vec();
+        assert_eq!(found(&files), Some(wanted));
+    }
+
+    #[test]
+    fn a_model_and_a_lone_file_stand_for_themselves() {
+        assert_eq!(found(&["model.safetensors", "x/y.safetensors"]), None);
+        assert_eq!(found(&["odd.safetensors"]), None);
+        assert_eq!(found(&["notes.txt"]), None);
+        assert_eq!(found(&["c/adapter_config.json", "case.json"]), Some(vec!["c".to_owned()]));
+        assert_eq!(found(&["model_index.json", "unet/x.safetensors"]), None);
+    }
+
+    #[test]
+    fn folders_that_lead_back_do_not_go_on_for_ever() {
+        let folder = folder(&["a/x.safetensors", "a/y.safetensors"]);
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/again")).expect("a link");
+        let found = find(folder.path()).expect("listed").expect("a folder");
+        assert_eq!(found.paths.len(), 2);
+    }
+}

@@ -1,0 +1,48 @@
+//! A model.
+
+use super::numbers::{count, exact, plural, shape, share};
+use super::page::{MAX_NAME, MAX_ROWS, Page, shorten};
+use super::{dtypes, shards, stored};
+use crate::ops::inspect::{CheckpointFacts, Group, TensorFacts};
+use crate::report::size;
+
+/// Everything about a checkpoint but its problems.
+pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
+    let weights = &facts.weights;
+    page.title(&format!("{}: checkpoint", facts.path.display()));
+    let model = [facts.architectures.join(", "), facts.model_type.clone().unwrap_or_default()];
+    page.line("model", &model.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "));
+    let uncounted = match weights.uncounted_tensors {
+        0 => String::new(),
+        tensors => format!("; {tensors} tensors that are not floating point are not counted"),
+    };
+    page.line("parameters", &format!("{}{uncounted}", exact(weights.parameters)));
+    stored(page, weights);
+    page.line("metadata", &weights.metadata_keys.iter().take(MAX_ROWS).cloned().collect::<Vec<_>>().join(", "));
+    if let Some(embedding) = &facts.head_tied_to {
+        page.line("head", &format!("tied to `{embedding}`"));
+    }
+    for found in &facts.quantisation {
+        let modules =
+            if found.modules > 0 { format!(" in {}", plural(found.modules, "module")) } else { String::new() };
+        page.line("quantised", &format!("{}{modules}", found.method));
+    }
+    dtypes(page, weights);
+    let row = |group: &Group| {
+        vec![
+            shorten(&group.name, MAX_NAME),
+            group.tensors.to_string(),
+            count(group.elements),
+            size(group.bytes),
+            share(group.bytes, weights),
+        ]
+    };
+    page.table(&["modules", "tensors", "elements", "bytes", "share"], facts.groups.iter().map(row), MAX_ROWS);
+    let row = |tensor: &TensorFacts| {
+        vec![shorten(&tensor.name, MAX_NAME), tensor.dtype.clone(), shape(tensor), size(tensor.bytes)]
+    };
+    page.table(&["largest", "dtype", "shape", "bytes"], facts.largest.iter().map(row), MAX_ROWS);
+    if weights.files.len() > 1 {
+        shards(page, weights);
+    }
+}

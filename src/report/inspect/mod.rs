@@ -1,0 +1,74 @@
+//! The description of files, for a terminal of 80 columns: the most important first.
+
+mod adapter;
+mod checkpoint;
+mod many;
+mod numbers;
+mod page;
+mod spectrum;
+mod training;
+
+use self::numbers::{count, plural, shape, share};
+use self::page::{MAX_ROWS, Page};
+use super::size;
+use crate::ops::inspect::{Entry, Inspection, TensorFacts, Weights};
+
+/// A page for each entry; `tensors` lists every tensor, `modules` every module.
+pub fn inspect(entries: &[Entry], tensors: bool, modules: bool) -> String {
+    let page = |entry: &Entry| match entry {
+        Entry::Found(found) => one(found, tensors, modules),
+        Entry::Failed { error, .. } => plain(&format!("error: {error}\n")),
+    };
+    entries.iter().map(page).collect::<Vec<_>>().join("\n")
+}
+
+/// One line for each entry.
+pub fn inspected(entries: &[Entry]) -> String {
+    plain(&many::table(entries))
+}
+
+fn one(found: &Inspection, tensors: bool, modules: bool) -> String {
+    let mut page = Page::default();
+    match found {
+        Inspection::Checkpoint(facts) => checkpoint::describe(&mut page, facts),
+        Inspection::Adapter(facts) => adapter::describe(&mut page, facts, modules || tensors),
+    }
+    if tensors {
+        let row =
+            |tensor: TensorFacts| vec![tensor.name.clone(), tensor.dtype.clone(), shape(&tensor), size(tensor.bytes)];
+        page.table(&["tensor", "dtype", "shape", "bytes"], found.listing().map(row), usize::MAX);
+    }
+    page.text.push_str(if found.problems().is_empty() { "\n  no problems found\n" } else { "\n" });
+    found.problems().iter().for_each(|problem| page.line("problem", problem));
+    plain(&page.text)
+}
+
+/// Names in a file can hold anything, a terminal obeys what it is shown.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Files, tensors, bytes.
+fn stored(page: &mut Page, weights: &Weights) {
+    let container = match weights.container {
+        "sharded" => format!("{} shards", weights.files.len()),
+        "directory" => format!("directory with `{}`", weights.files.first().map_or("", |file| file.name.as_str())),
+        _ => "single file".to_owned(),
+    };
+    let tensors = plural(weights.tensor_count, "tensor");
+    let dtypes: Vec<&str> = weights.dtypes.iter().map(|facts| facts.dtype.as_str()).collect();
+    page.line("container", &format!("{container}, {}, {tensors} of {}", size(weights.file_bytes()), dtypes.join(", ")));
+}
+
+fn dtypes(page: &mut Page, weights: &Weights) {
+    let rows = weights.dtypes.iter().map(|facts| {
+        let elements = facts.elements.map_or_else(|| "unknown".to_owned(), count);
+        vec![facts.dtype.clone(), facts.tensors.to_string(), elements, size(facts.bytes), share(facts.bytes, weights)]
+    });
+    page.table(&["dtype", "tensors", "elements", "bytes", "share"], rows, MAX_ROWS);
+}
+
+fn shards(page: &mut Page, weights: &Weights) {
+    let rows = weights.files.iter().map(|file| vec![file.name.clone(), file.tensors.to_string(), size(file.bytes)]);
+    page.table(&["file", "tensors", "bytes"], rows, MAX_ROWS);
+}
