@@ -89,7 +89,7 @@ const ELEMENTS: [(&str, &[&str], Dtype); 21] = [
 ];
 
 /// What training frameworks put beside a state dict: module, and the names in it or `*` for all.
-const INERT: [(&str, &[&str]); 30] = [
+const INERT: [(&str, &[&str]); 32] = [
     ("argparse", &["Namespace"]),
     ("collections", &["deque"]),
     ("datetime", &["datetime", "date", "time", "timedelta", "timezone"]),
@@ -103,6 +103,8 @@ const INERT: [(&str, &[&str]); 30] = [
     ("numpy", &["dtype", "ndarray", "float64", "float32", "int64", "int32", "bool_"]),
     ("numpy.core.multiarray", &["scalar", "_reconstruct"]),
     ("numpy._core.multiarray", &["scalar", "_reconstruct"]),
+    ("numpy.core.numeric", &["_frombuffer"]),
+    ("numpy._core.numeric", &["_frombuffer"]),
     ("numpy.dtypes", &["*"]),
     ("omegaconf.base", &["*"]),
     ("omegaconf.nodes", &["*"]),

@@ -4,6 +4,7 @@
 //! description ([`Heap`]) and calls nothing; time and memory are linear in the bytes that are read. An opcode that is not
 //! in [`Machine::step`] refuses the file.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -44,7 +45,8 @@ pub fn read<'a>(file: &Path, place: &str, bytes: &'a [u8]) -> Result<Unpickled<'
         stack: Vec::new(),
         pushed: 0,
         marks: Vec::new(),
-        memo: HashMap::new(),
+        memo: Vec::new(),
+        sparse: HashMap::new(),
         heap: Heap::new(bytes),
     };
     loop {
@@ -68,7 +70,10 @@ struct Machine<'m, 'a> {
     pushed: u64,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
-    memo: HashMap<u32, Value>,
+    /// Remembered values by number, as far as the numbers follow each other from 0 on, as picklers give them.
+    memo: Vec<Value>,
+    /// The others.
+    sparse: HashMap<u32, Value>,
     heap: Heap<'a>,
 }
 
@@ -172,7 +177,7 @@ impl<'a> Machine<'_, 'a> {
                 let at = self.length(4)?;
                 self.remember(at)?;
             }
-            0x94 => self.remember(self.memo.len())?,
+            0x94 => self.remember(self.memo.len() + self.sparse.len())?,
             b'h' => {
                 let at = self.length(1)?;
                 self.recall(at)?;
@@ -304,8 +309,12 @@ impl<'a> Machine<'_, 'a> {
     fn remember(&mut self, at: usize) -> Result<()> {
         let at = u32::try_from(at).map_err(|_| self.wrong("a memo number beyond 32 bits"))?;
         let value = self.top()?;
-        self.memo.insert(at, value);
-        let count = self.memo.len() as u64;
+        match (at as usize).cmp(&self.memo.len()) {
+            Ordering::Less => self.memo[at as usize] = value,
+            Ordering::Equal => self.memo.push(value),
+            Ordering::Greater => drop(self.sparse.insert(at, value)),
+        }
+        let count = (self.memo.len() + self.sparse.len()) as u64;
         if count > MAX_PICKLE_VALUES {
             return Err(Error::limit(self.file, "the number of memo entries in its pickle", count, MAX_PICKLE_VALUES));
         }
@@ -313,8 +322,9 @@ impl<'a> Machine<'_, 'a> {
     }
 
     fn recall(&mut self, at: usize) -> Result<()> {
-        let found = u32::try_from(at).ok().and_then(|at| self.memo.get(&at)).copied();
-        let value = found.ok_or_else(|| self.wrong(format!("memo entry {at}, which was never made")))?;
+        let sparse = || u32::try_from(at).ok().and_then(|at| self.sparse.get(&at));
+        let value = self.memo.get(at).or_else(sparse).copied();
+        let value = value.ok_or_else(|| self.wrong(format!("memo entry {at}, which was never made")))?;
         self.push(value);
         Ok(())
     }
