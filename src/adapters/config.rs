@@ -63,6 +63,14 @@ pub struct Scaling {
 }
 
 impl Scaling {
+    /// The scale of PEFT's settings `raw`, as they stand in `path`.
+    ///
+    /// # Errors
+    /// When one of them is missing or of another kind.
+    pub fn read(path: &Path, raw: &Map<String, Value>) -> Result<Self> {
+        Fields { path, raw }.scaling()
+    }
+
     /// The scales of modules that bring their own: path → rank and α. Scale is α/r.
     pub fn exact(exact: BTreeMap<String, (u64, f64)>) -> Self {
         let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);

@@ -80,8 +80,13 @@ impl Gathered {
             }
             add(&mut self.modules, Change::Lora(Box::new(lora)));
         }
-        for (_, stored) in parts.rest() {
-            add(&mut self.modules, Change::Unknown(stored));
+        let rest: Vec<(Role, Stored)> = parts.rest().collect();
+        let alone = self.modules.last().is_none_or(|module| module.path != path) && rest.len() == 1;
+        for (role, stored) in rest {
+            // α says something of the change it stands beside only.
+            if role != Role::Alpha || alone {
+                add(&mut self.modules, Change::Unknown(stored));
+            }
         }
         Ok(())
     }
@@ -115,7 +120,8 @@ fn take_pair(parts: &mut Parts) -> Result<Option<Lora>> {
         (Some(down), None) => return Err(half_a_pair(parts, &down, "B (the up projection)")),
         (None, Some(up)) => return Err(half_a_pair(parts, &up, "A (the down projection)")),
     };
-    let (bias, magnitude) = (parts.take(&Role::UpBias), parts.take(&Role::Magnitude));
+    let magnitude = parts.take(&Role::Magnitude).or_else(|| parts.take_part("dora_scale"));
+    let bias = parts.take(&Role::UpBias);
     Ok(Some(Lora { down, up, bias, magnitude, embedding }))
 }
 

@@ -1,4 +1,4 @@
-//! A PEFT adapter directory: config and tensors → changes by module.
+//! An opened adapter: its changes by module, in the one form that all dialects are brought to, PEFT's.
 //!
 //! Facts: PEFT 0.21 `tuners/lora/layer.py`, `utils/save_and_load.py`. The rank of a module is the one of its tensors, and has to
 //! be the one its config gives it, since the scale depends on it.
@@ -6,14 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::{AdapterConfig, CONFIG_NAME};
+use super::config::AdapterConfig;
 use super::factor::Factor;
-use super::gather::{Gathered, gather};
 use super::low_rank::{LowRankDelta, Term};
 use super::method::{Inserted, Method};
+use super::read::{self, Opened};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::peft;
 use crate::tensor::first_not_finite;
 
 /// An opened adapter.
@@ -134,13 +133,6 @@ impl From<Term> for LowRankDelta {
     }
 }
 
-/// Whether `path` is an adapter rather than a model.
-pub fn is_adapter(path: &Path) -> bool {
-    let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
-    directory.join(CONFIG_NAME).is_file() && (path.is_dir() || named)
-}
-
 /// The files of an opened adapter: config and weights.
 pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
     let weights = adapter.tensors.files().iter().map(|file| file.map.path().to_path_buf());
@@ -148,7 +140,7 @@ pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
 }
 
 impl Adapter {
-    /// Opens the adapter in the directory `path`, or the weight file `path` with its config beside it.
+    /// Opens the adapter in the directory `path`, or the weight file `path`, with its config beside it where its dialect has one.
     ///
     /// # Errors
     /// When a file is missing or malformed, and when tensors that belong together do not fit: half a pair, ranks that
@@ -164,20 +156,12 @@ impl Adapter {
     /// # Errors
     /// When a file is missing or malformed.
     pub fn examine(path: &Path) -> Result<(Self, Option<Error>)> {
-        let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
-        let (root, tensors) = if kind.is_dir() {
-            let config = AdapterConfig::read(path)?;
-            (path.to_path_buf(), (config, Checkpoint::open_directory(path, &["adapter_model"])?))
-        } else {
-            let root = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            (root.to_path_buf(), (AdapterConfig::read(root)?, Checkpoint::open(path)?))
-        };
-        let (config, tensors) = tensors;
-        let (modules, problem) = match collect(&config, &tensors) {
+        let Opened { root, dialect, config, tensors, modules } = read::open(path)?;
+        let (modules, problem) = match modules {
             Ok(modules) => (modules, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let adapter = Self { root, dialect: "peft", config, tensors, modules };
+        let adapter = Self { root, dialect, config, tensors, modules };
         let problem = problem.or_else(|| adapter.check_pairs().err());
         Ok((adapter, problem))
     }
@@ -255,14 +239,4 @@ fn check_tensor(tensor: &Stored) -> Result<()> {
             Err(Error::numeric(tensor.path(), &tensor.info.name, format!("element {at} is {}", value[0])))
         }
     }
-}
-
-/// Groups the tensors by module, in path order.
-fn collect(config: &AdapterConfig, tensors: &Checkpoint) -> Result<Vec<Module>> {
-    let keyed = tensors.tensors().map(|info| {
-        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        (peft::parse(&info.name), stored)
-    });
-    let Gathered { modules, .. } = gather(keyed, config, "peft", false)?;
-    Ok(modules)
 }

@@ -11,12 +11,14 @@
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
 pub mod buffers;
+pub mod components;
 pub mod conv1d;
 pub mod embeddings;
 pub mod experts;
 pub mod head;
 mod names;
 pub mod peft;
+pub mod scheme;
 
 pub use names::{Names, Shift};
 

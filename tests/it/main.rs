@@ -9,6 +9,7 @@ mod containers;
 mod convert;
 mod delta;
 mod dense;
+mod dialects;
 mod dtypes;
 mod elementwise;
 mod experts;

@@ -123,6 +123,11 @@ pub fn reference() -> Option<PathBuf> {
     None
 }
 
+/// One folder of the reference data.
+pub fn reference_part(name: &str) -> Option<PathBuf> {
+    reference().map(|root| root.join(name))
+}
+
 /// A directory of its own for one test.
 pub struct Bench(pub tempfile::TempDir);
 

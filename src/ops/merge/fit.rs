@@ -72,7 +72,8 @@ pub fn check_elements(tensor: &Stored, target: &Stored) -> Result<()> {
 /// When one of them is alone.
 pub fn check_magnitude(job: &Landable<'_>, lora: &Lora) -> Result<()> {
     let config = &job.applied.adapter.config;
-    if config.dora == lora.magnitude.is_some() {
+    // Only a config of its own can say something else than the tensors.
+    if job.applied.adapter.dialect != "peft" || config.dora == lora.magnitude.is_some() {
         return Ok(());
     }
     let problem = match &lora.magnitude {

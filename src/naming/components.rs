@@ -1,0 +1,130 @@
+//! The parts of a diffusion pipeline, and what stands in front of their paths in files of several tools.
+//!
+//! A path below a component begins with the component's name, as diffusers calls it: `unet.down_blocks.0 …`.
+
+/// The components whose weights adapters change.
+pub const COMPONENTS: [&str; 9] = [
+    "unet",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "prior",
+    "decoder",
+    "vae",
+];
+
+/// Prefix in single files and in ComfyUI's adapters → component; the denoiser is told by the names behind it.
+/// Sources: ComfyUI `supported_models.py`, diffusers `single_file_utils.py`.
+const PREFIXES: [(&str, &str); 13] = [
+    ("model.diffusion_model.", DENOISER),
+    ("diffusion_model.", DENOISER),
+    ("cond_stage_model.transformer.", "text_encoder"),
+    ("cond_stage_model.model.", "text_encoder"),
+    ("conditioner.embedders.0.transformer.", "text_encoder"),
+    ("conditioner.embedders.1.model.", "text_encoder_2"),
+    ("conditioner.embedders.0.model.", "text_encoder_2"),
+    ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
+    ("text_encoders.t5xxl.transformer.", "text_encoder_3"),
+    ("text_encoders.clip_l.", "text_encoder"),
+    ("text_encoders.clip_g.", "text_encoder_2"),
+    ("first_stage_model.", "vae"),
+];
+
+/// Stands for `unet` or `transformer`.
+const DENOISER: &str = "";
+
+/// First components of paths in a UNet, by diffusers and by Stability AI.
+const UNET: [&str; 15] = [
+    "down_blocks",
+    "mid_block",
+    "up_blocks",
+    "conv_in",
+    "conv_out",
+    "conv_norm_out",
+    "time_embedding",
+    "add_embedding",
+    "input_blocks",
+    "middle_block",
+    "output_blocks",
+    "time_embed",
+    "label_emb",
+    "out",
+    "class_embedding",
+];
+
+/// First components of paths in diffusion transformers.
+const TRANSFORMER: [&str; 12] = [
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "double_blocks",
+    "single_blocks",
+    "joint_blocks",
+    "blocks",
+    "x_embedder",
+    "context_embedder",
+    "time_text_embed",
+    "img_in",
+    "txt_in",
+    "final_layer",
+];
+
+/// Component and path below it, if `path` begins with the name of one.
+pub fn split(path: &str) -> Option<(&str, &str)> {
+    let (first, rest) = path.split_once('.')?;
+    COMPONENTS.contains(&first).then_some((first, rest))
+}
+
+/// Whether a path below no component is one of a denoiser.
+pub fn is_diffusion(path: &str) -> bool {
+    let first = path.split('.').next().unwrap_or_default();
+    split(path).is_some() || UNET.contains(&first) || TRANSFORMER.contains(&first)
+}
+
+/// The component that a path of a denoiser belongs to.
+pub fn denoiser(path: &str) -> &'static str {
+    let first = path.split('.').next().unwrap_or_default();
+    if UNET.contains(&first) { "unet" } else { "transformer" }
+}
+
+/// Component and path below it, for a key of a file that holds several components; `None` if nothing in front tells.
+pub fn of_prefix(key: &str) -> Option<(&'static str, &str)> {
+    PREFIXES.iter().find_map(|(prefix, component)| {
+        let rest = key.strip_prefix(prefix)?;
+        Some((if *component == DENOISER { denoiser(rest) } else { component }, rest))
+    })
+}
+
+/// The path with the name of its component in front, where that is known.
+pub fn with_component(path: &str) -> String {
+    if split(path).is_some() {
+        return path.to_owned();
+    }
+    if let Some((component, rest)) = of_prefix(path) {
+        return format!("{component}.{rest}");
+    }
+    if is_diffusion(path) { format!("{}.{path}", denoiser(path)) } else { path.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_in_front_tells_the_component() {
+        for (key, path) in [
+            ("diffusion_model.blocks.0.ffn.0", "transformer.blocks.0.ffn.0"),
+            ("diffusion_model.input_blocks.1.1.proj_in", "unet.input_blocks.1.1.proj_in"),
+            ("model.diffusion_model.double_blocks.0.img_attn.qkv", "transformer.double_blocks.0.img_attn.qkv"),
+            ("text_encoders.clip_l.transformer.text_model.x", "text_encoder.text_model.x"),
+            ("conditioner.embedders.1.model.transformer.resblocks.0", "text_encoder_2.transformer.resblocks.0"),
+            ("double_blocks.3.img_attn.qkv", "transformer.double_blocks.3.img_attn.qkv"),
+            ("unet.mid_block.x", "unet.mid_block.x"),
+            ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+        ] {
+            assert_eq!(with_component(key), path);
+        }
+    }
+}
