@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use lorakit::formats::Checkpoint;
 use proptest::prelude::*;
 
-use crate::containers::{npy, zip};
-use crate::support::{Bench, Outcome, fixtures, read, read_json, reference};
+use crate::containers::{View, npy, torch_of, zip};
+use crate::support::{Bench, Outcome, Tensor, fixtures, read, read_json, reference};
 
 /// Folders with `good/` and `hostile/`: the repository's own selection, and all of them.
 fn folders() -> Vec<PathBuf> {
@@ -131,6 +131,47 @@ fn no_pickle_takes_more_memory_than_its_limits() {
         (many(b"N", 100_000_000), "length of its pickle in bytes is 100000002"),
     ] {
         fs::write(&path, zip(&[("x/data.pkl".to_owned(), [&b"\x80\x02"[..], &pickle].concat())])).unwrap();
+        limited(1_000_000, &[&"inspect", &path]).refused(1, &["x.bin", part]);
+    }
+}
+
+#[test]
+fn dicts_that_hold_themselves_or_each_other_twice_come_to_an_end() {
+    let bench = Bench::new();
+    let path = bench.path("x.bin");
+    let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let tensor = {
+        let file = torch_of(
+            &[Tensor::f32(&[1], &[1.0])],
+            &[View { name: "", storage: 0, offset: 0, shape: vec![1], strides: vec![1] }],
+        );
+        let (begin, end) = (b"ctorch._utils", b"u.");
+        let at = file.windows(begin.len()).position(|bytes| bytes == begin).unwrap();
+        let len = file[at..].windows(end.len()).position(|bytes| bytes == end).unwrap();
+        file[at..at + len].to_vec()
+    };
+    let put = |at: u8| vec![b'q', at];
+    let get = |at: u8| vec![b'h', at];
+    let in_itself = |key: &str| [vec![b'}'], put(0), text(key), get(0), vec![b's']].concat();
+    let with_tensor = [in_itself("x"), text("w"), tensor.clone(), vec![b's']].concat();
+    // Every dict holds the one before under two names: 2^40 tensors.
+    let mut doubled = [vec![b'}'], put(0), text("w"), tensor.clone(), vec![b's']].concat();
+    for at in 1..40 {
+        doubled.extend(
+            [vec![b'}'], put(at), text("a"), get(at - 1), vec![b's'], text("b"), get(at - 1), vec![b's']].concat(),
+        );
+    }
+    let list = [vec![b']'], put(0), get(0), vec![b'a']].concat();
+    for (pickle, part) in [
+        (in_itself("state_dict"), "the nesting of its pickle"),
+        (in_itself("x"), "holds no tensors"),
+        (list, "holds no tensors"),
+        (with_tensor, "the nesting of its pickle"),
+        (doubled, "the length of a header for its tensors"),
+    ] {
+        let pickle = [&b"\x80\x02"[..], &pickle, b"."].concat();
+        let entries = [("x/data.pkl".to_owned(), pickle), ("x/data/0".to_owned(), vec![0; 4])];
+        fs::write(&path, zip(&entries)).unwrap();
         limited(1_000_000, &[&"inspect", &path]).refused(1, &["x.bin", part]);
     }
 }

@@ -126,6 +126,8 @@ impl Search<'_, '_> {
     fn weights(&mut self, root: Value) -> Result<Weights> {
         let (mut at, mut path, mut asides) = (root, Vec::new(), Vec::new());
         while let Some((key, value, beside)) = self.wrapped(at)? {
+            // A dict can hold itself.
+            self.check_depth(u32::try_from(path.len()).unwrap_or(u32::MAX))?;
             at = value;
             path.push(key);
             asides.extend(beside);
