@@ -7,9 +7,11 @@
 //! * [`conv1d`]: layers that keep their weight as `[in, out]`.
 //! * [`embeddings`]: modules that are tables of rows.
 //! * [`buffers`]: tensors that are no parameters.
+//! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
+pub mod arch;
 pub mod buffers;
 pub mod components;
 pub mod conv1d;
