@@ -28,6 +28,7 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
     let run = &Run { cancel: &*watch::interruptible()?, progress: &Quiet };
     if let [Ok(path)] = named.as_slice()
         && args.paths.len() == 1
+        && !is_pattern(&args.paths[0])
         && find(path)?.is_none()
     {
         let entries = vec![Entry::Found(inspect(path, &options, run)?)];
@@ -77,8 +78,7 @@ fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Vec<u8> {
 
 /// The paths a word stands for: itself, a model in the Hugging Face cache, or what matches it as a pattern.
 fn expand(written: &str) -> Vec<Result<PathBuf>> {
-    let is_pattern = written.contains(['*', '?', '[']) && !Path::new(written).exists();
-    if !is_pattern {
+    if !is_pattern(written) {
         return vec![place::path(written)];
     }
     let wrong = |problem: String| Error::invalid("PATH", format!("`{written}` {problem}"));
@@ -94,4 +94,9 @@ fn expand(written: &str) -> Vec<Result<PathBuf>> {
     };
     let found: Vec<Result<PathBuf>> = matches.map(path).collect();
     if found.is_empty() { vec![Err(wrong("matches nothing".to_owned()))] } else { found }
+}
+
+/// Whether a word has to be compared with what there is.
+fn is_pattern(written: &str) -> bool {
+    written.contains(['*', '?', '[']) && !Path::new(written).exists()
 }

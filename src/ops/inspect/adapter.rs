@@ -7,21 +7,19 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fit::{self, BaseFit};
-use super::hashes::{self, HashFacts};
+use super::header::{Header, HeaderFacts};
 use super::inserted::{self, InsertedFacts};
 use super::modules::{self, ModuleFacts, ModuleGroup, Sum};
 use super::pairs::{Pair, pairs};
-use super::privacy::{self, Telling};
 use super::spectrum::{self, Spectra};
 use super::targets::Targets;
-use super::training::Training;
 use super::values::{self, ValueFacts};
 use super::weights::{Weights, elements, parameters};
 use super::{InspectOptions, origin, problems};
 use crate::adapters::config::{Scaling, saves};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Result;
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::Stored;
 use crate::ops::Run;
 
 /// An adapter.
@@ -85,18 +83,15 @@ pub struct AdapterFacts {
     pub modules_to_save: Vec<String>,
     /// What is inserted into the model rather than added to a weight.
     pub inserted: Vec<InsertedFacts>,
-    /// What the trainer wrote about its run.
-    pub training: Option<Training>,
+    /// What the header's free text tells.
+    #[serde(flatten)]
+    pub header: HeaderFacts,
     /// The adapter against its base.
     pub base: Option<BaseFit>,
     /// Singular values, where they were asked for.
     pub spectrum: Option<Spectra>,
     /// What the values show, where they were looked at.
     pub values: Option<ValueFacts>,
-    /// Hashes in the header.
-    pub hashes: Vec<HashFacts>,
-    /// Metadata that tells about people and machines.
-    pub privacy: Vec<Telling>,
     /// What is wrong.
     pub problems: Vec<String>,
     /// The adapter itself.
@@ -162,11 +157,10 @@ impl AdapterFacts {
         let weights = Weights::of(&adapter.tensors);
         let modules = modules::modules(&adapter, &pairs);
         let hints = origin::base_hints(&adapter, |key| header.get(key)).into_iter();
-        let read = options.check || weights.file_bytes() <= options.hash_up_to;
-        let hashes = hashes::find(&adapter.tensors, read)?;
-        let privacy = privacy::find(header.texts(), &config.raw);
+        let told = HeaderFacts::of(&adapter.tensors, &config.raw, &weights, options)?;
         let mut problems = problems::find(&adapter, &pairs, &targets, refused);
-        problems.extend(problems::of_header(&adapter, &pairs, &hashes, &privacy));
+        problems.extend(told.problems());
+        problems.extend(problems::of_header(&adapter, &pairs));
         let mut facts = Self {
             path: path.to_path_buf(),
             dialect: adapter.dialect,
@@ -195,12 +189,10 @@ impl AdapterFacts {
             target_parameters: config.target_parameters.clone(),
             modules_to_save: config.modules_to_save.clone(),
             inserted: inserted::inserted(&adapter),
-            training: Training::of(header.texts()),
             base: None,
             values: options.check.then(|| values::values(&adapter, &pairs, options, run)).transpose()?,
             spectrum: options.spectrum.then(|| spectrum::spectra(&adapter, &pairs, options, run)).transpose()?,
-            hashes,
-            privacy,
+            header: told,
             problems,
             weights,
             adapter,
@@ -242,20 +234,6 @@ impl Share {
         self.elements = self.elements.saturating_add(elements(&tensor.info));
         self.bytes += tensor.info.bytes;
         self.names.push(parameter_name(module, parameter));
-    }
-}
-
-/// The free text in front of the tensors.
-struct Header<'a>(&'a Checkpoint);
-
-impl<'a> Header<'a> {
-    fn texts(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        let files = self.0.files().iter();
-        files.flat_map(|file| file.header.metadata.iter().map(|(key, text)| (key.as_str(), text.as_str())))
-    }
-
-    fn get(&self, key: &str) -> Option<&'a str> {
-        self.texts().find(|(own, _)| *own == key).map(|(_, text)| text)
     }
 }
 

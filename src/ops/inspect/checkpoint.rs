@@ -4,11 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::family::family;
+use super::header::HeaderFacts;
 use super::quantised::{self, Quantisation};
 use super::weights::{self, TensorFacts, Weights, elements, problems};
-use super::{counted, named};
+use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
@@ -26,6 +28,8 @@ pub struct CheckpointFacts {
     pub path: PathBuf,
     /// `architectures` of config.json.
     pub architectures: Vec<String>,
+    /// What the names of the tensors look like.
+    pub family: Option<&'static str>,
     /// `model_type` of config.json.
     pub model_type: Option<String>,
     /// `dtype` or `torch_dtype` of config.json.
@@ -37,6 +41,9 @@ pub struct CheckpointFacts {
     pub head_tied_to: Option<String>,
     /// Signs of quantised weights.
     pub quantisation: Vec<Quantisation>,
+    /// What the header's free text tells.
+    #[serde(flatten)]
+    pub header: HeaderFacts,
     /// Modules of all layers together, the one with most bytes first.
     pub groups: Vec<Group>,
     /// The largest tensors.
@@ -66,7 +73,7 @@ impl CheckpointFacts {
     ///
     /// # Errors
     /// When one of them cannot be read.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path, options: &InspectOptions) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config()?;
         let weights = Weights::of(&checkpoint);
@@ -80,11 +87,14 @@ impl CheckpointFacts {
         let has = |name: &str| checkpoint.info(name).is_some();
         let tie = config.as_ref().filter(|config| is_tied(config)).and_then(|_| find_tie(has));
         let config = config.unwrap_or_default();
+        let header = HeaderFacts::of(&checkpoint, &Map::new(), &weights, options)?;
+        problems.extend(header.problems());
         let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
         let architectures = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
         Ok(Self {
             path: path.to_path_buf(),
             architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
+            family: family(&checkpoint),
             model_type: text("model_type"),
             declared_dtype: text("dtype").or_else(|| text("torch_dtype")),
             head_tied_to: tie.map(|tie| tie.embedding),
@@ -93,6 +103,7 @@ impl CheckpointFacts {
                 .chain(quantised::scaled(&checkpoint))
                 .chain(quantised::declared(&config))
                 .collect(),
+            header,
             groups: groups(&checkpoint),
             largest: weights::largest(&checkpoint, LARGEST),
             weights,

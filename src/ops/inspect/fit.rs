@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use globset::{Glob, GlobSet};
 use serde::Serialize;
 
-use super::InspectOptions;
 use super::weights::Weights;
+use super::{InspectOptions, size};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, hub};
+use crate::formats::{Checkpoint, hub, json};
 use crate::linalg::{LinearOperator, Streamed};
 use crate::ops::Run;
 use crate::ops::base::Base;
@@ -29,6 +29,8 @@ pub struct BaseFit {
     pub named: bool,
     /// Its parameters.
     pub parameters: u64,
+    /// Whether they follow from config.json alone, without norms of heads and biases.
+    pub estimated: bool,
     /// The trained ones in relation to them.
     pub share: f64,
     /// Tensors of the model that are changed; `None` if places were not looked for.
@@ -78,9 +80,14 @@ pub fn fit(
     }
     let Some(name) = adapter.config.base_model.as_deref().filter(|name| !name.is_empty()) else { return Ok(None) };
     let Ok(model) = hub::resolve(name, &options.caches) else { return Ok(None) };
-    // A name that is relative to somebody's working directory can mean anything here.
-    let Ok(checkpoint) = Checkpoint::open(&model) else { return Ok(None) };
-    Ok(Some(BaseFit::new(&model, false, Weights::of(&checkpoint).parameters, trained)))
+    if let Ok(checkpoint) = Checkpoint::open(&model) {
+        return Ok(Some(BaseFit::new(&model, false, Weights::of(&checkpoint).parameters, trained)));
+    }
+    let config = model.join("config.json");
+    let Some(parameters) = json::read_object(&config).ok().and_then(|config| size::parameters(&config)) else {
+        return Ok(None);
+    };
+    Ok(Some(BaseFit { estimated: true, ..BaseFit::new(&model, false, parameters, trained) }))
 }
 
 impl BaseFit {
@@ -89,6 +96,7 @@ impl BaseFit {
             path: path.to_path_buf(),
             named,
             parameters,
+            estimated: false,
             share: trained as f64 / parameters.max(1) as f64,
             changed_tensors: None,
             homeless: Vec::new(),

@@ -97,7 +97,10 @@ pub fn find(checkpoint: &Checkpoint, read: bool) -> Result<Vec<HashFacts>> {
 
 fn compare(key: &str, stored: String, computed: Option<String>) -> HashFacts {
     let plain = stored.trim_start_matches("0x").to_lowercase();
-    let matches = computed.as_ref().map(|computed| *computed == plain);
+    // Written with `0x` it may be the hash of the tensors in the order of a dictionary (LyCORIS, ModelSpec in sd-scripts), which the
+    // file does not keep: then only a match tells.
+    let is_open = stored.starts_with("0x");
+    let matches = computed.as_ref().map(|computed| *computed == plain).filter(|same| *same || !is_open);
     HashFacts { key: key.to_owned(), stored: Some(stored), computed, matches }
 }
 

@@ -5,23 +5,25 @@
 //! |---|---|
 //! | `find` | what a path stands for: one thing, or a folder of them |
 //! | `weights` | what every set of tensors has: files, dtypes, sizes |
-//! | `checkpoint`, `quantised` | a model: architecture, groups, largest tensors; signs of quantised weights |
+//! | `checkpoint`, `family`, `quantised` | a model: architecture, groups, largest tensors; its family by names; signs of quantised weights |
 //! | `adapter` | an adapter: all that follows put together |
 //! | `modules` | its modules one by one, and sums over them |
 //! | `pairs`, `targets` | LoRA pairs with the rank and scale that count for them; which modules a config means |
 //! | `inserted` | prompts, prefixes and bottlenecks |
 //! | `origin`, `training`, `dates` | who trained it, on what and how |
-//! | `hashes`, `privacy` | hashes in the header checked; metadata that tells about people |
-//! | `fit` | the adapter against its base |
+//! | `header`, `hashes`, `privacy` | the header's free text: its hashes checked, and what tells about people |
+//! | `fit`, `size` | the adapter against its base; the size of a base by its config alone |
 //! | `spectrum`, `values` | what only the values tell |
 //! | `problems` | what is wrong with an adapter |
 
 mod adapter;
 mod checkpoint;
 mod dates;
+mod family;
 mod find;
 mod fit;
 mod hashes;
+mod header;
 mod inserted;
 mod modules;
 mod origin;
@@ -29,6 +31,7 @@ mod pairs;
 mod privacy;
 mod problems;
 mod quantised;
+mod size;
 mod spectrum;
 mod targets;
 mod training;
@@ -50,6 +53,7 @@ pub use checkpoint::{CheckpointFacts, Group};
 pub use find::{Found, find};
 pub use fit::{BaseFit, TensorNorms};
 pub use hashes::HashFacts;
+pub use header::HeaderFacts;
 pub use inserted::InsertedFacts;
 pub use modules::{ModuleFacts, ModuleGroup, ShapeCount, Sum};
 pub use privacy::Telling;
@@ -94,7 +98,7 @@ pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<I
     if is_adapter(path) {
         Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path, options, run)?)))
     } else {
-        Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path)?)))
+        Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, options)?)))
     }
 }
 
@@ -157,6 +161,13 @@ impl Inspection {
         if tensors {
             value["tensors"] =
                 serde_json::to_value(self.listing().collect::<Vec<_>>()).expect("plain facts always serialise");
+            if let Self::Adapter(facts) = self {
+                let plain = "plain facts always serialise";
+                value["modules"] = serde_json::to_value(&facts.modules).expect(plain);
+                if let Some(spectra) = &facts.spectrum {
+                    value["spectrum"]["each"] = serde_json::to_value(&spectra.each).expect(plain);
+                }
+            }
         }
         value
     }

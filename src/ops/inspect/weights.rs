@@ -28,6 +28,8 @@ pub struct Weights {
     pub bytes: u64,
     /// Element types, the one with most bytes first.
     pub dtypes: Vec<DtypeFacts>,
+    /// What should be known of how the files were read.
+    pub notes: Vec<String>,
     /// Keys of the headers' free text.
     pub metadata_keys: BTreeSet<String>,
 }
@@ -37,6 +39,8 @@ pub struct Weights {
 pub struct FileFacts {
     /// Path below the directory.
     pub name: String,
+    /// How it keeps its tensors: `safetensors`, `pytorch` …
+    pub format: &'static str,
     /// Tensors in it.
     pub tensors: usize,
     /// Its length.
@@ -88,6 +92,7 @@ impl Weights {
                 .clone()
                 .map(|file| FileFacts {
                     name: file.name.clone(),
+                    format: file.format.name(),
                     tensors: file.header.tensors.len(),
                     bytes: file.map.len(),
                 })
@@ -97,6 +102,7 @@ impl Weights {
             uncounted_tensors: checkpoint.tensors().filter(|tensor| !holds_parameters(&tensor.dtype)).count(),
             bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
             dtypes: dtypes(checkpoint),
+            notes: checkpoint.notes().cloned().collect(),
             metadata_keys: keys.collect(),
         }
     }

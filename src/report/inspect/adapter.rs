@@ -45,7 +45,7 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     let own = facts.weights.metadata_keys.iter().filter(|key| !training::is_told(key)).map(String::as_str);
     page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_NAMES));
     spectrum::lines(page, facts);
-    training::describe(page, facts);
+    training::describe(page, &facts.header);
     spectrum::tables(page, facts, modules);
     if facts.weights.dtypes.len() > 1 {
         dtypes(page, &facts.weights);
@@ -87,7 +87,11 @@ pub fn method(facts: &AdapterFacts) -> String {
 fn trained(facts: &AdapterFacts) -> String {
     let own = format!("{} parameters", exact(facts.trainable_parameters));
     let Some(base) = &facts.base else { return own };
-    let found = if base.named { "" } else { ", found by name" };
+    let found = match (base.named, base.estimated) {
+        (true, _) => "",
+        (false, false) => ", found by name",
+        (false, true) => ", by its config",
+    };
     let share = percent(base.share);
     format!("{own}, {share} of the {} of `{}`{found}", super::count(base.parameters), base.path.display())
 }

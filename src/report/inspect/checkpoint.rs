@@ -1,8 +1,8 @@
 //! A model.
 
-use super::numbers::{count, exact, plural, shape, share};
+use super::numbers::{count, exact, first, plural, shape, share};
 use super::page::{MAX_NAME, MAX_ROWS, Page, shorten};
-use super::{dtypes, shards, stored};
+use super::{dtypes, shards, stored, training};
 use crate::ops::inspect::{CheckpointFacts, Group, TensorFacts};
 use crate::report::size;
 
@@ -11,6 +11,11 @@ pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     let weights = &facts.weights;
     page.title(&format!("{}: checkpoint", facts.path.display()));
     let model = [facts.architectures.join(", "), facts.model_type.clone().unwrap_or_default()];
+    let model = if model.iter().all(String::is_empty) {
+        [facts.family.map_or_else(String::new, |family| format!("{family} (by its names)")), String::new()]
+    } else {
+        model
+    };
     page.line("model", &model.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "));
     let uncounted = match weights.uncounted_tensors {
         0 => String::new(),
@@ -18,7 +23,9 @@ pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     };
     page.line("parameters", &format!("{}{uncounted}", exact(weights.parameters)));
     stored(page, weights);
-    page.line("metadata", &weights.metadata_keys.iter().take(MAX_ROWS).cloned().collect::<Vec<_>>().join(", "));
+    let own = weights.metadata_keys.iter().filter(|key| !training::is_told(key)).map(String::as_str);
+    page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_ROWS));
+    training::describe(page, &facts.header);
     if let Some(embedding) = &facts.head_tied_to {
         page.line("head", &format!("tied to `{embedding}`"));
     }

@@ -78,6 +78,8 @@ fn row(found: &Inspection) -> Vec<String> {
     let (path, what, rank, elements) = match found {
         Inspection::Checkpoint(facts) => {
             let model = facts.model_type.clone().or_else(|| facts.architectures.first().cloned());
+            let guessed = facts.family.and_then(|family| family.split(',').next());
+            let model = model.or_else(|| guessed.map(str::to_owned));
             let what = model.map_or_else(|| "checkpoint".to_owned(), |model| format!("model {model}"));
             (&facts.path, what, String::new(), weights.parameters)
         }

@@ -56,7 +56,10 @@ fn stored(page: &mut Page, weights: &Weights) {
         _ => "single file".to_owned(),
     };
     let tensors = plural(weights.tensor_count, "tensor");
+    let format = weights.files.first().map_or("", |file| file.format);
+    let container = if format == "safetensors" { container } else { format!("{container} of {format}") };
     let dtypes: Vec<&str> = weights.dtypes.iter().map(|facts| facts.dtype.as_str()).collect();
+    weights.notes.iter().for_each(|note| page.line("note", note));
     page.line("container", &format!("{container}, {}, {tensors} of {}", size(weights.file_bytes()), dtypes.join(", ")));
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::page::{Page, shorten};
-use crate::ops::inspect::{AdapterFacts, HashFacts};
+use crate::ops::inspect::{HashFacts, HeaderFacts};
 
 /// Most columns of one value.
 const MAX_VALUE: usize = 56;
@@ -56,7 +56,7 @@ pub fn is_told(key: &str) -> bool {
 }
 
 /// The topics, tags and hashes.
-pub fn describe(page: &mut Page, facts: &AdapterFacts) {
+pub fn describe(page: &mut Page, facts: &HeaderFacts) {
     if let Some(training) = &facts.training {
         page.line("network", &topic(&training.network, &NETWORK));
         page.line("run", &topic(&training.run, &RUN));
@@ -74,7 +74,8 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts) {
         let text = match (matches, stored, computed) {
             (Some(true), Some(stored), _) => format!("{stored} (right)"),
             (Some(false), Some(stored), Some(computed)) => format!("{stored}, but the tensors give {computed}"),
-            (_, Some(stored), _) => format!("{stored} (not checked: `--check` reads the file)"),
+            (_, Some(stored), Some(_)) => format!("{stored} (of the tensors in an order the file does not keep)"),
+            (_, Some(stored), None) => format!("{stored} (not checked: `--check` reads the file)"),
             (_, None, computed) => computed.clone().unwrap_or_default(),
         };
         page.line("hash", &format!("{key} {text}"));

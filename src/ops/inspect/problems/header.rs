@@ -1,10 +1,8 @@
-//! What the free text of a header says against the tensors, and what it says that it should not.
+//! What the free text of a header says against the tensors.
 
 use std::collections::HashSet;
 
-use super::super::hashes::HashFacts;
 use super::super::pairs::Pair;
-use super::super::privacy::Telling;
 use super::super::{counted, named};
 use crate::adapters::{Adapter, number};
 use crate::formats::{Checkpoint, Stored};
@@ -17,21 +15,12 @@ const ALPHA: &str = ".alpha";
 const ROUNDED: f64 = 0.01;
 
 /// Everything of that kind.
-pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], hashes: &[HashFacts], privacy: &[Telling]) -> Vec<String> {
+pub fn find(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<String> {
     let mut problems = Vec::new();
     let says = |key: &str| text(&adapter.tensors, key);
     problems.extend(missing_alphas(adapter, pairs));
     problems.extend(says("ss_network_dim").and_then(|dim| other_rank(pairs, dim)));
     problems.extend(says("ss_network_alpha").and_then(|alpha| rounded_alphas(&adapter.tensors, alpha)));
-    problems.extend(hashes.iter().filter(|hash| hash.matches == Some(false)).map(|hash| {
-        let HashFacts { key, stored, computed, .. } = hash;
-        let (stored, computed) = (stored.as_deref().unwrap_or_default(), computed.as_deref().unwrap_or_default());
-        format!("`{key}` is {stored}, the tensors give {computed}: they were changed after it was written")
-    }));
-    if !privacy.is_empty() {
-        let telling = privacy.iter().map(|telling| format!("`{}` ({})", telling.key, telling.tells));
-        problems.push(format!("metadata tells about people or machines: {}", telling.collect::<Vec<_>>().join(", ")));
-    }
     problems
 }
 
