@@ -1,12 +1,13 @@
 //! A set of tensors behind one list of names: one file, a directory with one file, or shards with an index.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Component, Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
 use super::json;
+use super::pipeline::{self, Component, Folder};
 use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
@@ -25,6 +26,8 @@ pub enum Container {
         /// `metadata` of the index.
         metadata: Map<String, Value>,
     },
+    /// A directory with the folders of a diffusion pipeline. The names of their tensors begin with the folder and a dot.
+    Pipeline(Vec<Folder>),
 }
 
 /// An opened checkpoint or adapter: every header read and checked, no data touched.
@@ -43,7 +46,27 @@ impl Checkpoint {
     /// Whatever is wrong with the files or with the index that ties them together, naming file and tensor.
     pub fn open(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
-        if kind.is_dir() { Self::open_directory(path, &WEIGHT_STEMS) } else { Self::open_file(path) }
+        if !kind.is_dir() {
+            return Self::open_file(path);
+        }
+        match pipeline::folders(path)? {
+            Some(folders) => Self::open_pipeline(path, folders),
+            None => Self::open_directory(path, &WEIGHT_STEMS),
+        }
+    }
+
+    fn open_pipeline(root: &Path, names: Vec<String>) -> Result<Self> {
+        let (mut folders, mut files) = (Vec::with_capacity(names.len()), Vec::new());
+        for name in names {
+            let Self { container, files: mut own, .. } = Self::open_directory(&root.join(&name), &WEIGHT_STEMS)?;
+            for file in &mut own {
+                file.name = format!("{name}/{}", file.name);
+                file.header.tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, &format!("{name}.")));
+            }
+            folders.push(Folder { name, container, files: own.len() });
+            files.append(&mut own);
+        }
+        Self::assemble(root, Container::Pipeline(folders), files)
     }
 
     /// Opens the weights with one of `stems` in the directory `path`.
@@ -150,6 +173,21 @@ impl Checkpoint {
         &self.files
     }
 
+    /// The parts that are laid out by themselves, in the order of their files.
+    pub fn components(&self) -> Vec<Component<'_>> {
+        let Container::Pipeline(folders) = &self.container else {
+            return vec![Component { folder: "", container: &self.container, files: &self.files }];
+        };
+        let mut rest = self.files.as_slice();
+        let mut found = Vec::with_capacity(folders.len());
+        for Folder { name, container, files } in folders {
+            let (files, others) = rest.split_at(*files);
+            rest = others;
+            found.push(Component { folder: name, container, files });
+        }
+        found
+    }
+
     /// All tensors, file by file, each in offset order.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> + Clone {
         self.files.iter().flat_map(|file| &file.header.tensors)
@@ -194,7 +232,7 @@ impl Checkpoint {
 /// Whether a file name of an index stays inside its directory.
 fn stays_inside(name: &str) -> bool {
     let mut components = Path::new(name).components().peekable();
-    components.peek().is_some() && components.all(|component| matches!(component, Component::Normal(_)))
+    components.peek().is_some() && components.all(|component| matches!(component, path::Component::Normal(_)))
 }
 
 /// The index and a shard must agree on what the shard holds.

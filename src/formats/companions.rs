@@ -62,7 +62,7 @@ fn walk(root: &Path, below: &Path, depth: usize, found: &mut Companions) -> Resu
             if depth < MAX_DEPTH {
                 walk(root, &path, depth + 1, found)?;
             }
-        } else if WEIGHTS.iter().any(|ending| text.ends_with(ending)) {
+        } else if WEIGHTS.iter().any(|ending| text.ends_with(ending)) || text.contains(".safetensors.index.") {
             found.left.push(path);
         } else if root.join(&path).is_file() {
             found.copied.push(path);

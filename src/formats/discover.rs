@@ -52,6 +52,9 @@ pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
             return Ok(Place::File(name));
         }
     }
+    if let Some(place) = variant(directory, stems) {
+        return Ok(place);
+    }
     let listing = list_weights(directory)?;
     match (listing.safetensors.as_slice(), listing.readable.as_slice()) {
         ([name], _) | ([], [name]) => Ok(Place::File(name.clone())),
@@ -63,6 +66,44 @@ pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
             Err(Error::unsupported(directory, what)
                 .hint("name one of the files, or restore `model.safetensors.index.json`"))
         }
+    }
+}
+
+/// Copies of the weights in another precision, which diffusers puts beside the plain ones: `model.fp16.safetensors`, shards with
+/// `model.fp16.safetensors.index.json` or, as it was until 2024, `model.safetensors.index.fp16.json`.
+const VARIANTS: [&str; 2] = ["fp16", "bf16"];
+
+/// The weights where only a variant of them is there.
+fn variant(directory: &Path, stems: &[&str]) -> Option<Place> {
+    let there = |name: &String| directory.join(name).exists();
+    for (stem, variant) in stems.iter().flat_map(|stem| VARIANTS.iter().map(move |variant| (stem, variant))) {
+        let indexes =
+            [format!("{stem}.{variant}.safetensors.index.json"), format!("{stem}.safetensors.index.{variant}.json")];
+        if let Some(index) = indexes.into_iter().find(there) {
+            return Some(Place::Index(index));
+        }
+        if let Some(name) = Some(format!("{stem}.{variant}.safetensors")).filter(there) {
+            return Some(Place::File(name));
+        }
+    }
+    None
+}
+
+/// Whether `directory` holds weights of any kind that can be read.
+///
+/// # Errors
+/// When it cannot be listed.
+pub fn holds_weights(directory: &Path) -> Result<bool> {
+    let listing = list_weights(directory)?;
+    Ok(!listing.safetensors.is_empty() || !listing.readable.is_empty())
+}
+
+/// The stem of the shards that the index `name` ties together.
+pub fn stem_of_index(name: &str) -> String {
+    let Some((stem, rest)) = name.split_once(".safetensors.index.") else { return name.to_owned() };
+    match rest.strip_suffix(".json") {
+        Some(variant) => format!("{stem}.{variant}"),
+        None => stem.to_owned(),
     }
 }
 
@@ -157,8 +198,25 @@ mod tests {
             (&["weights.npz"], file("weights.npz")),
             (&["v1-5-pruned.ckpt", "training_args.bin"], file("v1-5-pruned.ckpt")),
             (&["a.pt", "b.safetensors"], file("b.safetensors")),
+            (&["model.fp16.safetensors", "model.safetensors"], file("model.safetensors")),
+            (&["model.fp16.safetensors", "model.non_ema.safetensors"], file("model.fp16.safetensors")),
+            (
+                &["diffusion_pytorch_model.safetensors.index.fp16.json", "x.safetensors", "y.safetensors"],
+                index("diffusion_pytorch_model.safetensors.index.fp16.json"),
+            ),
         ] {
             assert_eq!(found(names).expect("found"), wanted, "{names:?}");
+        }
+    }
+
+    #[test]
+    fn an_index_names_the_stem_of_its_shards() {
+        for (index, stem) in [
+            ("model.safetensors.index.json", "model"),
+            ("model.fp16.safetensors.index.json", "model.fp16"),
+            ("model.safetensors.index.fp16.json", "model.fp16"),
+        ] {
+            assert_eq!(stem_of_index(index), stem);
         }
     }
 

@@ -64,14 +64,12 @@ pub fn shard(tensors: Vec<TensorInfo>, stem: &str, max_bytes: u64) -> Vec<(Strin
 }
 
 /// The index of sharded weights: `metadata` with a true `total_size` (bytes of tensor data), and the file of every tensor
-/// in file order.
-pub fn index(mut metadata: Map<String, Value>, files: &[OutputFile]) -> Value {
-    let total: u64 = files.iter().flat_map(|file| &file.tensors).map(|tensor| tensor.bytes).sum();
+/// in file order. `files` come with their paths as seen from the index.
+pub fn index(mut metadata: Map<String, Value>, files: &[(&str, &OutputFile)]) -> Value {
+    let total: u64 = files.iter().flat_map(|(_, file)| &file.tensors).map(|tensor| tensor.bytes).sum();
     metadata.insert("total_size".into(), total.into());
-    let mut map: Vec<(&str, &str)> = files
-        .iter()
-        .flat_map(|file| file.tensors.iter().map(|tensor| (tensor.name.as_str(), file.name.as_str())))
-        .collect();
+    let mut map: Vec<(&str, &str)> =
+        files.iter().flat_map(|(path, file)| file.tensors.iter().map(|tensor| (tensor.name.as_str(), *path))).collect();
     map.sort_unstable();
     let map: Map<String, Value> = map.into_iter().map(|(tensor, file)| (tensor.into(), file.into())).collect();
     serde_json::json!({ "metadata": metadata, "weight_map": map })
@@ -108,7 +106,7 @@ mod tests {
     #[test]
     fn the_index_counts_data_bytes_only() {
         let file = OutputFile::new("x.safetensors".into(), &[], vec![tensor("b", 3), tensor("a", 5)]);
-        let index = index(Map::new(), &[file]);
+        let index = index(Map::new(), &[("x.safetensors", &file)]);
         assert_eq!(index["metadata"]["total_size"], 8);
         assert_eq!(index["weight_map"]["a"], "x.safetensors");
     }

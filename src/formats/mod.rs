@@ -3,7 +3,7 @@
 //!
 //! * [`safetensors`]: the header of one file, read and rendered.
 //! * [`pickle`], [`npy`]: files of PyTorch and numpy, read only.
-//! * [`Checkpoint`]: one file, a directory or a sharded set behind one list of tensors.
+//! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
@@ -17,10 +17,12 @@ pub mod json;
 pub mod layout;
 pub mod npy;
 pub mod pickle;
+mod pipeline;
 pub mod safetensors;
 mod weight_file;
 mod zip;
 
 pub use checkpoint::{Checkpoint, Container};
 pub use discover::WEIGHT_STEMS;
+pub use pipeline::{Component, Folder};
 pub use weight_file::{Format, Stored, WeightFile, safetensors_name};

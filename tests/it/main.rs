@@ -19,6 +19,7 @@ mod initial;
 mod layout;
 mod options;
 mod pickle;
+mod pipeline;
 mod resize;
 mod robust;
 mod stack;

@@ -14,9 +14,10 @@ use super::rounded::{Rounded, RoundingError, summarise};
 use super::scaled::Scaled;
 use super::{ConvertOptions, Target};
 use crate::error::{Error, Result};
-use crate::formats::{Container, Stored, companions, json as files, layout};
+use crate::formats::layout::OutputFile;
+use crate::formats::{Container, Stored, companions, json as files};
 use crate::ops::base::{Base, PACKED};
-use crate::ops::merge::arrange::stem;
+use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
 use crate::ops::output::{Output, Run, refuse_inputs};
 use crate::ops::recipe::SIDECAR;
@@ -98,6 +99,10 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
 
     let recipe = recipe(options, &base)?;
     let single = single_name(write)?;
+    if single.is_some() && matches!(base.checkpoint.container(), Container::Pipeline(_)) {
+        let problem = "the input is a pipeline, whose parts are files of their own";
+        return Err(Error::invalid("--out", problem).hint("name a directory"));
+    }
     let is_single = single.is_some();
     let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
@@ -237,7 +242,7 @@ fn single_name(write: &WriteOptions) -> Result<Option<String>> {
     Ok(write.out.file_name().map(|name| name.to_string_lossy().into_owned()))
 }
 
-fn schedule(files: Vec<(layout::OutputFile, Vec<Origin>)>, write: &WriteOptions, cast: &[Arc<Rounded>]) -> Plan {
+fn schedule(files: Vec<(OutputFile, Vec<Origin>)>, write: &WriteOptions, cast: &[Arc<Rounded>]) -> Plan {
     let mut plan = Plan::default();
     for (at, (file, origins)) in files.into_iter().enumerate() {
         for (info, origin) in file.tensors.iter().zip(origins).filter(|(info, _)| info.bytes > 0) {
@@ -273,15 +278,7 @@ fn beside(
         return Ok(());
     }
     let container = base.checkpoint.container();
-    let kept = matches!(container, Container::Sharded { .. }) && write.max_shard_bytes.is_none();
-    if output.plan.files.len() > 1 || kept {
-        let inherited = match container {
-            Container::Sharded { metadata, .. } => metadata.clone(),
-            _ => Map::new(),
-        };
-        let index = layout::index(inherited, &output.plan.files);
-        output.written.push((PathBuf::from(layout::index_name(&stem(base))), files::render(&index)));
-    }
+    output.written.extend(indexes(base, write, &output.plan.files));
     output.written.push((PathBuf::from(SIDECAR), sidecar));
     if *container == Container::File {
         return Ok(());

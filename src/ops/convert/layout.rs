@@ -3,16 +3,18 @@
 use globset::GlobSet;
 
 use super::checkpoint::Origin;
-use crate::formats::WeightFile;
 use crate::formats::layout::{OutputFile, shard};
+use crate::formats::{Component, WeightFile};
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
-use crate::ops::merge::arrange::{Placed, stem, with_provenance};
+use crate::ops::merge::arrange::{Placed, with_provenance};
+use crate::tensor::TensorInfo;
 
 /// A tensor of the output.
 pub type Tensor = Placed<Origin>;
 
-/// The files of the output: one called `single`, or the input's own, or new ones of a given size.
+/// The files of the output: one called `single`, or the input's own, or new ones of a given size. The parts of a pipeline are
+/// cut by themselves.
 pub fn arrange(
     base: &Base,
     options: &WriteOptions,
@@ -21,34 +23,51 @@ pub fn arrange(
     stripped: &GlobSet,
     more: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<Origin>)> {
-    let files = base.checkpoint.files();
+    let mut outputs = outputs.into_iter();
+    let mut arranged = Vec::new();
+    for component in base.checkpoint.components() {
+        let own = outputs.by_ref().take(component.files.len()).collect();
+        let named = name_files(&component, options, single.clone(), own);
+        let same = named.len() == component.files.len();
+        for (at, (name, mut tensors)) in named.into_iter().enumerate() {
+            align(&mut tensors);
+            let own = component.files.get(at).filter(|_| same).or(component.files.first());
+            let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
+            let kept: Vec<_> = inherited.iter().filter(|(key, _)| !stripped.is_match(key)).cloned().collect();
+            let infos = tensors.iter().map(|tensor| tensor.info.clone()).collect();
+            let origins = tensors.into_iter().map(|tensor| tensor.origin).collect();
+            arranged.push((OutputFile::new(name, &with_provenance(&kept, more), infos), origins));
+        }
+    }
+    arranged
+}
+
+/// The tensors of one component by the name of their file, each under the name it has there.
+fn name_files(
+    component: &Component<'_>,
+    options: &WriteOptions,
+    single: Option<String>,
+    outputs: Vec<Vec<Tensor>>,
+) -> Vec<(String, Vec<Tensor>)> {
     let counts: Vec<usize> = outputs.iter().map(Vec::len).collect();
-    let mut tensors = outputs.into_iter().flatten();
-    let named: Vec<(String, Vec<Tensor>)> = match (single, options.max_shard_bytes) {
+    let mut tensors = outputs.into_iter().flatten().map(|tensor| {
+        let name = component.own_name(&tensor.info.name).to_owned();
+        Tensor { info: TensorInfo { name, ..tensor.info }, ..tensor }
+    });
+    match (single, options.max_shard_bytes) {
         (Some(name), _) => vec![(name, tensors.collect())],
         (None, None) => {
-            let own = files.iter().map(WeightFile::safetensors_name).zip(counts);
+            let own = component.files.iter().map(WeightFile::safetensors_name).zip(counts);
             own.map(|(name, count)| (name, tensors.by_ref().take(count).collect())).collect()
         }
         (None, Some(max_bytes)) => {
             let all: Vec<Tensor> = tensors.collect();
             let infos = all.iter().map(|tensor| tensor.info.clone()).collect();
             let mut all = all.into_iter();
-            let cut = shard(infos, &stem(base), max_bytes).into_iter();
-            cut.map(|(name, infos)| (name, all.by_ref().take(infos.len()).collect())).collect()
+            let cut = shard(infos, &component.stem(), max_bytes).into_iter();
+            cut.map(|(name, infos)| (component.place(&name), all.by_ref().take(infos.len()).collect())).collect()
         }
-    };
-    let same = named.len() == files.len();
-    let file = |(at, (name, mut tensors)): (usize, (String, Vec<Tensor>))| {
-        align(&mut tensors);
-        let own = files.get(at).filter(|_| same).or(files.first());
-        let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
-        let kept: Vec<_> = inherited.iter().filter(|(key, _)| !stripped.is_match(key)).cloned().collect();
-        let infos = tensors.iter().map(|tensor| tensor.info.clone()).collect();
-        let origins = tensors.into_iter().map(|tensor| tensor.origin).collect();
-        (OutputFile::new(name, &with_provenance(&kept, more), infos), origins)
-    };
-    named.into_iter().enumerate().map(file).collect()
+    }
 }
 
 /// Puts wide elements in front where a tensor would not begin at a multiple of its elements; else leaves the order.

@@ -155,19 +155,27 @@ fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Res
     if *checkpoint.container() == Container::File {
         return Ok(problems);
     }
-    if !has_config && factors == 0 {
+    let is_pipeline = matches!(checkpoint.container(), Container::Pipeline(_));
+    if !has_config && factors == 0 && !is_pipeline {
         problems.push("`config.json` is missing: architecture and ties are unknown".to_owned());
     }
-    let mut own: HashSet<&str> = checkpoint.files().iter().map(|file| file.name.as_str()).collect();
-    if let Container::Sharded { index, metadata } = checkpoint.container() {
-        own.insert(index);
+    let mut own: HashSet<String> = checkpoint.files().iter().map(|file| file.name.clone()).collect();
+    for component in checkpoint.components() {
+        let Container::Sharded { index, metadata } = component.container else { continue };
+        let index = component.place(index);
+        let bytes = if is_pipeline {
+            component.files.iter().flat_map(|file| &file.header.tensors).map(|tensor| tensor.bytes).sum()
+        } else {
+            bytes
+        };
         if let Some(total) = metadata.get("total_size").filter(|total| total.as_u64() != Some(bytes)) {
             problems.push(format!("`{index}` says `total_size` is {total}, the tensors take {bytes} bytes"));
         }
+        own.insert(index);
     }
     let left = companions::list(checkpoint.directory())?.left;
     let left: Vec<String> = left.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-    let others: Vec<&str> = left.iter().map(String::as_str).filter(|name| !own.contains(name)).collect();
+    let others: Vec<&str> = left.iter().map(String::as_str).filter(|name| !own.contains(*name)).collect();
     if !others.is_empty() {
         problems.push(format!("other weights lie beside these and were not looked at: {}", named(others)));
     }

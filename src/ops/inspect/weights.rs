@@ -82,6 +82,7 @@ impl Weights {
             Container::File => ("file", None),
             Container::Directory => ("directory", None),
             Container::Sharded { index, .. } => ("sharded", Some(index.clone())),
+            Container::Pipeline(_) => ("pipeline", None),
         };
         let files = checkpoint.files().iter();
         let keys = files.clone().flat_map(|file| file.header.metadata.iter().map(|(key, _)| key.clone()));

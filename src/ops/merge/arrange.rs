@@ -1,7 +1,11 @@
 //! Which tensor of an output lies in which file.
 
-use crate::formats::layout::{OutputFile, shard};
-use crate::formats::{Container, WEIGHT_STEMS, WeightFile, safetensors_name};
+use std::path::PathBuf;
+
+use serde_json::Map;
+
+use crate::formats::layout::{self, OutputFile, shard};
+use crate::formats::{Component, Container, json};
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::tensor::TensorInfo;
@@ -14,28 +18,45 @@ pub struct Placed<O> {
     pub origin: O,
 }
 
-/// Puts the tensors into files: the base's own, or new ones of a given size.
+/// Puts the tensors into files: the base's own, or new ones of a given size. `outputs` holds the tensors of one file of the
+/// base after the other, with the name of the file; the parts of a pipeline are cut by themselves.
 pub fn arrange<O>(
     base: &Base,
     options: &WriteOptions,
     outputs: Vec<(String, Vec<Placed<O>>)>,
     metadata: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<O>)> {
+    let mut outputs = outputs.into_iter();
+    let mut files = Vec::new();
+    for component in base.checkpoint.components() {
+        let own = outputs.by_ref().take(component.files.len()).collect();
+        files.extend(arrange_one(&component, options, own, metadata));
+    }
+    files
+}
+
+fn arrange_one<O>(
+    component: &Component<'_>,
+    options: &WriteOptions,
+    outputs: Vec<(String, Vec<Placed<O>>)>,
+    metadata: &[(String, String)],
+) -> Vec<(OutputFile, Vec<O>)> {
+    let info = |output: &Placed<O>| TensorInfo {
+        name: component.own_name(&output.info.name).to_owned(),
+        ..output.info.clone()
+    };
     let named: Vec<(String, Vec<TensorInfo>)> = match options.max_shard_bytes {
-        None => outputs
-            .iter()
-            .map(|(name, tensors)| (name.clone(), tensors.iter().map(|output| output.info.clone()).collect()))
-            .collect(),
+        None => outputs.iter().map(|(name, tensors)| (name.clone(), tensors.iter().map(info).collect())).collect(),
         Some(max_bytes) => {
-            let all =
-                outputs.iter().flat_map(|(_, tensors)| tensors.iter().map(|output| output.info.clone())).collect();
-            shard(all, &stem(base), max_bytes)
+            let all = outputs.iter().flat_map(|(_, tensors)| tensors.iter().map(info)).collect();
+            let cut = shard(all, &component.stem(), max_bytes).into_iter();
+            cut.map(|(name, tensors)| (component.place(&name), tensors)).collect()
         }
     };
     let mut origins = outputs.into_iter().flat_map(|(_, tensors)| tensors).map(|output| output.origin);
     let file = |(at, (name, tensors)): (usize, (String, Vec<TensorInfo>))| {
         let count = tensors.len();
-        let own = base.checkpoint.files().get(at).or(base.checkpoint.files().first());
+        let own = component.files.get(at).or(component.files.first());
         let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
         let file = OutputFile::new(name, &with_provenance(inherited, metadata), tensors);
         (file, origins.by_ref().take(count).collect())
@@ -54,11 +75,20 @@ pub fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]
     metadata
 }
 
-/// The file stem of the base's weights.
-pub fn stem(base: &Base) -> String {
-    if let Container::Sharded { index, .. } = base.checkpoint.container() {
-        return safetensors_name(index).trim_end_matches(".safetensors.index.json").to_owned();
+/// The indexes that tie the shards among `files` together, with their places.
+pub fn indexes(base: &Base, options: &WriteOptions, files: &[OutputFile]) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for component in base.checkpoint.components() {
+        let own = files.iter().filter_map(|file| component.inner_path(&file.name).map(|path| (path, file)));
+        let own: Vec<(&str, &OutputFile)> = own.collect();
+        let (kept, inherited) = match component.container {
+            Container::Sharded { metadata, .. } => (options.max_shard_bytes.is_none(), metadata.clone()),
+            _ => (false, Map::new()),
+        };
+        if own.len() > 1 || kept {
+            let place = component.place(&layout::index_name(&component.stem()));
+            found.push((PathBuf::from(place), json::render(&layout::index(inherited, &own))));
+        }
     }
-    let name = base.checkpoint.files().first().map_or(WEIGHT_STEMS[0].to_owned(), WeightFile::safetensors_name);
-    name.trim_end_matches(".safetensors").to_owned()
+    found
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::applied::Applied;
-use super::arrange::stem;
+use super::arrange::indexes;
 use super::provenance::{Edits, edited_config};
 use crate::error::{Error, Result};
-use crate::formats::{Container, companions, json, layout};
+use crate::formats::{Container, companions, json};
 use crate::io::MappedFile;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
@@ -96,15 +96,7 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
         }
         return Ok(added);
     }
-    let sharded = matches!(base.checkpoint.container(), Container::Sharded { .. });
-    if output.plan.files.len() > 1 || sharded && write.max_shard_bytes.is_none() {
-        let inherited = match base.checkpoint.container() {
-            Container::Sharded { metadata, .. } => metadata.clone(),
-            _ => serde_json::Map::new(),
-        };
-        let index = layout::index(inherited, &output.plan.files);
-        output.written.push((PathBuf::from(layout::index_name(&stem(base))), json::render(&index)));
-    }
+    output.written.extend(indexes(base, write, &output.plan.files));
     output.written.push((PathBuf::from(SIDECAR), sidecar));
     if base.checkpoint.container() == &Container::File {
         return Ok(added);

@@ -52,6 +52,7 @@ fn plain(text: &str) -> String {
 fn stored(page: &mut Page, weights: &Weights) {
     let container = match weights.container {
         "sharded" => format!("{} shards", weights.files.len()),
+        "pipeline" => format!("pipeline with {} weight files", weights.files.len()),
         "directory" => format!("directory with `{}`", weights.files.first().map_or("", |file| file.name.as_str())),
         _ => "single file".to_owned(),
     };
