@@ -244,7 +244,7 @@ fn methods(modules: &[ModuleFacts]) -> Vec<Sum> {
 }
 
 /// Whether a parameter without a role is a weight of the model: tensors of methods other than LoRA look like that too.
-fn is_whole(config: &AdapterConfig, module: &str, parameter: &str) -> bool {
+pub(super) fn is_whole(config: &AdapterConfig, module: &str, parameter: &str) -> bool {
     let name = parameter_name(module, parameter);
     config.scaling.is_some() || config.modules_to_save.iter().any(|saved| saves(saved, &name))
 }

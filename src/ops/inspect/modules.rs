@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
+use super::adapter::is_whole;
 use super::pairs::Pair;
 use super::weights::parameters;
 use crate::adapters::{Adapter, Change, Lora, Module};
@@ -191,6 +192,8 @@ pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
                 (facts.rank, facts.scale) = (method.rank(), method.scale());
                 facts.alpha = facts.rank.zip(facts.scale).map(|(rank, scale)| scale * rank as f64);
             }
+            // Tensors of methods that are not known look like that too.
+            Change::Whole(parameter, _) if !is_whole(&adapter.config, &module.path, parameter) => return None,
             Change::Whole(_, tensor) => {
                 facts.method = "whole".to_owned();
                 facts.shape = shape(tensor);
