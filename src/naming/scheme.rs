@@ -221,8 +221,8 @@ mod tests {
             ("xlabs", "double_blocks.3.processor.qkv_lora2.down.weight", "double_blocks.3.txt_attn.qkv", "lora_A"),
             ("xlabs", "single_blocks.3.processor.proj_lora.up.weight", "single_blocks.3.linear2", "lora_B"),
             ("mlx", "model.layers.1.mlp.up_proj.lora_a", "model.layers.1.mlp.up_proj", "lora_A"),
-            ("torchtune", "layers.1.attn.output_proj.lora_b.weight", "layers.1.self_attn.o_proj", "lora_B"),
-            ("torchtune", "layers.1.mlp.w2.lora_a.weight", "layers.1.mlp.down_proj", "lora_A"),
+            ("torchtune", "layers.1.attn.output_proj.lora_b.weight", "layers.1.attn.output_proj", "lora_B"),
+            ("torchtune", "layers.1.mlp.w2.lora_a.weight", "layers.1.mlp.w2", "lora_A"),
         ] {
             assert_eq!(parsed(name, key), Some((module.to_owned(), role.to_owned())), "{key}");
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lorakit::adapters::{Adapter, Change, is_adapter};
 
-use crate::support::reference_part;
+use crate::support::{read_model, reference_part};
 
 /// Folder, dialect, and how many changes of each kind are in it.
 fn kinds(adapter: &Adapter) -> BTreeMap<&'static str, usize> {
@@ -76,6 +76,13 @@ fn adapterhub_tells_changes_of_weights_from_insertions() {
 #[test]
 fn files_of_kohya_and_lycoris_need_no_config() {
     let Some(root) = reference_part("kohya") else { return };
+    let base: BTreeSet<String> = ["unet", "text_encoder"]
+        .into_iter()
+        .flat_map(|component| {
+            let keys = read_model(&root.join("base").join(component)).into_keys();
+            keys.map(move |key| format!("{component}.{key}"))
+        })
+        .collect();
     let mut seen = 0;
     for entry in fs::read_dir(&root).unwrap() {
         let path = entry.unwrap().path().join("lora.safetensors");
@@ -91,6 +98,9 @@ fn files_of_kohya_and_lycoris_need_no_config() {
         let lost: Vec<&str> =
             adapter.tensors.tensors().map(|info| info.name.as_str()).filter(|name| lost(name)).collect();
         assert!(lost.is_empty(), "{}: {lost:?}", path.display());
+        for module in &adapter.modules {
+            assert!(base.contains(&format!("{}.weight", module.path)), "{}: {}", path.display(), module.path);
+        }
         seen += 1;
     }
     assert!(seen > 15, "only {seen} files");

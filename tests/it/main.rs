@@ -25,5 +25,6 @@ mod robust;
 mod stack;
 mod support;
 mod ties;
+mod tools;
 mod unmerge;
 mod vocabulary;

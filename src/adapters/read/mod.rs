@@ -5,6 +5,7 @@ mod metadata;
 mod mlx;
 mod peft;
 mod recognise;
+mod torchtune;
 mod turn;
 mod unaided;
 
@@ -62,6 +63,7 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
     }
     match settings {
         None => unaided::open(root, tensors),
+        Some(Settings::Peft) if torchtune::is_ours(&tensors) => torchtune::open(root, tensors),
         Some(Settings::Peft) => peft::open(root, tensors),
         Some(Settings::Mlx(raw)) => mlx::open(root, raw, tensors),
         Some(Settings::AdapterHub(raw)) => adapterhub::open(root, raw, tensors),

@@ -1,7 +1,7 @@
 //! Files that say everything themselves: kohya and its kin, ComfyUI, diffusers, XLabs. Every key is read by the scheme it is
 //! written in; α stands beside the factors, or in `lora_adapter_metadata`, or is the rank.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Opened, metadata, recognise};
@@ -9,10 +9,10 @@ use crate::adapters::config::{AdapterConfig, Scaling};
 use crate::adapters::gather::{Gathered, gather};
 use crate::adapters::peft::{Change, Module};
 use crate::error::{Error, Result};
-use crate::formats::Checkpoint;
+use crate::formats::{Checkpoint, Stored};
 use crate::naming::peft::Key;
 use crate::naming::scheme::schemes;
-use crate::naming::{Role, components, peft};
+use crate::naming::{Role, arch, components, peft};
 
 /// How many keys of an unknown file are shown.
 const SHOWN: usize = 3;
@@ -36,6 +36,7 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
         "torchtune" => return Err(lacks_config(&tensors, "torchtune", "rank, alpha and the numbers of heads")),
         _ => {}
     }
+    unflatten(&mut keyed);
     let is_llm = |key: &Key| components::split(&key.module).is_none() && !components::is_diffusion(&key.module);
     if dialect == "peft" && keyed.iter().any(|(key, _)| matches!(key.role, Role::Down) && is_llm(key)) {
         // Says that the config is missing, and with it the scale.
@@ -53,6 +54,20 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     });
     let root = tensors.directory().to_path_buf();
     Ok(Opened { root, dialect, config, tensors, modules: modules.map(sorted) })
+}
+
+/// Writes flattened names as paths where a table of architectures knows exactly one; the others are left to the base's own keys.
+fn unflatten(keyed: &mut [(Key, Stored)]) {
+    let flat: BTreeSet<String> =
+        keyed.iter().map(|(key, _)| &key.module).filter(|module| !module.contains('.')).cloned().collect();
+    let flat: Vec<&str> = flat.iter().map(String::as_str).collect();
+    let known = flat.iter().zip(arch::unflatten_all(&flat)).filter_map(|(name, path)| Some((*name, path.ok()??)));
+    let known: BTreeMap<&str, String> = known.collect();
+    for (key, _) in keyed {
+        if let Some(path) = known.get(key.module.as_str()) {
+            key.module.clone_from(path);
+        }
+    }
 }
 
 fn sorted(mut modules: Vec<Module>) -> Vec<Module> {

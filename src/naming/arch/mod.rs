@@ -92,7 +92,7 @@ pub fn translate(path: &str, outputs: u64, inputs: u64) -> Vec<Vec<Spot>> {
 pub fn archs_of<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<&'static Arch> {
     let paths: Vec<&str> = paths.into_iter().collect();
     let best = |denoisers: bool| {
-        let of_kind = archs().iter().filter(|arch| arch.is_denoiser() == denoisers);
+        let of_kind = archs().iter().filter(|arch| !arch.table.aside && arch.is_denoiser() == denoisers);
         let counted: Vec<(usize, &'static Arch)> =
             of_kind.map(|arch| (paths.iter().filter(|path| arch.knows(path)).count(), arch)).collect();
         let most = counted.iter().map(|(count, _)| *count).max().unwrap_or(0);
@@ -253,7 +253,7 @@ fn spots(row: &Row, place: Place, filling: &Filling, outputs: u64, inputs: u64) 
         (Spelling::Diffusers, _) => {
             let own = row.shares[place.part];
             let size = |share: &Share| match share {
-                Share::Inputs => Some(inputs),
+                Share::Inputs(times) => inputs.checked_mul(*times),
                 Share::Rows(rows) => Some(*rows),
                 Share::Rest => (own == Share::Rest).then_some(outputs),
             };
@@ -278,7 +278,7 @@ fn swapped(swap: Swap, outputs: u64, inputs: u64) -> bool {
 /// Rows of every part of a fused weight.
 fn sizes(shares: &[Share], outputs: u64, inputs: u64) -> Option<Vec<u64>> {
     let fixed = |share: &Share| match share {
-        Share::Inputs => inputs,
+        Share::Inputs(times) => inputs.saturating_mul(*times),
         Share::Rows(rows) => *rows,
         Share::Rest => 0,
     };

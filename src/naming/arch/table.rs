@@ -7,11 +7,12 @@ use serde::Deserialize;
 use super::template::{Template, choices, chosen, combinations, computed};
 
 /// Tables that stand for a family of models.
-const ARCHS: [&str; 15] = [
+const ARCHS: [&str; 16] = [
     include_str!("../archs/sd1.toml"),
     include_str!("../archs/sdxl.toml"),
     include_str!("../archs/sd3.toml"),
     include_str!("../archs/flux.toml"),
+    include_str!("../archs/xlabs.toml"),
     include_str!("../archs/flux2.toml"),
     include_str!("../archs/hunyuan_video.toml"),
     include_str!("../archs/wan.toml"),
@@ -31,8 +32,8 @@ const SHARED: [&str; 1] = [include_str!("../archs/unet.toml")];
 /// How many rows of a fused weight a part has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// As many as the module has inputs.
-    Inputs,
+    /// So many times the module's inputs.
+    Inputs(u64),
     /// An equal share of what the others leave.
     Rest,
     /// So many.
@@ -72,6 +73,7 @@ pub struct Row {
 pub struct Expanded {
     pub name: String,
     pub components: Vec<String>,
+    pub aside: bool,
     pub rows: Vec<Row>,
 }
 
@@ -81,6 +83,9 @@ struct Table {
     name: String,
     #[serde(default)]
     components: Vec<String>,
+    /// Names of one tool beside those of a family: no family of its own.
+    #[serde(default)]
+    aside: bool,
     tails_of: Option<String>,
     #[serde(default)]
     tails: BTreeMap<String, Vec<String>>,
@@ -119,7 +124,7 @@ pub fn read() -> Vec<Expanded> {
             None => &own.tails,
         };
         let rows = own.row.iter().flat_map(|raw| rows(raw, tails)).collect();
-        Expanded { name: own.name, components: own.components, rows }
+        Expanded { name: own.name, components: own.components, aside: own.aside, rows }
     };
     ARCHS.iter().map(table).map(expand).collect()
 }
@@ -158,9 +163,10 @@ fn rows(raw: &Raw, tails: &BTreeMap<String, Vec<String>>) -> Vec<Row> {
 
 fn share(text: &str) -> Share {
     match text {
-        "in" => Share::Inputs,
+        "in" => Share::Inputs(1),
+        "3in" => Share::Inputs(3),
         "rest" => Share::Rest,
-        number => Share::Rows(number.parse().expect("a share is `in`, `rest` or a number")),
+        number => Share::Rows(number.parse().expect("a share is `in`, `3in`, `rest` or a number")),
     }
 }
 
