@@ -16,6 +16,7 @@ mod experts;
 mod extract;
 mod golden;
 mod initial;
+mod kohya;
 mod layout;
 mod options;
 mod pickle;

@@ -19,8 +19,13 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
         // B·A is [dim, vocabulary], the table [vocabulary, dim].
         return if rows_cols == (inputs, out) { Ok(true) } else { Err(shape_error(lora, target, (inputs, out))) };
     }
-    let kernel_agrees =
-        lora.down.info.shape.as_slice().len() <= 2 || lora.down.info.shape.as_slice().get(1..) == shape.get(1..);
+    // A convolution of one position is a linear layer, and is stored as either.
+    let kernel = |shape: &[u64]| {
+        let used = shape.iter().rposition(|size| *size != 1).map_or(0, |last| last + 1);
+        shape[..used.max(shape.len().min(2))].get(1..).unwrap_or_default().to_vec()
+    };
+    let down = lora.down.info.shape.as_slice();
+    let kernel_agrees = down.len() <= 2 || kernel(down) == kernel(shape);
     match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
         (true, true) => Ok(base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out)),
         (true, false) => Ok(false),

@@ -11,13 +11,15 @@ use super::homeless::Homeless;
 use super::landable::Landable;
 use super::merged::Piece;
 use super::methods;
+use super::places::{Place, Places, names_component};
 use super::prepared::{Prepared, prepare};
-use super::stacks;
 use super::vocabulary::{self, Resized, is_resized};
+use super::{split, stacks};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::naming::arch::{Spot, parameter as parameter_of};
 use crate::naming::{Shift, experts};
 use crate::ops::base::Base;
 
@@ -107,6 +109,7 @@ pub struct Landed {
 /// Finds the place of one adapter after the other.
 pub struct Lander<'a> {
     pub(super) base: &'a Base,
+    places: Places,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
     /// Whether the vocabulary may get another size.
@@ -120,7 +123,8 @@ pub struct Lander<'a> {
 impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
-        Self { base, selection, allow_unused, resizes: false, landed: Landed::default(), paths: BTreeSet::new() }
+        let (places, landed) = (Places::new(base), Landed::default());
+        Self { base, places, selection, allow_unused, resizes: false, landed, paths: BTreeSet::new() }
     }
 
     /// The same, and whether the vocabulary may get another size.
@@ -139,7 +143,7 @@ impl<'a> Lander<'a> {
         let shift = self.shift(adapter)?;
         let mut homeless = Vec::new();
         for (at, module) in adapter.modules.iter().enumerate() {
-            let path = shift.apply(&module.path);
+            let path = self.located(module, shift.apply(&module.path))?;
             self.paths.insert(path.clone());
             let strength = applied.strength * self.selection.strength(&path);
             if strength == 0.0 || !self.selection.takes(&path) {
@@ -168,12 +172,33 @@ impl<'a> Lander<'a> {
         fates.extend(module.change.tensors().into_iter().map(|tensor| (tensor.info.name.clone(), fate)));
     }
 
+    /// The path of the module in the base: as it is, or under another name.
+    fn located(&self, module: &Module, path: String) -> Result<String> {
+        if self.base.names.has_module(&path) {
+            return Ok(path);
+        }
+        match self.places.find(self.base, &path, size_of(&module.change))? {
+            Some(Place::Whole(other)) => Ok(other),
+            _ => Ok(path),
+        }
+    }
+
+    /// The places of the rows of the job's module, where they are those of other modules.
+    pub(super) fn spots(&self, job: &Landable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
+        let Some(size) = size_of(&job.module.change) else { return Ok(None) };
+        match self.places.find(self.base, &job.path, Some(size))? {
+            Some(Place::Rows(spots)) => Ok(Some((size, spots))),
+            _ => Ok(None),
+        }
+    }
+
     /// The change of prefix between the adapter's paths and the base's.
     fn shift(&mut self, adapter: &Adapter) -> Result<Shift> {
         let is_plain = |module: &&Module| {
             matches!(module.change, Change::Lora(_) | Change::Method(_) | Change::TokenRows(_))
                 && experts::layer_of_stack(&module.path).is_none()
                 && experts::expert_of(&module.path).is_none()
+                && !names_component(&module.path)
         };
         let modules: Vec<&str> = adapter.modules.iter().filter(is_plain).map(|module| module.path.as_str()).collect();
         match self.base.names.shifts(&modules).as_slice() {
@@ -243,6 +268,9 @@ impl<'a> Lander<'a> {
         if let Some(error) = self.base.packed(&job.path) {
             return Err(error);
         }
+        if let Some((_, spots)) = self.spots(job)? {
+            return split::land_lora(self, job, lora, &spots);
+        }
         stacks::land(self, job, lora)
     }
 
@@ -256,6 +284,7 @@ impl<'a> Lander<'a> {
         paths
             .map(|path| if path.is_empty() { parameter.to_owned() } else { format!("{path}.{parameter}") })
             .chain(packed)
+            .chain(std::iter::once(parameter_of(&job.path, parameter)))
             .find(has)
     }
 
@@ -403,5 +432,15 @@ impl<'a> Lander<'a> {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
+    }
+}
+
+/// Outputs and inputs of the weight that is changed, where the change tells.
+fn size_of(change: &Change) -> Option<(u64, u64)> {
+    match change {
+        Change::Lora(lora) => Some((lora.outputs(), lora.inputs())),
+        Change::Method(method) => method.shape(),
+        Change::Whole(_, tensor) => Some(tensor.info.shape.rows_cols()),
+        _ => None,
     }
 }

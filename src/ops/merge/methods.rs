@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
 use super::merged::Piece;
+use super::split;
 use crate::adapters::{Delta, Method, Target, Turned, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -15,6 +16,9 @@ use crate::formats::Stored;
 /// When the change does not fit the layer.
 pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) -> Result<Option<Fate>> {
     let Some(name) = lander.tensor_of(job, "weight") else {
+        if let Some((size, spots)) = lander.spots(job)? {
+            return split::land_method(lander, job, method, size, &spots);
+        }
         return lander.base.packed(&job.path).map_or(Ok(None), Err);
     };
     let stored = lander.target(&name);

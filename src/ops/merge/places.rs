@@ -1,0 +1,157 @@
+//! Which module of the base a module path of an adapter means: the same name below its component, the same name flattened, or
+//! another spelling of the family, whose rows may be those of several modules.
+
+use std::collections::HashMap;
+
+use crate::error::{Error, Result};
+use crate::formats::Container;
+use crate::naming::arch::{Spot, parameter, translate};
+use crate::naming::components::{COMPONENTS, of_prefix, split, with_component};
+use crate::ops::base::Base;
+
+/// Beginnings of flattened names, and the components they may mean.
+/// Sources: sd-scripts `networks/lora*.py`, LyCORIS `utils`, OneTrainer.
+const FLATTENED: [(&str, &[&str]); 9] = [
+    ("lora_unet_", &["unet", "transformer"]),
+    ("lora_te_", &["text_encoder"]),
+    ("lora_te1_", &["text_encoder"]),
+    ("lora_te2_", &["text_encoder_2"]),
+    ("lora_te3_", &["text_encoder_3", "text_encoder_2"]),
+    ("lora_transformer_", &["transformer"]),
+    ("lora_prior_unet_", &["prior"]),
+    ("oft_unet_", &["unet"]),
+    ("lycoris_", &["unet", "transformer"]),
+];
+
+/// Where a change goes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// As it is to this module of the base.
+    Whole(String),
+    /// Row by row to these modules of the base.
+    Rows(Vec<Spot>),
+}
+
+/// The modules of a base under the names that adapters may call them by.
+pub struct Places {
+    /// Path with its component → path in the base.
+    modules: HashMap<String, String>,
+    /// The same path with underscores for dots → paths with their components.
+    flat: HashMap<String, Vec<String>>,
+}
+
+impl Places {
+    /// The modules of `base`.
+    pub fn new(base: &Base) -> Self {
+        let alone = component_of(base);
+        let mut modules = HashMap::new();
+        for tensor in base.checkpoint.tensors() {
+            // The fused projection of PyTorch's attention is a parameter; the tables call it a module.
+            let fused = tensor.name.strip_suffix(".in_proj_weight").map(|path| format!("{path}.in_proj"));
+            let Some(module) = fused.or_else(|| Some(tensor.name.rsplit_once('.')?.0.to_owned())) else { continue };
+            let path = match (of_prefix(&module), alone) {
+                (Some((component, rest)), _) => format!("{component}.{rest}"),
+                (None, Some(component)) => format!("{component}.{module}"),
+                (None, None) => with_component(&module),
+            };
+            modules.insert(path, module);
+        }
+        let mut flat: HashMap<String, Vec<String>> = HashMap::new();
+        for path in modules.keys() {
+            flat.entry(path.replace('.', "_")).or_default().push(path.clone());
+        }
+        Self { modules, flat }
+    }
+
+    /// The place of the module `path` with so many outputs and inputs; `None` if the base has none.
+    ///
+    /// # Errors
+    /// When there are several, naming them.
+    pub fn find(&self, base: &Base, path: &str, size: Option<(u64, u64)>) -> Result<Option<Place>> {
+        let path =
+            match FLATTENED.iter().find_map(|(prefix, components)| Some((path.strip_prefix(prefix)?, components))) {
+                Some((rest, components)) => match self.unflatten(base, path, rest, components)? {
+                    Some(path) => path,
+                    None => return Ok(None),
+                },
+                None => with_component(path),
+            };
+        if let Some(module) = self.modules.get(&path) {
+            return Ok(Some(Place::Whole(module.clone())));
+        }
+        let Some((outputs, inputs)) = size else { return Ok(None) };
+        let rows =
+            |module: &str| base.checkpoint.info(&parameter(module, "weight")).map(|info| info.shape.rows_cols().0);
+        let mut found: Vec<Place> = Vec::new();
+        for spots in translate(&path, outputs, inputs) {
+            let own = |spot: &Spot| {
+                let module = self.modules.get(&spot.module)?;
+                let has = rows(module)?;
+                let fits = spot.of.is_none_or(|of| of == has) && spot.at + (spot.take.end - spot.take.start) <= has;
+                fits.then(|| Spot { module: module.clone(), ..spot.clone() })
+            };
+            let Some(own) = spots.iter().map(own).collect::<Option<Vec<Spot>>>() else { continue };
+            let place = match own.as_slice() {
+                [one] if one.take == (0..outputs) && one.at == 0 && rows(&one.module) == Some(outputs) => {
+                    Place::Whole(one.module.clone())
+                }
+                _ => Place::Rows(own),
+            };
+            if !found.contains(&place) {
+                found.push(place);
+            }
+        }
+        match found.len() {
+            0 | 1 => Ok(found.pop()),
+            _ => {
+                let names = found.iter().map(|place| match place {
+                    Place::Whole(module) => module,
+                    Place::Rows(spots) => &spots[0].module,
+                });
+                Err(ambiguous(base, &path, names))
+            }
+        }
+    }
+
+    fn unflatten(&self, base: &Base, path: &str, rest: &str, components: &[&str]) -> Result<Option<String>> {
+        let of = |component: &&str| self.flat.get(&format!("{component}_{rest}"));
+        let found: Vec<&String> = components.iter().filter_map(of).flatten().collect();
+        match found.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some((*one).clone())),
+            several => Err(ambiguous(base, path, several.iter().copied())),
+        }
+    }
+}
+
+/// The component that the base is, where it is one alone and says so by the name of its folder or its class.
+fn component_of(base: &Base) -> Option<&'static str> {
+    if matches!(base.checkpoint.container(), Container::Pipeline(_)) {
+        return None;
+    }
+    let folder = base.checkpoint.directory().file_name().map(|name| name.to_string_lossy().into_owned());
+    let named = COMPONENTS.iter().copied().find(|component| folder.as_deref() == Some(component));
+    let config = base.config.as_ref();
+    let class = config.and_then(|config| config.get("architectures")?.as_array()?.first()?.as_str());
+    // A model of its own may lie in a folder of any name.
+    let is_part = config.is_some_and(|config| config.contains_key("_class_name"))
+        || class
+            .is_some_and(|class| ["CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"].contains(&class));
+    match (named.filter(|_| is_part), class) {
+        (Some(component), _) => Some(component),
+        (None, Some("CLIPTextModel")) => Some("text_encoder"),
+        (None, Some("CLIPTextModelWithProjection")) => Some("text_encoder_2"),
+        _ => None,
+    }
+}
+
+/// Whether the path says by itself to which component it belongs.
+pub fn names_component(path: &str) -> bool {
+    split(path).is_some() || FLATTENED.iter().any(|(prefix, _)| path.starts_with(prefix))
+}
+
+fn ambiguous<'a>(base: &Base, path: &str, names: impl Iterator<Item = &'a String>) -> Error {
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    let what = format!("`{path}` of the adapter could be any of {}", names.join(", "));
+    Error::unsupported(base.checkpoint.root(), what)
+}

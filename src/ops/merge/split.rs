@@ -1,0 +1,120 @@
+//! A change whose rows lie in other modules of the base than in the adapter: of a fused weight in its parts, of a part in the
+//! fused weight, or in another order. Rows of B·A are products of rows of B, so a LoRA is cut exactly; every other change is
+//! seen through a window of rows, where it does not mix them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::landable::Landable;
+use super::landing::{Fate, Lander};
+use super::merged::Piece;
+use crate::adapters::{Delta, Dora, Factor, Lora, LowRankDelta, Method, Outputs, Target, Term, Window, describe};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::naming::arch::{Spot, parameter};
+
+/// Lands a LoRA pair at `spots`.
+///
+/// # Errors
+/// When it does not fit them, or cannot be cut.
+pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots: &[Spot]) -> Result<Option<Fate>> {
+    if lora.embedding || lora.bias.is_some() || job.applied.init.is_some() || job.applied.original.is_some() {
+        let what = format!(
+            "`{}` is called `{}` … in the base: embeddings, biases and adapters that need their untrained factors are not cut",
+            job.module.path, spots[0].module
+        );
+        return Err(Error::unsupported(&job.applied.adapter.root, what));
+    }
+    let magnitude = lora.magnitude.as_ref().map(|tensor| Factor::new(tensor)?.to_vec().map(|values| (tensor, values)));
+    let magnitude = magnitude.transpose()?;
+    if let Some((tensor, values)) = &magnitude
+        && values.len() as u64 != lora.outputs()
+    {
+        let what = format!(
+            "{}: magnitudes of inputs take their norms over all rows of `{}`, which are those of several weights in the base",
+            describe(tensor),
+            job.module.path
+        );
+        return Err(Error::unsupported(&job.applied.adapter.root, what));
+    }
+    let whole = lora.term(job.scale(lora.rank())?)?;
+    for spot in spots {
+        let (name, stored) = place(lander, spot, lora.inputs(), || describe(&lora.down))?;
+        let rows = rows_of(&spot.take);
+        let up = whole.up.clone().pick_rows(rows.start, rows.len(), 1);
+        let inner = LowRankDelta::new(vec![Term { up, down: whole.down.clone(), scale: whole.scale }]);
+        let delta: Arc<dyn Delta> = match &magnitude {
+            None => Arc::new(inner),
+            Some((_, values)) => {
+                Arc::new(Dora::new(inner, values[rows].to_vec(), Outputs::Rows, stored.info.name.clone()))
+            }
+        };
+        lander.add(&name, Piece { delta, row: narrow(spot.at), col: 0, strength: job.strength }, None);
+    }
+    Ok(Some(Fate::Merged))
+}
+
+/// Lands a change by another method at `spots`.
+///
+/// # Errors
+/// When it does not fit them, or mixes rows of different weights.
+pub fn land_method(
+    lander: &mut Lander<'_>,
+    job: &Landable<'_>,
+    method: &dyn Method,
+    (outputs, inputs): (u64, u64),
+    spots: &[Spot],
+) -> Result<Option<Fate>> {
+    let target = Target { outputs: narrow(outputs), inputs: narrow(inputs), kernel: Vec::new(), bias: false };
+    for change in method.changes(&target)? {
+        let refuse = |what: String| Err(Error::unsupported(&job.applied.adapter.root, what));
+        if change.parameter != "weight" {
+            return refuse(format!(
+                "the {} of `{}` has no single place in the base",
+                change.parameter, job.module.path
+            ));
+        }
+        for spot in spots {
+            let first = || method.tensors().first().map_or(String::new(), |(_, tensor)| describe(tensor));
+            let (name, _) = place(lander, spot, inputs, first)?;
+            let rows = rows_of(&spot.take);
+            let delta: Arc<dyn Delta> = if rows == (0..change.delta.shape().0) {
+                Arc::clone(&change.delta)
+            } else if Window::fits(change.delta.as_ref(), &rows) {
+                Arc::new(Window::new(Arc::clone(&change.delta), rows))
+            } else {
+                return refuse(format!(
+                    "{} mixes the rows of `{}`, which are those of several weights in the base (`{}` …)",
+                    method.kind(),
+                    job.module.path,
+                    spots[0].module
+                ));
+            };
+            let row = narrow(spot.at);
+            lander.add(&name, Piece { delta, row, col: 0, strength: job.strength }, None);
+        }
+    }
+    Ok(Some(Fate::Merged))
+}
+
+/// The tensor of the base that `spot` means, which has to have so many inputs.
+fn place(lander: &Lander<'_>, spot: &Spot, inputs: u64, who: impl Fn() -> String) -> Result<(String, Stored)> {
+    let name = parameter(&spot.module, "weight");
+    let stored = lander.target(&name);
+    // Says who packed a weight that holds no floating point numbers.
+    lander.base.weight(&name, None)?;
+    let (_, cols) = stored.info.shape.rows_cols();
+    if cols == inputs {
+        return Ok((name, stored));
+    }
+    let problem = format!("the change has {inputs} inputs, the weight {}", stored.info.shape);
+    Err(Error::mismatch(who(), describe(&stored), problem).hint("is this the model the adapter was trained on?"))
+}
+
+fn rows_of(rows: &Range<u64>) -> Range<usize> {
+    narrow(rows.start)..narrow(rows.end)
+}
+
+fn narrow(count: u64) -> usize {
+    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
+}

@@ -1,0 +1,58 @@
+//! Files of sd-scripts and LyCORIS against what their tools compute.
+//!
+//! A case is a folder of the reference data with a `case.json`; to add one, name its folder in [`CASES`]. The file that its `use`
+//! names holds some tensors of the result as `<component>/<tensor>`; all others of the base have to stay as they are, and as
+//! many have to change as `changed_by_the_full_file` says.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::support::*;
+
+/// The cases that are plain low-rank pairs, linear and convolutional.
+const CASES: [&str; 6] =
+    ["kohya-lora-r4", "kohya-lora-r4-b", "kohya-locon-r8c4", "lyco-locon", "lyco-locon-rs", "lyco-locon-scalar"];
+
+/// What a result may be off by, as a part of the largest number of the tensor: what a tool merged, and what was read off its
+/// forward pass.
+const TOLERANCES: [(&str, f64); 2] = [("expected-tool", 1e-6), ("expected-forward", 2e-6)];
+
+/// Both components of a pipeline, as `<component>/<tensor>`.
+fn tensors(root: &Path) -> Tensors {
+    let of = |component: &str| {
+        let named = read_model(&root.join(component)).into_iter();
+        named.map(|(name, tensor)| (format!("{component}/{name}"), tensor)).collect::<Tensors>()
+    };
+    ["unet", "text_encoder"].into_iter().flat_map(of).collect()
+}
+
+/// Merges the case and compares every tensor.
+fn check(reference: &Path, case: &str) {
+    let (root, base) = (reference.join("kohya").join(case), reference.join("kohya/base"));
+    let facts = read_json(&root.join("case.json"));
+    let file = facts["use"].as_str().unwrap();
+    let (_, tolerance) = TOLERANCES.into_iter().find(|(name, _)| file.starts_with(name)).unwrap();
+    let bench = Bench::new();
+    merge(&base, &root.join("lora.safetensors"), &bench.path("out"), &[]).ok();
+    let (before, got, expected) = (tensors(&base), tensors(&bench.path("out")), read(&root.join(file)));
+    assert_eq!(before.keys().collect::<Vec<_>>(), got.keys().collect::<Vec<_>>(), "{case}");
+    assert!(!expected.is_empty(), "{case}: nothing to compare");
+    for (name, wanted) in &expected {
+        let size = wanted.values().iter().fold(0.0_f64, |size, value| size.max(value.abs()));
+        let pairs = got[name].values().into_iter().zip(wanted.values());
+        let worst = pairs.map(|(left, right)| (left - right).abs()).fold(0.0, f64::max);
+        assert!(worst <= tolerance * size, "{case}: `{name}` is off by {worst:e} of {size:e}");
+    }
+    let changed: BTreeSet<&String> = got.keys().filter(|name| got[*name] != before[*name]).collect();
+    let wanted = facts["changed_by_the_full_file"].as_u64().unwrap();
+    assert!(changed.len() as u64 <= wanted, "{case}: {} tensors changed, {wanted} may", changed.len());
+    if facts["modules"] == facts["changed_by_the_full_file"] {
+        assert_eq!(changed.len() as u64, wanted, "{case}");
+    }
+}
+
+#[test]
+fn low_rank_files_merge_as_their_tools_merge_them() {
+    let Some(reference) = reference() else { return };
+    CASES.into_iter().for_each(|case| check(&reference, case));
+}
