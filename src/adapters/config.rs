@@ -164,7 +164,11 @@ impl AdapterConfig {
             }
             None => return Err(Error::malformed(&path, "`peft_type`", "is missing, so the method is unknown")),
         };
-        let scaling = if method == "LORA" { Some(fields.scaling()?) } else { None };
+        let scaling = match method.as_str() {
+            "LORA" => Some(fields.scaling("lora_alpha")?),
+            "LOHA" | "LOKR" => Some(fields.scaling("alpha")?),
+            _ => None,
+        };
         let token_key = if method == "TRAINABLE_TOKENS" { "token_indices" } else { "trainable_token_indices" };
         Ok(Self {
             scaling,
@@ -223,7 +227,7 @@ impl AdapterConfig {
     /// Why this adapter cannot be merged into any weight, if it cannot.
     pub fn refusal(&self) -> Option<Error> {
         let refuse = |what: String| Some(Error::unsupported(&self.path, what));
-        if !["LORA", "TRAINABLE_TOKENS"].contains(&self.method.as_str()) {
+        if !["LORA", "LOHA", "LOKR", "TRAINABLE_TOKENS"].contains(&self.method.as_str()) {
             return refuse(format!("`peft_type` is `{}`, a method that is not merged yet", self.method));
         }
         let set = |key: &str| self.raw.get(key).is_some_and(is_set);
@@ -290,14 +294,14 @@ impl Fields<'_> {
         value.as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| self.wrong(key, "a finite number", value))
     }
 
-    fn scaling(&self) -> Result<Scaling> {
+    fn scaling(&self, alpha: &str) -> Result<Scaling> {
         let required = |key: &str| {
             let missing = || Error::malformed(self.path, format!("`{key}`"), "is missing, so the scale is unknown");
             self.value(key).ok_or_else(missing)
         };
         Ok(Scaling {
             rank: self.rank("r", required("r")?)?,
-            alpha: self.alpha("lora_alpha", required("lora_alpha")?)?,
+            alpha: self.alpha(alpha, required(alpha)?)?,
             rslora: self.flag("use_rslora")?,
             rank_pattern: self.pattern("rank_pattern", |key, value| self.rank(key, value))?,
             alpha_pattern: self.pattern("alpha_pattern", |key, value| self.alpha(key, value))?,

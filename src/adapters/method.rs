@@ -22,6 +22,27 @@ pub struct Target {
     pub bias: bool,
 }
 
+impl Target {
+    /// The layer whose weight is `stored`, which keeps its inputs in rows where `transposed`.
+    pub fn of(stored: &Stored, transposed: bool, bias: bool) -> Self {
+        let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
+        let (rows, cols) = stored.info.shape.rows_cols();
+        let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
+        let kernel = stored.info.shape.as_slice().iter().skip(2).map(|size| narrow(*size)).collect();
+        Self { outputs: narrow(outputs), inputs: narrow(inputs), kernel, bias }
+    }
+
+    /// Positions of the kernel, 1 for a linear layer.
+    pub fn positions(&self) -> usize {
+        self.kernel.iter().product::<usize>().max(1)
+    }
+
+    /// Inputs, the kernel left aside.
+    pub fn channels(&self) -> usize {
+        self.inputs / self.positions()
+    }
+}
+
 /// A change of one parameter.
 pub struct ParameterChange {
     /// Its name in the layer: `weight` or `bias`.

@@ -1,5 +1,17 @@
 //! The methods other than LoRA, one file each, and the list of them.
 
+mod cayley;
+mod differences;
+mod locon;
+mod loha;
+mod lokr;
+mod lycoris_glora;
+mod lycoris_ia3;
+mod lycoris_oft;
+mod named;
+mod refused;
+mod tucker;
+
 use std::sync::Arc;
 
 use super::method::Method;
@@ -18,4 +30,13 @@ pub struct Kind {
 }
 
 /// All methods, in the order they are asked: one that claims tensors of another comes first.
-pub const KINDS: &[Kind] = &[];
+pub const KINDS: &[Kind] = &[
+    Kind { name: "LoHa", gather: loha::gather },
+    Kind { name: "LoKr", gather: lokr::gather },
+    Kind { name: "LoCon (Tucker)", gather: locon::gather },
+    Kind { name: "GLoRA (LyCORIS)", gather: lycoris_glora::gather },
+    Kind { name: "OFT (LyCORIS)", gather: lycoris_oft::gather },
+    Kind { name: "IA³ (LyCORIS)", gather: lycoris_ia3::gather },
+    Kind { name: "full difference", gather: differences::gather },
+    Kind { name: "not mergeable", gather: refused::gather },
+];

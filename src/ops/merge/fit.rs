@@ -20,10 +20,6 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
         return if rows_cols == (inputs, out) { Ok(true) } else { Err(shape_error(lora, target, (inputs, out))) };
     }
     // A convolution of one position is a linear layer, and is stored as either.
-    let kernel = |shape: &[u64]| {
-        let used = shape.iter().rposition(|size| *size != 1).map_or(0, |last| last + 1);
-        shape[..used.max(shape.len().min(2))].get(1..).unwrap_or_default().to_vec()
-    };
     let down = lora.down.info.shape.as_slice();
     let kernel_agrees = down.len() <= 2 || kernel(down) == kernel(shape);
     match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
@@ -32,6 +28,13 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
         (false, true) => Ok(true),
         (false, false) => Err(shape_error(lora, target, (out, inputs))),
     }
+}
+
+/// The sizes behind outputs and inputs, less trailing ones.
+fn kernel(shape: &[u64]) -> &[u64] {
+    let kernel = shape.get(1..).unwrap_or_default();
+    let ones = kernel.iter().rev().take_while(|size| **size == 1).count();
+    &kernel[..kernel.len() - ones]
 }
 
 fn shape_error(lora: &Lora, target: &Stored, (rows, cols): (u64, u64)) -> Error {

@@ -26,7 +26,7 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
     lander.base.weight(&stored.info.name, None)?;
     let bias = lander.tensor_of(job, "bias");
     let transposed = is_transposed(lander, job, method, &stored);
-    let target = target_of(&stored, transposed, bias.is_some());
+    let target = Target::of(&stored, transposed, bias.is_some());
     for change in method.changes(&target)? {
         let (name, shape) = match change.parameter {
             "bias" => {
@@ -34,7 +34,7 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
                     let problem = format!("{} changes the bias of `{}`, which has none", method.kind(), job.path);
                     return Err(Error::mismatch(first(method), lander.base_name(), problem));
                 };
-                (name, (1, target.outputs))
+                (name.clone(), narrow(lander.target(&name).info.shape.rows_cols()))
             }
             _ => (name.clone(), (target.outputs, target.inputs)),
         };
@@ -64,12 +64,9 @@ fn is_transposed(lander: &Lander<'_>, job: &Landable<'_>, method: &dyn Method, s
     }
 }
 
-fn target_of(stored: &Stored, transposed: bool, bias: bool) -> Target {
+fn narrow((rows, cols): (u64, u64)) -> (usize, usize) {
     let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
-    let (rows, cols) = stored.info.shape.rows_cols();
-    let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
-    let kernel = stored.info.shape.as_slice().iter().skip(2).map(|size| narrow(*size)).collect();
-    Target { outputs: narrow(outputs), inputs: narrow(inputs), kernel, bias }
+    (narrow(rows), narrow(cols))
 }
 
 fn first(method: &dyn Method) -> String {

@@ -1,9 +1,11 @@
 //! A LoRA pair → its ΔW, turned as its weight is stored, less what an initialiser took out, with its magnitudes.
 
+use std::sync::Arc;
+
 use super::fit::{check_magnitude, check_same_shape, is_transposed};
 use super::landable::Landable;
-use crate::adapters::{Delta, Dora, Factor, Initialiser, Lora, LowRankDelta, Outputs, describe};
-use crate::error::{Error, Result};
+use crate::adapters::{Dora, Initialiser, Lora, LowRankDelta, Target, magnitudes};
+use crate::error::Result;
 use crate::formats::Stored;
 use crate::ops::base::Base;
 
@@ -41,12 +43,9 @@ pub fn prepare(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) ->
         inner = inner.less(initial);
     }
     let Some(magnitude) = &lora.magnitude else { return Ok(Prepared::Plain(inner)) };
-    let outputs = if transposed { Outputs::Cols } else { Outputs::Rows };
-    let wanted = if transposed { inner.shape().1 } else { inner.shape().0 };
-    let values = Factor::new(magnitude)?.to_vec()?;
-    if values.len() != wanted {
-        let problem = format!("a magnitude has {} entries, the weight {wanted} outputs", values.len());
-        return Err(Error::mismatch(describe(magnitude), describe(target), problem));
-    }
-    Ok(Prepared::Dora(Dora::new(inner, values, outputs, job.path.clone())))
+    let target = Target::of(target, transposed, false);
+    let magnitudes = magnitudes(magnitude, &target)?;
+    let magnitudes = if transposed { magnitudes.turned() } else { magnitudes };
+    let path = inner.path().to_path_buf();
+    Ok(Prepared::Dora(Dora::new(Arc::new(inner), magnitudes, &path, job.path.clone())))
 }
