@@ -68,7 +68,7 @@ impl Scaling {
     /// # Errors
     /// When one of them is missing or of another kind.
     pub fn read(path: &Path, raw: &Map<String, Value>) -> Result<Self> {
-        Fields { path, raw }.scaling()
+        Fields { path, raw }.scaling("lora_alpha")
     }
 
     /// The scales of modules that bring their own: path → rank and α. Scale is α/r.
