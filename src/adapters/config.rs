@@ -227,8 +227,8 @@ impl AdapterConfig {
     /// Why this adapter cannot be merged into any weight, if it cannot.
     pub fn refusal(&self) -> Option<Error> {
         let refuse = |what: String| Some(Error::unsupported(&self.path, what));
-        if !["LORA", "LOHA", "LOKR", "TRAINABLE_TOKENS"].contains(&self.method.as_str()) {
-            return refuse(format!("`peft_type` is `{}`, a method that is not merged yet", self.method));
+        if let Some(reason) = super::refused::reason(&self.method) {
+            return refuse(format!("`peft_type` is `{}`: {reason}", self.method));
         }
         let set = |key: &str| self.raw.get(key).is_some_and(is_set);
         REFUSED.iter().find(|(key, _)| set(key)).and_then(|(key, reason)| {

@@ -17,6 +17,7 @@ pub mod methods;
 mod parts;
 mod peft;
 mod read;
+mod refused;
 mod rows;
 mod spare;
 mod turned;

@@ -18,6 +18,7 @@ mod golden;
 mod initial;
 mod kohya;
 mod layout;
+mod methods;
 mod options;
 mod pickle;
 mod pipeline;

@@ -1,16 +1,35 @@
 //! The methods other than LoRA, one file each, and the list of them.
 
+mod adalora;
+mod boft;
+mod c3a;
 mod cayley;
+mod delora;
 mod differences;
+mod form;
+mod glora;
+mod gralora;
+mod hira;
+mod hra;
+mod ia3;
 mod locon;
 mod loha;
 mod lokr;
 mod lycoris_glora;
 mod lycoris_ia3;
 mod lycoris_oft;
+mod miss;
 mod named;
+mod oft;
+mod orthogonal;
+mod randlora;
 mod refused;
+mod road;
+mod setting;
+mod shira;
 mod tucker;
+mod vblora;
+mod vera;
 
 use std::sync::Arc;
 
@@ -39,4 +58,21 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "IA³ (LyCORIS)", gather: lycoris_ia3::gather },
     Kind { name: "full difference", gather: differences::gather },
     Kind { name: "not mergeable", gather: refused::gather },
+    adalora::KIND,
+    vera::KIND,
+    vera::PROBABILISTIC,
+    vblora::KIND,
+    delora::KIND,
+    gralora::KIND,
+    miss::KIND,
+    randlora::KIND,
+    ia3::KIND,
+    hira::KIND,
+    hra::KIND,
+    oft::KIND,
+    boft::KIND,
+    c3a::KIND,
+    road::KIND,
+    shira::KIND,
+    glora::KIND,
 ];

@@ -1,0 +1,47 @@
+//! AdaLoRA (Zhang et al. 2023): ΔW = B · diag(E) · A · s / (n + 10⁻⁵), with s = α where that is positive, else r, and n the
+//! number of ranks the allocator kept (`ranknum`), or where the file no longer says it the initial rank.
+//!
+//! Follows PEFT `tuners/adalora/layer.py`.
+
+use std::sync::Arc;
+
+use super::form::{General, agree, matrix, values};
+use super::{Kind, setting};
+use crate::adapters::factor::Factor;
+use crate::adapters::low_rank::Term;
+use crate::adapters::method::Method;
+use crate::adapters::parts::{Context, Parts, number};
+use crate::error::Result;
+use crate::naming::Role;
+
+/// AdaLoRA.
+pub const KIND: Kind = Kind { name: "AdaLoRA", gather };
+
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+    let Some(e) = parts.take_part("lora_E") else { return Ok(None) };
+    let missing = |which: &str| super::form::wrong(&e, format!("belongs to a module whose {which} is not in the file"));
+    let a = parts.take(&Role::Down).ok_or_else(|| missing("`lora_A`"))?;
+    let b = parts.take(&Role::Up).ok_or_else(|| missing("`lora_B`"))?;
+    let (rank, inputs) = matrix(&a);
+    let (outputs, columns) = matrix(&b);
+    agree(&b, "the rank", columns, rank)?;
+    agree(&e, "the rank", matrix(&e).0 * matrix(&e).1, rank)?;
+    let stored = parts.take_part("ranknum");
+    let kept = match &stored {
+        Some(stored) => number(stored)?,
+        None => setting::number(context.config, "init_r")?.unwrap_or(12.0),
+    };
+    let alpha = setting::number(context.config, "lora_alpha")?.filter(|alpha| *alpha > 0.0);
+    let scale = alpha.unwrap_or(rank as f64) / (kept + 1e-5);
+    let mut tensors = vec![("lora_A", a.clone()), ("lora_B", b.clone()), ("lora_E", e.clone())];
+    tensors.extend(stored.map(|stored| ("ranknum", stored)));
+    let make = move || {
+        let (mut down, factors) = (values(&a)?, values(&e)?);
+        for (line, factor) in down.chunks_exact_mut(inputs.max(1)).zip(factors) {
+            line.iter_mut().for_each(|value| *value *= factor);
+        }
+        Ok(Term { up: Factor::new(&b)?, down: Factor::held(down, inputs), scale })
+    };
+    let method = General::product("AdaLoRA", tensors, (outputs as u64, inputs as u64), make);
+    Ok(Some(Arc::new(method.ranked(rank as u64, Some(scale)))))
+}

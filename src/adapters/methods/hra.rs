@@ -1,0 +1,75 @@
+//! HRA (Yuan et al. 2024): W′ = W · R, R = Π (1 − 2 uᵢuᵢᵀ) over the normalised columns of U; with `apply_GS` the columns are made
+//! orthogonal first, so that R = 1 − 2 UUᵀ.
+//!
+//! Follows PEFT `tuners/hra/layer.py`. Reflections are applied to each row of W in f64.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::form::{Formed, Formula, General, agree, matrix, values, weight, wrong};
+use super::{Kind, setting};
+use crate::adapters::method::{Method, Target};
+use crate::adapters::parts::{Context, Parts};
+use crate::error::Result;
+
+/// HRA.
+pub const KIND: Kind = Kind { name: "HRA", gather };
+
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+    let Some(stored) = parts.take_part("hra_u") else { return Ok(None) };
+    let orthogonal = setting::flag(context.config, "apply_GS", false)?;
+    let (inputs, rank) = matrix(&stored);
+    let tensors = vec![("hra_u", stored.clone())];
+    let make = move |target: &Target| {
+        agree(&stored, "the number of inputs", inputs, target.inputs)?;
+        let all = values(&stored)?;
+        let mut mirrors: Vec<Vec<f64>> = Vec::new();
+        for k in 0..rank {
+            let mut u: Vec<f64> = all.iter().skip(k).step_by(rank).map(|value| f64::from(*value)).collect();
+            for other in mirrors.iter().filter(|_| orthogonal) {
+                let along = dot(other, &u);
+                u.iter_mut().zip(other).for_each(|(value, other)| *value -= along * other);
+            }
+            let norm = dot(&u, &u).sqrt();
+            if norm == 0.0 || !norm.is_finite() {
+                return Err(wrong(&stored, format!("column {k} has norm {norm} and gives no direction")));
+            }
+            u.iter_mut().for_each(|value| *value /= norm);
+            mirrors.push(u);
+        }
+        Ok(vec![weight(Formed(Reflected { outputs: target.outputs, inputs, mirrors }))])
+    };
+    Ok(Some(Arc::new(General::changing("HRA", tensors, make).ranked(rank as u64, None))))
+}
+
+fn dot(left: &[f64], right: &[f64]) -> f64 {
+    left.iter().zip(right).map(|(l, r)| l * r).sum()
+}
+
+struct Reflected {
+    outputs: usize,
+    inputs: usize,
+    mirrors: Vec<Vec<f64>>,
+}
+
+impl Formula for Reflected {
+    fn shape(&self) -> (usize, usize) {
+        (self.outputs, self.inputs)
+    }
+
+    fn grain(&self) -> (usize, usize) {
+        (1, self.inputs)
+    }
+
+    fn compute(&self, _: Range<usize>, _: Range<usize>, base: &[f32], out: &mut [f32]) -> Result<()> {
+        for (old, new) in base.chunks_exact(self.inputs).zip(out.chunks_exact_mut(self.inputs)) {
+            let mut line: Vec<f64> = old.iter().map(|value| f64::from(*value)).collect();
+            for mirror in &self.mirrors {
+                let along = 2.0 * dot(mirror, &line);
+                line.iter_mut().zip(mirror).for_each(|(value, mirror)| *value -= along * mirror);
+            }
+            new.iter_mut().zip(line).for_each(|(new, value)| *new = value as f32);
+        }
+        Ok(())
+    }
+}

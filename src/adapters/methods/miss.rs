@@ -1,0 +1,133 @@
+//! MiSS (Kang & Yin 2024, earlier Bone): normal and mini add a block repeated along the inputs, ΔW[o, i] = M[i mod r, o]; mini
+//! repeats M along the outputs as well. `bat` works on r × r tiles of the weight: ΔW = W_tile · M[t] + M[t], t the tile's row.
+//!
+//! Follows PEFT `tuners/miss/layer.py`. Exact as LoRA of rank r in the first two forms: A[k, i] = 1 where i mod r = k, B = Mᵀ.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
+use super::{Kind, setting};
+use crate::adapters::factor::Factor;
+use crate::adapters::low_rank::Term;
+use crate::adapters::method::{Method, ParameterChange, Target};
+use crate::adapters::parts::{Context, Parts};
+use crate::error::Result;
+use crate::formats::Stored;
+
+/// MiSS.
+pub const KIND: Kind = Kind { name: "MiSS", gather };
+
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+    let (role, stored) = match (parts.take_part("miss_block"), parts.take_part("bone_block")) {
+        (Some(stored), _) => ("miss_block", stored),
+        (None, Some(stored)) => ("bone_block", stored),
+        (None, None) => return Ok(None),
+    };
+    let tensors = vec![(role, stored.clone())];
+    if stored.info.shape.as_slice().len() == 3 {
+        let [tiles, rank, columns] = sizes::<3>(&stored)?;
+        agree(&stored, "the block", columns, rank)?;
+        let make = move |target: &Target| bat(&stored, tiles, rank, target);
+        return Ok(Some(Arc::new(General::changing("MiSS", tensors, make).ranked(rank as u64, None))));
+    }
+    let [rank, width] = sizes::<2>(&stored)?;
+    let mini = setting::text(context.config, "init_weights") == Some("mini");
+    let kind = if role == "bone_block" { "Bone" } else { "MiSS" };
+    Ok(Some(Arc::new(Miss { kind, role, stored, rank, width, mini })))
+}
+
+#[derive(Debug)]
+struct Miss {
+    kind: &'static str,
+    role: &'static str,
+    stored: Stored,
+    rank: usize,
+    width: usize,
+    mini: bool,
+}
+
+impl Miss {
+    fn term(&self, target: &Target) -> Result<Term> {
+        let Target { outputs, inputs, .. } = *target;
+        if !self.mini || outputs % self.width != 0 {
+            agree(&self.stored, "the number of outputs", self.width, outputs)?;
+        }
+        let (block, rank) = (values(&self.stored)?, self.rank);
+        let mut up = vec![0.0; outputs * rank];
+        for (o, line) in up.chunks_exact_mut(rank).enumerate() {
+            line.iter_mut().enumerate().for_each(|(k, value)| *value = block[k * self.width + o % self.width]);
+        }
+        let mut down = vec![0.0; rank * inputs];
+        (0..inputs).for_each(|i| down[(i % rank) * inputs + i] = 1.0);
+        Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
+    }
+}
+
+impl Method for Miss {
+    fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
+        vec![(self.role, &self.stored)]
+    }
+
+    fn rank(&self) -> Option<u64> {
+        Some(self.rank as u64)
+    }
+
+    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
+        let term = self.term(target)?;
+        let shape = (target.outputs as u64, target.inputs as u64);
+        General::product(self.kind, Vec::new(), shape, move || Ok(term.clone())).changes(target)
+    }
+
+    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
+        target.map(|target| self.term(target)).transpose()
+    }
+}
+
+fn bat(stored: &Stored, tiles: usize, rank: usize, target: &Target) -> Result<Vec<ParameterChange>> {
+    let (outputs, inputs) = (target.outputs, target.inputs);
+    if tiles * rank != outputs || inputs % rank != 0 {
+        let problem = format!(
+            "has {tiles} blocks of {rank}, which do not tile a weight of [{outputs}, {inputs}] ({} rows)",
+            matrix(stored).0
+        );
+        return Err(wrong(stored, problem));
+    }
+    Ok(vec![weight(Formed(Bat { shape: (outputs, inputs), rank, blocks: values(stored)? }))])
+}
+
+struct Bat {
+    shape: (usize, usize),
+    rank: usize,
+    blocks: Vec<f32>,
+}
+
+impl Formula for Bat {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn grain(&self) -> (usize, usize) {
+        (self.rank, self.rank)
+    }
+
+    fn compute(&self, rows: Range<usize>, cols: Range<usize>, base: &[f32], out: &mut [f32]) -> Result<()> {
+        let (r, width) = (self.rank, cols.len());
+        for (line, row) in rows.enumerate() {
+            let block = &self.blocks[row / r * r * r..][..r * r];
+            let own = &block[row % r * r..][..r];
+            for first in (0..width).step_by(r) {
+                let old = &base[line * width + first..][..r];
+                for i in 0..r {
+                    let sum: f64 = (0..r).map(|k| f64::from(old[k]) * f64::from(block[k * r + i])).sum();
+                    out[line * width + first + i] = (f64::from(old[i]) + sum + f64::from(own[i])) as f32;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! OFT in PEFT's form (Qiu et al. 2023, 2025): W′ = W · blockdiag(R)ᵀ, each R of b × b the Cayley transform of a skew Q whose
+//! upper triangle is stored; by default PEFT's Neumann series, else (1 − Q)(1 + Q)⁻¹. COFT first shortens Q to ε / √blocks.
+//!
+//! Follows PEFT `tuners/oft/layer.py`. Of a convolution the inputs are flattened with the kernel, as PEFT's merge has them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::form::{Formed, Formula, General, sizes, values, weight, wrong};
+use super::{Kind, orthogonal, setting};
+use crate::adapters::method::{Method, Target};
+use crate::adapters::parts::{Context, Parts};
+use crate::error::Result;
+
+/// OFT.
+pub const KIND: Kind = Kind { name: "OFT", gather };
+
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+    let Some(stored) = parts.take_part("oft_R") else { return Ok(None) };
+    let [count, entries] = sizes::<2>(&stored)?;
+    let b = (1..=entries + 1).take_while(|b| b * (b - 1) / 2 <= entries).last().unwrap_or(1);
+    if b * (b - 1) / 2 != entries {
+        return Err(wrong(&stored, format!("has rows of {entries} entries, which are no triangle of a block")));
+    }
+    let config = context.config;
+    let neumann = setting::flag(config, "use_orthogonal_neumann", true)?;
+    let terms = setting::number(config, "num_orthogonal_neumann_terms")?.unwrap_or(5.0) as usize;
+    let eps = setting::number(config, "eps")?.unwrap_or(6e-5);
+    let eps = setting::flag(config, "coft", false)?.then_some(eps / (count as f64).sqrt());
+    let share = setting::flag(config, "block_share", count == 1)?;
+    let tensors = vec![("oft_R", stored.clone())];
+    let make = move |target: &Target| {
+        if !target.inputs.is_multiple_of(b) || (count * b != target.inputs && !(share && count == 1)) {
+            let problem = format!("has {count} blocks of {b}, the layer {} inputs", target.inputs);
+            return Err(wrong(&stored, problem));
+        }
+        let mut blocks = Vec::with_capacity(count);
+        for row in values(&stored)?.chunks_exact(entries) {
+            let mut skew = vec![0.0; b * b];
+            let upper = (0..b).flat_map(|i| (i + 1..b).map(move |j| (i, j)));
+            for ((i, j), value) in upper.zip(row) {
+                skew[i * b + j] = f64::from(*value);
+                skew[j * b + i] = -f64::from(*value);
+            }
+            if let Some(eps) = eps {
+                let norm = skew.iter().map(|value| value * value).sum::<f64>().sqrt();
+                if norm > eps {
+                    skew.iter_mut().for_each(|value| *value *= eps / norm);
+                }
+            }
+            blocks.push(if neumann { orthogonal::neumann(&skew, b, terms) } else { orthogonal::exact(&skew, b) });
+        }
+        Ok(vec![weight(Formed(Rotated { shape: (target.outputs, target.inputs), b, blocks }))])
+    };
+    Ok(Some(Arc::new(General::changing("OFT", tensors, make))))
+}
+
+struct Rotated {
+    shape: (usize, usize),
+    b: usize,
+    blocks: Vec<Vec<f64>>,
+}
+
+impl Formula for Rotated {
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn grain(&self) -> (usize, usize) {
+        (1, self.b)
+    }
+
+    fn compute(&self, _: Range<usize>, cols: Range<usize>, base: &[f32], out: &mut [f32]) -> Result<()> {
+        for (old, new) in base.chunks_exact(cols.len()).zip(out.chunks_exact_mut(cols.len())) {
+            let parts = old.chunks_exact(self.b).zip(new.chunks_exact_mut(self.b));
+            for (at, (old, new)) in parts.enumerate() {
+                let block = &self.blocks[(cols.start / self.b + at) % self.blocks.len()];
+                rotate(block, old, new);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// R · old.
+pub(super) fn rotate(block: &[f64], old: &[f32], new: &mut [f32]) {
+    for (line, new) in block.chunks_exact(old.len()).zip(new) {
+        *new = line.iter().zip(old).map(|(r, value)| r * f64::from(*value)).sum::<f64>() as f32;
+    }
+}

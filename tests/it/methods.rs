@@ -1,0 +1,70 @@
+//! Merges of every other method against what PEFT's own merge gave, and refusals of what no weight can hold.
+
+use std::fs;
+
+use crate::support::{Bench, merge, read, read_json, read_model, reference};
+
+/// Largest difference from PEFT's f32 merge, as a share of the largest weight.
+const TOLERANCE: f64 = 1e-6;
+
+/// Methods tested elsewhere.
+const ELSEWHERE: [&str; 4] = ["LORA", "TRAINABLE_TOKENS", "LOHA", "LOKR"];
+
+/// The reason that a refusal of the case must give.
+const REASONS: [(&str, &str); 8] = [
+    ("fourierft", "torch's generator"),
+    ("waveft", "torch's generator"),
+    ("lily", "router"),
+    ("prefix-tuning", "prefix"),
+    ("prompt-tuning", "soft prompt"),
+    ("psoft", "decomposition of the base"),
+    ("randlora-noproj", "without saved projections"),
+    ("vera-r16-noproj", "without saved projections"),
+];
+
+#[test]
+fn every_method_of_the_reference_merges_as_peft_merges_it_or_is_refused() {
+    let Some(reference) = reference() else { return };
+    let root = reference.join("peft");
+    let (mut merged, mut refused, mut wrong) = (0, 0, Vec::new());
+    let mut names: Vec<String> =
+        fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    for name in names {
+        let path = root.join(&name).join("case.json");
+        if !path.exists() {
+            continue;
+        }
+        let facts = read_json(&path);
+        if ELSEWHERE.contains(&facts["peft_type"].as_str().unwrap_or_default()) {
+            continue;
+        }
+        let base = root.join("bases").join(facts["base"].as_str().unwrap());
+        let adapter = root.join(&name).join("adapter");
+        let bench = Bench::new();
+        let outcome = merge(&base, &adapter, &bench.path("out"), &["--dtype", "f32"]);
+        if let Some((_, reason)) = REASONS.iter().find(|(case, _)| *case == name) {
+            outcome.refused(1, &[reason]);
+            assert!(bench.listing().is_empty(), "{name}");
+            refused += 1;
+            continue;
+        }
+        outcome.ok();
+        let (got, source) = (read_model(&bench.path("out")), read_model(&base));
+        let expected = read(&root.join(&name).join("expected-f32.safetensors"));
+        for (tensor, got) in &got {
+            let wanted = expected.get(tensor).unwrap_or_else(|| &source[tensor]);
+            let (got, wanted) = (got.values(), wanted.values());
+            assert_eq!(got.len(), wanted.len(), "{name} {tensor}");
+            let size = wanted.iter().fold(0.0_f64, |size, value| size.max(value.abs()));
+            let worst = got.iter().zip(&wanted).map(|(l, r)| (l - r).abs()).fold(0.0, f64::max);
+            if worst > TOLERANCE * size {
+                wrong.push(format!("{name} {tensor}: off by {worst:e} of {size}"));
+            }
+        }
+        assert!(expected.keys().all(|tensor| got.contains_key(tensor)), "{name}");
+        merged += 1;
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(merged >= 27 && refused == REASONS.len(), "{merged} merged, {refused} refused");
+}
