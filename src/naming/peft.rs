@@ -7,7 +7,7 @@
 use super::Role;
 
 /// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
-const PREFIXES: [&str; 4] = ["module.", "_orig_mod.", "base_model.model.", "_orig_mod."];
+const PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "base_model.model.", "base_model.", "_orig_mod."];
 
 /// How the tensors of the other methods begin (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
 const TUNERS: [&str; 33] = [

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
-use super::{Kind, orthogonal, oft};
+use super::{Kind, oft, orthogonal};
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::{Error, Result};

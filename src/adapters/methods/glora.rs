@@ -57,11 +57,11 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let shape = (target.outputs, target.inputs);
         let mut changes = Vec::new();
         if target.bias {
-            if let Path::Product(tensor, _) | Path::Repeated(tensor) = &paths[2] {
-                if values(tensor)?.iter().any(|value| *value != 0.0) {
-                    let what = format!("GLoRA's `{}` adds W · C to a bias, which is not merged yet", tensor.info.name);
-                    return Err(Error::unsupported(tensor.path(), what).hint("merge it with PEFT"));
-                }
+            if let Path::Product(tensor, _) | Path::Repeated(tensor) = &paths[2]
+                && values(tensor)?.iter().any(|value| *value != 0.0)
+            {
+                let what = format!("GLoRA's `{}` adds W · C to a bias, which is not merged yet", tensor.info.name);
+                return Err(Error::unsupported(tensor.path(), what).hint("merge it with PEFT"));
             }
             let line = (1, target.outputs);
             let (by, add) = (grid(&paths[3], line)?, grid(&paths[4], line)?);

@@ -23,8 +23,8 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         return Err(wrong(&stored, format!("has rows of {entries} entries, which are no triangle of a block")));
     }
     let config = context.config;
-    let neumann = setting::flag(config, "use_orthogonal_neumann", true)?;
-    let terms = setting::number(config, "num_orthogonal_neumann_terms")?.unwrap_or(5.0) as usize;
+    let neumann = setting::flag(config, "use_cayley_neumann", true)?;
+    let terms = setting::number(config, "num_cayley_neumann_terms")?.unwrap_or(5.0) as usize;
     let eps = setting::number(config, "eps")?.unwrap_or(6e-5);
     let eps = setting::flag(config, "coft", false)?.then_some(eps / (count as f64).sqrt());
     let share = setting::flag(config, "block_share", count == 1)?;

@@ -25,7 +25,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     let tensors = vec![("road_theta", theta.clone()), ("road_alpha", alpha.clone())];
     let make = move |target: &Target| {
         let outputs = target.outputs;
-        if group < 2 || group % 2 != 0 || outputs % group != 0 {
+        if group < 2 || !group.is_multiple_of(2) || !outputs.is_multiple_of(group) {
             return Err(wrong(&theta, format!("is in groups of {group}, which do not divide {outputs} outputs")));
         }
         let angles: Vec<(f64, f64)> =
