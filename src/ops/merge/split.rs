@@ -8,7 +8,9 @@ use std::sync::Arc;
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
 use super::merged::Piece;
-use crate::adapters::{Delta, Dora, Factor, Lora, LowRankDelta, Method, Outputs, Target, Term, Window, describe};
+use crate::adapters::{
+    Axis, Delta, Dora, Lora, LowRankDelta, Magnitudes, Method, Target, Term, Window, describe, magnitudes,
+};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter};
@@ -25,10 +27,12 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
         );
         return Err(Error::unsupported(&job.applied.adapter.root, what));
     }
-    let magnitude = lora.magnitude.as_ref().map(|tensor| Factor::new(tensor)?.to_vec().map(|values| (tensor, values)));
-    let magnitude = magnitude.transpose()?;
-    if let Some((tensor, values)) = &magnitude
-        && values.len() as u64 != lora.outputs()
+    let (outputs, inputs) = (narrow(lora.outputs()), narrow(lora.inputs()));
+    let target = Target { outputs, inputs, kernel: Vec::new(), bias: false };
+    let read = |tensor| magnitudes(tensor, &target).map(|found| (tensor, found));
+    let magnitude = lora.magnitude.as_ref().map(read).transpose()?;
+    if let Some((tensor, found)) = &magnitude
+        && found.axis != Axis::Rows
     {
         let what = format!(
             "{}: magnitudes of inputs take their norms over all rows of `{}`, which are those of several weights in the base",
@@ -45,8 +49,9 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
         let inner = LowRankDelta::new(vec![Term { up, down: whole.down.clone(), scale: whole.scale }]);
         let delta: Arc<dyn Delta> = match &magnitude {
             None => Arc::new(inner),
-            Some((_, values)) => {
-                Arc::new(Dora::new(inner, values[rows].to_vec(), Outputs::Rows, stored.info.name.clone()))
+            Some((tensor, found)) => {
+                let part = Magnitudes { values: found.values[rows].to_vec(), axis: found.axis, manner: found.manner };
+                Arc::new(Dora::new(Arc::new(inner), part, tensor.path(), stored.info.name.clone()))
             }
         };
         lander.add(&name, Piece { delta, row: narrow(spot.at), col: 0, strength: job.strength }, None);
