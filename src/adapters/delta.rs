@@ -74,6 +74,19 @@ pub trait Delta: Send + Sync {
         None
     }
 
+    /// Whether a change of a bias depends on the layer's weight: then [`Delta::see_weight`] comes before everything else.
+    fn reads_weight(&self) -> bool {
+        false
+    }
+
+    /// Reads the layer's weight, `[out, in]`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn see_weight(&self, _weight: &dyn BaseRows) -> Result<()> {
+        Ok(())
+    }
+
     /// Says that the delta has been applied to all rows: mapped pages may go.
     fn release(&self) {}
 

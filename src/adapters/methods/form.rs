@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::adapters::delta::{Columns, Delta, Tile};
+use crate::adapters::delta::{BaseRows, Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::method::{Method, ParameterChange, Target};
@@ -189,6 +189,19 @@ pub trait Formula: Send + Sync {
     /// # Errors
     /// When the tensors cannot be read.
     fn compute(&self, rows: Range<usize>, cols: Range<usize>, base: &[f32], out: &mut [f32]) -> Result<()>;
+
+    /// As [`Delta::reads_weight`].
+    fn reads_weight(&self) -> bool {
+        false
+    }
+
+    /// As [`Delta::see_weight`].
+    ///
+    /// # Errors
+    /// When the weight cannot be read.
+    fn see_weight(&self, _weight: &dyn BaseRows) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A formula as a delta. With a strength w ≠ 1, or after another change, what is added is w · (W′ − W).
@@ -209,6 +222,14 @@ impl<F: Formula> Delta for Formed<F> {
 
     fn grain(&self) -> (usize, usize) {
         self.0.grain()
+    }
+
+    fn reads_weight(&self) -> bool {
+        self.0.reads_weight()
+    }
+
+    fn see_weight(&self, weight: &dyn BaseRows) -> Result<()> {
+        self.0.see_weight(weight)
     }
 
     fn columns(&self, _cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {

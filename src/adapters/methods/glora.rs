@@ -4,13 +4,14 @@
 //! Follows PEFT `tuners/glora/layer.py`.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Kind;
 use super::form::{Formed, Formula, General, agree, bias, matrix, values, weight, wrong};
+use crate::adapters::delta::BaseRows;
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::Stored;
 
 /// GLoRA.
@@ -57,18 +58,13 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let shape = (target.outputs, target.inputs);
         let mut changes = Vec::new();
         if target.bias {
-            if let Path::Product(tensor, _) | Path::Repeated(tensor) = &paths[2]
-                && values(tensor)?.iter().any(|value| *value != 0.0)
-            {
-                let what = format!("GLoRA's `{}` adds W · C to a bias, which is not merged yet", tensor.info.name);
-                return Err(Error::unsupported(tensor.path(), what).hint("merge it with PEFT"));
-            }
             let line = (1, target.outputs);
             let (by, add) = (grid(&paths[3], line)?, grid(&paths[4], line)?);
-            changes.push(bias(Formed(Affine { shape: line, by, add })));
+            let from = grid(&paths[2], (target.inputs, 1))?.map(|grid| FromWeight { grid, found: OnceLock::new() });
+            changes.push(bias(Formed(Affine { shape: line, by, add, from })));
         }
         let (by, add) = (grid(&paths[0], shape)?, grid(&paths[1], shape)?);
-        changes.push(weight(Formed(Affine { shape, by, add })));
+        changes.push(weight(Formed(Affine { shape, by, add, from: None })));
         Ok(changes)
     };
     Ok(Some(Arc::new(General::changing("GLoRA", tensors, make))))
@@ -114,6 +110,39 @@ struct Affine {
     shape: (usize, usize),
     by: Option<Grid>,
     add: Option<Grid>,
+    /// W · C, for a bias.
+    from: Option<FromWeight>,
+}
+
+/// C, `[in, 1]`, and W · C once W was seen.
+struct FromWeight {
+    grid: Grid,
+    found: OnceLock<Vec<f32>>,
+}
+
+/// Rows of W that are read at once.
+const ROWS: usize = 16;
+
+impl FromWeight {
+    fn see(&self, weight: &dyn BaseRows, outputs: usize) -> Result<()> {
+        let c: Vec<f64> = (0..self.grid.up.len() / self.grid.rank).map(|row| f64::from(self.grid.at(row, 0))).collect();
+        let mut found = Vec::with_capacity(outputs);
+        let mut band = Vec::new();
+        for first in (0..outputs).step_by(ROWS) {
+            let rows = first..outputs.min(first + ROWS);
+            band.resize(rows.len() * c.len(), 0.0);
+            weight.read(rows, 0..c.len(), &mut band)?;
+            let sum = |line: &[f32]| line.iter().zip(&c).map(|(w, c)| f64::from(*w) * c).sum::<f64>() as f32;
+            found.extend(band.chunks_exact(c.len()).map(sum));
+        }
+        // Seen twice it is the same: keeping the first is right.
+        let _ = self.found.set(found);
+        Ok(())
+    }
+
+    fn at(&self, output: usize) -> f32 {
+        self.found.get().expect("the weight is seen before the bias is changed")[output]
+    }
 }
 
 impl Formula for Affine {
@@ -128,9 +157,18 @@ impl Formula for Affine {
                 let old = base[line * width + at];
                 let by = self.by.as_ref().map_or(0.0, |grid| grid.at(row, col));
                 let add = self.add.as_ref().map_or(0.0, |grid| grid.at(row, col));
-                out[line * width + at] = old + (old * by + add);
+                let from = self.from.as_ref().map_or(0.0, |from| from.at(col));
+                out[line * width + at] = old + (old * by + add + from);
             }
         }
         Ok(())
+    }
+
+    fn reads_weight(&self) -> bool {
+        self.from.is_some()
+    }
+
+    fn see_weight(&self, weight: &dyn BaseRows) -> Result<()> {
+        self.from.as_ref().map_or(Ok(()), |from| from.see(weight, self.shape.1))
     }
 }

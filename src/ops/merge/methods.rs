@@ -9,6 +9,7 @@ use super::split;
 use crate::adapters::{Delta, Method, Target, Turned, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::naming::embeddings;
 
 /// Lands a change; `None` if the base has no such layer.
 ///
@@ -27,7 +28,23 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
     let bias = lander.tensor_of(job, "bias");
     let transposed = is_transposed(lander, job, method, &stored);
     let target = Target::of(&stored, transposed, bias.is_some());
+    if method.kind() == "OFT" && embeddings::is_table(&job.path) {
+        let what = format!("`{}` is an embedding, on which OFT is another function; it is not merged", job.path);
+        return Err(Error::unsupported(&job.applied.adapter.root, what));
+    }
+    if method.kind() == "OFT" && target.kernel.iter().any(|size| *size > 1) {
+        let note =
+            "is a convolution: PEFT's merge of OFT, which is followed, is not what its layer computed in training";
+        lander.landed.notes.push(format!("`{}` {note}", job.path));
+    }
     for change in method.changes(&target)? {
+        if change.delta.reads_weight() && transposed {
+            let what = format!("`{}` keeps its inputs in rows, and its bias depends on its weight", job.path);
+            return Err(Error::unsupported(&job.applied.adapter.root, what));
+        }
+        if change.delta.reads_weight() {
+            change.delta.see_weight(&lander.base.weight(&stored.info.name, None)?)?;
+        }
         let (name, shape) = match change.parameter {
             "bias" => {
                 let Some(name) = bias.clone() else {
