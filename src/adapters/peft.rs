@@ -18,7 +18,7 @@ use crate::tensor::first_not_finite;
 /// An opened adapter.
 #[derive(Debug)]
 pub struct Adapter {
-    /// The directory it was read from.
+    /// The directory it was read from, or the file that says everything itself.
     pub root: PathBuf,
     /// The naming scheme it is written in.
     pub dialect: &'static str,

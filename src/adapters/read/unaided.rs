@@ -52,7 +52,7 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
             modules.iter().any(|module| matches!(&module.change, Change::Lora(lora) if lora.magnitude.is_some()));
         Ok(modules)
     });
-    let root = tensors.directory().to_path_buf();
+    let root = tensors.root().to_path_buf();
     Ok(Opened { root, dialect, config, tensors, modules: modules.map(sorted) })
 }
 

@@ -145,6 +145,10 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
 fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<Vec<(PathBuf, PathBuf)>> {
+    // A file of its own has no companions: what lies beside it are other adapters.
+    if !adapter.root.is_dir() {
+        return Ok(Vec::new());
+    }
     let found = companions::list(&adapter.root)?.copied.into_iter();
     let own = found.filter(|path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path));
     Ok(own.map(|path| (path.clone(), adapter.root.join(path))).collect())
