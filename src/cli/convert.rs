@@ -26,6 +26,9 @@ pub struct Convert {
     /// The architecture an adapter is for, where its names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
+    /// Write an adapter of another method as LoRA, where that is exact without the base: lora
+    #[arg(long = "as", value_name = "METHOD", value_parser = ["lora"])]
+    pub method: Option<String>,
     /// Metadata keys that are not taken along (repeatable)
     #[arg(long, value_name = "PATTERN")]
     pub strip_metadata: Vec<String>,
@@ -43,6 +46,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
         to: args.to.as_deref().map(str::parse).transpose()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         arch: args.arch.clone(),
+        as_lora: args.method.is_some(),
         include: words::patterns("--include", &args.write.include)?,
         exclude: words::patterns("--exclude", &args.write.exclude)?,
         strip_metadata: args.strip_metadata.clone(),

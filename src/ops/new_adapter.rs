@@ -93,7 +93,8 @@ impl Bytes {
         }
     }
 
-    fn dtype(&self) -> Dtype {
+    /// Their dtype.
+    pub fn dtype(&self) -> Dtype {
         match self {
             Self::Held { float, .. } | Self::Computed { float, .. } => float.dtype(),
             Self::Stored(stored) => stored.info.dtype.clone(),
@@ -183,7 +184,7 @@ impl NewAdapter {
     }
 
     /// Keys, shapes, values.
-    fn into_tensors(self) -> Vec<(String, Shape, Bytes)> {
+    pub(super) fn into_tensors(self) -> Vec<(String, Shape, Bytes)> {
         let mut tensors = Vec::new();
         // Each adapted parameter of a module puts a wrapper of its own around it.
         let mut wrappers: HashMap<String, usize> = HashMap::new();
@@ -272,7 +273,17 @@ pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
 }
 
 /// One weight file that holds `tensors`.
-pub(super) fn lay_out(mut tensors: Vec<(String, Shape, Bytes)>, metadata: &[(String, String)], job_bytes: u64) -> Plan {
+pub(super) fn lay_out(tensors: Vec<(String, Shape, Bytes)>, metadata: &[(String, String)], job_bytes: u64) -> Plan {
+    lay_out_as(WEIGHTS_NAME, tensors, metadata, job_bytes)
+}
+
+/// As [`lay_out`], under another name.
+pub(super) fn lay_out_as(
+    name: &str,
+    mut tensors: Vec<(String, Shape, Bytes)>,
+    metadata: &[(String, String)],
+    job_bytes: u64,
+) -> Plan {
     // Wide elements first, so that every tensor lies at a multiple of its element's width.
     tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
         (right_bytes.dtype().bits(), left).cmp(&(left_bytes.dtype().bits(), right))
@@ -284,7 +295,7 @@ pub(super) fn lay_out(mut tensors: Vec<(String, Shape, Bytes)>, metadata: &[(Str
         offset: 0,
         bytes: bytes.count(),
     });
-    let file = OutputFile::new(WEIGHTS_NAME.into(), metadata, infos.collect());
+    let file = OutputFile::new(name.into(), metadata, infos.collect());
     let mut plan = Plan::default();
     for (info, (_, _, bytes)) in file.tensors.iter().zip(tensors) {
         schedule(&mut plan, file.start_of(info), info, bytes, job_bytes);

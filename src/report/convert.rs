@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::size;
-use crate::ops::convert::{CheckpointReport, Converted, RoundingError};
+use crate::ops::convert::{AdapterReport, CheckpointReport, Converted, RoundingError};
 
 /// A conversion as text.
 pub fn convert(converted: &Converted) -> String {
@@ -11,8 +11,45 @@ pub fn convert(converted: &Converted) -> String {
     // Writing to a text cannot fail.
     let _ = match converted {
         Converted::Checkpoint(report) => checkpoint(&mut text, report),
+        Converted::Adapter(report) => adapter(&mut text, report),
     };
     text
+}
+
+fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
+    let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
+    writeln!(text, "{}{would}", report.out.display())?;
+    let family = report.family.as_ref().map_or(String::new(), |family| format!(", {family}"));
+    writeln!(text, "  input    {}, {}{family}", report.input.display(), report.from)?;
+    let list = |parts: &[(usize, &str)]| {
+        let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    let modules =
+        list(&[(report.pairs, "LoRA"), (report.methods, "by other methods"), (report.whole, "whole tensors")]);
+    if !modules.is_empty() {
+        writeln!(text, "  modules  {modules}")?;
+    }
+    let names = list(&[(report.renamed, "renamed"), (report.split, "split"), (report.fused, "fused")]);
+    if !names.is_empty() {
+        writeln!(text, "  names    {names}")?;
+    }
+    let numbers = list(&[
+        (report.folded, "scales folded"),
+        (report.padded, "ranks padded"),
+        (report.made_pairs, "made LoRA of another method"),
+    ]);
+    if !numbers.is_empty() {
+        writeln!(text, "  numbers  {numbers}")?;
+    }
+    if let Some(error) = report.error {
+        writeln!(text, "  error    {error:.1e} at most, relative to the change")?;
+    }
+    writeln!(text, "  output   {}, {}", report.to, size(report.bytes))?;
+    for note in &report.notes {
+        writeln!(text, "  note     {note}")?;
+    }
+    Ok(())
 }
 
 fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result {

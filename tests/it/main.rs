@@ -7,6 +7,7 @@ mod bad;
 mod combined;
 mod containers;
 mod convert;
+mod convert_adapters;
 mod delta;
 mod dense;
 mod dialects;

@@ -358,7 +358,7 @@ fn recipe(options: &ConvertOptions, base: &Base) -> Result<Value> {
 }
 
 /// `--strip-metadata`: patterns of keys as one set.
-fn globs(patterns: &[String]) -> Result<GlobSet> {
+pub(super) fn globs(patterns: &[String]) -> Result<GlobSet> {
     let wrong = |pattern: &str, problem: &globset::Error| {
         Error::invalid("--strip-metadata", format!("`{pattern}` is not a pattern: {}", problem.kind()))
     };

@@ -1,7 +1,9 @@
 //! `convert`: the same weights in another container, dtype or layout.
 //!
+//! * `adapter`: adapters between the dialects;
 //! * [`checkpoint`]: models; read from any container, written as safetensors.
 
+mod adapter;
 pub mod checkpoint;
 mod layout;
 mod rounded;
@@ -17,6 +19,7 @@ use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
 use crate::ops::{Run, WriteOptions};
 
+pub use adapter::AdapterReport;
 pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
 
@@ -77,6 +80,8 @@ pub struct ConvertOptions {
     pub base: Option<PathBuf>,
     /// The architecture an adapter is for, where names alone do not tell.
     pub arch: Option<String>,
+    /// An adapter of another method becomes LoRA.
+    pub as_lora: bool,
     /// Only these tensors are cast; all if there are none.
     pub include: Vec<Regex>,
     /// These are not.
@@ -93,6 +98,8 @@ pub struct ConvertOptions {
 pub enum Converted {
     /// A model.
     Checkpoint(Box<CheckpointReport>),
+    /// An adapter.
+    Adapter(Box<AdapterReport>),
 }
 
 impl Converted {
@@ -100,6 +107,7 @@ impl Converted {
     pub fn set_peak_resident_bytes(&mut self, bytes: Option<u64>) {
         match self {
             Self::Checkpoint(report) => report.peak_resident_bytes = bytes,
+            Self::Adapter(report) => report.peak_resident_bytes = bytes,
         }
     }
 }
@@ -110,7 +118,7 @@ impl Converted {
 /// When the input is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
-        return Err(Error::unsupported(&options.input, "is an adapter; only checkpoints can be converted yet"));
+        return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
     checkpoint::convert(options, run).map(Box::new).map(Converted::Checkpoint)
 }

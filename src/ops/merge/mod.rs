@@ -37,7 +37,7 @@ use provenance::Edits;
 pub(super) use applied::Applied;
 pub use assemble::Counts;
 pub(super) use fit::is_transposed;
-pub(super) use landable::Landable;
+pub(super) use landable::{Landable, scale_of};
 pub use landing::{Fate, Selection};
 pub(super) use prepared::{Prepared, prepare};
 pub(super) use summary::delta_norm;

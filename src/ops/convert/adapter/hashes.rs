@@ -1,0 +1,97 @@
+//! The hashes that sd-scripts writes into the header: of the tensors as the `safetensors` library would write them with the `ss_` keys
+//! alone. Source: sd-scripts `library/train_util.py` (`precalculate_safetensors_hashes`).
+
+use sha2::{Digest, Sha256};
+
+use super::files::Tensor;
+use crate::error::Result;
+use crate::formats::safetensors;
+use crate::ops::new_adapter::Bytes;
+use crate::tensor::TensorInfo;
+
+/// Where the bytes of the legacy hash begin, and how many they are.
+const LEGACY: std::ops::Range<u64> = 0x10_0000..0x11_0000;
+
+/// Rows of a tensor that are computed at once.
+const ROWS: usize = 1024;
+
+/// Sets `sshs_model_hash` and `sshs_legacy_hash`, and `modelspec.hash_sha256` where it is there.
+///
+/// # Errors
+/// When a tensor cannot be computed.
+pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> Result<()> {
+    tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
+        let place = |bytes: &Bytes| place_of(&bytes.dtype());
+        place(right_bytes).cmp(&place(left_bytes)).then_with(|| left.cmp(right))
+    });
+    let mut offset = 0;
+    let infos: Vec<TensorInfo> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| {
+            let info = TensorInfo {
+                name: name.clone(),
+                dtype: bytes.dtype(),
+                shape: shape.clone(),
+                offset,
+                bytes: bytes.count(),
+            };
+            offset += info.bytes;
+            info
+        })
+        .collect();
+    let kept: Vec<(String, String)> = metadata.iter().filter(|(key, _)| key.starts_with("ss_")).cloned().collect();
+    let mut place = safetensors::render_header(&kept, &infos).len() as u64;
+    let (mut whole, mut legacy) = (Sha256::new(), Sha256::new());
+    for (_, shape, bytes) in tensors.iter() {
+        each(bytes, shape.rows_cols().0, |piece| {
+            whole.update(piece);
+            let end = place + piece.len() as u64;
+            let (first, last) = (place.max(LEGACY.start), end.min(LEGACY.end));
+            if first < last {
+                let at = |byte: u64| usize::try_from(byte - place).expect("it lies within the piece");
+                legacy.update(&piece[at(first)..at(last)]);
+            }
+            place = end;
+        })?;
+    }
+    let (whole, legacy) = (digits(whole), digits(legacy));
+    metadata.retain(|(key, _)| !key.starts_with("sshs_"));
+    metadata
+        .iter_mut()
+        .filter(|(key, _)| key == "modelspec.hash_sha256")
+        .for_each(|(_, old)| *old = format!("0x{whole}"));
+    metadata.push(("sshs_legacy_hash".into(), legacy[..8].to_owned()));
+    metadata.push(("sshs_model_hash".into(), whole));
+    Ok(())
+}
+
+fn each(bytes: &Bytes, rows: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
+    match bytes {
+        Bytes::Held { bytes, .. } => take(bytes),
+        Bytes::Stored(stored) => take(stored.view()?.data),
+        Bytes::Computed { compute, count, .. } => {
+            let rows = usize::try_from(rows).expect("a mapped tensor fits the address space");
+            let row_bytes = usize::try_from(*count).expect("a mapped tensor fits the address space").checked_div(rows);
+            let mut buffer = Vec::new();
+            for first in (0..rows).step_by(ROWS) {
+                let last = (first + ROWS).min(rows);
+                buffer.resize((last - first) * row_bytes.unwrap_or(0), 0);
+                compute.rows(first..last, &mut buffer)?;
+                take(&buffer);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn digits(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Element types in the order of the `safetensors` library, which writes the last ones first.
+const ORDER: [&str; 14] =
+    ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64"];
+
+fn place_of(dtype: &crate::tensor::Dtype) -> Option<usize> {
+    ORDER.iter().position(|name| *name == dtype.name())
+}

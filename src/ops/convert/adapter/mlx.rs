@@ -1,0 +1,110 @@
+//! mlx-lm: factors the other way round, one rank and one scale for all. Source: mlx-lm 0.32 `tuner/{lora,dora,utils}.py`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::files::{Facts, Files, column, matrix};
+use super::pieces::{Pair, Pieces};
+use crate::adapters::config::CONFIG_NAME;
+use crate::error::Result;
+use crate::formats::json;
+use crate::naming::Role;
+use crate::naming::components;
+use crate::naming::scheme::scheme;
+
+/// The files.
+///
+/// # Errors
+/// When mlx-lm cannot express a change.
+pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let scheme = scheme("mlx").expect("the tables are part of the program");
+    let mut files = Files { weights: "adapters.safetensors".into(), ..Files::default() };
+    files.metadata.push(("format".into(), "mlx".into()));
+    refuse(&pieces, facts)?;
+    let rank = pieces.pairs.iter().map(Pair::rank).max().unwrap_or(1);
+    let scale = most_frequent(&pieces.pairs);
+    let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
+    let keys: Vec<Value> = pieces.pairs.iter().map(|pair| pair.path.as_str().into()).collect();
+    let mut rounded = 0;
+    for pair in pieces.pairs {
+        let key = |role: &Role| scheme.print(&pair.path, role).expect("mlx-lm has the roles of LoRA");
+        let magnitude = facts.magnitude(&pair, "mlx-lm")?;
+        let ratio = if pair.scale == scale { 1.0 } else { pair.scale / scale };
+        files.folded += usize::from(ratio != 1.0);
+        files.padded += usize::from(pair.rank() != rank);
+        let (inputs, outputs) = (pair.down.size.1, pair.up.size.0);
+        let down = pair.down.clone().padded(rank, inputs).turned();
+        let up = pair.up.clone().padded(outputs, rank).scaled(ratio).turned();
+        rounded += usize::from(up.rounds());
+        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
+        files.tensors.push(matrix(key(&Role::Up), up, facts.float));
+        if let Some(magnitude) = magnitude {
+            files.tensors.push(column(key(&Role::Magnitude), magnitude, &[outputs], facts.float));
+        }
+    }
+    if rounded > 0 {
+        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
+    }
+    let mut config = json!({
+        "fine_tune_type": if dora { "dora" } else { "lora" },
+        "num_layers": -1,
+        "lora_parameters": { "rank": rank, "scale": scale, "dropout": 0.0, "keys": keys },
+    });
+    if let Some(model) = &facts.adapter.config.base_model {
+        config["model"] = model.as_str().into();
+    }
+    files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
+    Ok(files)
+}
+
+fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
+    for path in pieces.paths() {
+        if components::split(path).is_some() || !path.contains('.') && path.starts_with("lora_") {
+            return Err(facts.refuse(format!(
+                "`{path}` belongs to a diffusion pipeline; mlx-lm loads adapters of language models"
+            )));
+        }
+    }
+    if let Some(other) = pieces.methods.first() {
+        let what = format!("`{}` is changed by {}, and mlx-lm knows LoRA and DoRA", other.path, other.method.kind());
+        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
+    }
+    if let Some(whole) = pieces.whole.first() {
+        let what =
+            format!("`{}.{}` is stored whole, and mlx-lm takes nothing beside factors", whole.path, whole.parameter);
+        return Err(facts.refuse(what));
+    }
+    for pair in &pieces.pairs {
+        if pair.is_conv() {
+            return Err(facts.refuse(format!("`{}` is a convolution, which mlx-lm does not adapt", pair.path)));
+        }
+        if pair.bias.is_some() {
+            return Err(facts.refuse(format!("`{}` has a bias in its B, which mlx-lm does not have", pair.path)));
+        }
+        if pair.embedding && pair.magnitude.is_some() {
+            return Err(facts.refuse(format!(
+                "`{}`: magnitudes of a table are per column in PEFT and per row in mlx-lm",
+                pair.path
+            )));
+        }
+    }
+    let dora = pieces.pairs.iter().filter(|pair| pair.magnitude.is_some()).count();
+    if dora > 0 && dora < pieces.pairs.len() {
+        return Err(
+            facts.refuse("some modules have magnitudes of DoRA and others none; mlx-lm has them everywhere or nowhere")
+        );
+    }
+    Ok(())
+}
+
+/// The scale that most modules have: it needs no folding there.
+fn most_frequent(pairs: &[Pair]) -> f64 {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    pairs
+        .iter()
+        .filter(|pair| pair.scale != 0.0)
+        .for_each(|pair| *counts.entry(pair.scale.to_bits()).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
+}

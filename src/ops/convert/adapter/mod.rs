@@ -1,0 +1,277 @@
+//! Adapters in another dialect: any of them → changes by module → names, scales, shapes and config of the target.
+//!
+//! There is one reader and one writer per dialect, and no pair of dialects has code of its own. What the target cannot express is
+//! folded exactly or refused with the reason, never dropped.
+
+mod as_lora;
+mod diffusers;
+mod files;
+mod grid;
+mod hashes;
+mod kohya;
+mod mlx;
+mod peft;
+mod pieces;
+mod same;
+mod spell;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::checkpoint::globs;
+use super::{ConvertOptions, Target};
+use crate::adapters::{Adapter, Init, weight_files};
+use crate::error::{Error, Result};
+use crate::formats::json;
+use crate::naming::{arch, components};
+use crate::ops::base::Base;
+use crate::ops::new_adapter::{self, refuse_file_name};
+use crate::ops::output::{Output, Run, refuse_inputs};
+use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
+use files::{Facts, Files};
+use pieces::Pieces;
+use spell::{Respelled, Wanted};
+
+/// What a conversion of an adapter did, or would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct AdapterReport {
+    /// The adapter.
+    pub input: PathBuf,
+    /// The result.
+    pub out: PathBuf,
+    /// The dialect it was in.
+    pub from: String,
+    /// The dialect it is in.
+    pub to: String,
+    /// The family of models, where names tell.
+    pub family: Option<String>,
+    /// Nothing was written.
+    pub dry_run: bool,
+    /// Modules that are changed by low-rank pairs.
+    pub pairs: usize,
+    /// Modules that are changed by other methods.
+    pub methods: usize,
+    /// Parameters stored whole.
+    pub whole: usize,
+    /// Modules with another name.
+    pub renamed: usize,
+    /// Modules that became several.
+    pub split: usize,
+    /// Modules that were made of several.
+    pub fused: usize,
+    /// Modules into whose factors a scale went.
+    pub folded: usize,
+    /// Modules whose rank was filled up with zeros.
+    pub padded: usize,
+    /// Modules of another method that became pairs.
+    pub made_pairs: usize,
+    /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
+    pub error: Option<f64>,
+    /// Bytes of the output.
+    pub bytes: u64,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident memory, where the caller measured it.
+    pub peak_resident_bytes: Option<u64>,
+}
+
+/// Converts the adapter.
+///
+/// # Errors
+/// When it is malformed, or the target cannot express it; nothing is left behind then.
+pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport> {
+    let started = Instant::now();
+    let adapter = Adapter::open(&options.input)?;
+    adapter.check_values()?;
+    let target = options.to.unwrap_or(Target::Safetensors);
+    let to = Target::NAMES.iter().find(|(_, one)| *one == target).map_or("", |(name, _)| name);
+    if options.write.part.is_some() {
+        return Err(Error::invalid("--part", "an adapter is written in one piece"));
+    }
+    let files_of = adapter.tensors.files().iter().map(|file| file.map.path());
+    refuse_inputs(
+        &options.write.out,
+        files_of
+            .chain([adapter.root.as_path()])
+            .filter(|path| path.is_file() || adapter.config.path.is_file() && *path == adapter.root),
+    )?;
+    let mut report = empty_report(options, &adapter, to);
+    let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
+    let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all {
+        same::write(&adapter, options)?
+    } else {
+        translate(&adapter, target, options, &mut report)?
+    };
+    report.folded = files.folded;
+    report.padded = files.padded;
+    report.notes.append(&mut files.notes);
+    if !files.single {
+        refuse_file_name(&options.write.out)?;
+    }
+    let output = lay_out(files, &adapter, options, to)?;
+    report.bytes = output.bytes();
+    if !options.write.dry_run {
+        output.write(&options.write, run)?;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> AdapterReport {
+    AdapterReport {
+        input: options.input.clone(),
+        out: options.write.out.clone(),
+        from: adapter.dialect.to_owned(),
+        to: if to == "safetensors" { adapter.dialect } else { to }.to_owned(),
+        family: None,
+        dry_run: options.write.dry_run,
+        pairs: 0,
+        methods: 0,
+        whole: 0,
+        renamed: 0,
+        split: 0,
+        fused: 0,
+        folded: 0,
+        padded: 0,
+        made_pairs: 0,
+        error: None,
+        bytes: 0,
+        notes: Vec::new(),
+        seconds: 0.0,
+        peak_resident_bytes: None,
+    }
+}
+
+/// The adapter in the names and numbers of another dialect.
+fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report: &mut AdapterReport) -> Result<Files> {
+    let (wanted, to) = match target {
+        Target::Gguf => return Err(Error::unsupported(&adapter.root, "adapters for llama.cpp are not written yet")),
+        Target::AdapterHub => {
+            let what = "AdapterHub names an adapter's modules by the class of its model, which the adapter does not tell; such \
+                        adapters are only written from AdapterHub's own";
+            return Err(Error::unsupported(&adapter.root, what));
+        }
+        Target::Peft => (Wanted::Own, "peft"),
+        Target::Kohya => (Wanted::Kohya, "kohya"),
+        Target::ComfyUi => (Wanted::Original, "comfyui"),
+        Target::Diffusers => (Wanted::Diffusers, "diffusers"),
+        Target::Mlx => (Wanted::Own, "mlx"),
+        // Another method in the same dialect.
+        Target::Safetensors => match Target::NAMES.iter().find(|(name, _)| *name == adapter.dialect) {
+            Some((_, own)) if *own != Target::Safetensors => return translate(adapter, *own, options, report),
+            _ => return Err(Error::unsupported(&adapter.root, format!("{} is not written", adapter.dialect))),
+        },
+    };
+    if adapter.config.init.0 != Init::Plain {
+        let what = format!(
+            "was started with `{}` and belongs to the base that initialiser left; another dialect cannot say so",
+            adapter.config.init.1
+        );
+        return Err(Error::unsupported(&adapter.root, what)
+            .hint("make it one for the original base first: lorakit resize with --init-adapter"));
+    }
+    if let Some(problem) = adapter.config.refusal().filter(|_| !options.as_lora && adapter.config.scaling.is_some()) {
+        return Err(problem);
+    }
+    let mut pieces = pieces::collect(adapter)?;
+    let base = options.base.as_deref().map(Base::open).transpose()?;
+    let flat = base.as_ref().map(flattened_names).unwrap_or_default();
+    spell::unflatten(adapter, &mut pieces, &flat)?;
+    select(&mut pieces, options);
+    if options.as_lora {
+        let made = as_lora::convert(adapter, &mut pieces, base.as_ref(), options.write.dtype)?;
+        report.made_pairs = made.count;
+        report.error = made.error;
+        report.notes.extend(made.notes);
+    }
+    let Respelled { renamed, split, fused, family } =
+        spell::respell(adapter, &mut pieces, wanted, options.arch.as_deref())?;
+    (report.renamed, report.split, report.fused) = (renamed, split, fused);
+    report.family = family.map(|family| family.name().to_owned());
+    (report.pairs, report.methods, report.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
+    if report.pairs + report.methods + report.whole == 0 {
+        return Err(Error::unsupported(&adapter.root, "nothing is left of the adapter to be written"));
+    }
+    let rounded = pieces.pairs.iter().filter(|pair| pair.up.rounds()).count();
+    if rounded > 0 {
+        report.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
+    }
+    let facts = Facts { adapter, family, float: options.write.dtype };
+    let files = match target {
+        Target::Peft => peft::write(pieces, &facts)?,
+        Target::Diffusers => diffusers::write(&pieces, &facts, &options.write.out)?,
+        Target::Mlx => mlx::write(pieces, &facts)?,
+        _ => kohya::write(to, &pieces, &facts)?,
+    };
+    let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::unsupported(&adapter.root, format!("two modules would both be called `{}`", pair[0]))),
+        None => Ok(files),
+    }
+}
+
+fn select(pieces: &mut Pieces, options: &ConvertOptions) {
+    let takes = |path: &str| {
+        (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(path)))
+            && !options.exclude.iter().any(|pattern| pattern.is_match(path))
+    };
+    pieces.pairs.retain(|pair| takes(&pair.path));
+    pieces.methods.retain(|other| takes(&other.path));
+    pieces.whole.retain(|whole| takes(&whole.path));
+}
+
+/// Flattened name → path of every module of the base.
+fn flattened_names(base: &Base) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for info in base.checkpoint.tensors() {
+        let Some((module, "weight")) = info.name.rsplit_once('.') else { continue };
+        let path = components::with_component(module);
+        for several in [false, true] {
+            found.extend(arch::flatten(&path, several).map(|flat| (flat, path.clone())));
+        }
+    }
+    found
+}
+
+fn lay_out(files: Files, adapter: &Adapter, options: &ConvertOptions, to: &str) -> Result<Output> {
+    let recipe = recipe(adapter, options, to)?;
+    let mut metadata = files.metadata;
+    let stripped = globs(&options.strip_metadata)?;
+    metadata.retain(|(key, _)| !stripped.is_match(key));
+    metadata.retain(|(key, _)| key != "lorakit");
+    metadata.push(("lorakit".into(), recipe.to_string()));
+    let mut tensors = files.tensors;
+    if files.hashed {
+        hashes::refresh(&mut tensors, &mut metadata)?;
+    }
+    let plan = new_adapter::lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
+    let mut written = files.beside;
+    if !files.single {
+        written.push((PathBuf::from(SIDECAR), json::render(&recipe)));
+    }
+    Ok(Output { plan, written, copied: Vec::new(), single_file: files.single })
+}
+
+fn recipe(adapter: &Adapter, options: &ConvertOptions, to: &str) -> Result<Value> {
+    let mut chosen = json!({ "to": to });
+    if let Some(float) = options.write.dtype {
+        chosen["dtype"] = float.dtype().name().into();
+    }
+    if options.as_lora {
+        chosen["as"] = "lora".into();
+    }
+    let own: Vec<PathBuf> = weight_files(adapter).into_iter().filter(|path| path.is_file()).collect();
+    Ok(json!({
+        "lorakit": env!("CARGO_PKG_VERSION"),
+        "operation": "convert",
+        "adapters": [{ "name": name_of(&options.input), "dialect": adapter.dialect, "blake3": digests(&own)? }],
+        "options": chosen,
+    }))
+}

@@ -1,0 +1,206 @@
+//! Adapters between dialects: there and back, and merged before and after.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::*;
+
+/// What a merge may be off by after a conversion, as a part of the largest number of the tensor.
+const TOLERANCE: f64 = 1e-6;
+
+fn convert(input: &Path, out: &Path, more: &[&str]) -> Outcome {
+    let mut words: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"convert", &input, &"-o", &out];
+    words.extend(more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>));
+    lorakit(&words)
+}
+
+/// All tensors of a model, or of both components of a pipeline.
+fn tensors(root: &Path) -> Tensors {
+    if !root.join("unet").is_dir() {
+        return read_model(root);
+    }
+    let of = |component: &str| {
+        let named = read_model(&root.join(component)).into_iter();
+        named.map(|(name, tensor)| (format!("{component}/{name}"), tensor)).collect::<Tensors>()
+    };
+    ["unet", "text_encoder"].into_iter().flat_map(of).collect()
+}
+
+/// `base` with the adapter, which has to change something.
+fn merged(base: &Path, adapter: &Path, include: Option<&str>) -> Tensors {
+    let bench = Bench::new();
+    let mut more = vec!["--dtype", "f32"];
+    more.extend(include.into_iter().flat_map(|pattern| ["--include", pattern]));
+    merge(base, adapter, &bench.path("out"), &more).ok();
+    let out = tensors(&bench.path("out"));
+    let before = tensors(base);
+    assert!(out.iter().any(|(name, tensor)| tensor.values() != before[name].values()), "{}", adapter.display());
+    out
+}
+
+#[track_caller]
+fn assert_same(left: &Tensors, right: &Tensors) {
+    assert_eq!(left.keys().collect::<Vec<_>>(), right.keys().collect::<Vec<_>>());
+    left.iter().for_each(|(name, tensor)| assert_close(&tensor.values(), &right[name].values(), TOLERANCE));
+}
+
+fn place(bench: &Bench, at: usize, target: &str) -> std::path::PathBuf {
+    let single = ["kohya", "comfyui"].contains(&target);
+    bench.path(&format!("{at}-{target}{}", if single { ".safetensors" } else { "" }))
+}
+
+/// Converts along `targets`; every step has to merge into what the adapter itself merges into. `back` says whether the last
+/// one has the tensors of the first.
+#[track_caller]
+fn travels(base: &Path, adapter: &Path, targets: &[&str], more: &[&str], back: Option<&Path>) {
+    let bench = Bench::new();
+    let include = more.iter().position(|word| *word == "--include").map(|at| more[at + 1]);
+    let expected = merged(base, adapter, include);
+    let mut current = adapter.to_path_buf();
+    for (at, target) in targets.iter().enumerate() {
+        let out = place(&bench, at, target);
+        let more: Vec<&str> = ["--to", target].into_iter().chain(more.iter().copied().filter(|_| at == 0)).collect();
+        convert(&current, &out, &more).ok();
+        assert_same(&merged(base, &out, None), &expected);
+        current = out;
+    }
+    if let Some(first) = back {
+        let last = if current.is_dir() { current.join(first.file_name().unwrap()) } else { current };
+        let (first, last) = (read(first), read(&last));
+        assert_eq!(first.keys().collect::<Vec<_>>(), last.keys().collect::<Vec<_>>());
+        for (name, tensor) in &first {
+            assert_eq!(tensor.shape, last[name].shape, "{name}");
+            assert_eq!(tensor.values(), last[name].values(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn language_models_go_from_peft_to_mlx_and_back() {
+    let Some(root) = reference_part("peft") else { return };
+    let base = root.join("bases/llama-bf16");
+    for case in ["lora-all-r4", "rslora-r4", "dora-r4"] {
+        let adapter = root.join(case).join("adapter");
+        travels(&base, &adapter, &["mlx", "peft"], &[], Some(&adapter.join("adapter_model.safetensors")));
+    }
+    // Ranks are filled up and scales folded there, so the tensors are others.
+    travels(&base, &root.join("lora-rslora-patterns/adapter"), &["mlx", "peft"], &[], None);
+}
+
+#[test]
+fn language_models_go_from_mlx_to_peft_and_back() {
+    let Some(reference) = reference() else { return };
+    for case in ["lora", "dora", "lora-last-layer"] {
+        let root = reference.join("mlx").join(case);
+        let base = reference.join(read_json(&root.join("case.json"))["base"].as_str().unwrap());
+        let adapter = root.join("adapter");
+        travels(&base, &adapter, &["peft", "mlx"], &[], Some(&adapter.join("adapters.safetensors")));
+    }
+}
+
+#[test]
+fn stable_diffusion_goes_from_kohya_anywhere_and_back() {
+    let Some(root) = reference_part("kohya") else { return };
+    let base = root.join("base");
+    for case in ["kohya-lora-r4", "kohya-locon-r8c4", "lyco-locon", "lyco-dora"] {
+        let file = root.join(case).join("lora.safetensors");
+        travels(&base, &file, &["comfyui", "diffusers", "kohya"], &[], Some(&file));
+        travels(&base, &file, &["diffusers", "kohya"], &[], Some(&file));
+        travels(&base, &file, &["peft"], &["--include", "^unet"], None);
+    }
+}
+
+#[test]
+fn other_methods_go_from_kohya_to_comfyui_and_back() {
+    let Some(root) = reference_part("kohya") else { return };
+    let base = root.join("base");
+    for case in ["lyco-loha", "lyco-loha-tucker", "lyco-loha-dora", "lyco-lokr-both-f4", "lyco-full", "lyco-dora-wdin"]
+    {
+        let file = root.join(case).join("lora.safetensors");
+        travels(&base, &file, &["comfyui", "kohya"], &[], Some(&file));
+    }
+    // α of two whole Kronecker factors says nothing and becomes 1; a `scalar` goes into α.
+    for case in ["lyco-lokr", "lyco-lokr-full", "lyco-locon-scalar"] {
+        travels(&base, &root.join(case).join("lora.safetensors"), &["comfyui", "kohya"], &[], None);
+    }
+    travels(&base, &root.join("lyco-loha/lora.safetensors"), &["peft"], &["--include", "^unet"], None);
+}
+
+#[test]
+fn products_of_factors_become_lora() {
+    let Some(root) = reference_part("peft") else { return };
+    let base = root.join("bases/llama-bf16");
+    let with_base = ["--as", "lora", "--base", base.to_str().unwrap()];
+    for case in ["loha-r4", "loha-r4-patterns", "lokr-r4", "vblora", "gralora"] {
+        travels(&base, &root.join(case).join("adapter"), &["peft"], &["--as", "lora"], None);
+    }
+    for case in ["loha-r4", "vera-r16"] {
+        travels(&base, &root.join(case).join("adapter"), &["peft", "mlx"], &with_base, None);
+    }
+    let net = root.join("bases/tinynet-f32");
+    for case in ["conv-loha", "conv-lokr"] {
+        let bench = Bench::new();
+        let adapter = root.join(case).join("adapter");
+        let with_base = ["--as", "lora", "--base", net.to_str().unwrap()];
+        travels(&net, &adapter, &["peft"], &with_base, None);
+        convert(&adapter, &bench.path("out"), &["--to", "peft", "--as", "lora"]).refused(1, &["may be a convolution"]);
+        convert(&adapter, &bench.path("out"), &[&["--to", "peft"][..], &with_base].concat()).ok();
+        let written = read(&bench.path("out/adapter_model.safetensors"));
+        assert!(written.values().any(|tensor| tensor.shape.len() == 4), "{case}: {:?}", written.keys());
+    }
+}
+
+#[test]
+fn lycoris_becomes_lora() {
+    let Some(root) = reference_part("kohya") else { return };
+    let base = root.join("base");
+    let more = ["--as", "lora", "--base", base.to_str().unwrap()];
+    for case in ["lyco-loha", "lyco-lokr", "lyco-loha-tucker", "lyco-locon-tucker"] {
+        travels(&base, &root.join(case).join("lora.safetensors"), &["kohya", "diffusers"], &more, None);
+    }
+}
+
+#[test]
+fn what_a_target_cannot_express_is_refused_with_the_reason() {
+    let Some(reference) = reference() else { return };
+    let bench = Bench::new();
+    let out = bench.path("out");
+    let language = reference.join("mlx/lora/adapter");
+    let peft = |case: &str| reference.join("peft").join(case).join("adapter");
+    let image = |case: &str| reference.join("kohya").join(case).join("lora.safetensors");
+    for (input, target, reason) in [
+        (language.clone(), "kohya", "no part of a diffusion pipeline"),
+        (image("kohya-lora-r4"), "mlx", "belongs to a diffusion pipeline"),
+        (image("kohya-lora-r4"), "peft", "belongs to one model"),
+        (image("kohya-lora-r4"), "gguf", "not written yet"),
+        (image("lyco-loha"), "diffusers", "loads as LoRA or not at all"),
+        (image("lyco-dora-wdin"), "diffusers", "a magnitude of DoRA per input"),
+        (image("lyco-glora"), "comfyui", "has no place"),
+        (image("lyco-norm"), "comfyui", "has no place"),
+        (image("lyco-boft"), "comfyui", "has no place"),
+        (peft("lora-mts-norm"), "mlx", "stored whole"),
+        (peft("loha-r4"), "mlx", "mlx-lm knows LoRA and DoRA"),
+        (peft("pissa-r4"), "mlx", "another dialect cannot say so"),
+        (peft("conv-lora"), "mlx", "is a convolution"),
+    ] {
+        convert(&input, &out, &["--to", target]).refused(1, &[reason]);
+        assert!(!out.exists(), "{target}: {reason}");
+    }
+    convert(&image("lyco-lokr"), &out, &["--to", "peft", "--include", "^unet"]).refused(1, &["not written yet"]);
+    convert(&peft("vera-r16"), &out, &["--to", "peft", "--as", "lora"]).refused(1, &["VeRA", "--base"]);
+    convert(&peft("oft-b8"), &out, &["--to", "peft", "--as", "lora"]).refused(1, &["no product of factors"]);
+    convert(&image("lyco-loha"), &out, &["--to", "kohya", "--as", "lora"]).refused(1, &["may be a convolution"]);
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_cast_on_the_way_and_the_record_of_it() {
+    let Some(root) = reference_part("mlx") else { return };
+    let bench = Bench::new();
+    let written = bench.path("peft");
+    convert(&root.join("lora/adapter"), &written, &["--to", "peft", "--dtype", "bf16"]).ok();
+    assert_eq!(read_json(&written.join("adapter_config.json"))["peft_type"], "LORA");
+    let tensors = read(&written.join("adapter_model.safetensors"));
+    assert!(!tensors.is_empty() && tensors.values().all(|tensor| tensor.dtype == safetensors::Dtype::BF16));
+    assert!(fs::metadata(written.join("lorakit.json")).is_ok());
+}
