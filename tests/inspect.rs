@@ -138,6 +138,66 @@ fn people_read_about_every_kind_of_adapter() {
     insta::assert_snapshot!(texts.join("\n"));
 }
 
+/// Every dialect, and methods other than LoRA.
+#[test]
+fn people_read_about_every_dialect() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dialects");
+    let mut cases: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    cases.sort();
+    assert_eq!(cases.len(), 12, "{cases:?}");
+    let texts: Vec<String> = cases.iter().map(|case| text(&fixture(&format!("dialects/{case}")))).collect();
+    insta::assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn every_dialect_and_method_is_named_in_json() {
+    for (case, dialect, methods) in [
+        ("kohya-lora-r4.safetensors", "kohya", vec!["LoRA"]),
+        ("kohya-locon-r8c4.safetensors", "kohya", vec!["LoRA", "LoCon"]),
+        ("lyco-loha.safetensors", "kohya", vec!["LoHa"]),
+        ("lyco-lokr.safetensors", "kohya", vec!["LoKr"]),
+        ("lyco-dora.safetensors", "kohya", vec!["DoRA"]),
+        ("mlx-lora", "mlx", vec!["LoRA"]),
+        ("adapterhub-lora", "adapterhub", vec!["LoRA"]),
+        ("adapterhub-seq_bn", "adapterhub", vec!["bottleneck adapter"]),
+        ("peft-ia3", "peft", vec!["IA³"]),
+        ("peft-oft-b8", "peft", vec!["OFT"]),
+        ("peft-prompt-tuning", "peft", vec!["prompt tuning"]),
+    ] {
+        let facts = facts(&fixture(&format!("dialects/{case}")));
+        let found: Vec<&str> =
+            facts["methods"].as_array().unwrap().iter().map(|sum| sum["name"].as_str().unwrap()).collect();
+        assert_eq!((facts["dialect"].as_str().unwrap(), found), (dialect, methods), "{case}");
+    }
+}
+
+#[test]
+fn a_diffusers_adapter_is_described_without_a_config() {
+    let tensors: [(&str, &str, &[u64], u64); 2] = [
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "F32", &[2, 4], 32),
+        ("transformer.transformer_blocks.0.attn.to_q.lora_B.weight", "F32", &[4, 2], 32),
+    ];
+    let (_keep, path) = directory("pytorch_lora_weights.safetensors", &tensors, None);
+    let facts = facts(&path);
+    assert_eq!((&facts["dialect"], &facts["methods"][0]["name"]), (&json!("diffusers"), &json!("LoRA")));
+    assert_eq!(facts["components"][0]["name"], "transformer");
+    assert_eq!(facts["module_groups"][0]["rank"], 2);
+}
+
+#[test]
+fn what_is_inserted_is_described_with_its_sizes() {
+    let facts = facts(&fixture("dialects/adapterhub-seq_bn"));
+    let inserted = &facts["inserted"][0];
+    assert_eq!(inserted["kind"], "bottleneck adapter");
+    let told = &inserted["facts"];
+    assert_eq!(
+        (&told["bottleneck"], &told["reduction_factor"], &told["non_linearity"]),
+        (&json!(4), &json!(16), &json!("relu"))
+    );
+    assert_problem(&fixture("dialects/adapterhub-seq_bn"), &["cannot be merged", "not linear"]);
+}
+
 #[test]
 fn tensors_are_listed_for_people_on_request() {
     insta::assert_snapshot!(lorakit(&[&fixture("tiny/adapter/adapter_model.safetensors"), "--tensors"]));
@@ -352,7 +412,8 @@ fn two_hundred_thousand_tensors_take_seconds_at_most() {
 #[test]
 fn the_json_page_names_every_key() {
     let page = std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/inspect-json.md")).unwrap();
-    for path in ["tiny/base", "peft/lora-embed/adapter"] {
+    for path in ["tiny/base", "peft/lora-embed/adapter", "dialects/lyco-loha.safetensors", "dialects/adapterhub-seq_bn"]
+    {
         for key in facts(&fixture(path)).as_object().unwrap().keys() {
             assert!(page.contains(&format!("| `{key}` |")), "docs/inspect-json.md lacks `{key}`");
         }

@@ -22,13 +22,13 @@ const BOTTLENECK: &str = "a bottleneck is not linear, so no weight can hold it";
 
 /// What stands before the adapter's name → kind, and why it cannot be merged.
 const INFIXES: [(&str, &str, &str); 15] = [
-    (".invertible_adapters.", "an invertible adapter", BOTTLENECK),
-    (".invertible_lang_adapters.", "an invertible adapter", BOTTLENECK),
-    (".adapters.", "a bottleneck adapter", BOTTLENECK),
-    (".attention_text_task_adapters.", "a bottleneck adapter", BOTTLENECK),
-    (".attention_text_lang_adapters.", "a bottleneck adapter", BOTTLENECK),
-    (".layer_text_task_adapters.", "a bottleneck adapter", BOTTLENECK),
-    (".layer_text_lang_adapters.", "a bottleneck adapter", BOTTLENECK),
+    (".invertible_adapters.", "invertible adapter", BOTTLENECK),
+    (".invertible_lang_adapters.", "invertible adapter", BOTTLENECK),
+    (".adapters.", "bottleneck adapter", BOTTLENECK),
+    (".attention_text_task_adapters.", "bottleneck adapter", BOTTLENECK),
+    (".attention_text_lang_adapters.", "bottleneck adapter", BOTTLENECK),
+    (".layer_text_task_adapters.", "bottleneck adapter", BOTTLENECK),
+    (".layer_text_lang_adapters.", "bottleneck adapter", BOTTLENECK),
     (".shared_parameters.", "shared parameters of bottleneck adapters", BOTTLENECK),
     ("shared_parameters.", "shared parameters of bottleneck adapters", BOTTLENECK),
     (

@@ -121,6 +121,9 @@ fn settings(config: &Map<String, Value>) -> Map<String, Value> {
             }
         }
     }
+    if found.get("phm_layer") != Some(&Value::Bool(true)) {
+        found.remove("phm_dim");
+    }
     found
 }
 

@@ -1,6 +1,6 @@
 //! The modules of an adapter one by one, and sums over them: by method, by component of the model, by what kind of layer they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
@@ -182,8 +182,12 @@ pub struct Sum {
 /// Every module of `adapter` that changes something.
 pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
     let own: HashMap<*const Lora, &Pair<'_>> = pairs.iter().map(|pair| (std::ptr::from_ref(pair.lora), pair)).collect();
+    let mut seen = HashSet::new();
     let facts = |module: &Module| {
         let mut facts = ModuleFacts::of(module, adapter.dialect)?;
+        if matches!(module.change, Change::Method(_)) {
+            facts.once(module, &mut seen);
+        }
         match &module.change {
             Change::Lora(lora) => facts.lora(adapter, lora, own.get(&std::ptr::from_ref(lora.as_ref())).copied()),
             Change::Method(method) => {
@@ -234,6 +238,14 @@ impl ModuleFacts {
             parameters: tensors.iter().map(|tensor| parameters(&tensor.info)).fold(0, u64::saturating_add),
             bytes: tensors.iter().map(|tensor| tensor.info.bytes).sum(),
         })
+    }
+
+    /// Counts only the tensors that no module before it has: VeRA's modules share their projections.
+    fn once(&mut self, module: &Module, seen: &mut HashSet<String>) {
+        let mut own = module.change.tensors();
+        own.retain(|tensor| seen.insert(tensor.info.name.clone()));
+        self.parameters = own.iter().map(|tensor| parameters(&tensor.info)).fold(0, u64::saturating_add);
+        self.bytes = own.iter().map(|tensor| tensor.info.bytes).sum();
     }
 
     fn lora(&mut self, adapter: &Adapter, lora: &Lora, pair: Option<&Pair<'_>>) {

@@ -16,8 +16,10 @@ use serde::Serialize;
 
 use super::InspectOptions;
 use super::pairs::Pair;
-use crate::adapters::{Adapter, Change, Factor, Module, Term};
+use crate::adapters::{Adapter, Change, Factor, Module, Target, Term};
+
 use crate::error::Result;
+use crate::formats::Checkpoint;
 use crate::linalg::LowRank;
 use crate::ops::Run;
 use crate::plan::map_within;
@@ -160,6 +162,8 @@ impl Spectrum {
 /// # Errors
 /// When the file is no longer there as it was opened, or the run is stopped.
 pub fn spectra(adapter: &Adapter, pairs: &[Pair<'_>], options: &InspectOptions, run: &Run<'_>) -> Result<Spectra> {
+    // The sizes of the layers, which some methods leave to the base.
+    let base = options.base.as_deref().map(Checkpoint::open).transpose()?;
     let mut skipped = Vec::new();
     let mut tasks = Vec::new();
     let mut skip = |path: &str, reason: String| skipped.push(Skipped { path: path.to_owned(), reason });
@@ -171,9 +175,11 @@ pub fn spectra(adapter: &Adapter, pairs: &[Pair<'_>], options: &InspectOptions, 
     }
     for Module { path, change, .. } in &adapter.modules {
         let Change::Method(method) = change else { continue };
-        match method.low_rank(None) {
+        let weight = base.as_ref().and_then(|base| base.find(&format!("{path}.weight")));
+        let layer = weight.map(|weight| Target::of(&weight, false, false));
+        match method.low_rank(layer.as_ref()) {
             Ok(Some(term)) => tasks.push(Task { path: path.clone(), term }),
-            Ok(None) => skip(path, format!("{} is no product of two factors without its base", method.kind())),
+            Ok(None) => skip(path, format!("{} is no product of two factors", method.kind())),
             Err(error) => skip(path, error.to_string()),
         }
     }

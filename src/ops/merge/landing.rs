@@ -230,7 +230,7 @@ impl<'a> Lander<'a> {
             Change::Lora(lora) => self.land_lora(job, lora),
             Change::Method(method) => methods::land(self, job, method.as_ref()),
             Change::Inserted(inserted) => {
-                let what = format!("`{}` is {}: {}", job.module.path, inserted.kind, inserted.reason);
+                let what = format!("`{}` ({}): {}", job.module.path, inserted.kind, inserted.reason);
                 Err(Error::unsupported(&job.applied.adapter.root, what))
             }
             Change::Whole(parameter, tensor) => self.land_whole(job, parameter, tensor),

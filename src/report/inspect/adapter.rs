@@ -29,7 +29,9 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     stored(page, &facts.weights);
     groups(page, facts);
     facts.inserted.iter().for_each(|one| inserted(page, one));
-    sums(page, "layers", &facts.layers);
+    if facts.layers.iter().any(|sum| sum.name != "other") {
+        sums(page, "layers", &facts.layers);
+    }
     if facts.components.len() > 1 {
         sums(page, "parts", &facts.components);
     }

@@ -22,13 +22,21 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
     let config = &adapter.config;
     let mut problems = weights::problems(&adapter.tensors);
     problems.extend(refused.iter().map(|error| format!("cannot be used: {error}")));
-    problems.extend(config.refusal().map(|error| format!("cannot be merged: {error}")));
+    let refusal = config.refusal();
+    let is_refused = refusal.is_some();
+    problems.extend(refusal.map(|error| format!("cannot be merged: {error}")));
+    if !is_refused {
+        problems.extend(inserted_problem(adapter));
+    }
     problems.extend(changed_base(config));
     if config.scaling.is_some() {
         problems.extend(rank_problem(config, pairs));
-        problems.extend(target_problems(config, pairs, targets));
+        problems.extend(target_problems(adapter, pairs, targets));
         problems.extend(variant_problems(config, pairs));
-        problems.extend(whole_problems(adapter));
+        // Only PEFT's config has to declare them.
+        if adapter.dialect == "peft" {
+            problems.extend(whole_problems(adapter));
+        }
     }
     problems.extend(token_problems(adapter));
     let unknown: Vec<&str> = adapter
@@ -39,7 +47,8 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
             _ => None,
         })
         .collect();
-    if !unknown.is_empty() {
+    // Where the whole method is refused, that says it all.
+    if !unknown.is_empty() && !is_refused {
         problems.push(format!("{} of unknown meaning: {}", counted(unknown.len(), "tensor"), named(unknown)));
     }
     let dtypes: BTreeSet<&str> =
@@ -51,6 +60,14 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
         format!("`base_model_name_or_path` is a path on somebody's machine, which tells more than it should: `{name}`")
     }));
     problems
+}
+
+/// What no weight can hold, where the config does not say so already.
+fn inserted_problem(adapter: &Adapter) -> Option<String> {
+    adapter.modules.iter().find_map(|module| match &module.change {
+        Change::Inserted(inserted) => Some(format!("cannot be merged: {}", inserted.reason)),
+        _ => None,
+    })
 }
 
 fn changed_base(config: &AdapterConfig) -> Option<String> {
@@ -81,10 +98,13 @@ fn rank_problem(config: &AdapterConfig, pairs: &[Pair<'_>]) -> Option<String> {
     ))
 }
 
-fn target_problems(config: &AdapterConfig, pairs: &[Pair<'_>], targets: &Targets) -> Vec<String> {
+fn target_problems(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets) -> Vec<String> {
+    let config = &adapter.config;
     let mut problems = Vec::new();
     let layers: Vec<&str> = pairs.iter().filter(|pair| !pair.parameter).map(|pair| pair.module).collect();
-    let absent = targets.without(&layers);
+    let by_method = adapter.modules.iter().filter(|module| matches!(module.change, Change::Method(_)));
+    let changed: Vec<&str> = layers.iter().copied().chain(by_method.map(|module| module.path.as_str())).collect();
+    let absent = targets.without(&changed);
     if !absent.is_empty() {
         problems.push(format!("`target_modules` names modules the file has no pair for: {}", named(absent)));
     }

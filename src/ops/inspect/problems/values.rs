@@ -28,7 +28,9 @@ pub fn find(facts: &AdapterFacts) -> Vec<String> {
         problems.push(format!("{count} whose change is zero, as before training: {}", list(&spectra.zero)));
     }
     let Some(base) = &facts.base else { return problems };
-    problems.extend(base.misfit.iter().map(|misfit| format!("does not fit `{}`: {misfit}", base.path.display())));
+    // What is inserted has its own problem already, and no place to fit.
+    let misfit = base.misfit.iter().filter(|_| facts.inserted.is_empty());
+    problems.extend(misfit.map(|misfit| format!("does not fit `{}`: {misfit}", base.path.display())));
     if !base.homeless.is_empty() {
         let count = counted(base.homeless.len(), "tensor");
         problems.push(format!("{count} without a place in `{}`: {}", base.path.display(), list(&base.homeless)));
