@@ -11,6 +11,7 @@ mod convert_adapters;
 mod delta;
 mod dense;
 mod dialects;
+mod diffusion;
 mod dtypes;
 mod elementwise;
 mod experts;
