@@ -3,7 +3,7 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use lorakit::tensor::{Float, Rounding, Tally, add_low_rank, encode_surveyed};
+use lorakit::tensor::{Float, GgmlType, Rounding, Tally, add_low_rank, encode_surveyed};
 
 const ROWS: usize = 64;
 const COLS: usize = 2048;
@@ -100,4 +100,38 @@ fn whole_tile(bencher: Bencher, float: Float, rank: usize) {
         add_low_rank(&mut value, COLS, &up, &down, COLS, rank, SCALE);
         encode_surveyed(&base, float, &value, float, Rounding::Nearest, &mut out, &mut tally)
     });
+}
+
+const BLOCKS: [GgmlType; 12] = [
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Q2K,
+    GgmlType::Q3K,
+    GgmlType::Q4K,
+    GgmlType::Q5K,
+    GgmlType::Q6K,
+    GgmlType::Iq4Nl,
+    GgmlType::Mxfp4,
+];
+
+/// Blocks of ggml to values; bytes are those of the values.
+#[divan::bench(args = BLOCKS)]
+fn unpack_blocks(bencher: Bencher, ggml: GgmlType) {
+    let mut values = values(ROWS * COLS, 0.05);
+    let (per_block, bytes) = ggml.block();
+    let mut blocks = vec![0; values.len() / per_block * bytes];
+    ggml.encode(&values, &mut blocks);
+    bencher.counter(BytesCount::new(4 * values.len())).bench_local(|| ggml.decode(&blocks, &mut values));
+}
+
+/// Values to blocks of ggml; bytes are those of the values.
+#[divan::bench(args = BLOCKS)]
+fn pack_blocks(bencher: Bencher, ggml: GgmlType) {
+    let values = values(ROWS * COLS, 0.05);
+    let (per_block, bytes) = ggml.block();
+    let mut blocks = vec![0; values.len() / per_block * bytes];
+    bencher.counter(BytesCount::new(4 * values.len())).bench_local(|| ggml.encode(&values, &mut blocks));
 }

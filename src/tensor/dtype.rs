@@ -7,6 +7,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::ggml::GgmlType;
+
 /// The type of a tensor's elements, named as safetensors names it.
 #[allow(missing_docs, reason = "the variants are the names; their facts are the rows of the table below")]
 #[derive(Clone, PartialEq, Eq, Debug, Hash)]
@@ -33,6 +35,8 @@ pub enum Dtype {
     F64,
     I64,
     U64,
+    /// Blocks of values that share scales, in a GGUF file; a width in bits per element there is not.
+    Ggml(GgmlType),
     /// A name this crate does not know; such tensors are copied and never computed with.
     Other(Arc<str>),
 }
@@ -64,6 +68,7 @@ impl Dtype {
     pub fn name(&self) -> &str {
         match self {
             Self::Other(name) => name,
+            Self::Ggml(ggml) => ggml.name(),
             known => known.row().map_or("", |row| row.name),
         }
     }

@@ -10,6 +10,7 @@ mod code;
 mod codec;
 mod dtype;
 mod f16c;
+mod ggml;
 mod info;
 mod low_rank;
 mod noise;
@@ -22,6 +23,7 @@ mod survival;
 
 pub use codec::Rounding;
 pub use dtype::{Dtype, Float};
+pub use ggml::GgmlType;
 pub use info::{Shape, TensorInfo, TensorView};
 pub use low_rank::add_low_rank;
 pub use noise::rounding_variance;
