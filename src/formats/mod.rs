@@ -4,6 +4,7 @@
 //! * [`safetensors`]: the header of one file, read and rendered.
 //! * [`pickle`], [`npy`]: files of PyTorch and numpy, read only.
 //! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
+//! * [`gguf`]: files of llama.cpp, read and written.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
@@ -11,6 +12,7 @@ mod checkpoint;
 pub mod companions;
 mod discover;
 mod found;
+pub mod gguf;
 mod held;
 pub mod hub;
 pub mod json;
