@@ -9,6 +9,7 @@ mod delta;
 mod dora;
 mod factor;
 mod gather;
+pub mod gguf;
 mod initial;
 mod low_rank;
 mod magnitudes;

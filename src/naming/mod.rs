@@ -9,6 +9,7 @@
 //! * [`buffers`]: tensors that are no parameters.
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
+//! * [`gguf`]: modules ↔ tensors of a GGUF file.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
 pub mod arch;
@@ -17,6 +18,7 @@ pub mod components;
 pub mod conv1d;
 pub mod embeddings;
 pub mod experts;
+pub mod gguf;
 pub mod head;
 mod names;
 pub mod peft;
