@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lorakit::formats::gguf::{Array, Gguf, GgufFile, Header, Kind, Layout, Metadata, Value, cut, split_name, write};
-use lorakit::tensor::{Dtype, Shape, TensorInfo};
+use lorakit::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 use proptest::prelude::*;
 
 /// A file put together byte by byte.
@@ -381,7 +381,7 @@ fn fuzz_gguf() {
     let seeds = [every_kind().bytes, big.bytes];
     let interesting = [0, 1, 7, 8, 9, 12, 13, 31, 32, 33, 0x7F, 0x80, 0xFF];
     let mut runs = 0_u64;
-    while runs % 1024 != 0 || std::time::Instant::now() < end {
+    while !runs.is_multiple_of(1024) || std::time::Instant::now() < end {
         let mut bytes = seeds[usize::try_from(next() % 2).unwrap()].clone();
         for _ in 0..=next() % 4 {
             let at = usize::try_from(next()).unwrap() % bytes.len();
@@ -401,4 +401,55 @@ fn fuzz_gguf() {
         runs += 1;
     }
     eprintln!("{runs} files");
+}
+
+/// The file that other readers are shown (`tests/gguf-peer`).
+fn shown() -> Vec<u8> {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", "llama".into());
+    metadata.set("general.name", "für andere".into());
+    metadata.set("general.file_type", Value::U32(2));
+    metadata.set("test.i8", Value::I8(-8));
+    metadata.set("test.u16", Value::U16(65_535));
+    metadata.set("test.i32", Value::I32(-32));
+    metadata.set("test.f32", Value::F32(0.25));
+    metadata.set("test.f64", Value::F64(-1.5));
+    metadata.set("test.u64", Value::U64(1 << 63));
+    metadata.set("test.bool", Value::Bool(true));
+    metadata.set("test.texts", Value::Array(Array::of_texts(["a", "", "ß"])));
+    metadata.set("test.numbers", Value::Array(Array::of_i32([1, -2, 3])));
+    let mut tensors = Vec::new();
+    let mut data = Vec::new();
+    let rows =
+        [(GgmlType::F32, 3), (GgmlType::F16, 5), (GgmlType::Q4_0, 64), (GgmlType::Q8_0, 32), (GgmlType::Q4K, 256)];
+    for (ggml, columns) in rows {
+        let values: Vec<f32> = (0..2 * columns).map(|at| (at % 61) as f32 / 32.0 - 1.0).collect();
+        let bytes = ggml.bytes_of(values.len() as u64).unwrap();
+        let mut packed = vec![0; usize::try_from(bytes).unwrap()];
+        ggml.encode(&values, &mut packed);
+        let name = format!("blk.0.{}.weight", ggml.name().to_lowercase());
+        tensors.push(TensorInfo { name, dtype: ggml.dtype(), shape: Shape::from([2, columns]), offset: 0, bytes });
+        data.push(packed);
+    }
+    let layout = Layout::new(Path::new("written.gguf"), &metadata, tensors).unwrap();
+    let mut out = Vec::new();
+    write(&mut out, &layout, data.iter().map(Vec::as_slice)).unwrap();
+    out
+}
+
+fn written() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf/written.gguf")
+}
+
+#[test]
+fn other_readers_are_shown_what_is_written_today() {
+    assert!(fs::read(written()).unwrap() == shown(), "make it again with `make_the_file_for_other_readers`");
+}
+
+#[test]
+#[ignore = "writes a fixture"]
+fn make_the_file_for_other_readers() {
+    fs::create_dir_all(written().parent().unwrap()).unwrap();
+    fs::write(written(), shown()).unwrap();
+    assert_eq!(rewritten(&written()), shown());
 }
