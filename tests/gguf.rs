@@ -453,3 +453,34 @@ fn make_the_file_for_other_readers() {
     fs::write(written(), shown()).unwrap();
     assert_eq!(rewritten(&written()), shown());
 }
+
+#[test]
+fn a_model_quantised_here_is_the_one_that_llama_quantize_makes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/gguf/bases");
+    if !root.is_dir() {
+        eprintln!("SKIPPED: ../shared/reference is not there");
+        return;
+    }
+    let plain = Gguf::open(&root.join("tiny-f32.gguf")).unwrap();
+    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
+    for entry in fs::read_dir(&root).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|ending| ending != "gguf") {
+            continue;
+        }
+        let gguf = Gguf::open(&path).unwrap();
+        for info in gguf.tensors() {
+            let Some(ggml) = GgmlType::of(&info.dtype).filter(|ggml| ggml.can_encode()) else { continue };
+            let source = plain.find(&info.name).unwrap().unwrap();
+            let mut values = vec![0.0; usize::try_from(info.shape.elements().unwrap()).unwrap()];
+            GgmlType::F32.decode(source.view().unwrap().data, &mut values);
+            let mut bytes = vec![0; usize::try_from(info.bytes).unwrap()];
+            ggml.encode(&values, &mut bytes);
+            let theirs = gguf.find(&info.name).unwrap().unwrap();
+            let same = bytes == theirs.view().unwrap().data;
+            assert!(same, "{}: tensor `{}` of {ggml}", path.display(), info.name);
+            *seen.entry(ggml.name()).or_default() += 1;
+        }
+    }
+    assert!(seen.len() >= 12, "{seen:?}");
+}
