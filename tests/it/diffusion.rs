@@ -209,6 +209,23 @@ const FLUX: [Size<'static>; 9] = [
 ];
 
 #[test]
+fn fused_changes_of_flux_are_cut() {
+    let adapter = kohya(&[
+        ("lora_unet_double_blocks_0_img_attn_qkv", 48, 16),
+        ("lora_unet_single_blocks_0_linear1", 112, 16),
+        ("lora_unet_final_layer_adaLN_modulation_1", 32, 16),
+    ]);
+    let (qkv, linear) = (product(0, 48, 16), product(1, 112, 16));
+    let halves = product(2, 32, 16);
+    let mut changes: Vec<(&str, Vec<f64>)> =
+        (0..3).map(|at| (FLUX[at].0, rows(&qkv, 16, 16 * at, 16 * at + 16))).collect();
+    changes.extend((0..3).map(|at| (FLUX[3 + at].0, rows(&linear, 16, 16 * at, 16 * at + 16))));
+    changes.push((FLUX[6].0, rows(&linear, 16, 48, 112)));
+    changes.push((FLUX[7].0, [rows(&halves, 16, 16, 32), rows(&halves, 16, 0, 16)].concat()));
+    folder("transformer", "FluxTransformer2DModel", &FLUX, &adapter, &changes);
+}
+
+#[test]
 fn split_changes_of_flux_are_joined() {
     let named: Vec<String> =
         FLUX.iter().map(|size| format!("transformer.{}", size.0.strip_suffix(".weight").unwrap())).collect();
@@ -263,6 +280,44 @@ fn files_of_xlabs_reach_both_spellings() {
     changes.extend((0..3).map(|at| (FLUX[3 + at].0, rows(&single_qkv, 16, 16 * at, 16 * at + 16))));
     changes.push(("transformer_blocks.0.attn.to_add_out.weight", proj));
     folder("transformer", "FluxTransformer2DModel", &sizes, &adapter, &changes);
+}
+
+#[test]
+fn a_hadamard_product_is_cut() {
+    let name = "lora_unet_double_blocks_0_img_attn_qkv";
+    let mut adapter = vec![(format!("{name}.alpha"), Tensor::f32(&[], &[2.0]))];
+    for at in 1..3 {
+        let (b, a) = (up(at, 48), down(at, 16));
+        adapter.push((format!("{name}.hada_w{at}_a"), Tensor::f32(&[48, RANK], &b)));
+        adapter.push((format!("{name}.hada_w{at}_b"), Tensor::f32(&[RANK, 16], &a)));
+    }
+    let both: Vec<f64> = product(1, 48, 16).iter().zip(product(2, 48, 16)).map(|(left, right)| left * right).collect();
+    let changes: Vec<(&str, Vec<f64>)> =
+        (0..3).map(|at| (FLUX[at].0, rows(&both, 16, 16 * at, 16 * at + 16))).collect();
+    folder("transformer", "FluxTransformer2DModel", &FLUX, &adapter, &changes);
+}
+
+#[test]
+fn magnitudes_of_outputs_are_cut() {
+    let name = "lora_unet_double_blocks_0_img_attn_qkv";
+    let magnitudes: Vec<f32> = noise(7, 48, 1.0).into_iter().map(|value| value + 2.0).collect();
+    let mut adapter = kohya(&[(name, 48, 16)]);
+    adapter.push((format!("{name}.dora_scale"), Tensor::f32(&[48, 1], &magnitudes)));
+    let delta = product(0, 48, 16);
+    let mut changes = Vec::new();
+    for at in 0..3 {
+        let weight = of_base(at, FLUX[at]).values();
+        let mut change = Vec::new();
+        for row in 0..16 {
+            let own = &weight[row * 16..row * 16 + 16];
+            let sum: Vec<f64> = own.iter().zip(&delta[(16 * at + row) * 16..]).map(|(w, d)| w + d).collect();
+            let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+            let factor = f64::from(magnitudes[16 * at + row]) / norm;
+            change.extend(sum.iter().zip(own).map(|(value, own)| value * factor - own));
+        }
+        changes.push((FLUX[at].0, change));
+    }
+    folder("transformer", "FluxTransformer2DModel", &FLUX, &adapter, &changes);
 }
 
 /// Grouped queries: two heads of four, one of keys and values.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::formats::Container;
-use crate::naming::arch::{Spot, parameter, translate};
+use crate::naming::arch::{Spot, parameter, translate, unflatten};
 use crate::naming::components::{COMPONENTS, of_prefix, split, with_component};
 use crate::ops::base::Base;
 
@@ -72,10 +72,35 @@ impl Places {
             match FLATTENED.iter().find_map(|(prefix, components)| Some((path.strip_prefix(prefix)?, components))) {
                 Some((rest, components)) => match self.unflatten(base, path, rest, components)? {
                     Some(path) => path,
-                    None => return Ok(None),
+                    None => return self.find_reading(base, path, size),
                 },
                 None => with_component(path),
             };
+        self.locate(base, path, size)
+    }
+
+    /// The place of a flattened name that is none of the base's own: as a family's tables read it. Of several readings only one
+    /// may lead into the base.
+    fn find_reading(&self, base: &Base, name: &str, size: Option<(u64, u64)>) -> Result<Option<Place>> {
+        let readings = match unflatten(name) {
+            Ok(reading) => reading.into_iter().collect(),
+            Err(several) => several,
+        };
+        let mut found: Vec<(String, Place)> = Vec::new();
+        for reading in readings {
+            let place = self.locate(base, with_component(&reading), size)?;
+            if let Some(place) = place.filter(|place| found.iter().all(|(_, other)| other != place)) {
+                found.push((reading, place));
+            }
+        }
+        if found.len() > 1 {
+            return Err(ambiguous(base, name, found.iter().map(|(reading, _)| reading)));
+        }
+        Ok(found.pop().map(|(_, place)| place))
+    }
+
+    /// The place of a path with its component.
+    fn locate(&self, base: &Base, path: String, size: Option<(u64, u64)>) -> Result<Option<Place>> {
         if let Some(module) = self.modules.get(&path) {
             return Ok(Some(Place::Whole(module.clone())));
         }
