@@ -4,6 +4,7 @@ mod base;
 pub mod convert;
 pub mod extract;
 pub mod finish;
+mod hashes;
 mod initial;
 pub mod inspect;
 pub mod merge;

@@ -78,6 +78,11 @@ impl Dtype {
         self.row().map(|row| row.bits)
     }
 
+    /// Its place in the list of the `safetensors` library, which writes the types at its end first; `None` for one it lacks.
+    pub fn library_place(&self) -> Option<usize> {
+        ROWS.iter().position(|row| row.dtype == *self)
+    }
+
     /// The type as one that can be computed with.
     pub fn float(&self) -> Option<Float> {
         self.row().and_then(|row| row.float.as_ref()).map(|facts| facts.float)
@@ -184,6 +189,7 @@ const fn other(dtype: Dtype, name: &'static str, bits: u32) -> Row {
     Row { dtype, name, bits, float: None }
 }
 
+/// In the order of the `safetensors` library.
 static ROWS: [Row; 22] = [
     other(Dtype::Bool, "BOOL", 8),
     other(Dtype::F4, "F4", 4),

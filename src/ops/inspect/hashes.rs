@@ -1,9 +1,7 @@
 //! The hashes that trainers write into a header, computed again from the file.
 //!
-//! Facts: sd-scripts `library/train_util.py` (`precalculate_safetensors_hashes`) and `library/sai_model_spec.py`. The tensors are thought
-//! of as written anew by the `safetensors` library with the `ss_` keys alone in the header, which orders them by dtype and name:
-//! `sshs_model_hash` is SHA-256 of that file's data, `sshs_legacy_hash` the first eight digits of SHA-256 of its bytes 0x100000 …
-//! 0x10FFFF. `modelspec.hash_sha256` is SHA-256 of the data as it lies in the file.
+//! Which bytes they cover: `ops/hashes.rs`; `modelspec.hash_sha256` (sd-scripts `library/sai_model_spec.py`) is SHA-256 of the data as it lies
+//! in the file.
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -11,42 +9,8 @@ use sha2::{Digest, Sha256};
 use crate::error::Result;
 use crate::formats::Checkpoint;
 use crate::io::MappedFile;
+use crate::ops::hashes::{LEGACY, LEGACY_DIGITS, digits, kept, library_order};
 use crate::tensor::TensorInfo;
-
-/// Element types in the order of the `safetensors` library, which writes the last ones first.
-const ORDER: [&str; 22] = [
-    "BOOL",
-    "F4",
-    "F6_E2M3",
-    "F6_E3M2",
-    "U8",
-    "I8",
-    "F8_E5M2",
-    "F8_E4M3",
-    "F8_E8M0",
-    "F8_E4M3FNUZ",
-    "F8_E5M2FNUZ",
-    "I16",
-    "U16",
-    "F16",
-    "BF16",
-    "I32",
-    "U32",
-    "F32",
-    "C64",
-    "F64",
-    "I64",
-    "U64",
-];
-
-/// Where the bytes of the legacy hash begin.
-const LEGACY_START: u64 = 0x10_0000;
-
-/// How many bytes it covers.
-const LEGACY_BYTES: u64 = 0x1_0000;
-
-/// Digits of it.
-const LEGACY_DIGITS: usize = 8;
 
 /// Bytes that are read before they are let go.
 const RELEASED_BYTES: u64 = 16 << 20;
@@ -106,9 +70,8 @@ fn compare(key: &str, stored: String, computed: Option<String>) -> HashFacts {
 
 /// The order in which the library writes tensors.
 fn canonical(tensors: &[TensorInfo]) -> Vec<&TensorInfo> {
-    let place = |tensor: &TensorInfo| ORDER.iter().position(|name| *name == tensor.dtype.name());
     let mut order: Vec<&TensorInfo> = tensors.iter().collect();
-    order.sort_by(|left, right| place(right).cmp(&place(left)).then_with(|| left.name.cmp(&right.name)));
+    order.sort_by(|left, right| library_order((&left.dtype, &left.name), (&right.dtype, &right.name)));
     order
 }
 
@@ -129,7 +92,6 @@ impl Data<'_> {
     /// `None` where the header alone would reach into the bytes that are hashed.
     fn legacy(&self, metadata: &[(String, String)], tensors: &[TensorInfo]) -> Result<Option<String>> {
         let order = canonical(tensors);
-        let kept: Vec<(String, String)> = metadata.iter().filter(|(key, _)| key.starts_with("ss_")).cloned().collect();
         let mut offset = 0;
         let written: Vec<TensorInfo> = order
             .iter()
@@ -139,11 +101,11 @@ impl Data<'_> {
                 written
             })
             .collect();
-        let front = crate::formats::safetensors::render_header(&kept, &written).len() as u64;
-        if front > LEGACY_START {
+        let front = crate::formats::safetensors::render_header(&kept(metadata), &written).len() as u64;
+        if front > LEGACY.start {
             return Ok(None);
         }
-        let (first, last) = (LEGACY_START - front, LEGACY_START - front + LEGACY_BYTES);
+        let (first, last) = (LEGACY.start - front, LEGACY.end - front);
         let mut hash = Sha256::new();
         for (tensor, written) in order.iter().zip(&written) {
             let (begin, end) = (written.offset.max(first), (written.offset + written.bytes).min(last));
@@ -166,8 +128,4 @@ fn feed(map: &MappedFile, start: u64, bytes: u64, hash: &mut Sha256) -> Result<(
         done += piece;
     }
     Ok(())
-}
-
-fn digits(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,16 +1,13 @@
-//! The hashes that sd-scripts writes into the header: of the tensors as the `safetensors` library would write them with the `ss_` keys
-//! alone. Source: sd-scripts `library/train_util.py` (`precalculate_safetensors_hashes`).
+//! The hashes of `ops/hashes.rs`, of tensors that are about to be written.
 
 use sha2::{Digest, Sha256};
 
 use super::files::Tensor;
 use crate::error::Result;
 use crate::formats::safetensors;
+use crate::ops::hashes::{LEGACY, LEGACY_DIGITS, digits, kept, library_order};
 use crate::ops::new_adapter::Bytes;
 use crate::tensor::TensorInfo;
-
-/// Where the bytes of the legacy hash begin, and how many they are.
-const LEGACY: std::ops::Range<u64> = 0x10_0000..0x11_0000;
 
 /// Rows of a tensor that are computed at once.
 const ROWS: usize = 1024;
@@ -21,8 +18,7 @@ const ROWS: usize = 1024;
 /// When a tensor cannot be computed.
 pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> Result<()> {
     tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
-        let place = |bytes: &Bytes| place_of(&bytes.dtype());
-        place(right_bytes).cmp(&place(left_bytes)).then_with(|| left.cmp(right))
+        library_order((&left_bytes.dtype(), left), (&right_bytes.dtype(), right))
     });
     let mut offset = 0;
     let infos: Vec<TensorInfo> = tensors
@@ -39,8 +35,7 @@ pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> 
             info
         })
         .collect();
-    let kept: Vec<(String, String)> = metadata.iter().filter(|(key, _)| key.starts_with("ss_")).cloned().collect();
-    let mut place = safetensors::render_header(&kept, &infos).len() as u64;
+    let mut place = safetensors::render_header(&kept(metadata), &infos).len() as u64;
     let (mut whole, mut legacy) = (Sha256::new(), Sha256::new());
     for (_, shape, bytes) in tensors.iter() {
         each(bytes, shape.rows_cols().0, |piece| {
@@ -60,7 +55,7 @@ pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> 
         .iter_mut()
         .filter(|(key, _)| key == "modelspec.hash_sha256")
         .for_each(|(_, old)| *old = format!("0x{whole}"));
-    metadata.push(("sshs_legacy_hash".into(), legacy[..8].to_owned()));
+    metadata.push(("sshs_legacy_hash".into(), legacy[..LEGACY_DIGITS].to_owned()));
     metadata.push(("sshs_model_hash".into(), whole));
     Ok(())
 }
@@ -82,16 +77,4 @@ fn each(bytes: &Bytes, rows: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn digits(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Element types in the order of the `safetensors` library, which writes the last ones first.
-const ORDER: [&str; 14] =
-    ["BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64"];
-
-fn place_of(dtype: &crate::tensor::Dtype) -> Option<usize> {
-    ORDER.iter().position(|name| *name == dtype.name())
 }
