@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
-use super::{Kind, oft, orthogonal};
+use super::{Kind, cayley, oft};
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let block = |block: &[f32]| {
             let skew: Vec<f64> =
                 (0..b * b).map(|at| 0.5 * (f64::from(block[at]) - f64::from(block[at % b * b + at / b]))).collect();
-            orthogonal::exact(&skew, b)
+            cayley::exact(&skew, b)
         };
         let blocks = values(&stored)?.chunks_exact(b * b).map(block).collect();
         Ok(vec![weight(Formed(Butterfly { inputs: target.inputs, b, blocks, scales: values(&scales)? }))])

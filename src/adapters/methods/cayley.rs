@@ -1,4 +1,5 @@
-//! Rotations of blocks as sd-scripts and LyCORIS keep them: Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹, in f64.
+//! Small rotations, the Cayley transforms of skew matrices, in f64. sd-scripts and LyCORIS: Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹. PEFT has
+//! the other sign of Q, and a Neumann series beside the exact transform.
 
 use super::named::wrong;
 use crate::adapters::factor::Factor;
@@ -80,6 +81,55 @@ fn cayley(block: &mut [f64], size: usize) -> bool {
     block.iter().all(|value| value.is_finite())
 }
 
+/// (1 − Q)(1 + Q)⁻¹, PEFT's form.
+pub fn exact(skew: &[f64], n: usize) -> Vec<f64> {
+    let mut out: Vec<f64> = skew.iter().map(|value| -value).collect();
+    // What is not finite stays so, and is found in the weight.
+    cayley(&mut out, n);
+    out.iter_mut().step_by(n + 1).for_each(|value| *value += 1.0);
+    out
+}
+
+/// 1 + 2Q + 2Q² + … + 2Qᵗ⁻² + Qᵗ⁻¹ for t terms, as PEFT sums it: its sign of Q is the other one.
+pub fn neumann(skew: &[f64], n: usize, terms: usize) -> Vec<f64> {
+    let mut out = identity(n);
+    if terms <= 1 {
+        return out;
+    }
+    let mut power = skew.to_vec();
+    let mut add = |power: &[f64], factor: f64| out.iter_mut().zip(power).for_each(|(o, p)| *o += factor * p);
+    add(&power, 2.0);
+    if terms > 2 {
+        power = product(&power, skew, n);
+        add(&power, 2.0);
+        for _ in 3..terms - 1 {
+            power = product(&power, skew, n);
+            add(&power, 2.0);
+        }
+        power = product(&power, skew, n);
+        add(&power, 1.0);
+    }
+    out
+}
+
+/// C = A · B of n × n.
+fn product(a: &[f64], b: &[f64], n: usize) -> Vec<f64> {
+    let mut out = vec![0.0; n * n];
+    for i in 0..n {
+        for k in 0..n {
+            let factor = a[i * n + k];
+            (0..n).for_each(|j| out[i * n + j] += factor * b[k * n + j]);
+        }
+    }
+    out
+}
+
+fn identity(n: usize) -> Vec<f64> {
+    let mut out = vec![0.0; n * n];
+    (0..n).for_each(|i| out[i * n + i] = 1.0);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,5 +141,14 @@ mod tests {
         let angle = 2.0 * 0.5_f64.atan();
         let wanted = [angle.cos() - 1.0, angle.sin(), -angle.sin(), angle.cos() - 1.0];
         assert!(block.iter().zip(wanted).all(|(have, wanted)| (have - wanted).abs() < 1e-14), "{block:?}");
+    }
+
+    #[test]
+    fn the_exact_transform_is_orthogonal() {
+        let skew = [0.0, 0.5, -0.2, -0.5, 0.0, 1.5, 0.2, -1.5, 0.0];
+        let r = exact(&skew, 3);
+        let turned: Vec<f64> = (0..9).map(|at| r[at % 3 * 3 + at / 3]).collect();
+        let one = product(&r, &turned, 3);
+        assert!(one.iter().zip(identity(3)).all(|(l, r)| (l - r).abs() < 1e-14), "{one:?}");
     }
 }

@@ -21,7 +21,6 @@ mod lycoris_oft;
 mod miss;
 mod named;
 mod oft;
-mod orthogonal;
 mod randlora;
 mod refused;
 mod road;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::form::{Formed, Formula, General, sizes, values, weight, wrong};
-use super::{Kind, orthogonal, setting};
+use super::{Kind, cayley, setting};
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::Result;
@@ -48,7 +48,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
                     skew.iter_mut().for_each(|value| *value *= eps / norm);
                 }
             }
-            blocks.push(if neumann { orthogonal::neumann(&skew, b, terms) } else { orthogonal::exact(&skew, b) });
+            blocks.push(if neumann { cayley::neumann(&skew, b, terms) } else { cayley::exact(&skew, b) });
         }
         Ok(vec![weight(Formed(Rotated { shape: (target.outputs, target.inputs), b, blocks }))])
     };
