@@ -10,28 +10,10 @@ use super::checkpoint::Container;
 use super::discover::{WEIGHT_STEMS, holds_weights, stem_of_index};
 use super::weight_file::{WeightFile, safetensors_name};
 use crate::error::{Error, Result};
+use crate::naming::components::{ADAPTED, OTHERS};
 
 /// Names the folders of a pipeline.
 const MODEL_INDEX: &str = "model_index.json";
-
-/// Folders that are parts of a pipeline even where no `model_index.json` says so.
-const FOLDERS: [&str; 12] = [
-    "unet",
-    "transformer",
-    "transformer_2",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "prior",
-    "decoder",
-    "vae",
-    "vqgan",
-    "image_encoder",
-    "safety_checker",
-];
-
-/// Folders without which there is nothing an adapter could change.
-const ADAPTED: usize = 8;
 
 /// The folders of the pipeline in `root` that hold weights, in name order; `None` where `root` is no pipeline.
 ///
@@ -47,13 +29,13 @@ pub fn folders(root: &Path) -> Result<Option<Vec<String>>> {
     for entry in std::fs::read_dir(root).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let wanted = declared && !name.starts_with('.') || FOLDERS.contains(&name.as_str());
+        let wanted = declared && !name.starts_with('.') || ADAPTED.iter().chain(&OTHERS).any(|folder| name == *folder);
         if wanted && entry.path().is_dir() && holds_weights(&entry.path())? {
             found.push(name);
         }
     }
     found.sort();
-    let is_one = found.iter().any(|name| declared || FOLDERS[..ADAPTED].contains(&name.as_str()));
+    let is_one = found.iter().any(|name| declared || ADAPTED.contains(&name.as_str()));
     Ok(is_one.then_some(found))
 }
 

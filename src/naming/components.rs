@@ -3,17 +3,11 @@
 //! A path below a component begins with the component's name, as diffusers calls it: `unet.down_blocks.0 …`.
 
 /// The components whose weights adapters change.
-pub const COMPONENTS: [&str; 9] = [
-    "unet",
-    "transformer",
-    "transformer_2",
-    "text_encoder",
-    "text_encoder_2",
-    "text_encoder_3",
-    "prior",
-    "decoder",
-    "vae",
-];
+pub const ADAPTED: [&str; 8] =
+    ["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "decoder"];
+
+/// The others that have weights.
+pub const OTHERS: [&str; 4] = ["vae", "vqgan", "image_encoder", "safety_checker"];
 
 /// Prefix in single files and in ComfyUI's adapters → component; the denoiser is told by the names behind it.
 /// Sources: ComfyUI `supported_models.py`, diffusers `single_file_utils.py`.
@@ -74,7 +68,7 @@ const TRANSFORMER: [&str; 12] = [
 /// Component and path below it, if `path` begins with the name of one.
 pub fn split(path: &str) -> Option<(&str, &str)> {
     let (first, rest) = path.split_once('.')?;
-    COMPONENTS.contains(&first).then_some((first, rest))
+    (ADAPTED.contains(&first) || first == "vae").then_some((first, rest))
 }
 
 /// Whether a path below no component is one of a denoiser.

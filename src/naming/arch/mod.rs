@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-pub use flat::{flatten, unflatten, unflatten_all};
+pub use flat::{flatten, flattened, unflatten, unflatten_all};
 use table::{Expanded, Row, Share, Swap};
 use template::{Filling, outline};
 
@@ -91,10 +91,14 @@ pub fn translate(path: &str, outputs: u64, inputs: u64) -> Vec<Vec<Spot>> {
 /// Denoisers are asked first; text encoders are shared by many.
 pub fn archs_of<'a>(paths: impl IntoIterator<Item = &'a str>) -> Vec<&'static Arch> {
     let paths: Vec<&str> = paths.into_iter().collect();
+    most_known(|arch| paths.iter().filter(|path| arch.knows(path)).count())
+}
+
+/// The families with the highest count above zero: denoisers if there are some among them, else the others.
+fn most_known(count: impl Fn(&Arch) -> usize) -> Vec<&'static Arch> {
     let best = |denoisers: bool| {
         let of_kind = archs().iter().filter(|arch| !arch.table.aside && arch.is_denoiser() == denoisers);
-        let counted: Vec<(usize, &'static Arch)> =
-            of_kind.map(|arch| (paths.iter().filter(|path| arch.knows(path)).count(), arch)).collect();
+        let counted: Vec<(usize, &'static Arch)> = of_kind.map(|arch| (count(arch), arch)).collect();
         let most = counted.iter().map(|(count, _)| *count).max().unwrap_or(0);
         counted.into_iter().filter(move |(count, _)| most > 0 && *count == most).map(|(_, arch)| arch).collect()
     };

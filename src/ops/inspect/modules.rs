@@ -9,21 +9,8 @@ use super::pairs::Pair;
 use super::weights::parameters;
 use crate::adapters::{Adapter, Change, Lora, Module};
 use crate::formats::Stored;
-
-/// Parts of a diffusion model, as they stand in front of a module's path; everything else is one model.
-const COMPONENTS: [&str; 8] =
-    ["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "vae"];
-
-/// Prefixes of underscore names that no table took apart, and the component they mean.
-const FLAT_COMPONENTS: [(&str, &str); 7] = [
-    ("lora_unet_", "unet"),
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("lora_te3_", "text_encoder_3"),
-    ("lora_te_", "text_encoder"),
-    ("lora_prior_unet_", "prior"),
-    ("lora_transformer_", "transformer"),
-];
+use crate::naming::arch::flattened;
+use crate::naming::components::split;
 
 /// Dialects whose adapters belong to models of one component.
 const LANGUAGE_DIALECTS: [&str; 5] = ["peft", "mlx", "torchtune", "loralib", "adapterhub"];
@@ -340,9 +327,9 @@ pub fn component_of<'a>(path: &'a str, dialect: &str) -> &'a str {
     if LANGUAGE_DIALECTS.contains(&dialect) {
         return WHOLE_MODEL;
     }
-    let first = path.split_once('.').map(|(first, _)| first).filter(|first| COMPONENTS.contains(first));
-    let flat = || FLAT_COMPONENTS.iter().find(|(prefix, _)| path.starts_with(prefix)).map(|(_, name)| *name);
-    first.or_else(flat).unwrap_or(WHOLE_MODEL)
+    // A name that no table took apart: its prefix tells, the likeliest component first.
+    let flat = || flattened(path).map(|(_, components)| components[0]);
+    split(path).map(|(component, _)| component).or_else(flat).unwrap_or(WHOLE_MODEL)
 }
 
 /// What a module is called in its layer: the last component of its path that is no number.

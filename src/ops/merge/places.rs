@@ -5,23 +5,9 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::formats::Container;
-use crate::naming::arch::{Spot, parameter, translate, unflatten};
-use crate::naming::components::{COMPONENTS, of_prefix, split, with_component};
+use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
+use crate::naming::components::{ADAPTED, of_prefix, split, with_component};
 use crate::ops::base::Base;
-
-/// Beginnings of flattened names, and the components they may mean.
-/// Sources: sd-scripts `networks/lora*.py`, LyCORIS `utils`, OneTrainer.
-const FLATTENED: [(&str, &[&str]); 9] = [
-    ("lora_unet_", &["unet", "transformer"]),
-    ("lora_te_", &["text_encoder"]),
-    ("lora_te1_", &["text_encoder"]),
-    ("lora_te2_", &["text_encoder_2"]),
-    ("lora_te3_", &["text_encoder_3", "text_encoder_2"]),
-    ("lora_transformer_", &["transformer"]),
-    ("lora_prior_unet_", &["prior"]),
-    ("oft_unet_", &["unet"]),
-    ("lycoris_", &["unet", "transformer"]),
-];
 
 /// Where a change goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,14 +54,13 @@ impl Places {
     /// # Errors
     /// When there are several, naming them.
     pub fn find(&self, base: &Base, path: &str, size: Option<(u64, u64)>) -> Result<Option<Place>> {
-        let path =
-            match FLATTENED.iter().find_map(|(prefix, components)| Some((path.strip_prefix(prefix)?, components))) {
-                Some((rest, components)) => match self.unflatten(base, path, rest, components)? {
-                    Some(path) => path,
-                    None => return self.find_reading(base, path, size),
-                },
-                None => with_component(path),
-            };
+        let path = match flattened(path) {
+            Some((rest, components)) => match self.unflatten(base, path, rest, components)? {
+                Some(path) => path,
+                None => return self.find_reading(base, path, size),
+            },
+            None => with_component(path),
+        };
         self.locate(base, path, size)
     }
 
@@ -155,7 +140,7 @@ fn component_of(base: &Base) -> Option<&'static str> {
         return None;
     }
     let folder = base.checkpoint.directory().file_name().map(|name| name.to_string_lossy().into_owned());
-    let named = COMPONENTS.iter().copied().find(|component| folder.as_deref() == Some(component));
+    let named = ADAPTED.iter().copied().find(|component| folder.as_deref() == Some(component));
     let config = base.config.as_ref();
     let class = config.and_then(|config| config.get("architectures")?.as_array()?.first()?.as_str());
     // A model of its own may lie in a folder of any name.
@@ -172,7 +157,7 @@ fn component_of(base: &Base) -> Option<&'static str> {
 
 /// Whether the path says by itself to which component it belongs.
 pub fn names_component(path: &str) -> bool {
-    split(path).is_some() || FLATTENED.iter().any(|(prefix, _)| path.starts_with(prefix))
+    split(path).is_some() || flattened(path).is_some()
 }
 
 fn ambiguous<'a>(base: &Base, path: &str, names: impl Iterator<Item = &'a String>) -> Error {
