@@ -65,7 +65,9 @@ pub fn gather(
 impl Gathered {
     fn take(&mut self, path: &str, nesting: usize, mut parts: Parts, context: &Context<'_>) -> Result<()> {
         let add = |modules: &mut Vec<Module>, change| modules.push(Module { path: path.to_owned(), nesting, change });
-        for kind in KINDS {
+        // Most modules are a pair, and hold no tensor of another method.
+        let kinds = if parts.holds_parts() { KINDS } else { &[] };
+        for kind in kinds {
             if let Some(method) = (kind.gather)(&mut parts, context)? {
                 add(&mut self.modules, Change::Method(method));
             }
@@ -93,6 +95,9 @@ impl Gathered {
 
     /// Tensors that all modules share belong to each that uses them; what no method uses is said to be unknown.
     fn take_shared(&mut self, shared: &BTreeMap<String, Stored>) {
+        if shared.is_empty() {
+            return;
+        }
         let used: Vec<String> = self
             .modules
             .iter()
@@ -104,6 +109,11 @@ impl Gathered {
         let modules: Vec<Module> = modules.collect();
         self.modules.extend(modules);
     }
+}
+
+/// Whether a pair has DoRA magnitudes.
+pub fn has_magnitudes(modules: &[Module]) -> bool {
+    modules.iter().any(|module| matches!(&module.change, Change::Lora(lora) if lora.magnitude.is_some()))
 }
 
 /// The LoRA pair among the parts, if there is one.

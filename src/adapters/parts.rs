@@ -60,6 +60,11 @@ impl Parts {
         self.tensors.contains_key(&Role::Part(name.to_owned()))
     }
 
+    /// Whether any tensor of another method than LoRA is there.
+    pub fn holds_parts(&self) -> bool {
+        self.tensors.keys().any(|role| matches!(role, Role::Part(_)))
+    }
+
     /// Takes a tensor out.
     pub fn take(&mut self, role: &Role) -> Option<Stored> {
         self.tensors.remove(role)

@@ -27,6 +27,21 @@ const REFUSED: [(&str, &str); 23] = [
     ("SHADOW", "a second model runs beside the base, so no weight can hold it"),
 ];
 
+/// Methods that insert something rather than change a weight: `peft_type`, kind, reason.
+const INSERTED: [(&str, &str, &str); 8] = [
+    ("PROMPT_TUNING", "prompt tuning", SOFT_PROMPT),
+    ("P_TUNING", "p-tuning", SOFT_PROMPT),
+    ("CPT", "context-aware prompt tuning", SOFT_PROMPT),
+    ("MULTITASK_PROMPT_TUNING", "multitask prompt tuning", SOFT_PROMPT),
+    ("PREFIX_TUNING", "prefix tuning", PREFIX),
+    ("CARTRIDGE", "a cartridge", PREFIX),
+    ("ADAPTION_PROMPT", "an adaption prompt", "it adds gated attention over its own prompt, which no weight can hold"),
+    ("POLY", "a polytropon", "it routes between several adapters at run time, so no weight can hold it"),
+];
+
+const SOFT_PROMPT: &str = "it puts trained vectors in front of the input, which no weight can hold";
+const PREFIX: &str = "it puts trained keys and values in front of those of every layer, which no weight can hold";
+
 /// The values of `peft_type` that are merged.
 const MERGED: [&str; 23] = [
     "LORA",
@@ -61,4 +76,9 @@ pub fn reason(name: &str) -> Option<&'static str> {
     }
     let known = REFUSED.iter().find(|(method, _)| *method == name).map(|(_, reason)| *reason);
     Some(known.unwrap_or("the method is not known"))
+}
+
+/// Kind and reason of what the method `name` inserts into a model, if it is one that does.
+pub fn inserted(name: &str) -> Option<(&'static str, &'static str)> {
+    INSERTED.iter().find(|(method, ..)| *method == name).map(|(_, kind, reason)| (*kind, *reason))
 }

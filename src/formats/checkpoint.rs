@@ -193,6 +193,11 @@ impl Checkpoint {
         self.files.iter().flat_map(|file| &file.header.tensors)
     }
 
+    /// All tensors with their places, in the order of [`tensors`](Self::tensors).
+    pub fn all(&self) -> impl Iterator<Item = Stored> + '_ {
+        self.files.iter().flat_map(|file| (0..file.header.tensors.len()).map(|position| file.stored(position)))
+    }
+
     /// Number of tensors.
     pub fn count(&self) -> usize {
         self.by_name.len()

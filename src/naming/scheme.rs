@@ -2,7 +2,7 @@
 //!
 //! A key is taken apart from its end: the longest suffix that fits tells the role, what stands before it is the module.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
 use serde::Deserialize;
@@ -25,8 +25,8 @@ const TABLES: [&str; 7] = [
 #[derive(Debug)]
 pub struct Scheme {
     table: Table,
-    /// Suffix and role, the longest first.
-    suffixes: Vec<(String, Role)>,
+    /// Last segment of a key → suffix and role, the longest first.
+    suffixes: HashMap<String, Vec<(String, Role)>>,
     /// Role label → the suffix that is written.
     printed: BTreeMap<String, String>,
 }
@@ -104,7 +104,11 @@ impl Scheme {
             }
         }
         suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
-        Self { table, suffixes, printed }
+        let mut by_end: HashMap<String, Vec<(String, Role)>> = HashMap::new();
+        for (suffix, role) in suffixes {
+            by_end.entry(last_segment(&suffix).to_owned()).or_default().push((suffix, role));
+        }
+        Self { table, suffixes: by_end, printed }
     }
 
     /// Its name, as `--to` takes it.
@@ -130,8 +134,13 @@ impl Scheme {
         {
             return None;
         }
+        // Rewriting changes what stands before a suffix, down to the character in front of its name.
+        let suffixes = self.suffixes.get(last_segment(key))?;
+        if !suffixes.iter().any(|(suffix, _)| key.ends_with(&suffix[1..])) {
+            return None;
+        }
         let key = self.rewritten(key);
-        let (suffix, role) = self.suffixes.iter().find(|(suffix, _)| key.ends_with(suffix.as_str()))?;
+        let (suffix, role) = suffixes.iter().find(|(suffix, _)| key.ends_with(suffix.as_str()))?;
         let module = &key[..key.len() - suffix.len()];
         let is_path = !module.is_empty() && (!self.table.flattened || !module.contains('.'));
         is_path.then(|| Key { module: module.to_owned(), nesting: 0, role: role.clone() })
@@ -155,6 +164,10 @@ impl Scheme {
     fn rewritten(&self, key: &str) -> String {
         self.table.rewrite.iter().fold(key.to_owned(), |key, rewrite| key.replacen(&rewrite.from, &rewrite.to, 1))
     }
+}
+
+fn last_segment(key: &str) -> &str {
+    key.rsplit('.').next().unwrap_or(key)
 }
 
 /// The role with this label.

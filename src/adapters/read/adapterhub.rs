@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::Opened;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::gather::{Gathered, gather};
+use crate::adapters::gather::{Gathered, gather, has_magnitudes};
 use crate::adapters::method::Inserted;
 use crate::adapters::peft::{Change, Module};
 use crate::error::{Error, Result};
@@ -59,9 +59,9 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     let mut config = AdapterConfig::synthetic(&path, "LORA", None);
     config.base_model = raw.get("model_name").and_then(Value::as_str).map(str::to_owned);
     let (mut keyed, mut inserted, mut rest) = (Vec::new(), BTreeMap::new(), Vec::new());
-    for info in tensors.tensors() {
-        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        match (lora_key(&info.name), inserted_at(&info.name)) {
+    for stored in tensors.all() {
+        let name = stored.info.name.clone();
+        match (lora_key(&name), inserted_at(&name)) {
             (Some((_, role)), _) if gated && role == "gate" => return Err(gate(&stored)),
             (Some((module, role)), _) => match role_of(role, scales) {
                 Some(role) => keyed.push((Key { module: module.to_owned(), nesting: 0, role }, stored)),
@@ -84,8 +84,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
             scales.values_mut().for_each(|(_, own)| *own = alpha);
         }
         config.scaling = Some(Scaling::exact(scales));
-        config.dora =
-            modules.iter().any(|module| matches!(&module.change, Change::Lora(lora) if lora.magnitude.is_some()));
+        config.dora = has_magnitudes(&modules);
         modules.extend(inserted.into_iter().map(|((path, _), inserted)| Module {
             path,
             nesting: 0,

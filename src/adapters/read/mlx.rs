@@ -7,8 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{Opened, turn};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::gather::{Gathered, gather};
-use crate::adapters::peft::Change;
+use crate::adapters::gather::{Gathered, gather, has_magnitudes};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::peft::Key;
@@ -21,11 +20,10 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     config.base_model = raw.get("model").and_then(Value::as_str).map(str::to_owned);
     let table = scheme::scheme("mlx").expect("the table is part of the program");
     let mut keyed = Vec::new();
-    for info in tensors.tensors() {
-        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        match table.parse(&info.name) {
+    for stored in tensors.all() {
+        match table.parse(&stored.info.name) {
             Some(key) => keyed.push(oriented(key, stored)?),
-            None => keyed.push((peft::parse(&info.name), stored)),
+            None => keyed.push((peft::parse(&stored.info.name), stored)),
         }
     }
     let modules = gather(keyed.into_iter(), &config, "mlx", true).map(|gathered| {
@@ -34,8 +32,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
             scales.values_mut().for_each(|(rank, alpha)| *alpha = scale * *rank as f64);
         }
         config.scaling = Some(Scaling::exact(scales));
-        config.dora =
-            modules.iter().any(|module| matches!(&module.change, Change::Lora(lora) if lora.magnitude.is_some()));
+        config.dora = has_magnitudes(&modules);
         modules
     });
     config.raw = raw;

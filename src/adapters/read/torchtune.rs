@@ -36,11 +36,10 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     let table = table();
     let names = arch("torchtune").expect("the table is part of the program");
     let mut keyed = Vec::new();
-    for info in tensors.tensors() {
-        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        keyed.push(match table.parse(&info.name) {
+    for stored in tensors.all() {
+        keyed.push(match table.parse(&stored.info.name) {
             Some(key) => renamed(root, names, key, stored)?,
-            None => (peft::parse(&info.name), stored),
+            None => (peft::parse(&stored.info.name), stored),
         });
     }
     let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);

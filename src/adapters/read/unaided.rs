@@ -6,8 +6,7 @@ use std::path::Path;
 
 use super::{Opened, metadata, recognise};
 use crate::adapters::config::{AdapterConfig, Scaling};
-use crate::adapters::gather::{Gathered, gather};
-use crate::adapters::peft::{Change, Module};
+use crate::adapters::gather::{Gathered, gather, has_magnitudes};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::peft::Key;
@@ -20,9 +19,8 @@ const SHOWN: usize = 3;
 pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     let mut dialects: BTreeMap<&str, usize> = BTreeMap::new();
     let mut keyed = Vec::new();
-    for info in tensors.tensors() {
-        let stored = tensors.find(&info.name).expect("the list and the index are made from the same headers");
-        let (dialect, key) = read_key(&info.name);
+    for stored in tensors.all() {
+        let (dialect, key) = read_key(&stored.info.name);
         if let Some(dialect) = dialect {
             *dialects.entry(dialect).or_default() += 1;
         }
@@ -48,12 +46,11 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
         let Gathered { modules, mut scales, .. } = gathered;
         metadata::rescale(&tensors, &mut scales)?;
         config.scaling = Some(Scaling::exact(scales));
-        config.dora =
-            modules.iter().any(|module| matches!(&module.change, Change::Lora(lora) if lora.magnitude.is_some()));
+        config.dora = has_magnitudes(&modules);
         Ok(modules)
     });
     let root = tensors.root().to_path_buf();
-    Ok(Opened { root, dialect, config, tensors, modules: modules.map(sorted) })
+    Ok(Opened { root, dialect, config, tensors, modules })
 }
 
 /// Writes flattened names as paths where a table of architectures knows exactly one; the others are left to the base's own keys.
@@ -68,11 +65,6 @@ fn unflatten(keyed: &mut [(Key, Stored)]) {
             key.module.clone_from(path);
         }
     }
-}
-
-fn sorted(mut modules: Vec<Module>) -> Vec<Module> {
-    modules.sort_by(|left, right| (&left.path, left.nesting).cmp(&(&right.path, right.nesting)));
-    modules
 }
 
 /// The scheme a key is written in, and what it says. A key of no scheme is an unknown part of the adapter.

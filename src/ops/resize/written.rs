@@ -15,7 +15,7 @@ use crate::ops::new_config;
 use crate::ops::output::Output;
 use crate::ops::recipe::SIDECAR;
 use crate::ops::terms::{Slot, Standing, Terms};
-use crate::tensor::{Float, Shape, TensorInfo};
+use crate::tensor::{Float, Shape};
 
 /// Settings that name modules by number; they would bring back what was left out.
 const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_transform"];
@@ -45,8 +45,8 @@ pub fn output(
 pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
     let paired: u64 = terms.slots.values().flat_map(stored).map(|tensor| tensor.info.bytes).sum();
     // No rank grows where a budget is divided, so neither does the header.
-    let tensors = adapter.tensors.tensors();
-    let tensors = tensors.map(|info| (info.name.clone(), info.shape.clone(), Bytes::Stored(find(adapter, info))));
+    let tensors = adapter.tensors.all();
+    let tensors = tensors.map(|own| (own.info.name.clone(), own.info.shape.clone(), Bytes::Stored(own)));
     new_adapter::lay_out(tensors.collect(), &metadata(adapter, recipe), u64::MAX).bytes() - paired
 }
 
@@ -72,15 +72,11 @@ fn tensors(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<Factors>>) -> Vec
             new.insert(&bias.info.name, Some((bias.info.shape.clone(), values)));
         }
     }
-    let tensor = |info: &TensorInfo| match new.remove(info.name.as_str()) {
-        None => Some((info.name.clone(), info.shape.clone(), Bytes::Stored(find(adapter, info)))),
-        Some(replaced) => replaced.map(|(shape, bytes)| (info.name.clone(), shape, bytes)),
+    let tensor = |stored: Stored| match new.remove(stored.info.name.as_str()) {
+        None => Some((stored.info.name.clone(), stored.info.shape.clone(), Bytes::Stored(stored))),
+        Some(replaced) => replaced.map(|(shape, bytes)| (stored.info.name.clone(), shape, bytes)),
     };
-    adapter.tensors.tensors().filter_map(tensor).collect()
-}
-
-fn find(adapter: &Adapter, info: &TensorInfo) -> Stored {
-    adapter.tensors.find(&info.name).expect("the list and the index are made from the same headers")
+    adapter.tensors.all().filter_map(tensor).collect()
 }
 
 fn with_dimension(shape: &Shape, at: usize, size: u64) -> Shape {

@@ -31,12 +31,10 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
     if files.metadata.is_empty() {
         files.metadata.push(("format".into(), "pt".into()));
     }
-    for info in adapter.tensors.tensors() {
-        let stored: Stored =
-            adapter.tensors.find(&info.name).expect("the list and the index are made from the same headers");
+    for stored in adapter.tensors.all() {
         files.tensors.push((
-            info.name.clone(),
-            info.shape.clone(),
+            stored.info.name.clone(),
+            stored.info.shape.clone(),
             cast(&stored, wanted(&stored, options.write.dtype)),
         ));
     }
