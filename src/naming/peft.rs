@@ -9,41 +9,41 @@ use super::Role;
 /// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
 const PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "base_model.model.", "base_model.", "_orig_mod."];
 
-/// How the tensors of the other methods begin (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
+/// What stands before the first underscore of the other methods' tensors (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
 const TUNERS: [&str; 33] = [
-    "hada_",
-    "lokr_",
-    "ia3_",
-    "oft_",
-    "boft_",
-    "hra_",
-    "vera_",
-    "pvera_",
-    "vblora_",
-    "unilora_",
-    "tinylora_",
-    "fourierft_",
-    "waveft_",
-    "c3a_",
-    "miss_",
-    "bone_",
-    "randlora_",
-    "road_",
-    "shira_",
-    "hira_",
-    "glora_",
-    "gralora_",
-    "delora_",
-    "lily_",
-    "peanut_",
-    "psoft_",
-    "frod_",
-    "deft_",
-    "beft_",
-    "adamss_",
-    "osf_",
-    "poly_",
-    "supertuning_",
+    "hada",
+    "lokr",
+    "ia3",
+    "oft",
+    "boft",
+    "hra",
+    "vera",
+    "pvera",
+    "vblora",
+    "unilora",
+    "tinylora",
+    "fourierft",
+    "waveft",
+    "c3a",
+    "miss",
+    "bone",
+    "randlora",
+    "road",
+    "shira",
+    "hira",
+    "glora",
+    "gralora",
+    "delora",
+    "lily",
+    "peanut",
+    "psoft",
+    "frod",
+    "deft",
+    "beft",
+    "adamss",
+    "osf",
+    "poly",
+    "supertuning",
 ];
 
 /// Parts of LoRA-like tensors that belong to a method of their own.
@@ -111,7 +111,7 @@ fn role_of(segments: &[&str]) -> (usize, Role) {
                 return split_whole(segments, at, &rest[rest.len() - 1..], Role::Whole);
             }
             other if LORA_PARTS.contains(&other) && plain(rest) => Role::Part(other.to_owned()),
-            other if TUNERS.iter().any(|prefix| other.starts_with(prefix)) => {
+            other if other.split_once('_').is_some_and(|(method, _)| TUNERS.contains(&method)) => {
                 let inner = rest.iter().filter(|segment| !["weight", "default"].contains(*segment));
                 Role::Part(std::iter::once(&other).chain(inner).copied().collect::<Vec<_>>().join("."))
             }
