@@ -65,9 +65,15 @@ const TRANSFORMER: [&str; 12] = [
     "final_layer",
 ];
 
+/// What stands behind `transformer.` in language models: GPT-2, GPT-J, Falcon and Bloom; XLNet; ChatGLM.
+const LANGUAGE: [&str; 8] = ["h", "wte", "wpe", "ln_f", "word_embeddings", "layer", "encoder", "embedding"];
+
 /// Component and path below it, if `path` begins with the name of one.
 pub fn split(path: &str) -> Option<(&str, &str)> {
     let (first, rest) = path.split_once('.')?;
+    if first == "transformer" && LANGUAGE.contains(&rest.split('.').next().unwrap_or_default()) {
+        return None;
+    }
     (ADAPTED.contains(&first) || first == "vae").then_some((first, rest))
 }
 
@@ -117,8 +123,10 @@ mod tests {
             ("double_blocks.3.img_attn.qkv", "transformer.double_blocks.3.img_attn.qkv"),
             ("unet.mid_block.x", "unet.mid_block.x"),
             ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
+            ("transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_attn"),
         ] {
             assert_eq!(with_component(key), path);
+            assert_eq!(split(path).is_some(), !path.contains(".layers.0.self_attn") && !path.contains(".h."), "{path}");
         }
     }
 }
