@@ -1,7 +1,8 @@
 //! Adapters between dialects: there and back, and merged before and after.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::support::*;
 
@@ -203,4 +204,54 @@ fn a_cast_on_the_way_and_the_record_of_it() {
     let tensors = read(&written.join("adapter_model.safetensors"));
     assert!(!tensors.is_empty() && tensors.values().all(|tensor| tensor.dtype == safetensors::Dtype::BF16));
     assert!(fs::metadata(written.join("lorakit.json")).is_ok());
+}
+
+/// Every adapter of the reference with its base and dialect.
+fn reference_adapters(root: &Path) -> Vec<(PathBuf, PathBuf, &'static str)> {
+    let folders = |part: &str| {
+        let mut all: Vec<PathBuf> = fs::read_dir(root.join(part)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        all.sort();
+        all.into_iter()
+    };
+    let base = |folder: &Path| read_json(&folder.join("case.json"))["base"].as_str().unwrap().to_owned();
+    let cases =
+        |part| folders(part).filter(|folder| folder.join("adapter").is_dir() && folder.join("case.json").exists());
+    let peft = cases("peft").map(|at| (root.join("peft/bases").join(base(&at)), at.join("adapter"), "peft"));
+    let mlx = cases("mlx").map(|at| (root.join(base(&at)), at.join("adapter"), "mlx"));
+    let kohya = folders("kohya").map(|at| (root.join("kohya/base"), at.join("lora.safetensors"), "kohya"));
+    peft.chain(mlx).chain(kohya).filter(|(base, adapter, _)| base.exists() && adapter.exists()).collect()
+}
+
+#[test]
+fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
+    let Some(root) = reference() else { return };
+    let mut equal: BTreeMap<&str, usize> = BTreeMap::new();
+    for (base, adapter, own) in reference_adapters(&root) {
+        let bench = Bench::new();
+        if merge(&base, &adapter, &bench.path("merged"), &["--dtype", "f32"]).code != 0 {
+            // Refused by merge with its reason: tests/it/methods.rs and golden.rs.
+            continue;
+        }
+        let expected = tensors(&bench.path("merged"));
+        for target in ["peft", "kohya", "comfyui", "diffusers", "mlx"].into_iter().filter(|target| *target != own) {
+            let bench = Bench::new();
+            let (there, back) = (place(&bench, 0, target), place(&bench, 1, own));
+            let outcome = convert(&adapter, &there, &["--to", target]);
+            if outcome.code != 0 {
+                assert!(outcome.stderr.starts_with("error: ") && bench.listing().is_empty(), "{}", outcome.stderr);
+                continue;
+            }
+            assert_same(&merged(&base, &there, None), &expected);
+            let outcome = convert(&there, &back, &["--to", own]);
+            // What PEFT holds whole, mlx-lm took whole only because it trained all of it.
+            if adapter.ends_with("full/adapter") {
+                outcome.refused(1, &["stored whole"]);
+                continue;
+            }
+            outcome.ok();
+            assert_same(&merged(&base, &back, None), &expected);
+            *equal.entry(target).or_default() += 1;
+        }
+    }
+    assert_eq!(equal, BTreeMap::from([("comfyui", 16), ("diffusers", 7), ("mlx", 19), ("peft", 4)]));
 }
