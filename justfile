@@ -40,6 +40,7 @@ peers python="python3" *args:
     cargo build --release
     {{python}} tests/peers/load_tiny.py
     {{python}} tests/peers/containers.py
+    {{python}} tests/peers/loaders.py
     {{python}} tests/peers/real.py {{args}}
 
 # The documentation.
