@@ -14,10 +14,12 @@ use super::new_config;
 use super::output::Output;
 use super::recipe::SIDECAR;
 use super::writing::WriteOptions;
+use crate::adapters::AdapterConfig;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::{Error, Result};
 use crate::formats::layout::OutputFile;
 use crate::formats::{Stored, json};
+use crate::naming::peft;
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Dtype, Float, Rounding, Shape, TensorInfo};
 
@@ -162,6 +164,30 @@ impl NewAdapter {
     pub fn inherited(raw: &Map<String, Value>) -> Map<String, Value> {
         let kept = new_config::INHERITED.iter().filter_map(|key| raw.get_key_value(*key));
         kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The settings of an adapter of any dialect that stay true: only PEFT's own config is taken over by key.
+    pub fn inherited_from(config: &AdapterConfig, dialect: &str) -> Map<String, Value> {
+        if dialect == "peft" {
+            return Self::inherited(&config.raw);
+        }
+        let base = config.base_model.as_ref().map(|name| ("base_model_name_or_path".to_owned(), name.as_str().into()));
+        base.into_iter().collect()
+    }
+
+    /// Makes sure that every key says the module it was made of when it is read again.
+    ///
+    /// # Errors
+    /// When one does not, naming `root` as the adapter it comes from.
+    pub fn check_readable(&self, root: &Path) -> Result<()> {
+        for pair in self.pairs.iter().filter(|pair| matches!(pair.kind, PairKind::Linear | PairKind::Conv { .. })) {
+            let key = format!("{PREFIX}.{}.lora_A.weight", pair.path);
+            if peft::parse(&key).module != pair.path {
+                let what = format!("module `{}` has no key in PEFT's dialect that means it", pair.path);
+                return Err(Error::unsupported(root, what).hint("`convert --to` writes adapters of diffusion models"));
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of all tensors.

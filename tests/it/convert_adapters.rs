@@ -45,7 +45,7 @@ fn assert_same(left: &Tensors, right: &Tensors) {
     left.iter().for_each(|(name, tensor)| assert_close(&tensor.values(), &right[name].values(), TOLERANCE));
 }
 
-fn place(bench: &Bench, at: usize, target: &str) -> std::path::PathBuf {
+fn place(bench: &Bench, at: usize, target: &str) -> PathBuf {
     let single = ["kohya", "comfyui"].contains(&target);
     bench.path(&format!("{at}-{target}{}", if single { ".safetensors" } else { "" }))
 }

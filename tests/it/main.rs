@@ -28,6 +28,7 @@ mod pipeline;
 mod resize;
 mod robust;
 mod stack;
+mod stack_dialects;
 mod support;
 mod ties;
 mod tools;

@@ -15,7 +15,7 @@ use super::scaled::Scaled;
 use super::{ConvertOptions, Target};
 use crate::error::{Error, Result};
 use crate::formats::layout::OutputFile;
-use crate::formats::{Container, Stored, companions, json as files};
+use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
@@ -153,6 +153,8 @@ fn check(options: &ConvertOptions) -> Result<()> {
                 .hint("llama.cpp's convert_hf_to_gguf.py does that"));
         }
         Some(_) => {
+            // A file that cannot be read is none of both, and says why.
+            Checkpoint::open(&options.input)?;
             let what = "is a checkpoint, and `--to` names a dialect of adapters";
             return Err(Error::unsupported(&options.input, what)
                 .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));

@@ -117,7 +117,7 @@ impl Decomposed {
 /// When factors cannot be read.
 pub fn pad(slot: &Slot, rank: usize, spectrum: &Spectrum) -> Result<Factors> {
     let share = &slot.shares[0];
-    let (down, up) = share.stored.as_ref().expect("a pair of one adapter is stored");
+    let (down, up) = share.stored.as_ref().expect("only factors that a file holds are kept");
     let more = rank - share.rank;
     let (down, up) = if more == 0 {
         (Bytes::Stored(down.clone()), Bytes::Stored(up.clone()))

@@ -166,7 +166,7 @@ impl Opened {
             return Err(Error::unsupported(&adapter.root, what).hint("allow a larger error or budget"));
         }
         report.total(lost);
-        let output = written::output(adapter, &self.terms, pairs, recipe, options.write.budget.job_bytes())?;
+        let output = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
         report.bytes_before = adapter.tensors.files().iter().map(|file| file.map.len()).sum();
         report.bytes = output.plan.bytes();
         Ok((output, report))
@@ -207,7 +207,7 @@ impl<'a> Job<'a> {
         if rank == 0 {
             return Ok(None);
         }
-        let kept = self.request == Request::Keep && !options.uniform_rank;
+        let kept = self.request == Request::Keep && !options.uniform_rank && self.slot.shares[0].stored.is_some();
         if kept || keep && self.is_held(rank) {
             return pad(self.slot, rank, spectrum).map(Some);
         }

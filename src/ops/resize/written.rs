@@ -8,17 +8,21 @@ use serde_json::{Map, Value};
 use super::factors::Factors;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
 use crate::ops::new_adapter::{self, Bytes, NewAdapter, NewPair, NewWhole};
 use crate::ops::new_config;
 use crate::ops::output::Output;
 use crate::ops::recipe::SIDECAR;
 use crate::ops::terms::{Slot, Standing, Terms};
+use crate::ops::writing::WriteOptions;
 use crate::tensor::{Float, Shape};
 
 /// Settings that name modules by number; they would bring back what was left out.
 const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_transform"];
+
+/// Bytes of an entry in the header of a file beside its name.
+const ENTRY_BYTES: u64 = 128;
 
 /// A tensor of the output: key, shape, values.
 type Tensor = (String, Shape, Bytes);
@@ -32,22 +36,68 @@ pub fn output(
     terms: &Terms,
     pairs: Vec<Option<Factors>>,
     recipe: &Value,
-    job_bytes: u64,
+    options: &WriteOptions,
 ) -> Result<Output> {
+    if !keeps_its_form(adapter, terms) {
+        return renewed(adapter, terms, pairs)?.output(options, recipe);
+    }
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
-    let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), job_bytes);
+    let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
     let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
     Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
 pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
+    if !keeps_its_form(adapter, terms) {
+        let whole = terms.whole.values().flatten().map(|held| held.tensor.info.bytes).sum::<u64>();
+        let keys = terms.slots.keys().map(|(path, _)| 2 * (path.len() as u64 + ENTRY_BYTES)).sum::<u64>();
+        return whole + keys + recipe.to_string().len() as u64 * 2;
+    }
     let paired: u64 = terms.slots.values().flat_map(stored).map(|tensor| tensor.info.bytes).sum();
     // No rank grows where a budget is divided, so neither does the header.
     let tensors = adapter.tensors.all();
     let tensors = tensors.map(|own| (own.info.name.clone(), own.info.shape.clone(), Bytes::Stored(own)));
     new_adapter::lay_out(tensors.collect(), &metadata(adapter, recipe), u64::MAX).bytes() - paired
+}
+
+/// Whether the adapter stays what it is but for its ranks: PEFT's LoRA. Everything else becomes one.
+fn keeps_its_form(adapter: &Adapter, terms: &Terms) -> bool {
+    let stored = terms.slots.values().all(|slot| slot.shares.first().is_some_and(|share| share.stored.is_some()));
+    adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME) && adapter.config.method == "LORA" && stored
+}
+
+/// The adapter as a LoRA of PEFT's.
+fn renewed(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<Factors>>) -> Result<NewAdapter> {
+    if let Some(rows) = terms.rows.values().flatten().next() {
+        let tensor = &rows.held.tensor;
+        let what = format!("tensor `{}`: token rows are not carried into another form", tensor.info.name);
+        return Err(Error::unsupported(tensor.path(), what));
+    }
+    let pair = |(slot, pair): (&Slot, Option<Factors>)| {
+        let Factors { rank, alpha, down, up, bias: up_bias, .. } = pair?;
+        let (path, kind, outer) = (slot.path.clone(), slot.kind.clone(), slot.outer);
+        Some(NewPair { path, kind, rank, alpha, down, up, outer, up_bias })
+    };
+    let whole = terms.whole.iter().flat_map(|((module, parameter), held)| {
+        let trained = held.iter().filter(|held| held.standing != Standing::Frozen);
+        trained.map(|held| NewWhole {
+            module: module.clone(),
+            parameter: parameter.clone(),
+            shape: held.tensor.info.shape.clone(),
+            bytes: Bytes::Stored(held.tensor.clone()),
+            frozen_bias: held.standing == Standing::Bias,
+        })
+    });
+    let new = NewAdapter {
+        inherited: NewAdapter::inherited_from(&adapter.config, adapter.dialect),
+        pairs: terms.slots.values().zip(pairs).filter_map(pair).collect(),
+        whole: whole.collect(),
+        rslora: false,
+    };
+    new.check_readable(&adapter.root)?;
+    Ok(new)
 }
 
 /// A and B of a pair, as the file holds them.

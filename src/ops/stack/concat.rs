@@ -54,6 +54,8 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>) -> Result<Conc
         (None, Some(float)) if keeps(slot, &folds, float)? => (float, true),
         (None, _) => (Float::F32, keeps(slot, &folds, Float::F32)?),
     };
+    // Factors that no file holds were computed, and rounded to f32 then.
+    let exact = exact && slot.shares.iter().all(|share| share.stored.is_some());
     let up_bias = bias(slot, scale, float)?;
     if let ([share], [Fold { up: 1.0, down: 1.0 }], true) = (slot.shares.as_slice(), folds.as_slice(), exact)
         && let Some((down, up)) = share.stored.clone()

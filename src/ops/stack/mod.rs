@@ -106,6 +106,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     if adapter.pairs.is_empty() && adapter.whole.is_empty() {
         return Err(nothing_left(options, &report));
     }
+    adapter.check_readable(first_input(options))?;
     let output = adapter.output(&options.write, &recipe)?;
     report.bytes = output.bytes();
     if !options.write.dry_run {
@@ -155,9 +156,12 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
     let input = |source: &Applied| {
         let mut ranks = std::collections::BTreeMap::new();
         for module in &source.adapter.modules {
-            if let Change::Lora(lora) = &module.change {
-                *ranks.entry(lora.rank()).or_default() += 1;
-            }
+            let rank = match &module.change {
+                Change::Lora(lora) => Some(lora.rank()),
+                Change::Method(method) => method.rank(),
+                _ => None,
+            };
+            rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
         }
         Input { path: source.adapter.root.clone(), weight: source.strength, modules: ranks.values().sum(), ranks }
     };
@@ -202,7 +206,7 @@ fn method_name(method: Method) -> &'static str {
 fn inherited(sources: &[Applied], tokens: Option<Value>, notes: &mut Vec<String>) -> Result<Map<String, Value>> {
     const TYING: &str = "ensure_weight_tying";
     let first = &sources[0].adapter.config;
-    let mut kept = NewAdapter::inherited(&first.raw);
+    let mut kept = NewAdapter::inherited_from(first, sources[0].adapter.dialect);
     for source in &sources[1..] {
         let config = &source.adapter.config;
         if config.ensure_weight_tying != first.ensure_weight_tying {

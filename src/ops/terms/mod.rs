@@ -1,5 +1,6 @@
 //! Several adapters → what each contributes to every module: weight · scale · B·A, and the tensors they hold whole.
 
+mod methods;
 mod moved;
 mod parameters;
 mod source;
@@ -167,17 +168,10 @@ impl Terms {
                 self.rows.entry(module.path.clone()).or_default().push(rows);
                 Ok(())
             }
-            Change::Method(method) => {
-                let what = format!(
-                    "`{}` is changed by {}, which is not turned into a sum of products here",
-                    module.path,
-                    method.kind()
-                );
-                Err(Error::unsupported(&applied.adapter.root, what))
-            }
+            Change::Method(method) => self.take_method(taken, method.as_ref()),
             Change::Inserted(inserted) => {
                 let what = format!("`{}` is {}: {}", module.path, inserted.kind, inserted.reason);
-                Err(Error::unsupported(&applied.adapter.root, what))
+                Err(Error::unsupported(&applied.adapter.root, what).hint("`--exclude REGEX` leaves it out"))
             }
             Change::Unknown(tensor) => {
                 let what = format!("tensor `{}` belongs to LoRA in a way that is not known", tensor.info.name);
@@ -188,6 +182,7 @@ impl Terms {
 
     fn take_pair(&mut self, taken: &Taken<'_>, lora: &Lora) -> Result<()> {
         let Taken { job, source, parameters, home } = taken;
+        methods::refuse_stack(job, lora)?;
         let kind = parameters.kind(&job.applied.adapter, job.module, lora)?;
         let outer = outer(lora, &kind);
         let mut slot = Slot { path: job.path.clone(), kind, outer, shares: Vec::new(), multiplied: Vec::new() };
@@ -200,13 +195,18 @@ impl Terms {
             Some(home) => self.pending.push(home.find(job, lora, *source, key.clone())?),
             None => slot.shares = products(job, *source, lora, &slot)?,
         }
+        self.place(key, slot, || describe(&lora.down))
+    }
+
+    /// Adds a slot to what other adapters do to the same module; `what` names the tensor it comes from.
+    fn place(&mut self, key: (String, String), slot: Slot, what: impl Fn() -> String) -> Result<()> {
         match self.slots.entry(key) {
             Entry::Vacant(place) => {
                 place.insert(slot);
             }
             Entry::Occupied(mut place) => {
                 let earlier = place.get_mut();
-                earlier.check_alike(&slot, lora)?;
+                earlier.check_alike(&slot, what)?;
                 earlier.shares.extend(slot.shares);
             }
         }
@@ -218,11 +218,12 @@ impl Terms {
         for ((module, parameter), held) in &self.whole {
             let Some(saved) = held.iter().find(|held| held.standing == Standing::Saved) else { continue };
             let pair = self.slots.get(&(module.clone(), String::new())).and_then(|slot| slot.shares.first());
-            if let Some((down, _)) = pair.and_then(|share| share.stored.as_ref())
+            if let Some(share) = pair
                 && parameter == "weight"
             {
+                let other = share.stored.as_ref().map_or_else(|| module.clone(), |(down, _)| describe(down));
                 let problem = format!("module `{module}` is saved whole by one and adapted by the other");
-                return Err(Error::mismatch(describe(&saved.tensor), describe(down), problem).hint(
+                return Err(Error::mismatch(describe(&saved.tensor), other, problem).hint(
                     "an adapter can hold a module in one way only; `merge` takes both, `--exclude REGEX` leaves it out",
                 ));
             }
@@ -271,7 +272,7 @@ fn lies_as_stored(job: &Landable<'_>, untrained: &Lora) -> bool {
 
 impl Slot {
     /// What another adapter does to the module has to be of the same kind and shape.
-    fn check_alike(&self, other: &Self, lora: &Lora) -> Result<()> {
+    fn check_alike(&self, other: &Self, what: impl Fn() -> String) -> Result<()> {
         if self.kind == other.kind && self.outer == other.outer {
             return Ok(());
         }
@@ -286,7 +287,7 @@ impl Slot {
             format!("{kind} of [{}, {}]", slot.outer.0, slot.outer.1)
         };
         let problem = format!("one changes {}, the other {}", word(self), word(other));
-        Err(Error::mismatch(describe(&lora.down), earlier.unwrap_or_else(|| self.name()), problem)
+        Err(Error::mismatch(what(), earlier.unwrap_or_else(|| self.name()), problem)
             .hint("adapters of different models have no sum"))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::{Share, Terms};
-use crate::adapters::{Adapter, Change, Delta, Dora, Lora, LowRankDelta, Term, Tile, describe};
+use crate::adapters::{Adapter, Change, Delta, Dora, Lora, LowRankDelta, Method, Target, Term, Tile, describe};
 use crate::error::{Error, Result};
 use crate::linalg::RowSource;
 use crate::naming::Shift;
@@ -57,9 +57,21 @@ impl<'a> Home<'a> {
     /// # Errors
     /// When there is more than one way.
     pub fn of(original: &'a Original, adapter: &Adapter) -> Result<Self> {
-        let pairs = adapter.modules.iter().filter(|module| matches!(module.change, Change::Lora(_)));
+        let pairs =
+            adapter.modules.iter().filter(|module| matches!(module.change, Change::Lora(_) | Change::Method(_)));
         let paths: Vec<&str> = pairs.map(|module| module.path.as_str()).collect();
         Ok(Self { base: &original.base, shift: original.shift(adapter, &paths)? })
+    }
+
+    /// The layer that a change belongs to, if the model has it under that path.
+    pub fn target(&self, job: &Landable<'_>, method: &dyn Method) -> Option<Target> {
+        let path = self.shift.apply(&job.path);
+        let stored = self.base.stored(&self.base.own_name(&format!("{path}.weight"))?);
+        let said = self.base.keeps_inputs_in_rows(&path, job.applied.adapter.config.fan_in_fan_out);
+        let (rows, cols) = stored.info.shape.rows_cols();
+        let transposed = stored.info.shape.as_slice().len() == 2
+            && method.shape().filter(|_| rows != cols).map_or(said, |shape| shape == (cols, rows));
+        Some(Target::of(&stored, transposed, false))
     }
 
     /// Finds the weight of a pair that means nothing without it.
