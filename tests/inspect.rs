@@ -138,16 +138,26 @@ fn people_read_about_every_kind_of_adapter() {
     insta::assert_snapshot!(texts.join("\n"));
 }
 
-/// Every dialect, and methods other than LoRA.
-#[test]
-fn people_read_about_every_dialect() {
+/// Fixtures of every dialect, and of methods other than LoRA.
+fn dialects() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dialects");
     let mut cases: Vec<String> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     cases.sort();
     assert_eq!(cases.len(), 12, "{cases:?}");
-    let texts: Vec<String> = cases.iter().map(|case| text(&fixture(&format!("dialects/{case}")))).collect();
+    cases.iter().map(|case| fixture(&format!("dialects/{case}"))).collect()
+}
+
+#[test]
+fn people_read_about_every_dialect() {
+    let texts: Vec<String> = dialects().iter().map(|path| text(path)).collect();
     insta::assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn every_dialect_is_described_in_json() {
+    let found: Vec<String> = dialects().iter().map(|path| lorakit(&[path.as_str(), "--json"])).collect();
+    insta::assert_snapshot!(found.join("\n"));
 }
 
 #[test]

@@ -37,13 +37,13 @@ fn step(tensor: &Tensor, at: usize) -> f64 {
 }
 
 /// `values` as the low dtype stores them.
-fn rounded(tensor: &Tensor, dtype: Dtype) -> Tensor {
+pub fn rounded(tensor: &Tensor, dtype: Dtype) -> Tensor {
     let values: Vec<f32> = tensor.values().iter().map(|value| *value as f32).collect();
     Tensor::new(dtype, &tensor.shape, &values)
 }
 
 #[track_caller]
-fn assert_same_low(name: &str, got: &Tensor, wanted: &Tensor) {
+pub fn assert_same_low(name: &str, got: &Tensor, wanted: &Tensor) {
     assert_eq!((got.dtype, &got.shape), (wanted.dtype, &wanted.shape), "{name}");
     let different: Vec<usize> =
         (0..got.data.len() / 2).filter(|at| got.data[at * 2..at * 2 + 2] != wanted.data[at * 2..at * 2 + 2]).collect();

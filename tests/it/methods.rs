@@ -2,13 +2,17 @@
 
 use std::fs;
 
-use crate::support::{Bench, merge, read, read_json, read_model, reference};
+use crate::golden::{assert_same_low, rounded};
+use crate::support::{Bench, merge, read, read_json, read_model, reference, reference_part};
 
 /// Largest difference from PEFT's f32 merge, as a share of the largest weight.
 const TOLERANCE: f64 = 1e-6;
 
 /// Its columns are nearly parallel, and PEFT makes them orthogonal in f32: its result is 4e-6 from that of f64.
 const ROUNDED_BY_PEFT: (&str, f64) = ("hra-gs", 2e-6);
+
+/// PEFT computes these partly in the base's dtype; ours are the f32 result, rounded once.
+const PARTLY_LOW: [&str; 5] = ["C3A", "DELORA", "GLORA", "HIRA", "ROAD"];
 
 /// Methods tested elsewhere.
 const ELSEWHERE: [&str; 2] = ["LORA", "TRAINABLE_TOKENS"];
@@ -71,4 +75,36 @@ fn every_method_of_the_reference_merges_as_peft_merges_it_or_is_refused() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(merged >= 27 && refused == REASONS.len(), "{merged} merged, {refused} refused");
+}
+
+#[test]
+fn bases_of_low_precision_are_rounded_once() {
+    let Some(root) = reference_part("peft") else { return };
+    let mut compared = 0;
+    let mut names: Vec<String> =
+        fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    for name in names {
+        let folder = root.join(&name);
+        if !folder.join("case.json").exists() || name == ROUNDED_BY_PEFT.0 {
+            continue;
+        }
+        let facts = read_json(&folder.join("case.json"));
+        let method = facts["peft_type"].as_str().unwrap_or_default();
+        let skipped = ELSEWHERE.contains(&method) || REASONS.iter().any(|(case, _)| *case == name);
+        let Some(base) = facts["base_for_low"].as_str().filter(|_| !skipped) else { continue };
+        let base = root.join("bases").join(base);
+        let bench = Bench::new();
+        merge(&base, &folder.join("adapter"), &bench.path("out"), &[]).ok();
+        let got = read_model(&bench.path("out"));
+        // What is not stored in low precision is the f32 result, rounded once.
+        let low = Some(folder.join("expected-bf16.safetensors")).filter(|path| path.exists());
+        let low = low.filter(|_| !PARTLY_LOW.contains(&method)).map(|path| read(&path));
+        for (tensor, exact) in &read(&folder.join("expected-f32.safetensors")) {
+            let wanted = low.as_ref().map_or_else(|| rounded(exact, got[tensor].dtype), |low| low[tensor].clone());
+            assert_same_low(&format!("{name} {tensor}"), &got[tensor], &wanted);
+            compared += 1;
+        }
+    }
+    assert!(compared > 200, "{compared}");
 }
