@@ -1,6 +1,6 @@
 //! What a merge did, for people and programs. Serialises to the JSON that `docs/cli.md` describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -196,25 +196,36 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
     let mut ranks = BTreeMap::new();
     let mut scales: Option<(f64, f64)> = None;
     let mut modules = 0;
+    let mut kinds = BTreeSet::new();
     for module in &adapter.modules {
-        let Change::Lora(lora) = &module.change else { continue };
+        let (kind, rank, scale) = match &module.change {
+            Change::Lora(lora) => {
+                let scaling = adapter.config.scaling.as_ref();
+                ("LORA", Some(lora.rank()), scaling.map(|scaling| scaling.scale(&module.path)))
+            }
+            Change::Method(method) => (method.kind(), method.rank(), method.scale()),
+            _ => continue,
+        };
         modules += 1;
-        *ranks.entry(lora.rank()).or_default() += 1;
-        if let Some(scaling) = &adapter.config.scaling {
-            let scale = scaling.scale(&module.path);
+        kinds.insert(kind);
+        rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
+        if let Some(scale) = scale {
             scales = Some(scales.map_or((scale, scale), |(low, high)| (low.min(scale), high.max(scale))));
         }
     }
     let mut tensors = BTreeMap::new();
     fates.for_each(|fate| *tensors.entry(*fate).or_default() += 1);
-    let (path, method) = (adapter.root.clone(), adapter.config.method.clone());
+    // PEFT says it; elsewhere it is what the modules are.
+    let said = adapter.dialect == "peft" || kinds.is_empty();
+    let method = if said { adapter.config.method.clone() } else { kinds.into_iter().collect::<Vec<_>>().join(" + ") };
+    let path = adapter.root.clone();
     AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, tensors }
 }
 
 /// What the deltas found while they were measured, once each, and not more than people read.
 fn worth_knowing(merged: &[Arc<Merged>]) -> Vec<String> {
     let found = merged.iter().flat_map(|tensor| &tensor.pieces).filter_map(|piece| piece.delta.worth_knowing());
-    let found: std::collections::BTreeSet<&str> = found.collect();
+    let found: BTreeSet<&str> = found.collect();
     let more = found.len().saturating_sub(WORST);
     let shown = found.iter().take(WORST).map(|note| (*note).to_owned());
     shown.chain((more > 0).then(|| format!("{more} more tensors are as close"))).collect()
