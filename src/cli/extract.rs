@@ -12,7 +12,7 @@ use super::progress::Bar;
 use super::rank::Rank;
 use super::watch::{interruptible, peak_resident_bytes};
 use super::words::patterns;
-use super::write_adapter::WriteAdapter;
+use super::write_adapter::{To, WriteAdapter};
 
 #[derive(Debug, Group)]
 pub struct Extract {
@@ -22,6 +22,8 @@ pub struct Extract {
     pub tuned: String,
     #[command(flatten)]
     pub write: WriteAdapter,
+    #[command(flatten)]
+    pub to: To,
     #[command(flatten)]
     pub rank: Rank,
     /// Fill all pairs with zeros up to the largest rank: one rank and one alpha, as vLLM wants them
@@ -79,6 +81,7 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
         uniform_rank: args.uniform_rank,
         alpha: args.alpha,
         compute: args.compute.compute(),
+        dialect: args.to.dialect()?,
         write: write.options()?,
     };
     let cancel = interruptible()?;

@@ -9,7 +9,7 @@ use lorakit::report;
 
 use super::progress::Bar;
 use super::rank::Rank;
-use super::write_adapter::WriteAdapter;
+use super::write_adapter::{To, WriteAdapter};
 use super::{place, print, watch, words};
 
 /// Options of `resize`.
@@ -20,6 +20,12 @@ pub struct Resize {
     pub adapters: Vec<String>,
     #[command(flatten)]
     pub write: WriteAdapter,
+    #[command(flatten)]
+    pub to: To,
+    /// The model the adapters are for: for methods that need its weights, names and heads for --to, and what PiSSA or OLoRA took
+    /// out of it
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<String>,
     #[command(flatten)]
     pub rank: Rank,
     /// Alpha of what is computed; its rank if not given
@@ -57,6 +63,8 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
             exclude: words::patterns("--exclude", &args.write.exclude)?,
             weights: Vec::new(),
         },
+        base: args.base.as_deref().map(place::path).transpose()?,
+        dialect: args.to.dialect()?,
         write: args.write.options()?,
     };
     let cancel = watch::interruptible()?;

@@ -11,7 +11,7 @@ use lorakit::report;
 use super::args::Talk;
 use super::progress::Bar;
 use super::rank::Rank;
-use super::write_adapter::WriteAdapter;
+use super::write_adapter::{To, WriteAdapter};
 use super::{merge, notice, place, watch, words};
 
 /// The words after `stack`.
@@ -27,7 +27,7 @@ pub struct Stack {
     /// Multiply the weight of the modules that match: REGEX=W
     #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
     pub weight_for: Vec<String>,
-    /// The model the adapters were trained on, for tensors they hold whole
+    /// The model the adapters were trained on, for tensors they hold whole, and for names and heads with --to
     #[arg(long, value_name = "PATH")]
     pub base: Option<String>,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
@@ -52,6 +52,8 @@ pub struct Stack {
 pub struct Sum {
     #[command(flatten)]
     pub rank: Rank,
+    #[command(flatten)]
+    pub to: To,
     /// Alpha of the result; the rank if not given, so that the scale is 1
     #[arg(long, value_name = "A")]
     pub alpha: Option<f64>,
@@ -112,6 +114,7 @@ pub fn run(args: &Stack) -> Result<Vec<u8>> {
             exclude: words::patterns("--exclude", &args.write.exclude)?,
             weights: args.weight_for.iter().map(|written| merge::weight(written)).collect::<Result<_>>()?,
         },
+        dialect: args.sum.to.dialect()?,
         write: args.write.options()?,
     };
     perform(&options, args.write.talk)

@@ -61,6 +61,10 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         let problem = "ranks and alpha belong to adapters, what is left here is a model";
         return Err(Error::invalid(if args.sum.alpha.is_some() { "--alpha" } else { "--rank" }, problem));
     }
+    if args.sum.to.to.is_some() || args.sum.to.arch.is_some() {
+        let problem = "dialects belong to adapters, what is left here is a model";
+        return Err(Error::invalid(if args.sum.to.to.is_some() { "--to" } else { "--arch" }, problem));
+    }
     let options = UnmergeOptions {
         merged: from,
         adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
@@ -128,6 +132,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         compute: args.sum.compute.into(),
         alpha: args.sum.alpha,
         selection: merge::selection(write, &args.weight_for)?,
+        dialect: args.sum.to.dialect()?,
         write: merge::write_options(write)?,
     };
     stack::perform(&options, write.talk)

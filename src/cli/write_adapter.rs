@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as Group;
 use lorakit::error::Result;
-use lorakit::ops::{Rounding, WriteOptions};
+use lorakit::ops::{Dialect, Rounding, WriteOptions};
 
 use super::args::Talk;
 use super::words;
@@ -12,8 +12,8 @@ use super::words;
 /// The options.
 #[derive(Debug, Group)]
 pub struct WriteAdapter {
-    /// Output directory
-    #[arg(short, long, value_name = "DIR")]
+    /// Output: a directory, or a file where the dialect has one
+    #[arg(short, long, value_name = "PATH")]
     pub out: PathBuf,
     /// Replace an output that exists
     #[arg(long)]
@@ -41,6 +41,24 @@ pub struct WriteAdapter {
     pub sync: bool,
     #[command(flatten)]
     pub talk: Talk,
+}
+
+/// In which dialect an adapter is written.
+#[derive(Debug, Group)]
+pub struct To {
+    /// Dialect of the adapter: peft, kohya, comfyui, diffusers, mlx, gguf; as `convert` would write what is made
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<String>,
+    /// With --to: the architecture the adapter is for, where names do not tell
+    #[arg(long, value_name = "NAME")]
+    pub arch: Option<String>,
+}
+
+impl To {
+    /// What the library is told.
+    pub fn dialect(&self) -> Result<Dialect> {
+        Ok(Dialect { to: self.to.as_deref().map(str::parse).transpose()?, arch: self.arch.clone() })
+    }
 }
 
 impl WriteAdapter {

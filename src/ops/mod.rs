@@ -2,6 +2,7 @@
 
 mod base;
 pub mod convert;
+mod dialect;
 pub mod extract;
 pub mod finish;
 mod hashes;
@@ -20,6 +21,7 @@ pub mod unmerge;
 mod weight;
 mod writing;
 
+pub use dialect::Dialect;
 pub use output::Run;
 pub use rank_choice::{Budgeted, RankChoice, Ranking};
 pub use writing::{Part, Rounding, WriteOptions};

@@ -196,17 +196,13 @@ impl NewAdapter {
         pairs.flatten().chain(self.whole.iter().map(|whole| &whole.bytes)).map(Bytes::count).sum()
     }
 
-    /// The output in the directory that `options` name. `recipe` tells how the adapter was made.
-    ///
-    /// # Errors
-    /// When the output is named like a file.
-    pub fn output(self, options: &WriteOptions, recipe: &Value) -> Result<Output> {
-        refuse_file_name(&options.out)?;
+    /// The output in a directory. `recipe` tells how the adapter was made.
+    pub fn output(self, options: &WriteOptions, recipe: &Value) -> Output {
         let config = json::render(&new_config::render(&self));
         let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
         let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
         let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-        Ok(Output { plan, written, copied: Vec::new(), single_file: false })
+        Output { plan, written, copied: Vec::new(), single_file: false }
     }
 
     /// Keys, shapes, values.
@@ -419,7 +415,7 @@ mod tests {
             ..NewAdapter::default()
         };
         let options = options(out.clone());
-        let output = adapter.output(&options, &serde_json::json!({"operation": "test"})).expect("an output");
+        let output = adapter.output(&options, &serde_json::json!({"operation": "test"}));
         output.write(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet }).expect("written");
         let read = Adapter::open(&out).expect("an adapter");
         let names: Vec<&str> = read.tensors.tensors().map(|info| info.name.as_str()).collect();
@@ -448,8 +444,7 @@ mod tests {
 
     #[test]
     fn a_file_is_no_place_for_an_adapter() {
-        let problem = NewAdapter::default().output(&options("new.safetensors".into()), &Value::Null);
-        let message = problem.err().expect("refused").to_string();
+        let message = refuse_file_name(Path::new("new.safetensors")).expect_err("refused").to_string();
         assert_eq!(message, "--out: `new.safetensors` is named like a file, a PEFT adapter is a directory");
     }
 }

@@ -75,17 +75,21 @@ impl Output {
         Err(Error::io(parent, format!("the output needs {needed} bytes, {free} are free"), full))
     }
 
+    /// Writes everything into a directory beside the output that vanishes with what is returned.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn stage(&self, options: &WriteOptions, run: &Run<'_>) -> Result<Staging> {
+        self.check_space(&options.out, self.bytes())?;
+        let staging = Staging::begin(&options.out, options.force || options.dry_run)?;
+        let executor = Executor { budget: options.budget, cancel: run.cancel, progress: run.progress };
+        self.fill(&staging, false, &executor)?;
+        Ok(staging)
+    }
+
     fn write_whole(&self, options: &WriteOptions, executor: &Executor<'_>) -> Result<()> {
         let staging = Staging::begin(&options.out, options.force)?;
-        let files = self.create(0..self.plan.files.len(), |path, bytes| staging.create(path, bytes))?;
-        executor.run(&self.plan, 0..files.len(), &files)?;
-        files.iter().try_for_each(|file| file.finish(options.durable))?;
-        for (path, contents) in &self.written {
-            staging.write(path, contents)?;
-        }
-        for (path, source) in &self.copied {
-            staging.copy_in(path, source)?;
-        }
+        self.fill(&staging, options.durable, executor)?;
         if !self.single_file {
             return staging.commit_directory(options.durable);
         }
@@ -94,6 +98,19 @@ impl Output {
         let beside = self.written.iter().map(|(path, _)| (path.clone(), parent.join(path)));
         let moves: Vec<_> = beside.chain(std::iter::once(weights)).collect();
         staging.commit_files(&moves, options.durable)
+    }
+
+    fn fill(&self, staging: &Staging, durable: bool, executor: &Executor<'_>) -> Result<()> {
+        let files = self.create(0..self.plan.files.len(), |path, bytes| staging.create(path, bytes))?;
+        executor.run(&self.plan, 0..files.len(), &files)?;
+        files.iter().try_for_each(|file| file.finish(durable))?;
+        for (path, contents) in &self.written {
+            staging.write(path, contents)?;
+        }
+        for (path, source) in &self.copied {
+            staging.copy_in(path, source)?;
+        }
+        Ok(())
     }
 
     fn write_part(&self, options: &WriteOptions, part: Part, executor: &Executor<'_>) -> Result<()> {

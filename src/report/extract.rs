@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{size, table};
+use super::{of_dialect, size, table};
 use crate::ops::extract::{ExtractReport, ModuleSummary, Total};
 
 /// Modules with the largest errors that are shown without `-v`.
@@ -21,7 +21,7 @@ pub fn extract(report: &ExtractReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &ExtractReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
     writeln!(text, "  base     {}", report.base.display())?;
     writeln!(text, "  tuned    {}", report.tuned.display())?;
     let counts = [

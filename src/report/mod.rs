@@ -41,6 +41,11 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// What stands behind the name of a new adapter, unless it is one of PEFT's.
+pub(crate) fn of_dialect(to: &str) -> String {
+    if to == "peft" { String::new() } else { format!(" ({to})") }
+}
+
 /// A table without borders whose columns are aligned, all but the first to the right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     table_of_texts(header, rows, 1)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{size, table};
+use super::{of_dialect, size, table};
 use crate::ops::resize::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
 
 /// Worst modules that are shown without `-v`.
@@ -19,7 +19,7 @@ pub fn resize(report: &ResizeReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &ResizeReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
     match report.adapters.as_slice() {
         [AdapterResize { path, outcome: Outcome::Resized(resized), out }] if *out == report.out => {
             writeln!(text, "  adapter  {}", path.display())?;
@@ -60,6 +60,7 @@ fn write_one(text: &mut String, resized: &Resized, verbose: bool) -> std::fmt::R
         resized.parameters_before,
         resized.copied
     )?;
+    resized.notes.iter().try_for_each(|note| writeln!(text, "  note     {note}"))?;
     let mut worst: Vec<&ModuleResize> = resized.modules.iter().collect();
     worst.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
     let shown = if verbose { worst.len() } else { WORST_SHOWN };

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{size, table};
+use super::{of_dialect, size, table};
 use crate::ops::stack::{Input, StackReport, StackedModule};
 
 /// Modules that are shown without `-v`, the worst first.
@@ -18,7 +18,7 @@ pub fn stack(report: &StackReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &StackReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
     for adapter in &report.adapters {
         writeln!(text, "  adapter  {}", describe(adapter))?;
     }
@@ -129,6 +129,7 @@ mod tests {
     fn the_worst_module_comes_first() {
         let report = StackReport {
             out: "out".into(),
+            to: "peft",
             dry_run: true,
             method: "concat".into(),
             adapters: vec![Input { path: "a".into(), weight: -0.5, modules: 2, ranks: BTreeMap::from([(4, 2)]) }],

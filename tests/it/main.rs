@@ -31,6 +31,7 @@ mod stack;
 mod stack_dialects;
 mod support;
 mod ties;
+mod to;
 mod tools;
 mod unmerge;
 mod vocabulary;

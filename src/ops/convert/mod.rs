@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::ops::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
+pub(super) use adapter::new_adapter;
 pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
 
@@ -56,6 +57,11 @@ impl Target {
         ("adapterhub", Self::AdapterHub),
         ("safetensors", Self::Safetensors),
     ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, target)| *target == self).map_or("", |(name, _)| name)
+    }
 }
 
 impl FromStr for Target {

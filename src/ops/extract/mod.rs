@@ -26,10 +26,11 @@ use crate::error::{Error, Result};
 use crate::linalg::Compute;
 use crate::naming::experts;
 use crate::ops::base::Base;
+use crate::ops::dialect::beyond_budget;
 use crate::ops::new_adapter::NewWhole;
-use crate::ops::output::{Output, Run, refuse_inputs};
+use crate::ops::output::{Run, refuse_inputs};
 use crate::ops::recipe::name_of;
-use crate::ops::{Budgeted, RankChoice, Ranking, WriteOptions};
+use crate::ops::{Budgeted, Dialect, RankChoice, Ranking, WriteOptions};
 use crate::plan::Quiet;
 use crate::tensor::Float;
 use examine::{Examined, examine};
@@ -59,6 +60,8 @@ pub struct ExtractOptions {
     pub alpha: Option<f64>,
     /// How close to the best error.
     pub compute: Compute,
+    /// In which dialect.
+    pub dialect: Dialect,
     /// How the result is written.
     pub write: WriteOptions,
 }
@@ -71,7 +74,9 @@ pub struct ExtractOptions {
 pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport> {
     let started = Instant::now();
     check_dtype(options.write.dtype)?;
+    options.dialect.check_out(&options.write.out)?;
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
     refuse_inputs(&options.write.out, [&base, &tuned].into_iter().map(|model| model.checkpoint.root()))?;
     let pairing = pairing::pair(&base, &tuned, &options.choice)?;
     let budget = options.write.budget;
@@ -102,11 +107,12 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     run.progress.finish();
     complete(&mut report, &examined, &factored, spent, options);
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
-    let output: Output = adapter.output(&options.write, &recipe)?;
-    report.bytes = output.bytes();
-    if !options.write.dry_run {
-        output.write(&options.write, &Run { cancel: run.cancel, progress: &Quiet })?;
-    }
+    let output = adapter.output(&options.write, &recipe);
+    let quiet = Run { cancel: run.cancel, progress: &Quiet };
+    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet)?;
+    report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
+    report.notes.extend(written.notes);
+    report.bytes = written.bytes;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -159,6 +165,7 @@ fn begin(options: &ExtractOptions, tuned: &Base, examined: &Examined, whole: &[N
         base: options.base.clone(),
         tuned: options.tuned.clone(),
         out: options.write.out.clone(),
+        to: options.dialect.name(),
         dry_run: options.write.dry_run,
         whole: examined.whole.iter().zip(sizes).map(|(whole, bytes)| summary::whole(whole, bytes)).collect(),
         unchanged: examined.unchanged,
@@ -248,5 +255,6 @@ fn chosen(options: &ExtractOptions) -> Value {
             set(key, patterns.iter().map(ToString::to_string).collect::<Vec<String>>().into());
         }
     }
+    options.dialect.note(&mut chosen);
     chosen.into()
 }

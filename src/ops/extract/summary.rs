@@ -20,6 +20,8 @@ pub struct ExtractReport {
     pub tuned: PathBuf,
     /// The adapter.
     pub out: PathBuf,
+    /// Its dialect.
+    pub to: &'static str,
     /// Nothing was written.
     pub dry_run: bool,
     /// Changes in factors, in the order of the base's files.

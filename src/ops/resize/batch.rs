@@ -10,7 +10,7 @@ use super::ResizeOptions;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
-use crate::formats::json;
+use crate::formats::{Checkpoint, json};
 use crate::ops::recipe::{SIDECAR, name_of};
 
 /// What was named.
@@ -91,13 +91,19 @@ pub fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
     if fs::symlink_metadata(out).is_err() {
         return Ok(false);
     }
-    let sidecar = out.join(SIDECAR);
-    if out.join(CONFIG_NAME).is_file() && sidecar.is_file() {
-        let found = Value::Object(json::read_object(&sidecar)?);
-        if found == *recipe {
-            return Ok(true);
-        }
+    if recipe_of(out).is_some_and(|found| found == *recipe) {
+        return Ok(true);
     }
     Err(Error::unsupported(out, "exists, and was not made from this adapter with these options")
         .hint("`--force` replaces it"))
+}
+
+/// How what lies at `out` was made, if it says so: beside its weights, or a single file in its header.
+fn recipe_of(out: &Path) -> Option<Value> {
+    if out.is_dir() {
+        return json::read_object(&out.join(SIDECAR)).ok().map(Value::Object);
+    }
+    let file = Checkpoint::open(out).ok()?;
+    let (_, text) = file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit")?;
+    serde_json::from_str(text).ok()
 }

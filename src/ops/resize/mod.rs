@@ -16,8 +16,8 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::dialect::{Dialect, beyond_budget};
 use super::merge::Selection;
-use super::new_adapter::refuse_file_name;
 use super::output::{Run, refuse_inputs};
 use super::rank_choice::RankChoice;
 use super::writing::WriteOptions;
@@ -44,6 +44,10 @@ pub struct ResizeOptions {
     pub kohya: bool,
     /// Which modules are resized; the others stay as they are.
     pub selection: Selection,
+    /// The model the adapters are for: for methods that need it, and what PiSSA or OLoRA took out of it.
+    pub base: Option<PathBuf>,
+    /// In which dialect.
+    pub dialect: Dialect,
     /// How results are written.
     pub write: WriteOptions,
 }
@@ -57,6 +61,7 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
     check(options)?;
     let mut report = ResizeReport {
         out: options.write.out.clone(),
+        to: options.dialect.name(),
         dry_run: options.write.dry_run,
         adapters: Vec::new(),
         failed: 0,
@@ -75,7 +80,7 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
             }
             batch::make_folder(options)?;
             for (path, name) in inputs {
-                let out = options.write.out.join(name);
+                let out = options.write.out.join(options.dialect.file_name(&name));
                 let write = WriteOptions { out: out.clone(), ..options.write.clone() };
                 let own = ResizeOptions { write, ..options.clone() };
                 let outcome = match resize_or_skip(&path, &own, run) {
@@ -95,7 +100,7 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
 }
 
 fn check(options: &ResizeOptions) -> Result<()> {
-    refuse_file_name(&options.write.out)?;
+    options.dialect.check_out(&options.write.out)?;
     match options.alpha {
         Some(alpha) if !(alpha.is_finite() && alpha > 0.0) => {
             Err(Error::invalid("--alpha", format!("`{alpha}` is not a finite number above 0")))
@@ -106,7 +111,7 @@ fn check(options: &ResizeOptions) -> Result<()> {
 
 /// As [`resize_one`], unless the same result is there.
 fn resize_or_skip(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
-    let opened = Opened::read(path, options)?;
+    let opened = Opened::read(path, options, run)?;
     let recipe = recipe::recipe(opened.source(), options)?;
     if !options.write.force && batch::is_done(&options.write.out, &recipe)? {
         return Ok(Outcome::Done);
@@ -115,7 +120,7 @@ fn resize_or_skip(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result
 }
 
 fn resize_one(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
-    let opened = Opened::read(path, options)?;
+    let opened = Opened::read(path, options, run)?;
     let recipe = recipe::recipe(opened.source(), options)?;
     write(&opened, options, &recipe, run)
 }
@@ -123,10 +128,13 @@ fn resize_one(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Out
 fn write(opened: &Opened, options: &ResizeOptions, recipe: &serde_json::Value, run: &Run<'_>) -> Result<Outcome> {
     let source = opened.source();
     let inputs = std::iter::once(&source.adapter).chain(&source.init).map(|adapter| adapter.root.as_path());
-    refuse_inputs(&options.write.out, inputs)?;
-    let (output, resized) = opened.resize(options, recipe, run)?;
-    if !options.write.dry_run {
-        output.write(&options.write, run)?;
+    refuse_inputs(&options.write.out, inputs.chain(options.base.as_deref()))?;
+    let (output, mut resized) = opened.resize(options, recipe, run)?;
+    let written = options.dialect.write(&output, recipe, options.base.as_deref(), &options.write, run)?;
+    if options.dialect.foreign().is_some() {
+        resized.bytes = written.bytes;
     }
+    resized.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
+    resized.notes.extend(written.notes);
     Ok(Outcome::Resized(Box::new(resized)))
 }

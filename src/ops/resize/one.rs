@@ -1,6 +1,7 @@
 //! One adapter: its pairs' singular values, the ranks they get, the new factors.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use super::ranks::{Claim, Request, divide, equal_share, left_of, unit_cost};
 use super::summary::{ModuleResize, Resized};
 use super::{ResizeOptions, written};
 use crate::error::{Error, Result};
+use crate::ops::initial::Original;
 use crate::ops::merge::Applied;
 use crate::ops::merge::Selection;
 use crate::ops::output::{Output, Run};
@@ -38,9 +40,15 @@ impl Opened {
     ///
     /// # Errors
     /// When it cannot be read, or its changes are no low-rank products.
-    pub fn read(path: &Path, options: &ResizeOptions) -> Result<Self> {
-        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, None)?;
-        let terms = terms::gather(&sources, &Selection::default(), None)?;
+    pub fn read(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Self> {
+        let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
+        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref())?;
+        let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref())?;
+        terms.resolve(&options.write.budget, run.cancel)?;
+        if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
+            let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
+            return Err(Error::unsupported(path, what).hint("`stack` with `--base` and a rank approximates W′ − W"));
+        }
         let paths = terms.slots.values().map(|slot| slot.path.clone()).collect();
         options.selection.check(&paths)?;
         if terms.slots.is_empty() {

@@ -47,11 +47,15 @@ fn chosen(options: &ResizeOptions) -> Value {
     if let Some(float) = options.write.dtype {
         set("dtype", float.dtype().name().into());
     }
+    if let Some(base) = &options.base {
+        set("base", name_of(base).into());
+    }
     if !options.selection.include.is_empty() {
         set("include", patterns(&options.selection.include).into());
     }
     if !options.selection.exclude.is_empty() {
         set("exclude", patterns(&options.selection.exclude).into());
     }
+    options.dialect.note(&mut chosen);
     chosen.into()
 }

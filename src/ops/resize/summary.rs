@@ -12,6 +12,8 @@ use crate::ops::terms::Slot;
 pub struct ResizeReport {
     /// Where the results are.
     pub out: PathBuf,
+    /// Its dialect.
+    pub to: &'static str,
     /// Nothing was written.
     pub dry_run: bool,
     /// One entry per adapter, in the order they were done.
@@ -76,6 +78,8 @@ pub struct Resized {
     pub bytes_before: u64,
     /// And of the one after.
     pub bytes: u64,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
 }
 
 /// One pair.

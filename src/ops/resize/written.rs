@@ -39,7 +39,7 @@ pub fn output(
     options: &WriteOptions,
 ) -> Result<Output> {
     if !keeps_its_form(adapter, terms) {
-        return renewed(adapter, terms, pairs)?.output(options, recipe);
+        return Ok(renewed(adapter, terms, pairs)?.output(options, recipe));
     }
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);

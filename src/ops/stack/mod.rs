@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
+use super::dialect::{Dialect, beyond_budget};
 use super::initial::Original;
 use super::merge::{Applied, Selection};
 use super::new_adapter::NewAdapter;
@@ -67,6 +68,8 @@ pub struct StackOptions {
     pub alpha: Option<f64>,
     /// Which modules.
     pub selection: Selection,
+    /// In which dialect.
+    pub dialect: Dialect,
     /// How the result is written.
     pub write: WriteOptions,
 }
@@ -107,17 +110,18 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
         return Err(nothing_left(options, &report));
     }
     adapter.check_readable(first_input(options))?;
-    let output = adapter.output(&options.write, &recipe)?;
-    report.bytes = output.bytes();
-    if !options.write.dry_run {
-        output.write(&options.write, run)?;
-    }
+    let output = adapter.output(&options.write, &recipe);
+    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run)?;
+    report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
+    report.notes.extend(written.notes);
+    report.bytes = written.bytes;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
 
 /// Options that do not go together.
 fn check(options: &StackOptions) -> Result<()> {
+    options.dialect.check_out(&options.write.out)?;
     let needed =
         "needs a way to choose ranks: --rank, --energy, --max-error, --max-size, --max-params or --rank-method";
     match (options.method, &options.rank) {
@@ -168,6 +172,7 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
     let files = sources.iter().flat_map(|source| source.adapter.tensors.files());
     StackReport {
         out: options.write.out.clone(),
+        to: options.dialect.name(),
         dry_run: options.write.dry_run,
         method: method_name(options.method).into(),
         adapters: sources.iter().map(input).collect(),
@@ -287,6 +292,7 @@ fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
     for (pattern, weight) in &options.selection.weights {
         set(&format!("weight_for {pattern}"), (*weight).into());
     }
+    options.dialect.note(&mut chosen);
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": options.operation,

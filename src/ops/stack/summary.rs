@@ -10,6 +10,8 @@ use serde::Serialize;
 pub struct StackReport {
     /// The result.
     pub out: PathBuf,
+    /// Its dialect.
+    pub to: &'static str,
     /// Nothing was written.
     pub dry_run: bool,
     /// As on the command line.

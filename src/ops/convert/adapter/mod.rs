@@ -29,7 +29,7 @@ use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::naming::{arch, components};
 use crate::ops::base::Base;
-use crate::ops::new_adapter::{self, refuse_file_name};
+use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
 use crate::ops::output::{Output, Run, refuse_inputs};
 use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
 use files::{Facts, Files};
@@ -89,8 +89,6 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     let started = Instant::now();
     let adapter = Adapter::open(&options.input)?;
     adapter.check_values()?;
-    let target = options.to.unwrap_or(Target::Safetensors);
-    let to = Target::NAMES.iter().find(|(_, one)| *one == target).map_or("", |(name, _)| name);
     if options.write.part.is_some() {
         return Err(Error::invalid("--part", "an adapter is written in one piece"));
     }
@@ -101,12 +99,37 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
             .chain([adapter.root.as_path()])
             .filter(|path| path.is_file() || adapter.config.path.is_file() && *path == adapter.root),
     )?;
-    let mut report = empty_report(options, &adapter, to);
+    let recipe = recipe(&adapter, options)?;
+    let (output, mut report) = output(&adapter, options, &recipe)?;
+    if !options.write.dry_run {
+        output.write(&options.write, run)?;
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}
+
+/// What `options` make of an adapter that another verb has just put at their input by `recipe`, and what is worth knowing of it.
+///
+/// # Errors
+/// When the target cannot express it.
+pub fn new_adapter(options: &ConvertOptions, recipe: &Value) -> Result<(Output, Vec<String>)> {
+    let mut adapter = Adapter::open(&options.input)?;
+    // Where it lies is nothing people know of.
+    adapter.root.clone_from(&options.write.out);
+    let (output, report) = output(&adapter, options, recipe)?;
+    Ok((output, report.notes))
+}
+
+/// The adapter as it will lie on disk.
+fn output(adapter: &Adapter, options: &ConvertOptions, recipe: &Value) -> Result<(Output, AdapterReport)> {
+    let target = target_of(options);
+    let to = target.name();
+    let mut report = empty_report(options, adapter, to);
     let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
     let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all {
-        same::write(&adapter, options)?
+        same::write(adapter, options)?
     } else {
-        translate(&adapter, target, options, &mut report)?
+        translate(adapter, target, options, &mut report)?
     };
     report.folded = files.folded;
     report.padded = files.padded;
@@ -114,13 +137,13 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     if !files.single {
         refuse_file_name(&options.write.out)?;
     }
-    let output = lay_out(files, &adapter, options, to)?;
+    let output = lay_out(files, options, recipe)?;
     report.bytes = output.bytes();
-    if !options.write.dry_run {
-        output.write(&options.write, run)?;
-    }
-    report.seconds = started.elapsed().as_secs_f64();
-    Ok(report)
+    Ok((output, report))
+}
+
+fn target_of(options: &ConvertOptions) -> Target {
+    options.to.unwrap_or(Target::Safetensors)
 }
 
 fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> AdapterReport {
@@ -183,6 +206,10 @@ fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report
     let base = options.base.as_deref().map(Base::open).transpose()?;
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
     spell::unflatten(adapter, &mut pieces, &flat)?;
+    if wanted != Wanted::Own {
+        // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
+        pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+    }
     select(&mut pieces, options);
     if options.as_lora {
         let made = as_lora::convert(adapter, &mut pieces, base.as_ref(), options.write.dtype)?;
@@ -240,8 +267,7 @@ fn flattened_names(base: &Base) -> BTreeMap<String, String> {
     found
 }
 
-fn lay_out(files: Files, adapter: &Adapter, options: &ConvertOptions, to: &str) -> Result<Output> {
-    let recipe = recipe(adapter, options, to)?;
+fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Output> {
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
     metadata.retain(|(key, _)| !stripped.is_match(key));
@@ -251,16 +277,16 @@ fn lay_out(files: Files, adapter: &Adapter, options: &ConvertOptions, to: &str) 
     if files.hashed {
         hashes::refresh(&mut tensors, &mut metadata)?;
     }
-    let plan = new_adapter::lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
+    let plan = lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
     let mut written = files.beside;
     if !files.single {
-        written.push((PathBuf::from(SIDECAR), json::render(&recipe)));
+        written.push((PathBuf::from(SIDECAR), json::render(recipe)));
     }
     Ok(Output { plan, written, copied: Vec::new(), single_file: files.single })
 }
 
-fn recipe(adapter: &Adapter, options: &ConvertOptions, to: &str) -> Result<Value> {
-    let mut chosen = json!({ "to": to });
+fn recipe(adapter: &Adapter, options: &ConvertOptions) -> Result<Value> {
+    let mut chosen = json!({ "to": target_of(options).name() });
     if let Some(float) = options.write.dtype {
         chosen["dtype"] = float.dtype().name().into();
     }
