@@ -17,6 +17,7 @@
 //! * Big-endian files are read as if they were little-endian, and only the latter are written.
 //! * `<prefix>-00001-of-0000N.gguf` are one checkpoint ([`Gguf`]).
 
+mod config;
 mod cursor;
 mod file;
 mod header;
@@ -24,6 +25,7 @@ mod metadata;
 mod set;
 mod write;
 
+pub use config::hub_config;
 pub use file::GgufFile;
 pub use header::{Header, looks_like_gguf};
 pub use metadata::{Array, Kind, Metadata, Value};
