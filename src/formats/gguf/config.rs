@@ -20,7 +20,7 @@ struct Tables {
 /// The type of a number in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum KeyKind {
+pub(super) enum KeyKind {
     U32,
     F32,
 }
@@ -34,10 +34,11 @@ pub struct Family {
     pub class: String,
     /// `general.architecture`.
     pub arch: String,
-    order: Vec<String>,
+    pub(super) order: Vec<String>,
     #[serde(default)]
     names: BTreeMap<String, String>,
     fixed: Map<String, Json>,
+    pub(super) defaults: BTreeMap<String, Json>,
 }
 
 static TABLES: LazyLock<Tables> = LazyLock::new(|| {
@@ -59,7 +60,7 @@ impl Family {
     }
 
     /// The key of config.json and the type of a key of a file.
-    fn key(&self, key: &str) -> Option<(&str, KeyKind)> {
+    pub(super) fn key(&self, key: &str) -> Option<(&str, KeyKind)> {
         let (name, kind) = TABLES.keys.get(key)?;
         Some((self.names.get(key).unwrap_or(name), *kind))
     }

@@ -1,0 +1,178 @@
+//! The rotary embedding of a `config.json`: base, scaling, and the factors that llama.cpp keeps as tensors.
+//!
+//! Llama 3 divides the frequency of dimension j by a factor between 1 and `factor`, which depends on the wavelength
+//! λ = 2π θ^(2j/d): 1 below L / high, `factor` above L / low, and in between 1 / ((1 − s) / factor + s) with
+//! s = (L / λ − low) / (high − low), L the context it was trained with. Source: llama.cpp `conversion/llama.py`.
+
+use serde_json::{Map, Value as Json};
+
+use super::config::Family;
+use super::metadata::Value;
+
+type Keys = Vec<(&'static str, Value)>;
+type Factors = Vec<(&'static str, Vec<f32>)>;
+
+/// What a config says of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rotary {
+    /// θ.
+    pub base: Option<f64>,
+    /// θ of layers with a window.
+    base_swa: Option<f64>,
+    parameters: Map<String, Json>,
+    kind: Option<String>,
+    /// What llama.cpp does otherwise.
+    pub notes: Vec<String>,
+}
+
+/// A JSON number as f64.
+pub(super) fn number(value: &Json) -> Option<f64> {
+    value.as_f64().filter(|number| number.is_finite())
+}
+
+fn size(config: &Map<String, Json>, key: &str) -> Result<u64, String> {
+    config.get(key).and_then(Json::as_u64).filter(|size| *size > 0).ok_or_else(|| format!("`{key}` is missing"))
+}
+
+impl Rotary {
+    /// In both of the forms that transformers had: `rope_theta` beside `rope_scaling`, and `rope_parameters`, where layers of
+    /// two kinds have their own.
+    pub fn of(config: &Map<String, Json>) -> Result<Self, String> {
+        let object = |map: &Map<String, Json>, key: &str| map.get(key).and_then(Json::as_object).cloned();
+        let all = object(config, "rope_parameters").or_else(|| object(config, "rope_scaling")).unwrap_or_default();
+        let parameters = object(&all, "full_attention").unwrap_or_else(|| all.clone());
+        let own = |map: &Map<String, Json>, key: &str| map.get(key).and_then(number);
+        let base = own(&parameters, "rope_theta").or_else(|| own(config, "rope_theta"));
+        let sliding = object(&all, "sliding_attention");
+        let base_swa = sliding.as_ref().and_then(|sliding| own(sliding, "rope_theta"));
+        let base_swa = base_swa.or_else(|| own(config, "rope_local_base_freq"));
+        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Json::as_str);
+        let mut notes = Vec::new();
+        match kind.map(str::to_lowercase).as_deref() {
+            None | Some("default" | "linear" | "yarn" | "su" | "longrope" | "llama3") => {}
+            Some("dynamic") => notes.push(
+                "llama.cpp has no dynamic scaling of the rotary embedding: contexts longer than `max_position_embeddings` are not scaled".into(),
+            ),
+            Some(other) => return Err(format!("`rope_type` is `{other}`, which llama.cpp does not have")),
+        }
+        Ok(Self { base, base_swa, kind: kind.map(str::to_lowercase), parameters, notes })
+    }
+
+    fn parameter(&self, key: &str) -> Option<f64> {
+        self.parameters.get(key).and_then(number)
+    }
+
+    /// The context that the model was trained with before it was made longer.
+    pub fn original(&self, config: &Map<String, Json>) -> Option<u32> {
+        let key = "original_max_position_embeddings";
+        let said =
+            self.parameters.get(key).or_else(|| config.get(key)).or_else(|| config.get("max_position_embeddings"));
+        said.and_then(Json::as_u64).and_then(|length| length.try_into().ok())
+    }
+
+    /// Keys of scaling and base.
+    pub fn keys(&self, config: &Map<String, Json>) -> Result<Keys, String> {
+        let mut keys = Keys::new();
+        let scale = |keys: &mut Keys, name: &str| {
+            keys.push(("rope.scaling.type", name.into()));
+        };
+        match (self.kind.as_deref(), self.parameter("factor")) {
+            (Some("linear"), Some(factor)) => {
+                scale(&mut keys, "linear");
+                keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+            }
+            (Some("yarn"), Some(factor)) => {
+                scale(&mut keys, "yarn");
+                keys.push(("rope.scaling.factor", Value::F32(factor as f32)));
+                let original = self.original(config).ok_or("`original_max_position_embeddings` is missing")?;
+                keys.push(("rope.scaling.original_context_length", Value::U32(original)));
+                for (key, names) in [
+                    ("rope.scaling.yarn_ext_factor", ["extrapolation_factor", "extrapolation_factor"]),
+                    ("rope.scaling.yarn_attn_factor", ["attention_factor", "attn_factor"]),
+                    ("rope.scaling.yarn_beta_fast", ["beta_fast", "beta_fast"]),
+                    ("rope.scaling.yarn_beta_slow", ["beta_slow", "beta_slow"]),
+                ] {
+                    let value = names.iter().find_map(|name| self.parameter(name));
+                    keys.extend(value.map(|value| (key, Value::F32(value as f32))));
+                }
+            }
+            (Some("su" | "longrope"), _) => scale(&mut keys, "longrope"),
+            _ => {}
+        }
+        keys.extend(self.base.map(|base| ("rope.freq_base", Value::F32(base as f32))));
+        keys.extend(self.base_swa.map(|base| ("rope.freq_base_swa", Value::F32(base as f32))));
+        Ok(keys)
+    }
+
+    /// Values of a head that are rotated.
+    pub fn dimensions(&self, family: &Family, config: &Map<String, Json>) -> Result<u32, String> {
+        let even = || Ok::<_, String>(size(config, "hidden_size")? / size(config, "num_attention_heads")?);
+        let rotated = if family.arch == "phi3" {
+            let share =
+                self.parameter("partial_rotary_factor").or(config.get("partial_rotary_factor").and_then(number));
+            let whole = (share.unwrap_or(1.0) * size(config, "hidden_size")? as f64) as u64;
+            whole / size(config, "num_attention_heads")?
+        } else {
+            config.get("head_dim").and_then(Json::as_u64).map_or_else(even, Ok)?
+        };
+        rotated.try_into().map_err(|_| format!("heads of {rotated} values are too wide"))
+    }
+
+    /// Factors as tensors, and keys that come with them.
+    pub fn factors(&self, family: &Family, config: &Map<String, Json>) -> Result<(Keys, Factors), String> {
+        match self.kind.as_deref() {
+            Some("llama3") if ["llama", "smollm3"].contains(&family.arch.as_str()) => {
+                Ok((Keys::new(), vec![("rope_freqs.weight", self.llama3(family, config)?)]))
+            }
+            Some("su" | "longrope") if family.arch == "phi3" => self.long(family, config),
+            Some("su" | "longrope" | "llama3") => {
+                let kind = self.kind.as_deref().unwrap_or_default();
+                Err(format!("`rope_type` is `{kind}`, which llama.cpp does not have in models of type {}", family.arch))
+            }
+            _ => Ok((Keys::new(), Factors::new())),
+        }
+    }
+
+    fn llama3(&self, family: &Family, config: &Map<String, Json>) -> Result<Vec<f32>, String> {
+        let width = self.dimensions(family, config)?;
+        let (base, factor) = (self.base.unwrap_or(10_000.0), self.parameter("factor").unwrap_or(8.0) as f32);
+        let low = self.parameter("low_freq_factor").unwrap_or(1.0) as f32;
+        let high = self.parameter("high_freq_factor").unwrap_or(4.0) as f32;
+        let trained = self.parameter("original_max_position_embeddings").unwrap_or(8192.0) as f32;
+        let one = |dimension: u32| {
+            let power = base.powf(f64::from(dimension as f32 / width as f32)) as f32;
+            let wavelength = std::f64::consts::TAU as f32 / (1.0 / power);
+            if wavelength < trained / high {
+                1.0
+            } else if wavelength > trained / low {
+                factor
+            } else {
+                let smooth = (trained / wavelength - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        };
+        Ok((0..width).step_by(2).map(one).collect())
+    }
+
+    fn long(&self, family: &Family, config: &Map<String, Json>) -> Result<(Keys, Factors), String> {
+        let list = |key: &str| -> Option<Vec<f32>> {
+            let list = self.parameters.get(key)?.as_array()?;
+            list.iter().map(|value| number(value).map(|value| value as f32)).collect()
+        };
+        let (Some(long), Some(short)) = (list("long_factor"), list("short_factor")) else {
+            return Err("`long_factor` and `short_factor` of the rotary embedding must be lists of numbers".into());
+        };
+        let half = u64::from(self.dimensions(family, config)?) / 2;
+        if long.len() as u64 != half || short.len() as u64 != half {
+            let (long, short) = (long.len(), short.len());
+            return Err(format!("the rotary embedding has {long} long and {short} short factors, and needs {half}"));
+        }
+        let longest =
+            config.get("max_position_embeddings").and_then(number).ok_or("`max_position_embeddings` is missing")?;
+        let original = f64::from(self.original(config).ok_or("`original_max_position_embeddings` is missing")?);
+        let scale = longest / original;
+        let attention = if scale > 1.0 { (1.0 + scale.ln() / original.ln()).sqrt() } else { 1.0 };
+        let keys = vec![("rope.scaling.attn_factor", Value::F32(attention as f32))];
+        Ok((keys, vec![("rope_factors_long.weight", long), ("rope_factors_short.weight", short)]))
+    }
+}
