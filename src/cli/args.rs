@@ -91,6 +91,9 @@ pub struct Merge {
     /// Let embedding and head that the adapter holds whole change the size of the vocabulary
     #[arg(long)]
     pub resize_vocab: bool,
+    /// What the weights that change are written as in a GGUF file: keep, f16, bf16, f32, q8_0, q4_k …
+    #[arg(long, default_value = "keep", value_name = "TYPE")]
+    pub quant: String,
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,

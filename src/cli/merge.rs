@@ -4,6 +4,7 @@ use lorakit::error::{Error, Result};
 use lorakit::ops::merge::{MergeOptions, Selection, merge};
 use lorakit::ops::{Rounding, Run, WriteOptions};
 use lorakit::report;
+use lorakit::tensor::{Float, GgmlType, Packing};
 use regex::Regex;
 
 use super::args::{Merge, RoundingMode, Write};
@@ -21,6 +22,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         selection: selection(&args.write, &args.weight_for)?,
         allow_unused: args.write.allow_unused.clone(),
         resize_vocabulary: args.resize_vocab,
+        quant: quant(&args.quant)?,
         hash_base: args.hash_base,
         write: write_options(&args.write)?,
     };
@@ -37,6 +39,21 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         (false, true) => Vec::new(),
         (false, false) => report::merge(&result, talk.verbose).into_bytes(),
     })
+}
+
+/// `--quant`: `keep`, a type of ggml, or a dtype.
+fn quant(typed: &str) -> Result<Option<Packing>> {
+    if typed.eq_ignore_ascii_case("keep") {
+        return Ok(None);
+    }
+    let blocks = GgmlType::from_name(typed).and_then(|ggml| Packing::of(&ggml.dtype()));
+    let found = blocks.or_else(|| Float::from_option(typed).map(Packing::Float)).filter(|packing| packing.can_encode());
+    let wrong = || {
+        let known = GgmlType::all().filter(|ggml| ggml.can_encode()).map(|ggml| ggml.name().to_lowercase());
+        let hint = format!("keep, {}", known.collect::<Vec<_>>().join(", "));
+        Error::invalid("--quant", format!("`{typed}` is no type that can be written")).hint(hint)
+    };
+    found.map(Some).ok_or_else(wrong)
 }
 
 /// Options shared by all writing verbs.

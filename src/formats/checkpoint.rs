@@ -6,10 +6,12 @@ use std::path::{self, Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
+use super::gguf::{Gguf, Metadata, View, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
 use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
+use crate::io::read_start;
 use crate::tensor::TensorInfo;
 
 /// How the tensors were found on disk.
@@ -26,6 +28,8 @@ pub enum Container {
         /// `metadata` of the index.
         metadata: Map<String, Value>,
     },
+    /// A file that was named itself, and the others that are one checkpoint with it.
+    Split,
     /// A directory with the folders of a diffusion pipeline. The names of their tensors begin with the folder and a dot.
     Pipeline(Vec<Folder>),
 }
@@ -36,6 +40,7 @@ pub struct Checkpoint {
     root: PathBuf,
     container: Container,
     files: Vec<WeightFile>,
+    gguf: Option<Metadata>,
     by_name: HashMap<String, (usize, usize)>,
 }
 
@@ -76,6 +81,9 @@ impl Checkpoint {
     pub fn open_directory(path: &Path, stems: &[&str]) -> Result<Self> {
         match discover::locate(path, stems)? {
             Place::Index(index) => Self::open_sharded(path, index),
+            Place::File(name) if is_gguf(&path.join(&name))? => {
+                Self::open_gguf(path, &path.join(&name), |_| Container::Directory)
+            }
             Place::File(name) => Self::assemble(path, Container::Directory, vec![WeightFile::open(path, &name)?]),
         }
     }
@@ -84,9 +92,20 @@ impl Checkpoint {
         if path.extension().is_some_and(|extension| extension == "json") {
             return Err(Error::unsupported(path, "is not a weight file").hint("name the directory it lies in"));
         }
+        if is_gguf(path)? {
+            return Self::open_gguf(path, path, |files| if files == 1 { Container::File } else { Container::Split });
+        }
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let directory = path.parent().unwrap_or(Path::new(""));
         Self::assemble(path, Container::File, vec![WeightFile::open(directory, &name)?])
+    }
+
+    /// Opens the GGUF file `path`, and those that are one checkpoint with it.
+    fn open_gguf(root: &Path, path: &Path, container: impl Fn(usize) -> Container) -> Result<Self> {
+        let (metadata, files) = Gguf::open(path)?.into_parts();
+        let files = files.into_iter().map(WeightFile::of_gguf).collect::<Result<Vec<_>>>()?;
+        let opened = Self::assemble(root, container(files.len()), files)?;
+        Ok(Self { gguf: Some(metadata), ..opened })
     }
 
     fn open_sharded(directory: &Path, index: String) -> Result<Self> {
@@ -147,7 +166,7 @@ impl Checkpoint {
                 }
             }
         }
-        Ok(Self { root: root.into(), container, files, by_name })
+        Ok(Self { root: root.into(), container, files, gguf: None, by_name })
     }
 
     /// The path that was opened.
@@ -158,9 +177,27 @@ impl Checkpoint {
     /// The directory that holds the weights, and with them the config and its companions.
     pub fn directory(&self) -> &Path {
         match self.container {
-            Container::File => self.root.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+            Container::File | Container::Split => {
+                self.root.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+            }
             _ => &self.root,
         }
+    }
+
+    /// The typed metadata of GGUF files, without what says that they are several.
+    pub fn gguf(&self) -> Option<&Metadata> {
+        self.gguf.as_ref()
+    }
+
+    /// A checkpoint of llama.cpp as Hugging Face has it, and how that lies in the files; any other as it is.
+    ///
+    /// # Errors
+    /// When the metadata does not tell how rows are ordered.
+    pub fn in_hub_names(self) -> Result<(Self, Option<View>)> {
+        let Some(metadata) = self.gguf else { return Ok((self, None)) };
+        let (view, files) = View::of(&metadata, self.files)?;
+        let seen = Self::assemble(&self.root, self.container, files)?;
+        Ok((Self { gguf: Some(metadata), ..seen }, Some(view)))
     }
 
     /// How the weights are stored.
@@ -232,6 +269,14 @@ impl Checkpoint {
         let path = self.directory().join("config.json");
         if path.is_file() { json::read_object(&path).map(Some) } else { Ok(None) }
     }
+}
+
+/// Whether a file begins as those of llama.cpp do.
+fn is_gguf(path: &Path) -> Result<bool> {
+    if path.extension().is_some_and(|ending| ending == "safetensors") {
+        return Ok(false);
+    }
+    Ok(looks_like_gguf(&read_start(path, 4)?))
 }
 
 /// Whether a file name of an index stays inside its directory.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::gguf::parse_name;
 use crate::error::{Error, Result};
 
 /// File stems under which Hugging Face libraries store weights, in the order they are looked for.
@@ -10,8 +11,8 @@ pub const WEIGHT_STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapte
 /// Endings of weights in other containers that can be read, in the order they are looked for.
 const READABLE: [&str; 5] = ["bin", "pt", "pth", "ckpt", "npz"];
 
-/// Endings of weights that are recognised and cannot be read.
-const UNREADABLE: [&str; 1] = ["gguf"];
+/// Ending of the files of llama.cpp, which lie beside each other in several precisions.
+const GGUF: &str = "gguf";
 
 /// What trainers leave beside the weights under the same endings.
 const LEFTOVERS: [&str; 6] = ["training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states"];
@@ -58,7 +59,7 @@ pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
     let listing = list_weights(directory)?;
     match (listing.safetensors.as_slice(), listing.readable.as_slice()) {
         ([name], _) | ([], [name]) => Ok(Place::File(name.clone())),
-        ([], []) => Err(no_weights(directory, &listing.unreadable)),
+        ([], []) => only_gguf(directory, &listing.gguf),
         ([], names) | (names, _) => {
             let kind = if listing.safetensors.is_empty() { "weight" } else { "safetensors" };
             let what =
@@ -95,7 +96,7 @@ fn variant(directory: &Path, stems: &[&str]) -> Option<Place> {
 /// When it cannot be listed.
 pub fn holds_weights(directory: &Path) -> Result<bool> {
     let listing = list_weights(directory)?;
-    Ok(!listing.safetensors.is_empty() || !listing.readable.is_empty())
+    Ok([&listing.safetensors, &listing.readable, &listing.gguf].iter().any(|names| !names.is_empty()))
 }
 
 /// The stem of the shards that the index `name` ties together.
@@ -130,11 +131,11 @@ fn refuse_slices(directory: &Path, name: &str) -> Result<()> {
 struct Listing {
     safetensors: Vec<String>,
     readable: Vec<String>,
-    unreadable: Vec<String>,
+    gguf: Vec<String>,
 }
 
 fn list_weights(directory: &Path) -> Result<Listing> {
-    let mut listing = Listing { safetensors: Vec::new(), readable: Vec::new(), unreadable: Vec::new() };
+    let mut listing = Listing { safetensors: Vec::new(), readable: Vec::new(), gguf: Vec::new() };
     let entries = std::fs::read_dir(directory).map_err(|source| Error::io(directory, "cannot list", source))?;
     for entry in entries {
         let entry = entry.map_err(|source| Error::io(directory, "cannot list", source))?;
@@ -144,22 +145,34 @@ fn list_weights(directory: &Path) -> Result<Listing> {
             listing.safetensors.push(name);
         } else if READABLE.contains(&extension) && !LEFTOVERS.iter().any(|leftover| name.starts_with(leftover)) {
             listing.readable.push(name);
-        } else if UNREADABLE.contains(&extension) {
-            listing.unreadable.push(name);
+        } else if extension == GGUF {
+            listing.gguf.push(name);
         }
     }
     listing.safetensors.sort();
     listing.readable.sort();
-    listing.unreadable.sort();
+    listing.gguf.sort();
     Ok(listing)
 }
 
-fn no_weights(directory: &Path, unreadable: &[String]) -> Error {
-    if unreadable.is_empty() {
-        return Error::unsupported(directory, "holds no weights that can be read: safetensors, PyTorch or numpy");
+/// The one GGUF file of a directory, or the first of those that are one checkpoint.
+fn only_gguf(directory: &Path, names: &[String]) -> Result<Place> {
+    let set = |name: &String| parse_name(name).map(|(prefix, _, count)| (prefix.to_owned(), count));
+    match names {
+        [] => {
+            let what = "holds no weights that can be read: safetensors, PyTorch, numpy or GGUF";
+            Err(Error::unsupported(directory, what))
+        }
+        [first, rest @ ..]
+            if rest.is_empty() || set(first).is_some() && rest.iter().all(|name| set(name) == set(first)) =>
+        {
+            Ok(Place::File(first.clone()))
+        }
+        names => {
+            let what = format!("holds {} GGUF files that are not one checkpoint: {}", names.len(), join(names));
+            Err(Error::unsupported(directory, what).hint("name one of the files"))
+        }
     }
-    let what = format!("holds no weights that can be read; {} cannot be", join(unreadable));
-    Error::unsupported(directory, what).hint("name the model it was made from")
 }
 
 fn join(names: &[String]) -> String {
@@ -198,6 +211,9 @@ mod tests {
             (&["weights.npz"], file("weights.npz")),
             (&["v1-5-pruned.ckpt", "training_args.bin"], file("v1-5-pruned.ckpt")),
             (&["a.pt", "b.safetensors"], file("b.safetensors")),
+            (&["q4.gguf", "b.bin"], file("b.bin")),
+            (&["model-q4.gguf", "README.md"], file("model-q4.gguf")),
+            (&["m-00002-of-00002.gguf", "m-00001-of-00002.gguf"], file("m-00001-of-00002.gguf")),
             (&["model.fp16.safetensors", "model.safetensors"], file("model.safetensors")),
             (&["model.fp16.safetensors", "model.non_ema.safetensors"], file("model.fp16.safetensors")),
             (
@@ -226,7 +242,7 @@ mod tests {
             (&["a.pt", "b.bin"][..], "holds 2 weight files and no index that ties them together: `a.pt`, `b.bin`"),
             (&["a.safetensors", "b.safetensors"], "holds 2 safetensors files and no index"),
             (&["consolidated.00.pth", "consolidated.01.pth"], "every file holds a slice of every tensor"),
-            (&["model-q4.gguf"], "`model-q4.gguf` cannot be"),
+            (&["model-q4.gguf", "model-q8.gguf"], "holds 2 GGUF files that are not one checkpoint: `model-q4.gguf`"),
             (&["training_args.bin"], "holds no weights that can be read"),
         ] {
             let error = found(names).expect_err("refused").to_string();

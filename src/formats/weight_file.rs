@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::found::Found;
+use super::gguf::{self, GgufFile};
 use super::safetensors::{Header, looks_like, read_header};
 use super::zip::Archive;
 use super::{npy, pickle};
 use crate::error::{Error, Result};
 use crate::io::MappedFile;
-use crate::tensor::{TensorInfo, TensorView};
+use crate::tensor::{Dtype, TensorInfo, TensorView};
 
 /// File endings of PyTorch.
 const PYTORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
@@ -31,6 +32,8 @@ pub enum Format {
     Npz,
     /// One array of numpy.
     Npy,
+    /// A header with typed metadata, then the data: llama.cpp.
+    Gguf,
 }
 
 impl Format {
@@ -42,6 +45,7 @@ impl Format {
             Self::PyTorchLegacy => "pytorch-legacy",
             Self::Npz => "npz",
             Self::Npy => "npy",
+            Self::Gguf => "gguf",
         }
     }
 }
@@ -55,8 +59,10 @@ pub struct WeightFile {
     pub format: Format,
     /// Its mapped bytes.
     pub map: Arc<MappedFile>,
-    /// Its tensors and metadata. Other containers than safetensors have no metadata, and `data_start` is 0 there.
+    /// Its tensors and metadata. Other containers than safetensors have no metadata here, and `data_start` is 0 there.
     pub header: Header,
+    /// What a GGUF file says before its data.
+    pub gguf: Option<Box<gguf::Header>>,
     /// What a user should know of how it was read.
     pub notes: Vec<String>,
     /// By position: what is held of the tensors that do not lie in the file as they are.
@@ -104,7 +110,48 @@ impl WeightFile {
         map.advise_scattered(false);
         map.release(0, if format == Format::Safetensors { header.data_start } else { map.len() });
         let (held, notes) = (found.held, found.notes);
-        Ok(Self { name: name.into(), format, map, header, notes, held })
+        Ok(Self { name: name.into(), format, map, header, gguf: None, notes, held })
+    }
+
+    /// An opened file of llama.cpp.
+    ///
+    /// # Errors
+    /// When a tensor lies outside the file.
+    pub fn of_gguf(file: GgufFile) -> Result<Self> {
+        let name = file.map.path().file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut found = Found::default();
+        let mut left = 0;
+        for (position, info) in file.header.tensors.iter().enumerate() {
+            match file.stored(position) {
+                Ok(stored) => {
+                    let info = TensorInfo { offset: stored.start, ..stored.info };
+                    found.push(info, stored.map.is_held().then_some(stored.map));
+                }
+                // Blocks that cannot be turned are known by name only.
+                Err(_) => {
+                    left += 1;
+                    let dtype = Dtype::Other(format!("big-endian {}", info.dtype).into());
+                    found
+                        .push(TensorInfo { dtype, offset: file.header.data_start + info.offset, ..info.clone() }, None);
+                }
+            }
+        }
+        if file.header.big_endian {
+            let blocks = if left > 0 { format!("; blocks of {left} tensors cannot be read") } else { String::new() };
+            found.notes.push(format!("`{name}` has the highest byte of every number first{blocks}"));
+        }
+        let header = Header { metadata: Vec::new(), tensors: found.tensors, data_start: 0 };
+        let (format, gguf) = (Format::Gguf, Some(Box::new(file.header)));
+        Ok(Self { name, format, map: file.map, header, gguf, notes: found.notes, held: found.held })
+    }
+
+    /// The same file with other tensors: each lies in one of those it has, at a byte of it.
+    pub(super) fn with_tensors(mut self, tensors: Vec<(usize, TensorInfo)>) -> Self {
+        let held = std::mem::take(&mut self.held);
+        let of = |(at, (position, _)): (usize, &(usize, TensorInfo))| Some((at, Arc::clone(held.get(position)?)));
+        self.held = tensors.iter().enumerate().filter_map(of).collect();
+        self.header.tensors = tensors.into_iter().map(|(_, info)| info).collect();
+        self
     }
 
     /// The tensor at `position` of the header.

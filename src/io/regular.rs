@@ -31,6 +31,17 @@ pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     if bytes > max_bytes { Err(too_long(bytes)) } else { Ok(contents) }
 }
 
+/// The first `count` bytes of a file, or all where it has fewer.
+///
+/// # Errors
+/// When it cannot be opened or read, or is not a regular file.
+pub fn read_start(path: &Path, count: u64) -> Result<Vec<u8>> {
+    let (file, _) = open_regular(path)?;
+    let mut start = Vec::new();
+    file.take(count).read_to_end(&mut start).map_err(|source| Error::io(path, "cannot read", source))?;
+    Ok(start)
+}
+
 /// Opens `path` for reading, and tells its length and times.
 pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata)> {
     // NONBLOCK: opening a pipe that nobody writes to returns at once. It changes nothing for regular files.

@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
+use crate::formats::gguf::{View, hub_config};
 use crate::formats::{Checkpoint, Format, Stored};
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
 use crate::naming::{Names, conv1d};
-use crate::tensor::Float;
+use crate::tensor::Packing;
 
 /// Endings of architecture names whose models have an output head over the vocabulary.
 const WITH_HEAD: [&str; 5] =
@@ -36,9 +37,11 @@ pub const PACKED: [(&str, &str); 6] = [
 pub struct Base {
     /// Its tensors.
     pub checkpoint: Checkpoint,
+    /// How a checkpoint of llama.cpp, whose tensors have the names of Hugging Face here, lies in its files.
+    pub view: Option<View>,
     /// Their names.
     pub names: Names,
-    /// `config.json`, where there is one.
+    /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
     pub config: Option<Map<String, Value>>,
     /// The head that shares the embedding's tensor, if one does.
     pub tie: Option<Tie>,
@@ -53,18 +56,26 @@ impl Base {
     /// When weights or config cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let checkpoint = Checkpoint::open(path)?;
-        let config = checkpoint.config()?;
+        if checkpoint.gguf().and_then(|metadata| metadata.text("general.type")) == Some("adapter") {
+            return Err(Error::unsupported(path, "is an adapter, and the base must be a model"));
+        }
+        let (checkpoint, view) = checkpoint.in_hub_names()?;
+        let config = match checkpoint.gguf().and_then(|metadata| hub_config(metadata, has_output(&checkpoint))) {
+            Some(config) => Some(config),
+            None => checkpoint.config()?,
+        };
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
         let tied = config.as_ref().is_some_and(is_tied);
         let tie = if tied { find_tie(|name| names.has(name)) } else { None };
         let declared = config.as_ref().and_then(declared_tie) == Some(true);
         let stored_tie = if declared { find_stored_pair(|name| names.has(name)) } else { None };
-        Ok(Self { checkpoint, names, config, tie, stored_tie })
+        Ok(Self { checkpoint, view, names, config, tie, stored_tie })
     }
 
     /// What a user should know of how it was read, and of how it is written.
     pub fn reading_notes(&self) -> impl Iterator<Item = String> {
-        let foreign = self.checkpoint.files().iter().find(|file| file.format != Format::Safetensors);
+        let foreign =
+            self.checkpoint.files().iter().find(|file| ![Format::Safetensors, Format::Gguf].contains(&file.format));
         let written = foreign
             .map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name()));
         self.checkpoint.notes().cloned().chain(written)
@@ -81,6 +92,9 @@ impl Base {
 
     /// Whether the layer `path` keeps its weight as `[in, out]`; `said` is what its adapter's config says of that.
     pub fn keeps_inputs_in_rows(&self, path: &str, said: bool) -> bool {
+        if self.view.is_some() {
+            return false;
+        }
         if self.is_one_of(&conv1d::MODELS) { conv1d::is_layer(path) } else { said }
     }
 
@@ -106,10 +120,14 @@ impl Base {
         {
             return Err(error);
         }
-        let mut weight = Weight::new(tensor, cols)?;
-        if let Some(scale) = self.scale_of(name, weight.float) {
+        let lie = self.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        // The rows of a bias are its values.
+        let is_bias = lie.order.is_some() && tensor.info.shape.as_slice().len() == 1;
+        let mut weight = Weight::new(tensor, if is_bias { Some(1) } else { cols })?;
+        weight.lie = lie;
+        if let Some(scale) = self.scale_of(name, weight.packing) {
             weight.scale = Some(ScaleGrid::read(self.stored(&scale), weight.rows, weight.cols)?);
-        } else if let Some(scale) = self.unknown_scale_of(name, weight.float) {
+        } else if let Some(scale) = self.unknown_scale_of(name, weight.packing) {
             let what = format!("tensor `{name}` is FP8, and how `{scale}` scales it is not known");
             return Err(Error::unsupported(self.checkpoint.root(), what));
         }
@@ -117,16 +135,16 @@ impl Base {
     }
 
     /// Name of the scales of an FP8 weight.
-    pub fn scale_of(&self, name: &str, float: Float) -> Option<String> {
-        let module = name.strip_suffix(".weight").filter(|_| float.bytes() == 1)?;
+    pub fn scale_of(&self, name: &str, packing: impl Into<Packing>) -> Option<String> {
+        let module = name.strip_suffix(".weight").filter(|_| is_fp8(packing.into()))?;
         SCALE_NAMES.iter().map(|ending| format!("{module}{ending}")).find(|scale| self.names.has(scale))
     }
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
-    fn unknown_scale_of(&self, name: &str, float: Float) -> Option<String> {
+    fn unknown_scale_of(&self, name: &str, packing: Packing) -> Option<String> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let places = UNKNOWN_SCALES.iter().flat_map(|ending| [format!("{name}{ending}"), format!("{module}{ending}")]);
-        places.filter(|_| float.bytes() == 1).find(|scale| self.names.has(scale))
+        places.filter(|_| is_fp8(packing)).find(|scale| self.names.has(scale))
     }
 
     /// The refusal of a packed weight, naming the tensors that show it.
@@ -143,6 +161,15 @@ impl Base {
                 .hint("merge into the model the quantised one was made from, then quantise the result"),
         )
     }
+}
+
+/// Whether a checkpoint of llama.cpp has a head of its own.
+fn has_output(checkpoint: &Checkpoint) -> bool {
+    ["lm_head.weight", "output.weight"].iter().any(|name| checkpoint.info(name).is_some())
+}
+
+fn is_fp8(packing: Packing) -> bool {
+    packing.float().is_some_and(|float| float.bytes() == 1)
 }
 
 /// What the config, or that of its text part, says of the tie.

@@ -3,14 +3,17 @@
 //! FP8 checkpoints store codes and, in a tensor of their own, scales: one for the tensor (`weight_scale`, ComfyUI's
 //! `scale_weight`), one per row, or one per block of 128 × 128 (`weight_scale_inv`, DeepSeek-V3). In all of them
 //! W = code · scale.
+//!
+//! Files of llama.cpp store blocks of values that share scales, put the rows of some weights in another order and add 1 to the
+//! weights of some norms: a [`Lie`] says so, and what is read here is the weight as the checkpoint has it.
 
 use std::ops::Range;
 
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
-use crate::formats::Stored;
+use crate::formats::{Lie, Stored};
 use crate::linalg::RowSource;
-use crate::tensor::Float;
+use crate::tensor::{Float, Packing};
 
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
 const BLOCK: usize = 128;
@@ -24,7 +27,9 @@ pub struct Weight {
     /// Where it lies.
     pub tensor: Stored,
     /// How its elements are stored.
-    pub float: Float,
+    pub packing: Packing,
+    /// How it lies in its file.
+    pub lie: Lie,
     /// Rows of the matrix view.
     pub rows: usize,
     /// Columns of the matrix view.
@@ -112,33 +117,56 @@ impl Weight {
     /// When its dtype holds no floating point numbers, naming dtype and tensor.
     pub fn new(tensor: Stored, cols: Option<usize>) -> Result<Self> {
         let info = &tensor.info;
-        let float = info.dtype.float().ok_or_else(|| {
+        let packing = Packing::of(&info.dtype).ok_or_else(|| {
             let what = format!("tensor `{}` is stored as {}, which no delta can be added to", info.name, info.dtype);
             Error::unsupported(tensor.path(), what)
         })?;
-        let elements = usize::try_from(info.bytes).expect("a mapped tensor fits the address space") / float.bytes();
+        let bytes = usize::try_from(info.bytes).expect("a mapped tensor fits the address space");
+        let elements = packing.values_in(bytes);
         let (rows, natural) = info.shape.rows_cols();
         let cols = cols.unwrap_or_else(|| usize::try_from(natural).expect("a mapped tensor fits the address space"));
         let rows = elements.checked_div(cols).unwrap_or_else(|| usize::try_from(rows).unwrap_or(0));
-        Ok(Self { float, rows, cols, scale: None, tensor })
+        if !cols.is_multiple_of(packing.block()) {
+            let (block, name) = (packing.block(), &info.name);
+            let what = format!("tensor `{name}`: blocks of {block} values of {packing} do not fit rows of {cols}");
+            return Err(Error::unsupported(tensor.path(), what));
+        }
+        Ok(Self { packing, lie: Lie::default(), rows, cols, scale: None, tensor })
     }
 
-    /// The stored bytes of `cols` in `row`.
+    /// The numbers it is stored as, one by one.
+    ///
+    /// # Errors
+    /// When it is stored in blocks.
+    pub fn float(&self) -> Result<Float> {
+        self.packing.float().ok_or_else(|| {
+            let what = format!("tensor `{}` is stored in blocks of {}", self.tensor.info.name, self.packing);
+            Error::unsupported(self.tensor.path(), what)
+                .hint("`lorakit convert --to safetensors` gives a model of plain numbers")
+        })
+    }
+
+    /// Bytes of one row as it is stored.
+    pub fn row_bytes(&self) -> usize {
+        self.packing.bytes_of(self.cols)
+    }
+
+    /// The stored bytes of `cols` in the row that is stored as `row`.
     pub fn bytes<'a>(&self, data: &'a [u8], row: usize, cols: Range<usize>) -> &'a [u8] {
-        let width = self.float.bytes();
-        &data[(row * self.cols + cols.start) * width..(row * self.cols + cols.end) * width]
+        let start = row * self.row_bytes();
+        &data[start + self.packing.bytes_of(cols.start)..start + self.packing.bytes_of(cols.end)]
     }
 
     /// Says that `rows` are read next.
     pub fn populate(&self, rows: Range<usize>) {
-        let row_bytes = (self.cols * self.float.bytes()) as u64;
+        let row_bytes = self.row_bytes() as u64;
         self.tensor.map.populate(self.tensor.start + rows.start as u64 * row_bytes, rows.len() as u64 * row_bytes);
     }
 
     /// Says that `rows` have been read: lets go of mapped pages, a window at a time, since every letting go interrupts
     /// all processors.
     pub fn release(&self, rows: Range<usize>) {
-        let row_bytes = (self.cols * self.float.bytes()) as u64;
+        let row_bytes = self.row_bytes() as u64;
         let (start, end) = (rows.start as u64 * row_bytes, rows.end as u64 * row_bytes);
         if rows.end == self.rows || start / RELEASED_BYTES != end / RELEASED_BYTES {
             let first = start - start % RELEASED_BYTES;
@@ -150,13 +178,16 @@ impl Weight {
 impl BaseRows for Weight {
     fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
         let data = self.tensor.view()?.data;
-        if cols.len() == self.cols {
-            let width = self.float.bytes();
-            self.float.decode(&data[rows.start * self.cols * width..rows.end * self.cols * width], out);
+        if cols.len() == self.cols && self.lie.order.is_none() {
+            let bytes = self.row_bytes();
+            self.packing.decode(&data[rows.start * bytes..rows.end * bytes], out);
         } else {
-            for (row, line) in rows.clone().zip(out.chunks_exact_mut(cols.len())) {
-                self.float.decode(self.bytes(data, row, cols.clone()), line);
+            for (row, line) in rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
+                self.packing.decode(self.bytes(data, self.lie.stored_row(row), cols.clone()), line);
             }
+        }
+        if self.lie.added != 0.0 {
+            out.iter_mut().for_each(|value| *value -= self.lie.added);
         }
         if let Some(grid) = &self.scale {
             for (row, line) in rows.zip(out.chunks_exact_mut(cols.len())) {

@@ -9,6 +9,7 @@
 use super::code::{Bf16, Code};
 use super::codec::Rounding;
 use super::dtype::Float;
+use super::packing::Packing;
 use super::simd::{Level, per_cpu};
 use super::survival::Survival;
 
@@ -93,6 +94,44 @@ pub fn encode_surveyed(
             out_float.decode(out, roundeds);
             chunk = survey_in_f64(bases, exact, roundeds)
                 .map_err(|found| NotFinite { index: n * CHUNK + found.index, ..found })?;
+        }
+        sum.add(&chunk);
+    }
+    tally.survival.add(&sum);
+    Ok(())
+}
+
+/// [`encode_surveyed`] for values that are stored in any way: `base` has the values as they were.
+///
+/// # Errors
+/// As [`encode_surveyed`].
+///
+/// # Panics
+/// When the three slices hold different numbers of values, or they are no whole number of blocks.
+pub fn encode_values(
+    base: &[f32],
+    exact: &[f32],
+    packing: Packing,
+    rounding: Rounding,
+    out: &mut [u8],
+    tally: &mut Tally,
+) -> Result<(), NotFinite> {
+    assert_eq!(base.len(), exact.len(), "as many base values as values");
+    assert_eq!(out.len(), packing.bytes_of(exact.len()), "as many places as values");
+    let mut sum = Survival::default();
+    let chunks = base.chunks(CHUNK).zip(exact.chunks(CHUNK)).zip(out.chunks_mut(packing.bytes_of(CHUNK)));
+    for (n, ((base, exact), out)) in chunks.enumerate() {
+        let roundeds = &mut tally.roundeds[..exact.len()];
+        let at = |found: NotFinite| NotFinite { index: n * CHUNK + found.index, ..found };
+        if packing.float().is_none() && exact.iter().any(|value| !value.is_finite()) {
+            // A block with such a value has no scale; the search below finds which it is.
+            return survey_in_f64(base, exact, exact).map(|_| ()).map_err(at);
+        }
+        packing.encode(exact, rounding.skip(n * CHUNK), out);
+        packing.decode(out, roundeds);
+        let mut chunk = survey_at(Level::best(), base, exact, roundeds);
+        if !fits_f32(&chunk) {
+            chunk = survey_in_f64(base, exact, roundeds).map_err(at)?;
         }
         sum.add(&chunk);
     }

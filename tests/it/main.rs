@@ -20,6 +20,7 @@ mod golden;
 mod initial;
 mod kohya;
 mod layout;
+mod merge_gguf;
 mod methods;
 mod mlx;
 mod options;

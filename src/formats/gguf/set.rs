@@ -33,8 +33,13 @@ pub fn split_name(prefix: &str, number: u64, count: u64) -> String {
     format!("{prefix}-{:05}-of-{count:05}.gguf", number + 1)
 }
 
+/// What the files of a checkpoint have in common in their names; of a single file its stem.
+pub fn split_prefix(name: &str) -> &str {
+    parse_name(name).map_or_else(|| name.strip_suffix(".gguf").unwrap_or(name), |(prefix, ..)| prefix)
+}
+
 /// (prefix, number from 0, count), where a file is named as part of several.
-fn parse_name(name: &str) -> Option<(&str, u64, u64)> {
+pub(in crate::formats) fn parse_name(name: &str) -> Option<(&str, u64, u64)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (prefix, number) = rest.rsplit_once('-')?;
@@ -97,6 +102,11 @@ impl Gguf {
         let mut metadata = first.header.metadata.clone();
         metadata.retain(|key| ![NUMBER, COUNT, TENSORS].contains(&key));
         Ok(Self { files, metadata, by_name })
+    }
+
+    /// The metadata of the whole, and the files in order.
+    pub fn into_parts(self) -> (Metadata, Vec<GgufFile>) {
+        (self.metadata, self.files)
     }
 
     /// The files in order.

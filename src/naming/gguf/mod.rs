@@ -25,6 +25,8 @@ struct Row {
     modules: BTreeMap<String, String>,
     #[serde(default)]
     absent: Vec<String>,
+    #[serde(default)]
+    norms_plus_one: bool,
 }
 
 /// Which number of heads the rows of a module are divided into.
@@ -45,6 +47,7 @@ pub struct GgufArch {
     rotary: BTreeMap<String, Heads>,
     to_gguf: HashMap<String, String>,
     from_gguf: HashMap<String, String>,
+    norms_plus_one: bool,
 }
 
 /// Where a module lies in a GGUF file.
@@ -73,7 +76,8 @@ impl Row {
         to_gguf.retain(|module, _| !self.absent.contains(module));
         to_gguf.extend(self.modules);
         let from_gguf = to_gguf.iter().map(|(module, tensor)| (tensor.clone(), module.clone())).collect();
-        GgufArch { name: self.name, kinds: self.kinds, rotary: self.rotary, to_gguf, from_gguf }
+        let Self { name, kinds, rotary, norms_plus_one, .. } = self;
+        GgufArch { name, kinds, rotary, to_gguf, from_gguf, norms_plus_one }
     }
 }
 
@@ -117,6 +121,11 @@ impl GgufArch {
     /// The `model_type`s it stands for, the usual one first.
     pub fn model_types(&self) -> impl Iterator<Item = &str> {
         self.kinds.iter().map(String::as_str)
+    }
+
+    /// What is added to the weight of a module before it is stored: 1 for norms that multiply by 1 + w.
+    pub fn added(&self, module: &str) -> f32 {
+        if self.norms_plus_one && module.ends_with("norm") { 1.0 } else { 0.0 }
     }
 
     /// Where a module of the checkpoint lies.

@@ -6,7 +6,7 @@ use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
 use crate::linalg::RowSource;
 use crate::ops::weight::Weight;
-use crate::tensor::{Float, first_not_finite, rounding_variance};
+use crate::tensor::{Float, Packing, first_not_finite, rounding_variance};
 
 /// Elements that are decoded at once where two dtypes are compared.
 const COMPARED: usize = 1 << 16;
@@ -16,16 +16,21 @@ const COMPARED: usize = 1 << 16;
 pub struct Difference {
     base: Weight,
     tuned: Weight,
+    /// The numbers that the base and the tuned weight are stored as.
+    floats: [Float; 2],
     /// Rows of both that are meant.
     rows: Range<usize>,
 }
 
 impl Difference {
     /// The change of all rows of two weights of one shape.
-    pub fn new(base: Weight, tuned: Weight) -> Self {
+    ///
+    /// # Errors
+    /// When one is stored in blocks, whose rounding is not known.
+    pub fn new(base: Weight, tuned: Weight) -> Result<Self> {
         assert_eq!((base.rows, base.cols), (tuned.rows, tuned.cols), "weights of one shape are compared");
         let rows = 0..base.rows;
-        Self { base, tuned, rows }
+        Ok(Self { floats: [base.float()?, tuned.float()?], base, tuned, rows })
     }
 
     /// The change cut into `count` parts of as many rows each.
@@ -43,13 +48,18 @@ impl Difference {
         &self.tuned
     }
 
+    /// The numbers that the tuned weight is stored as.
+    pub fn tuned_float(&self) -> Float {
+        self.floats[1]
+    }
+
     /// Whether both sides hold the same numbers; bytes are compared where they can be.
     ///
     /// # Errors
     /// When a file is no longer there as it was mapped.
     pub fn is_zero(&self) -> Result<bool> {
         let scales = |weight: &Weight| weight.scale.as_ref().map(|grid| (grid.values.clone(), grid.block));
-        if self.base.float == self.tuned.float && scales(&self.base) == scales(&self.tuned) {
+        if self.floats[0] == self.floats[1] && scales(&self.base) == scales(&self.tuned) {
             let (base, tuned) = (self.base.tensor.view()?.data, self.tuned.tensor.view()?.data);
             if base == tuned {
                 return Ok(true);
@@ -73,12 +83,12 @@ impl Difference {
     /// # Errors
     /// `Numeric`, naming file, tensor and the first such element.
     pub fn check_finite(&self) -> Result<()> {
-        for weight in [&self.base, &self.tuned] {
+        for (weight, float) in [&self.base, &self.tuned].into_iter().zip(self.floats) {
             let data = weight.tensor.view()?.data;
-            if let Some(at) = first_not_finite(weight.float, data) {
+            if let Some(at) = first_not_finite(float, data) {
                 let mut value = [0.0];
-                let width = weight.float.bytes();
-                weight.float.decode(&data[at * width..(at + 1) * width], &mut value);
+                let width = float.bytes();
+                float.decode(&data[at * width..(at + 1) * width], &mut value);
                 let problem = format!("element {at} is {}", value[0]);
                 return Err(Error::numeric(weight.tensor.path(), &weight.tensor.info.name, problem));
             }
@@ -92,19 +102,19 @@ impl Difference {
     /// # Errors
     /// When the file is no longer there as it was mapped.
     pub fn rounding_variance(&self, elements: usize) -> Result<f64> {
-        let (weight, cols) = (&self.tuned, self.tuned.cols);
+        let (weight, float, cols) = (&self.tuned, self.tuned_float(), self.tuned.cols);
         let wanted = (elements / cols.max(1)).max(1);
         let step = self.rows.len().div_ceil(wanted).max(1);
         let data = weight.tensor.view()?.data;
         let (mut sum, mut count) = (0.0, 0);
         let mut values = vec![0.0; cols];
         for row in self.rows.clone().step_by(step) {
-            weight.float.decode(weight.bytes(data, row, 0..cols), &mut values);
+            float.decode(weight.bytes(data, row, 0..cols), &mut values);
             match &weight.scale {
-                None => sum += rounding_variance(weight.float, &values),
+                None => sum += rounding_variance(float, &values),
                 Some(grid) => grid.runs(row, 0..cols, |cell, run| {
                     let scale = f64::from(grid.values[cell]);
-                    sum += scale * scale * rounding_variance(weight.float, &values[run]);
+                    sum += scale * scale * rounding_variance(float, &values[run]);
                 }),
             }
             count += cols;
@@ -115,7 +125,7 @@ impl Difference {
     /// Lets go of the mapped pages of both sides.
     pub fn release(&self) {
         for weight in [&self.base, &self.tuned] {
-            let row_bytes = (weight.cols * weight.float.bytes()) as u64;
+            let row_bytes = weight.row_bytes() as u64;
             let start = weight.tensor.start + self.rows.start as u64 * row_bytes;
             weight.tensor.map.release(start, self.rows.len() as u64 * row_bytes);
         }
@@ -152,7 +162,7 @@ impl RowSource for Difference {
 
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let rows = self.rows.start + rows.start..self.rows.start + rows.end;
-        if self.base.float == Float::F64 || self.tuned.float == Float::F64 {
+        if self.floats.contains(&Float::F64) {
             return self.read_wide(rows, out);
         }
         let cols = self.base.cols;
@@ -169,7 +179,7 @@ impl RowSource for Difference {
 
 /// One row in f64.
 fn wide_row(weight: &Weight, row: usize, out: &mut [f64]) -> Result<()> {
-    if weight.float == Float::F64 {
+    if weight.packing == Packing::Float(Float::F64) {
         let data = weight.tensor.view()?.data;
         let bytes = weight.bytes(data, row, 0..weight.cols);
         for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(8)) {

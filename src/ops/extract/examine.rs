@@ -145,7 +145,7 @@ impl Look<'_> {
         // The experts of a stack lie one under the other.
         let stack = matches!(class, Class::Factors(Layer::Parameter { .. })) && shape.len() == 3;
         let cols = stack.then(|| usize::try_from(shape[2]).expect("a mapped tensor fits the address space"));
-        let difference = Difference::new(self.base.weight(base_name, cols)?, self.tuned.weight(&pair.tuned, cols)?);
+        let difference = Difference::new(self.base.weight(base_name, cols)?, self.tuned.weight(&pair.tuned, cols)?)?;
         let verdict = if difference.is_zero()? {
             Verdict::Unchanged
         } else {

@@ -124,7 +124,7 @@ pub fn above_noise(task: &Task, max_rank: Option<usize>) -> Result<RankRule> {
 /// # Errors
 /// When a file cannot be read any more, or a factor cannot be stored.
 pub fn cut(task: &Task, spectra: &Spectra, rank: usize, form: &Form) -> Result<Factored> {
-    let float = form.stored.unwrap_or_else(|| kept_as(task.difference.tuned().float));
+    let float = form.stored.unwrap_or_else(|| kept_as(task.difference.tuned_float()));
     let rank = rank.min(spectra.parts.iter().map(|part| part.values().len()).max().unwrap_or(0));
     let alpha = form.alpha.unwrap_or(rank as f64);
     let scale = if rank > 0 { alpha / rank as f64 } else { 1.0 };

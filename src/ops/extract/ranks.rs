@@ -141,7 +141,7 @@ fn unit_cost(task: &Task, budgeted: &Budgeted, form: &Form) -> u64 {
     match budgeted {
         Budgeted::Parameters(_) => parameters,
         Budgeted::Bytes(_) => {
-            let float = form.stored.unwrap_or_else(|| kept_as(task.difference.tuned().float));
+            let float = form.stored.unwrap_or_else(|| kept_as(task.difference.tuned_float()));
             parameters * float.bytes() as u64
         }
     }

@@ -81,6 +81,7 @@ impl Weights {
         let (container, index) = match checkpoint.container() {
             Container::File => ("file", None),
             Container::Directory => ("directory", None),
+            Container::Split => ("split", None),
             Container::Sharded { index, .. } => ("sharded", Some(index.clone())),
             Container::Pipeline(_) => ("pipeline", None),
         };

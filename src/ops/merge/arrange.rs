@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Map;
 
+use super::gguf;
+use crate::error::Result;
 use crate::formats::layout::{self, OutputFile, shard};
 use crate::formats::{Component, Container, json};
 use crate::ops::WriteOptions;
@@ -20,19 +22,25 @@ pub struct Placed<O> {
 
 /// Puts the tensors into files: the base's own, or new ones of a given size. `outputs` holds the tensors of one file of the
 /// base after the other, with the name of the file; the parts of a pipeline are cut by themselves.
+///
+/// # Errors
+/// When a file of llama.cpp has no place for one of them.
 pub fn arrange<O>(
     base: &Base,
     options: &WriteOptions,
     outputs: Vec<(String, Vec<Placed<O>>)>,
     metadata: &[(String, String)],
-) -> Vec<(OutputFile, Vec<O>)> {
+) -> Result<Vec<(OutputFile, Vec<O>)>> {
+    if let Some(view) = &base.view {
+        return gguf::arrange(base, view, options, outputs);
+    }
     let mut outputs = outputs.into_iter();
     let mut files = Vec::new();
     for component in base.checkpoint.components() {
         let own = outputs.by_ref().take(component.files.len()).collect();
         files.extend(arrange_one(&component, options, own, metadata));
     }
-    files
+    Ok(files)
 }
 
 fn arrange_one<O>(
@@ -78,6 +86,9 @@ pub fn with_provenance(inherited: &[(String, String)], more: &[(String, String)]
 /// The indexes that tie the shards among `files` together, with their places.
 pub fn indexes(base: &Base, options: &WriteOptions, files: &[OutputFile]) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
+    if base.view.is_some() {
+        return found;
+    }
     for component in base.checkpoint.components() {
         let own = files.iter().filter_map(|file| component.inner_path(&file.name).map(|path| (path, file)));
         let own: Vec<(&str, &OutputFile)> = own.collect();

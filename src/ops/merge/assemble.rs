@@ -1,19 +1,20 @@
 //! Changes with their places → the plan of the output.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::arrange::{Placed, arrange};
 use super::landing::{Landed, Target};
 use super::merged::Merged;
 use super::scaled::Scales;
+use super::{MergeOptions, packing};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::ops::base::Base;
 use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Float, TensorInfo};
+use crate::tensor::{Packing, TensorInfo};
 
 /// The plan, and what it computes.
 pub struct Assembled {
@@ -58,15 +59,22 @@ type Output = Placed<Origin>;
 pub fn assemble(
     base: &Base,
     landed: &Landed,
-    options: &WriteOptions,
+    options: &MergeOptions,
     metadata: &[(String, String)],
 ) -> Result<Assembled> {
-    let mut builder =
-        Builder { base, options, counts: Counts::default(), merged: BTreeMap::new(), scales: HashMap::new() };
+    let MergeOptions { quant, write: options, .. } = options;
+    let mut builder = Builder {
+        base,
+        options,
+        packing: packing::of(base, options, *quant)?,
+        counts: Counts::default(),
+        merged: BTreeMap::new(),
+        scales: HashMap::new(),
+    };
     let mut outputs = builder.existing(landed)?;
     let added = builder.added(landed)?;
     outputs.last_mut().expect("a checkpoint has at least one file").1.extend(added);
-    let files = arrange(base, options, outputs, metadata);
+    let files = arrange(base, options, outputs, metadata)?;
     let mut plan = Plan::default();
     for (at, (file, origins)) in files.into_iter().enumerate() {
         for (info, origin) in file.tensors.iter().zip(&origins) {
@@ -82,6 +90,8 @@ pub fn assemble(
 struct Builder<'a> {
     base: &'a Base,
     options: &'a WriteOptions,
+    /// What is written of the weights that change, if not what they are.
+    packing: Option<Packing>,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
     /// Name of a tensor of scales → the weight it belongs to.
@@ -104,14 +114,26 @@ impl Builder<'_> {
         files
             .map(|(file, weights)| {
                 let count = weights.header.tensors.len();
-                let outputs =
-                    (0..count).map(|position| self.existing_one(landed, self.base.checkpoint.stored(file, position)));
+                let stacks = self.changed_stacks(landed, file, &weights.header.tensors);
+                let outputs = (0..count).map(|position| {
+                    let whole = self.base.view.as_ref().map(|view| view.whole(file, position));
+                    let beside = whole.is_some_and(|whole| stacks.contains(&whole));
+                    self.existing_one(landed, self.base.checkpoint.stored(file, position), beside)
+                });
                 Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?))
             })
             .collect()
     }
 
-    fn existing_one(&mut self, landed: &Landed, stored: Stored) -> Result<Output> {
+    /// The tensors of a file of llama.cpp of which a part changes.
+    fn changed_stacks(&self, landed: &Landed, file: usize, tensors: &[TensorInfo]) -> HashSet<usize> {
+        let Some(view) = &self.base.view else { return HashSet::new() };
+        let changed = tensors.iter().enumerate().filter(|(_, tensor)| landed.targets.contains_key(&tensor.name));
+        changed.map(|(position, _)| view.whole(file, position)).collect()
+    }
+
+    /// A tensor that the base has; `beside` tells whether it is one with another that changes, and is stored alike.
+    fn existing_one(&mut self, landed: &Landed, stored: Stored, beside: bool) -> Result<Output> {
         let name = stored.info.name.clone();
         if let Some(target) = landed.targets.get(&name) {
             return self.changed(&name, target, &stored);
@@ -119,6 +141,14 @@ impl Builder<'_> {
         if let Some(weight) = self.scales.get(&name) {
             let origin = Origin::Scales(weight.clone());
             return Ok(Output { info: stored.info, origin });
+        }
+        if beside {
+            let weight = self.base.weight(&name, None)?;
+            let out = self.written_as(&weight)?;
+            if out != weight.packing {
+                self.counts.cast += 1;
+                return Ok(self.compute(&name, &stored.info, weight, &Target::default(), out));
+            }
         }
         let cast = self.options.dtype.filter(|_| self.options.cast_all).zip(stored.info.dtype.float());
         // A tensor without elements has nothing to cast.
@@ -132,7 +162,7 @@ impl Builder<'_> {
                 self.refuse_scaled(&name, float)?;
                 self.counts.cast += 1;
                 let weight = Weight::new(stored.clone(), None)?;
-                Ok(self.compute(&name, &stored.info, weight, &Target::default(), wanted))
+                Ok(self.compute(&name, &stored.info, weight, &Target::default(), wanted.into()))
             }
         }
     }
@@ -147,10 +177,10 @@ impl Builder<'_> {
             return Ok(Output { info: stored.info.clone(), origin: Origin::Copied(tensor.clone()) });
         }
         // The refusal of a weight without a float type says who packed it.
-        let own = self.base.weight(name, target.cols)?.float;
-        let out = self.options.dtype.unwrap_or(own);
-        if out != own {
-            self.refuse_scaled(name, own)?;
+        let own = self.base.weight(name, target.cols)?;
+        let out = self.written_as(&own)?;
+        if out != own.packing {
+            self.refuse_scaled(name, own.packing)?;
         }
         if target.pieces.is_empty() {
             self.counts.replaced += 1
@@ -160,7 +190,15 @@ impl Builder<'_> {
         self.output(name, &stored.info, target, out)
     }
 
-    fn output(&mut self, name: &str, info: &TensorInfo, target: &Target, out: Float) -> Result<Output> {
+    /// What a weight that changes is written as.
+    fn written_as(&self, own: &Weight) -> Result<Packing> {
+        match &self.base.view {
+            Some(_) => packing::written_as(own, self.packing),
+            None => Ok(self.packing.unwrap_or(own.packing)),
+        }
+    }
+
+    fn output(&mut self, name: &str, info: &TensorInfo, target: &Target, out: Packing) -> Result<Output> {
         // A replacement may have another number of rows.
         let shape = target.replacement.as_ref().map_or(&info.shape, |tensor| &tensor.info.shape);
         let info = &TensorInfo { shape: shape.clone(), ..info.clone() };
@@ -170,7 +208,8 @@ impl Builder<'_> {
             (None, None) => self.base.weight(name, target.cols)?,
         };
         self.check_combination(name, target, &source)?;
-        if target.pieces.is_empty() && source.float == out && source.scale.is_none() {
+        let lie = self.base.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.lie == lie {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
         }
@@ -180,6 +219,18 @@ impl Builder<'_> {
     /// What lands on one tensor has to be one thing.
     fn check_combination(&self, name: &str, target: &Target, source: &Weight) -> Result<()> {
         let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
+        if let (Some(view), Some(own)) = (&self.base.view, self.base.checkpoint.info(name)) {
+            let bias = own.shape.as_slice().len() == 1 && view.lie(name).order.is_some();
+            if bias && !target.pieces.is_empty() {
+                return Err(refuse(format!(
+                    "`{name}`: its values lie in another order, and no change can be added to them"
+                )));
+            }
+            if own.shape != source.tensor.info.shape && own.shape.elements() != source.tensor.info.shape.elements() {
+                let what = format!("tensor `{name}` would become {} from {}", source.tensor.info.shape, own.shape);
+                return Err(refuse(what).hint("a GGUF file has a vocabulary of its own, which would not fit any more"));
+            }
+        }
         for piece in &target.pieces {
             let ((rows, cols), (high, wide)) = (piece.delta.shape(), piece.delta.grain());
             if !piece.row.is_multiple_of(high) || !piece.col.is_multiple_of(wide) {
@@ -202,10 +253,14 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn compute(&mut self, name: &str, info: &TensorInfo, source: Weight, target: &Target, out: Float) -> Output {
-        let elements = source.tensor.info.bytes / source.float.bytes() as u64;
-        let info = TensorInfo { dtype: out.dtype(), bytes: elements * out.bytes() as u64, ..info.clone() };
-        let merged = Arc::new(Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding));
+    fn compute(&mut self, name: &str, info: &TensorInfo, source: Weight, target: &Target, out: Packing) -> Output {
+        let bytes = (source.rows as u64) * out.bytes_of(source.cols) as u64;
+        let info = TensorInfo { dtype: out.dtype(), bytes, ..info.clone() };
+        let mut merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
+        if let Some(view) = &self.base.view {
+            merged.lie = view.lie(name);
+        }
+        let merged = Arc::new(merged);
         self.merged.insert(name.into(), Arc::clone(&merged));
         Output { info, origin: Origin::Merged(merged) }
     }
@@ -223,8 +278,8 @@ impl Builder<'_> {
                     return Err(Error::unsupported(self.base.checkpoint.root(), what));
                 }
             };
-            let own = if target.starts_from.is_some() { like.dtype.float() } else { self.usual_float() };
-            let own = own.or(like.dtype.float());
+            let own = if target.starts_from.is_some() { Packing::of(&like.dtype) } else { self.usual_packing() };
+            let own = own.or(Packing::of(&like.dtype));
             let Some(own) = own else {
                 let what =
                     format!("tensor `{}` is stored as {}, which `{name}` cannot start from", like.name, like.dtype);
@@ -232,26 +287,26 @@ impl Builder<'_> {
             };
             let info = TensorInfo { name: name.clone(), ..like };
             self.counts.added += 1;
-            outputs.push(self.output(name, &info, target, self.options.dtype.unwrap_or(own))?);
+            outputs.push(self.output(name, &info, target, self.packing.unwrap_or(own))?);
         }
         Ok(outputs)
     }
 
-    /// The floating point type most bytes of the base are stored in.
-    fn usual_float(&self) -> Option<Float> {
-        let mut bytes: Vec<(Float, u64)> = Vec::new();
+    /// What most bytes of the base are stored as.
+    fn usual_packing(&self) -> Option<Packing> {
+        let mut bytes: Vec<(Packing, u64)> = Vec::new();
         for info in self.base.checkpoint.tensors() {
-            let Some(float) = info.dtype.float() else { continue };
-            match bytes.iter_mut().find(|(known, _)| *known == float) {
+            let Some(packing) = Packing::of(&info.dtype) else { continue };
+            match bytes.iter_mut().find(|(known, _)| *known == packing) {
                 Some((_, sum)) => *sum += info.bytes,
-                None => bytes.push((float, info.bytes)),
+                None => bytes.push((packing, info.bytes)),
             }
         }
-        bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(float, _)| float)
+        bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(packing, _)| packing)
     }
 
-    fn refuse_scaled(&self, name: &str, float: Float) -> Result<()> {
-        let Some(scale) = self.base.scale_of(name, float) else { return Ok(()) };
+    fn refuse_scaled(&self, name: &str, packing: impl Into<Packing>) -> Result<()> {
+        let Some(scale) = self.base.scale_of(name, packing) else { return Ok(()) };
         let what = format!(
             "tensor `{name}` is FP8 with scales in `{scale}`; it is written back as it is stored, not as another dtype"
         );
@@ -277,7 +332,7 @@ impl Builder<'_> {
         let compute = Arc::clone(merged) as Arc<dyn Compute>;
         let (row_bytes, job_bytes) = (merged.row_bytes(), self.options.budget.job_bytes());
         let source = &merged.source;
-        let same_bytes = source.float == merged.out && source.scale.is_none() && !merged.pieces.is_empty();
+        let same_bytes = merged.copies_rows() && !merged.pieces.is_empty();
         let high = merged.grain().0.max(1);
         let step = usize::try_from((job_bytes / row_bytes.max(1)).max(1)).unwrap_or(usize::MAX);
         let step = (step / high).max(1).saturating_mul(high);

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use super::scaled::Rescaled;
 use crate::adapters::{BaseRows, Columns, Delta, Tile};
 use crate::error::{Error, Result};
+use crate::formats::Lie;
 use crate::ops::Rounding;
 use crate::ops::weight::Weight;
 use crate::plan::Compute;
-use crate::tensor::{self, Float, NotFinite, Survival, Tally, add_to_f64, encode_surveyed};
+use crate::tensor::{self, Float, NotFinite, Packing, Survival, Tally, add_to_f64, encode_surveyed, encode_values};
 
 /// Columns of a tile: 16 rows of a decoded factor take 32 KiB.
 const TILE_COLS: usize = 2048;
@@ -59,8 +60,10 @@ pub struct Merged {
     pub source: Weight,
     /// What changes it, in order.
     pub pieces: Vec<Piece>,
-    /// What it is rounded to.
-    pub out: Float,
+    /// What it is written as.
+    pub out: Packing,
+    /// How it lies in the output.
+    pub lie: Lie,
     /// How it is rounded.
     pub rounding: Rounding,
     /// New scales, where the output is FP8 with scales.
@@ -71,14 +74,14 @@ pub struct Merged {
 
 impl Merged {
     /// A merged tensor, nothing computed yet.
-    pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Float, rounding: Rounding) -> Self {
-        let (rescaled, tallies) = (OnceLock::new(), Mutex::default());
-        Self { name, source, pieces, out, rounding, rescaled, tallies }
+    pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Packing, rounding: Rounding) -> Self {
+        let (lie, rescaled, tallies) = (Lie::default(), OnceLock::new(), Mutex::default());
+        Self { name, source, pieces, out, lie, rounding, rescaled, tallies }
     }
 
     /// Bytes of one row of the output.
     pub fn row_bytes(&self) -> u64 {
-        (self.source.cols * self.out.bytes()) as u64
+        self.out.bytes_of(self.source.cols) as u64
     }
 
     /// What survived rounding so far. Summed in row order, so it does not depend on which thread came first.
@@ -94,7 +97,21 @@ impl Merged {
     /// of the change that asks for it.
     pub fn grain(&self) -> (usize, usize) {
         let of = |piece: &Piece| piece.delta.grain();
-        self.pieces.iter().map(of).fold((1, 1), |all, one| (least_common(all.0, one.0), least_common(all.1, one.1)))
+        let stored = (self.lie.grain(), least_common(self.source.packing.block(), self.out.block()));
+        self.pieces.iter().map(of).fold(stored, |all, one| (least_common(all.0, one.0), least_common(all.1, one.1)))
+    }
+
+    /// Whether the rows that nothing changes have the bytes that are stored.
+    pub fn copies_rows(&self) -> bool {
+        self.source.packing == self.out && self.source.lie == self.lie && self.source.scale.is_none()
+    }
+
+    /// Whether values stand one by one, in their order: the fast way.
+    fn is_plain(&self) -> bool {
+        let lies = [&self.source.lie, &self.lie];
+        self.source.packing.float().is_some()
+            && self.out.float().is_some()
+            && lies.iter().all(|lie| **lie == Lie::default())
     }
 
     /// Whether any change reaches `rows`.
@@ -102,13 +119,14 @@ impl Merged {
         self.pieces.iter().any(|piece| piece.is_active(&rows, &(0..self.source.cols)))
     }
 
-    /// Calls `each` with every tile of `rows` as merged in f32. In the mode of an f64 source the tile holds ΔW instead.
+    /// Calls `each` with every tile of `rows` as merged in f32, and as it was unless it is [plain](Self::is_plain). In the
+    /// mode of an f64 source the tile holds ΔW instead.
     pub fn tiles(
         &self,
         rows: Range<usize>,
-        mut each: impl FnMut(Range<usize>, Range<usize>, &[f32]) -> Result<()>,
+        mut each: impl FnMut(Range<usize>, Range<usize>, Tiled<'_>) -> Result<()>,
     ) -> Result<()> {
-        let deltas_only = self.adds_in_f64();
+        let (deltas_only, keeps_base) = (self.adds_in_f64(), !self.is_plain());
         let (mut value, mut base, mut spare) = (Vec::new(), Vec::new(), Vec::new());
         let (high, wide) = self.grain();
         for cols in cuts(0..self.source.cols, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
@@ -121,7 +139,7 @@ impl Merged {
             for band in cuts(rows.clone(), coarse(TILE_ROWS, high), active.iter().map(|piece| piece.rows())) {
                 let elements = band.len() * cols.len();
                 value.resize(elements, 0.0);
-                let reads_base = active.iter().any(|piece| piece.delta.reads_base());
+                let reads_base = keeps_base || active.iter().any(|piece| piece.delta.reads_base());
                 if deltas_only {
                     value.fill(0.0);
                 } else {
@@ -147,7 +165,7 @@ impl Merged {
                     }
                     fresh = false;
                 }
-                each(band, cols.clone(), &value)?;
+                each(band, cols.clone(), Tiled { base: &base, value: &value })?;
             }
         }
         Ok(())
@@ -176,37 +194,70 @@ impl Merged {
     }
 
     fn round(&self, values: &mut [f32]) {
-        let mut bytes = vec![0; values.len() * self.out.bytes()];
+        let mut bytes = vec![0; self.out.bytes_of(values.len())];
         self.out.encode(values, tensor::Rounding::Nearest, &mut bytes);
         self.out.decode(&bytes, values);
     }
 
     /// Whether the source is too precise for f32: then the sum is formed in f64.
     fn adds_in_f64(&self) -> bool {
-        self.source.float == Float::F64 && self.out == Float::F64
+        [self.source.packing, self.out] == [Packing::Float(Float::F64); 2]
     }
 
     fn encode(
         &self,
+        [own, wanted]: [Float; 2],
         row: usize,
         cols: Range<usize>,
-        data: &[u8],
         values: &[f32],
         out: &mut [u8],
         tally: &mut Tally,
     ) -> Result<()> {
+        let data = self.source.tensor.view()?.data;
         // A tile that spans whole rows comes in one piece.
         let lines = values.len() / cols.len();
-        let width = self.source.float.bytes();
+        let width = own.bytes();
         let start = (row * self.source.cols + cols.start) * width;
         let base = &data[start..start + lines * cols.len() * width];
         let index = (row * self.source.cols + cols.start) as u64;
         let outcome = if self.adds_in_f64() {
             add_to_f64(base, values, out, &mut tally.survival)
         } else {
-            encode_surveyed(base, self.source.float, values, self.out, self.rounding.at(&self.name, index), out, tally)
+            encode_surveyed(base, own, values, wanted, self.rounding.at(&self.name, index), out, tally)
         };
         outcome.map_err(|found| self.not_finite(&found, index))
+    }
+
+    /// Encodes a tile row by row, each where it lies; `out` has the rows from `first` on.
+    fn encode_rows(
+        &self,
+        first: usize,
+        band: Range<usize>,
+        cols: Range<usize>,
+        tile: &Tiled<'_>,
+        out: &mut [u8],
+        tally: &mut Tally,
+    ) -> Result<()> {
+        let (width, added) = (self.out.bytes_of(cols.len()), self.lie.added);
+        let (mut base, mut exact) = (Vec::new(), Vec::new());
+        let lines = tile.base.chunks_exact(cols.len()).zip(tile.value.chunks_exact(cols.len()));
+        for (row, (was, is)) in band.zip(lines) {
+            let (mut was, mut is) = (was, is);
+            if added != 0.0 {
+                base.clear();
+                exact.clear();
+                base.extend(was.iter().map(|value| value + added));
+                exact.extend(is.iter().map(|value| value + added));
+                (was, is) = (&base, &exact);
+            }
+            let begin = (self.lie.stored_row(row) - first) * self.out.bytes_of(self.source.cols)
+                + self.out.bytes_of(cols.start);
+            let index = (row * self.source.cols + cols.start) as u64;
+            let rounding = self.rounding.at(&self.name, index);
+            encode_values(was, is, self.out, rounding, &mut out[begin..begin + width], tally)
+                .map_err(|found| self.not_finite(&found, index))?;
+        }
+        Ok(())
     }
 
     /// The message for a value that cannot be stored.
@@ -218,8 +269,9 @@ impl Merged {
         } else if !found.exact.is_finite() {
             format!("merging makes the weight at [{row}, {col}] {}, it was {}", found.exact, found.base)
         } else {
-            let (exact, out, max) = (found.exact, self.out.dtype(), self.out.max());
-            format!("the merged weight at [{row}, {col}] is {exact}, {out} ends at {max}")
+            let ends =
+                self.out.float().map_or("has no place for it".into(), |float| format!("ends at {}", float.max()));
+            format!("the merged weight at [{row}, {col}] is {}, {} {ends}", found.exact, self.out)
         };
         let error = Error::numeric(self.source.tensor.path(), &self.name, problem);
         if found.base.is_finite() && found.exact.is_finite() {
@@ -228,6 +280,14 @@ impl Merged {
             error
         }
     }
+}
+
+/// A tile in f32, row by row.
+pub struct Tiled<'a> {
+    /// As it was, where that is kept.
+    pub base: &'a [f32],
+    /// As it is to be.
+    pub value: &'a [f32],
 }
 
 /// Where a tile lies, and what it starts from.
@@ -262,30 +322,27 @@ impl Compute for Merged {
 
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.source.tensor.map.check_unchanged()?;
-        let data = self.source.tensor.view()?.data;
         self.source.populate(rows.clone());
-        let width = self.out.bytes();
-        let row_bytes = self.source.cols * width;
+        let row_bytes = self.out.bytes_of(self.source.cols);
         let mut tally = Tally::default();
-        self.tiles(rows.clone(), |band, cols, value| {
-            let start = (band.start - rows.start) * row_bytes;
+        self.tiles(rows.clone(), |band, cols, tile| {
+            let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);
             if let Some(rescaled) = self.rescaled.get() {
                 return rescaled.encode(self, band, cols, value, &mut out[start..], &mut tally);
             }
+            let floats = self.source.packing.float().zip(self.out.float()).filter(|_| self.is_plain());
+            let Some((own, wanted)) = floats else {
+                return self.encode_rows(rows.start, band, cols, &tile, out, &mut tally);
+            };
+            let (floats, width) = ([own, wanted], wanted.bytes());
             if cols.len() == self.source.cols {
-                return self.encode(
-                    band.start,
-                    cols,
-                    data,
-                    value,
-                    &mut out[start..start + value.len() * width],
-                    &mut tally,
-                );
+                let place = &mut out[start..start + value.len() * width];
+                return self.encode(floats, band.start, cols, value, place, &mut tally);
             }
             for (at, line) in value.chunks_exact(cols.len()).enumerate() {
                 let begin = start + at * row_bytes + cols.start * width;
                 let place = &mut out[begin..begin + cols.len() * width];
-                self.encode(band.start + at, cols.clone(), data, line, place, &mut tally)?;
+                self.encode(floats, band.start + at, cols.clone(), line, place, &mut tally)?;
             }
             Ok(())
         })?;

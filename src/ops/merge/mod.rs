@@ -4,11 +4,13 @@ pub(super) mod applied;
 pub(super) mod arrange;
 mod assemble;
 mod fit;
+pub(super) mod gguf;
 mod homeless;
 mod landable;
 pub(super) mod landing;
 pub(super) mod merged;
 mod methods;
+mod packing;
 mod places;
 mod prepared;
 pub(super) mod provenance;
@@ -30,6 +32,7 @@ use crate::formats::Stored;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::Run;
+use crate::tensor::Packing;
 use assemble::{Assembled, assemble};
 use landing::Lander;
 use provenance::Edits;
@@ -65,6 +68,8 @@ pub struct MergeOptions {
     pub allow_unused: Vec<String>,
     /// A matrix saved whole may change the size of the vocabulary.
     pub resize_vocabulary: bool,
+    /// What the weights that change are written as in a file of llama.cpp; `None` keeps the type of each.
+    pub quant: Option<Packing>,
     /// Hash the base's files as well.
     pub hash_base: bool,
     /// How the result is written.
@@ -113,7 +118,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let landed = lander.landed;
 
     let recipe = provenance::recipe(options, direction, &base, &applied)?;
-    let assembled = assemble(&base, &landed, &options.write, &provenance::metadata(&recipe))?;
+    let assembled = assemble(&base, &landed, options, &provenance::metadata(&recipe))?;
     let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);

@@ -83,6 +83,9 @@ fn chosen(options: &MergeOptions) -> Value {
     if let Some(float) = write.dtype {
         set("dtype", float.dtype().name().into());
     }
+    if let Some(quant) = options.quant {
+        set("quant", quant.to_string().into());
+    }
     if write.cast_all {
         set("cast_all", true.into());
     }

@@ -17,6 +17,8 @@ use crate::tensor::{Float, Rounding, Survival, Tally, encode_surveyed};
 #[derive(Debug)]
 pub struct Rescaled {
     grid: ScaleGrid,
+    /// What the codes are.
+    codes: Float,
 }
 
 impl Rescaled {
@@ -26,8 +28,8 @@ impl Rescaled {
     /// When the inputs cannot be read.
     pub fn fit(merged: &Merged, old: &ScaleGrid) -> Result<Self> {
         let mut peaks = vec![0.0_f32; old.values.len()];
-        merged.tiles(0..merged.source.rows, |band, cols, value| {
-            for (row, line) in band.zip(value.chunks_exact(cols.len())) {
+        merged.tiles(0..merged.source.rows, |band, cols, tile| {
+            for (row, line) in band.zip(tile.value.chunks_exact(cols.len())) {
                 old.runs(row, cols.clone(), |cell, run| {
                     let run = &line[run.start - cols.start..run.end - cols.start];
                     peaks[cell] = run.iter().fold(peaks[cell], |peak, value| peak.max(value.abs()));
@@ -35,12 +37,13 @@ impl Rescaled {
             }
             Ok(())
         })?;
-        let largest = merged.out.max() as f32;
+        let codes = merged.source.float()?;
+        let largest = codes.max() as f32;
         let fits = |(scale, peak): (&f32, &f32)| {
             if peak / scale <= largest { *scale } else { round_up(old.float, peak / largest) }
         };
         let values = old.values.iter().zip(&peaks).map(fits).collect();
-        Ok(Self { grid: ScaleGrid { values, ..old.clone() } })
+        Ok(Self { grid: ScaleGrid { values, ..old.clone() }, codes })
     }
 
     /// Encodes a tile: codes of value / scale.
@@ -76,7 +79,7 @@ impl Rescaled {
                     bytemuck::cast_slice(&before),
                     Float::F32,
                     &exact,
-                    merged.out,
+                    self.codes,
                     rounding,
                     place,
                     &mut local,

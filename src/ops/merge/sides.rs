@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::applied::Applied;
 use super::arrange::indexes;
+use super::gguf::is_gguf_name;
 use super::provenance::{Edits, edited_config};
 use crate::error::{Error, Result};
 use crate::formats::{Container, companions, json};
@@ -31,7 +32,8 @@ pub struct Added {
 /// # Errors
 /// When it does, naming both.
 pub fn check_out(out: &Path, models: &[&Base], applied: &[Applied]) -> Result<()> {
-    if models[0].checkpoint.container() != &Container::File && has_weight_name(out) {
+    check_format(out, models[0])?;
+    if models[0].view.is_none() && models[0].checkpoint.container() != &Container::File && has_weight_name(out) {
         return Err(Error::invalid(
             "--out",
             format!("`{}` is named like a file, the base is a directory", out.display()),
@@ -64,12 +66,25 @@ pub fn check_out(out: &Path, models: &[&Base], applied: &[Applied]) -> Result<()
 }
 
 fn has_weight_name(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "safetensors")
+    path.extension().is_some_and(|extension| extension == "safetensors") || is_gguf_name(path)
+}
+
+/// The output is of the base's format, and must not be called something else.
+fn check_format(out: &Path, base: &Base) -> Result<()> {
+    let (is, named) = (base.view.is_some(), is_gguf_name(out));
+    if is == named || !has_weight_name(out) {
+        return Ok(());
+    }
+    let (format, other) = if is { ("gguf", "safetensors") } else { ("safetensors", "gguf") };
+    let problem = format!("`{}` is named like {other}, the base is {format}", out.display());
+    Err(Error::invalid("--out", problem)
+        .hint(format!("the output has the format of the base; `lorakit convert --to {other}` changes it")))
 }
 
 /// An output of the kind of `base`, with nothing beside its weights yet: a single file where the base is one.
 pub fn output(plan: Plan, write: &WriteOptions, base: &Base) -> Output {
-    let single_file = base.checkpoint.container() == &Container::File && has_weight_name(&write.out);
+    let single = base.view.is_some() || base.checkpoint.container() == &Container::File;
+    let single_file = single && has_weight_name(&write.out);
     Output { plan, written: Vec::new(), copied: Vec::new(), single_file }
 }
 
@@ -86,9 +101,10 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
             return Err(Error::invalid("--out", problem).hint("name a directory"));
         }
         let name = write.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let stem = name.trim_end_matches(".safetensors");
+        let stem = name.trim_end_matches(".safetensors").trim_end_matches(".gguf");
         output.written.push((PathBuf::from(format!("{stem}.lorakit.json")), sidecar));
-        if edits.untied {
+        // llama.cpp looks whether there is a head.
+        if edits.untied && base.view.is_none() {
             added.notes.push(
                 "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model"
                     .into(),
@@ -98,11 +114,11 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
     }
     output.written.extend(indexes(base, write, &output.plan.files));
     output.written.push((PathBuf::from(SIDECAR), sidecar));
-    if base.checkpoint.container() == &Container::File {
+    if matches!(base.checkpoint.container(), Container::File | Container::Split) {
         return Ok(added);
     }
     let found = companions::list(base.checkpoint.directory())?;
-    let config = edited_config(base, write, edits);
+    let config = edited_config(base, write, edits).filter(|_| base.view.is_none());
     for path in found.copied {
         let written = output.written.iter().any(|(other, _)| *other == path);
         if path == Path::new("config.json") && config.is_some() || written {

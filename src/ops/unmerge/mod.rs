@@ -87,6 +87,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         selection: options.selection.clone(),
         allow_unused: options.allow_unused.clone(),
         resize_vocabulary: options.resize_vocabulary,
+        quant: None,
         hash_base: options.hash_base,
         write: options.write.clone(),
     }

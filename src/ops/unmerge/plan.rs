@@ -16,7 +16,7 @@ use crate::ops::merge::landing::{Landed, Target};
 use crate::ops::merge::merged::{Merged, Piece};
 use crate::ops::weight::Weight;
 use crate::plan::{Compute, Plan};
-use crate::tensor::Float;
+use crate::tensor::Packing;
 
 /// The plan and what it compares.
 pub struct Planned {
@@ -58,7 +58,7 @@ pub fn plan(
     builder.dropped()?;
     let proved = builder.proved;
     let mut planned = Planned { plan: Plan::default(), taken: Vec::new(), proved };
-    for (at, (file, origins)) in arrange(base, options, outputs, metadata).into_iter().enumerate() {
+    for (at, (file, origins)) in arrange(base, options, outputs, metadata)?.into_iter().enumerate() {
         for (info, origin) in file.tensors.iter().zip(origins).filter(|(info, _)| info.bytes > 0) {
             let offset = file.start_of(info);
             match origin {
@@ -129,10 +129,10 @@ impl Builder<'_> {
             (matrix(&stored), Expected::Stored(stored.clone()), Otherwise::Found)
         } else {
             let (own, other) = (Weight::new(stored.clone(), None)?, Weight::new(found.clone(), None)?);
-            self.refuse_scaled(&name, own.float)?;
+            self.refuse_scaled(&name, own.packing)?;
             let cast = |source: &Weight, out| Merged::new(name.clone(), source.clone(), Vec::new(), out, self.rounding);
-            let expected = Expected::Computed(Arc::new(cast(&own, other.float)));
-            ((own.rows, own.cols), expected, Otherwise::Subtracted(Box::new(cast(&other, own.float))))
+            let expected = Expected::Computed(Arc::new(cast(&own, other.packing)));
+            ((own.rows, own.cols), expected, Otherwise::Subtracted(Box::new(cast(&other, own.packing))))
         };
         let row_bytes = usize::try_from(stored.info.bytes).unwrap_or(usize::MAX) / shape.0.max(1);
         let pair = Pair::new(name, expected, found, shape);
@@ -152,11 +152,11 @@ impl Builder<'_> {
             let (source, pieces) = (first.source.clone(), first.pieces.clone());
             pair.second = Some(Arc::new(Merged::new(name.into(), source, pieces, first.out, Rounding::PeftSafe)));
         }
-        let base = source.float;
+        let base = source.packing;
         let merged = self.merged.weight(&pair.found.info.name, target.cols)?;
         let negated = target.pieces.iter().map(|piece| Piece { strength: -piece.strength, ..piece.clone() }).collect();
         let otherwise = Merged::new(name.into(), merged, negated, base, Rounding::Nearest);
-        let row_bytes = source.cols * base.bytes();
+        let row_bytes = source.row_bytes();
         Ok(Origin::TakenOut(Arc::new(TakenOut {
             pair,
             base: stored,
@@ -178,12 +178,12 @@ impl Builder<'_> {
             None => self.base.weight(stands_for, target.cols)?,
         };
         check_shape(&found, &weight.tensor)?;
-        let Some(out) = found.info.dtype.float() else {
+        let Some(out) = found.info.dtype.float().map(Packing::Float) else {
             let problem = format!("MERGED stores it as {}, which no merge gives", found.info.dtype);
             return Err(Error::mismatch(describe(&found), describe(&weight.tensor), problem));
         };
-        if out != weight.float {
-            self.refuse_scaled(stands_for, weight.float)?;
+        if out != weight.packing {
+            self.refuse_scaled(stands_for, weight.packing)?;
         }
         let merged = Merged::new(name.into(), weight.clone(), target.pieces.clone(), out, self.rounding);
         let shape = (weight.rows, weight.cols);
@@ -234,8 +234,8 @@ impl Builder<'_> {
         Some(Target { replacement, pieces, cols: None, starts_from: Some(tie.embedding.clone()) })
     }
 
-    fn refuse_scaled(&self, name: &str, float: Float) -> Result<()> {
-        let Some(scale) = self.base.scale_of(name, float) else { return Ok(()) };
+    fn refuse_scaled(&self, name: &str, packing: Packing) -> Result<()> {
+        let Some(scale) = self.base.scale_of(name, packing) else { return Ok(()) };
         let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, and of another dtype in MERGED");
         Err(Error::unsupported(self.base.checkpoint.root(), what))
     }

@@ -1,0 +1,131 @@
+//! A checkpoint of llama.cpp as Hugging Face has it: names, shapes and experts one by one.
+//!
+//! The tensors of the view are ranges of bytes in those of the file, in its order; how the rows of a range lie is a [`Lie`].
+//! What has no name there keeps the one it has: `rope_freqs.weight`, everything of an architecture without a table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::lie::{Lie, RowOrder};
+use super::metadata::{Metadata, Value};
+use crate::error::{Error, Result};
+use crate::formats::WeightFile;
+use crate::naming::gguf::{GgufArch, Heads, gguf_arch, interleaved};
+use crate::tensor::{Shape, TensorInfo};
+
+/// Endings of the tensors that belong to a module.
+const PARAMETERS: [&str; 2] = [".weight", ".bias"];
+
+/// What the tensors of a view are in their files.
+#[derive(Debug)]
+pub struct View {
+    arch: Option<&'static GgufArch>,
+    /// By name in the view.
+    lies: HashMap<String, Lie>,
+    /// For each file, for each tensor of the view: which tensor of the file it is, or is part of.
+    whole: Vec<Vec<usize>>,
+}
+
+impl View {
+    /// The files of a checkpoint with this metadata, seen so.
+    ///
+    /// # Errors
+    /// When the rows of a tensor lie in an order that the metadata does not tell.
+    pub(in crate::formats) fn of(metadata: &Metadata, files: Vec<WeightFile>) -> Result<(Self, Vec<WeightFile>)> {
+        let arch = metadata.text("general.architecture").and_then(gguf_arch);
+        let mut view = Self { arch, lies: HashMap::new(), whole: Vec::new() };
+        let seen = files.into_iter().map(|file| view.see(metadata, file)).collect::<Result<Vec<_>>>()?;
+        Ok((view, seen))
+    }
+
+    fn see(&mut self, metadata: &Metadata, file: WeightFile) -> Result<WeightFile> {
+        let mut tensors = Vec::new();
+        for (position, tensor) in file.header.tensors.iter().enumerate() {
+            for piece in self.pieces(tensor) {
+                if let Some(lie) = self.lie_of(metadata, &file, &piece)? {
+                    self.lies.insert(piece.name.clone(), lie);
+                }
+                tensors.push((position, piece));
+            }
+        }
+        self.whole.push(tensors.iter().map(|(position, _)| *position).collect());
+        Ok(file.with_tensors(tensors))
+    }
+
+    /// The tensors of the view that lie in one of the file.
+    fn pieces(&self, tensor: &TensorInfo) -> Vec<TensorInfo> {
+        let named = |name: String| TensorInfo { name, ..tensor.clone() };
+        let Some((arch, stem, parameter)) = self.arch.and_then(|arch| {
+            let parameter = PARAMETERS.iter().find(|parameter| tensor.name.ends_with(**parameter))?;
+            Some((arch, tensor.name.strip_suffix(parameter)?, *parameter))
+        }) else {
+            return vec![tensor.clone()];
+        };
+        if let Some(module) = arch.module(stem, None) {
+            return vec![named(format!("{module}{parameter}"))];
+        }
+        let [experts, rest @ ..] = tensor.shape.as_slice() else { return vec![tensor.clone()] };
+        if *experts == 0 || rest.is_empty() || arch.module(stem, Some(0)).is_none() {
+            return vec![tensor.clone()];
+        }
+        let bytes = tensor.bytes / experts;
+        let one = |expert: u64| {
+            let module = arch.module(stem, Some(expert))?;
+            let (shape, offset) = (Shape(rest.to_vec()), tensor.offset + expert * bytes);
+            Some(TensorInfo { name: format!("{module}{parameter}"), shape, offset, bytes, ..tensor.clone() })
+        };
+        (0..*experts).filter_map(one).collect()
+    }
+
+    fn lie_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<Lie>> {
+        let module = PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter));
+        let Some((arch, module)) = self.arch.zip(module) else { return Ok(None) };
+        let (added, rotary) = (arch.added(module), arch.place(module).and_then(|place| place.rotary));
+        let Some(rotary) = rotary else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
+        let rows = tensor.shape.as_slice().first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
+        let key = |key: &str| format!("{}.attention.{key}", arch.name());
+        let of = |name: &str| metadata.get(&key(name)).and_then(|value| count(value, layer_of(module)));
+        let heads = match rotary {
+            Heads::Heads => of("head_count"),
+            Heads::KvHeads => of("head_count_kv").or_else(|| of("head_count")),
+        };
+        let wrong = |problem: String| Error::malformed(file.map.path(), format!("tensor `{}`", tensor.name), problem);
+        let heads = heads.ok_or_else(|| {
+            wrong(format!("the order of its rows needs the number of heads, key `{}`", key("head_count")))
+        })?;
+        let order = interleaved(rows, heads)
+            .ok_or_else(|| wrong(format!("its {rows} rows are not {heads} heads of an even number of rows")))?;
+        Ok(Some(Lie { order: Some(Arc::new(RowOrder::new(&order))), added }))
+    }
+
+    /// How a tensor of the view lies in its file.
+    pub fn lie(&self, name: &str) -> Lie {
+        self.lies.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Which tensor of file `file` the tensor at `position` of the view is, or is part of.
+    pub fn whole(&self, file: usize, position: usize) -> usize {
+        self.whole[file][position]
+    }
+
+    /// How the file calls a tensor that it does not have yet; `None` where it has no place for it.
+    pub fn place_of(&self, name: &str) -> Option<String> {
+        let parameter = PARAMETERS.iter().find(|parameter| name.ends_with(**parameter))?;
+        let place = self.arch?.place(name.strip_suffix(parameter)?)?;
+        place.expert.is_none().then(|| format!("{}{parameter}", place.tensor))
+    }
+}
+
+/// A number, or the one of a layer where every layer has its own.
+fn count(value: &Value, layer: u64) -> Option<usize> {
+    let number = match value {
+        Value::Array(array) => array.iter().nth(usize::try_from(layer).ok()?)?.as_u64(),
+        one => one.as_u64(),
+    };
+    number.and_then(|number| usize::try_from(number).ok())
+}
+
+/// The layer that a module is part of; 0 where it is part of none.
+fn layer_of(module: &str) -> u64 {
+    module.split('.').find_map(|part| part.parse().ok()).unwrap_or(0)
+}
