@@ -2,6 +2,7 @@
 
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
+use lorakit::formats::gguf::Mix;
 use lorakit::ops::Run;
 use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::report;
@@ -26,6 +27,9 @@ pub struct Convert {
     /// The architecture an adapter is for, where its names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
+    /// How a checkpoint is stored in GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others; its own type if not given
+    #[arg(long, value_name = "TYPE")]
+    pub quant: Option<String>,
     /// Write an adapter of another method as LoRA, where that is exact without the base: lora
     #[arg(long = "as", value_name = "METHOD", value_parser = ["lora"])]
     pub method: Option<String>,
@@ -46,6 +50,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
         to: args.to.as_deref().map(str::parse).transpose()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         arch: args.arch.clone(),
+        quant: args.quant.as_deref().map(mix).transpose()?,
         as_lora: args.method.is_some(),
         include: words::patterns("--include", &args.write.include)?,
         exclude: words::patterns("--exclude", &args.write.exclude)?,
@@ -61,5 +66,12 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
         (true, _) => report::json(&result),
         (false, true) => Vec::new(),
         (false, false) => report::convert(&result).into_bytes(),
+    })
+}
+
+fn mix(name: &str) -> Result<Mix> {
+    Mix::named(name).ok_or_else(|| {
+        let names: Vec<&str> = Mix::names().collect();
+        Error::invalid("--quant", format!("`{name}` is not one of {}", names.join(", ")))
     })
 }

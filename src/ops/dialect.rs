@@ -104,6 +104,7 @@ impl Dialect {
         let quiet = Run { cancel: run.cancel, progress: &Quiet };
         let staged = peft.stage(options, &quiet)?;
         let wanted = ConvertOptions {
+            quant: None,
             input: staged.path().to_owned(),
             to: Some(target),
             base: base.map(Path::to_owned),

@@ -8,6 +8,7 @@ mod combined;
 mod containers;
 mod convert;
 mod convert_adapters;
+mod convert_gguf;
 mod delta;
 mod dense;
 mod dialects;

@@ -6,8 +6,9 @@ use super::config::{Family, KeyKind, hub_config};
 use super::metadata::{Metadata, Value};
 use super::rotary::{Rotary, number};
 
-/// Keys of config.json that two models may differ in without being computed differently.
-const NOT_COMPUTED: [&str; 8] = [
+/// Keys of config.json that two models may differ in without being computed differently, and those of the rotary embedding,
+/// which has several places there.
+const NOT_COMPUTED: [&str; 10] = [
     "architectures",
     "model_type",
     "torch_dtype",
@@ -15,6 +16,8 @@ const NOT_COMPUTED: [&str; 8] = [
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
+    "rope_theta",
+    "rope_local_base_freq",
     "rope_scaling",
 ];
 
@@ -51,6 +54,11 @@ impl Family {
         let mut whole = config.clone();
         if let Some(Json::Object(text)) = config.get("text_config") {
             whole.extend(text.clone());
+        }
+        for (key, other) in [("num_experts", "num_local_experts"), ("num_local_experts", "num_experts")] {
+            if let (None, Some(count)) = (whole.get(key), whole.get(other).cloned()) {
+                whole.insert(key.into(), count);
+            }
         }
         let heads = whole.get("num_attention_heads").cloned();
         for (key, value) in &self.defaults {

@@ -148,10 +148,6 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
 fn check(options: &ConvertOptions) -> Result<()> {
     match options.to {
         None | Some(Target::Safetensors) => {}
-        Some(Target::Gguf) => {
-            return Err(Error::unsupported(&options.input, "is a checkpoint; it cannot be written as GGUF yet")
-                .hint("llama.cpp's convert_hf_to_gguf.py does that"));
-        }
         Some(_) => {
             // A file that cannot be read is none of both, and says why.
             Checkpoint::open(&options.input)?;

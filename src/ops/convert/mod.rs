@@ -1,10 +1,12 @@
 //! `convert`: the same weights in another container, dtype or layout.
 //!
 //! * `adapter`: adapters between the dialects;
-//! * [`checkpoint`]: models; read from any container, written as safetensors.
+//! * [`checkpoint`]: models; read from any container, written as safetensors;
+//! * `gguf`: models, written as GGUF.
 
 mod adapter;
 pub mod checkpoint;
+mod gguf;
 mod layout;
 mod rounded;
 mod scaled;
@@ -17,6 +19,7 @@ use serde::Serialize;
 
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
+use crate::formats::gguf::Mix;
 use crate::ops::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
@@ -86,6 +89,8 @@ pub struct ConvertOptions {
     pub base: Option<PathBuf>,
     /// The architecture an adapter is for, where names alone do not tell.
     pub arch: Option<String>,
+    /// The types of a GGUF file; each tensor keeps its own if nothing is said.
+    pub quant: Option<Mix>,
     /// An adapter of another method becomes LoRA.
     pub as_lora: bool,
     /// Only these tensors are cast; all if there are none.
@@ -126,5 +131,9 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
-    checkpoint::convert(options, run).map(Box::new).map(Converted::Checkpoint)
+    let report = match options.to {
+        Some(Target::Gguf) => gguf::convert(options, run)?,
+        _ => checkpoint::convert(options, run)?,
+    };
+    Ok(Converted::Checkpoint(Box::new(report)))
 }

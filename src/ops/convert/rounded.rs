@@ -30,7 +30,7 @@ pub struct Rounded {
 
 /// What rounding did to some elements.
 #[derive(Debug, Clone, Copy, Default)]
-struct Sums {
+pub(super) struct Sums {
     squared: f64,
     error_squared: f64,
     vanished: u64,
@@ -83,7 +83,20 @@ impl Rounded {
 }
 
 impl Sums {
-    fn plus(self, other: &Self) -> Self {
+    /// Counts a value and what it became.
+    pub fn count(&mut self, before: f32, after: f32) {
+        if before.is_finite() {
+            let (before, after) = (f64::from(before), f64::from(after));
+            self.squared += before * before;
+            self.error_squared += (after - before) * (after - before);
+            self.vanished += u64::from(after == 0.0 && before != 0.0);
+        } else {
+            self.not_finite += 1;
+        }
+    }
+
+    /// Both together.
+    pub fn plus(self, other: &Self) -> Self {
         Self {
             squared: self.squared + other.squared,
             error_squared: self.error_squared + other.error_squared,
@@ -100,12 +113,16 @@ impl Sums {
 
 /// What rounding did to all of `tensors`, and to the one that lost most.
 pub fn summarise<'a>(tensors: impl Iterator<Item = &'a Rounded>) -> Option<(RoundingError, RoundingError)> {
+    total(tensors.map(|tensor| (tensor.name.clone(), tensor.sums())))
+}
+
+/// The same of tensors by name.
+pub(super) fn total(tensors: impl Iterator<Item = (String, Sums)>) -> Option<(RoundingError, RoundingError)> {
     let mut total = Sums::default();
     let mut worst: Option<RoundingError> = None;
-    for tensor in tensors {
-        let sums = tensor.sums();
+    for (name, sums) in tensors {
         total = total.plus(&sums);
-        let told = sums.told(tensor.name.clone());
+        let told = sums.told(name);
         if worst.as_ref().is_none_or(|worst| told.relative > worst.relative) {
             worst = Some(told);
         }
@@ -136,14 +153,7 @@ impl Compute for Rounded {
                 if !kept {
                     return Err(self.refuse(first * cols + at, *before));
                 }
-                if before.is_finite() {
-                    let (before, after) = (f64::from(*before), f64::from(*after));
-                    sums.squared += before * before;
-                    sums.error_squared += (after - before) * (after - before);
-                    sums.vanished += u64::from(after == 0.0 && before != 0.0);
-                } else {
-                    sums.not_finite += 1;
-                }
+                sums.count(*before, *after);
             }
         }
         self.source.release(rows.clone());
