@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+use super::gguf::LlamaCpp;
 use super::initial::Initialiser;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
@@ -27,7 +28,7 @@ const MUTATING: [(&str, Init); 5] = [
 
 /// Settings under which a module's contribution is not a fixed ΔW, or not one that is implemented: refused by name.
 const REFUSED: [(&str, &str); 7] = [
-    ("alora_invocation_tokens", "an activated LoRA acts only after its invocation tokens, so no weight can hold it"),
+    (INVOCATION, "an activated LoRA acts only after its invocation tokens, so no weight can hold it"),
     ("arrow_config", "Arrow routes between several adapters at run time, so no weight can hold it"),
     ("use_qalora", "QALoRA adapters belong to a group-quantised base, and PEFT cannot merge them either"),
     ("layer_replication", "the adapter belongs to a deeper model made of repeated layers, which this base is not"),
@@ -35,6 +36,9 @@ const REFUSED: [(&str, &str); 7] = [
     ("kasa_config", "KaSA removes singular components of the base as well, which is not merged yet"),
     ("monteclora_config", "MonteCLoRA keeps parameters beyond A and B, which are not merged yet"),
 ];
+
+/// The tokens after which an activated LoRA begins to act.
+pub const INVOCATION: &str = "alora_invocation_tokens";
 
 /// Largest compiled pattern, in bytes; a full module path takes about 10 kB.
 const MAX_PATTERN_BYTES: usize = 128 << 10;
@@ -131,6 +135,8 @@ pub struct AdapterConfig {
     pub ensure_weight_tying: bool,
     /// The base's name, as the writer knew it.
     pub base_model: Option<String>,
+    /// What only a file of llama.cpp says.
+    pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
     pub raw: Map<String, Value>,
 }
@@ -180,6 +186,7 @@ impl AdapterConfig {
             token_indices: fields.token_indices(token_key)?,
             ensure_weight_tying: fields.flag("ensure_weight_tying")?,
             base_model: fields.text("base_model_name_or_path")?.map(str::to_owned),
+            llama_cpp: None,
             method,
             path,
             raw,
@@ -200,6 +207,7 @@ impl AdapterConfig {
             token_indices: Vec::new(),
             ensure_weight_tying: false,
             base_model: None,
+            llama_cpp: None,
             raw: Map::new(),
         }
     }
@@ -226,11 +234,16 @@ impl AdapterConfig {
 
     /// Why this adapter cannot be merged into any weight, if it cannot.
     pub fn refusal(&self) -> Option<Error> {
+        self.refusal_but(&[])
+    }
+
+    /// The same, but for the settings `except`, which whoever asks can express.
+    pub fn refusal_but(&self, except: &[&str]) -> Option<Error> {
         let refuse = |what: String| Some(Error::unsupported(&self.path, what));
         if let Some(reason) = super::refused::reason(&self.method) {
             return refuse(format!("`peft_type` is `{}`: {reason}", self.method));
         }
-        let set = |key: &str| self.raw.get(key).is_some_and(is_set);
+        let set = |key: &str| self.raw.get(key).is_some_and(is_set) && !except.contains(&key);
         REFUSED.iter().find(|(key, _)| set(key)).and_then(|(key, reason)| {
             let value = shorten(&self.raw[*key]);
             refuse(format!("`{key}` is set ({value}): {reason}"))

@@ -146,8 +146,7 @@ impl Adapter {
     /// When a file is missing or malformed, and when tensors that belong together do not fit: half a pair, ranks that
     /// disagree with each other or with the config.
     pub fn open(path: &Path) -> Result<Self> {
-        let (adapter, problem) = Self::examine(path)?;
-        problem.map_or(Ok(adapter), Err)
+        Self::open_for(path, None)
     }
 
     /// Opens an adapter to be described: also gives the problem for which [`Adapter::open`] refuses it. `modules` is empty

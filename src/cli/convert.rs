@@ -27,7 +27,7 @@ pub struct Convert {
     /// The architecture an adapter is for, where its names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
-    /// How a checkpoint is stored in GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others; its own type if not given
+    /// How a checkpoint or an adapter is stored in GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others; its own type if not given
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<String>,
     /// Write an adapter of another method as LoRA, where that is exact without the base: lora

@@ -256,6 +256,11 @@ impl Checkpoint {
         self.files[file].stored(position)
     }
 
+    /// Adds something that a user should know of how it was read.
+    pub fn note(&mut self, note: String) {
+        self.files.iter_mut().take(1).for_each(|file| file.notes.push(note.clone()));
+    }
+
     /// What a user should know of how the files were read.
     pub fn notes(&self) -> impl Iterator<Item = &String> {
         self.files.iter().flat_map(|file| &file.notes)

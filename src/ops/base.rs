@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{View, hub_config};
-use crate::formats::{Checkpoint, Format, Stored};
+use crate::formats::{Checkpoint, Format, Stored, json};
+use crate::naming::gguf::gguf_arch;
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
 use crate::naming::{Names, conv1d};
 use crate::tensor::Packing;
@@ -72,6 +73,25 @@ impl Base {
         Ok(Self { checkpoint, view, names, config, tie, stored_tie })
     }
 
+    /// Its config, or as much of one as the metadata of a file of llama.cpp tell of an architecture without a table.
+    pub fn facts(&self) -> Option<Map<String, Value>> {
+        let metadata = self.checkpoint.gguf().filter(|_| self.config.is_none());
+        let Some(metadata) = metadata else { return self.config.clone() };
+        let arch = gguf_arch(metadata.text("general.architecture")?)?;
+        let mut facts = Map::new();
+        facts.insert("model_type".into(), arch.model_types().next()?.into());
+        facts.insert("tie_word_embeddings".into(), (!has_output(&self.checkpoint)).into());
+        for (key, name) in [
+            ("attention.head_count", "num_attention_heads"),
+            ("attention.head_count_kv", "num_key_value_heads"),
+            ("expert_count", "num_local_experts"),
+        ] {
+            let number = metadata.number(&format!("{}.{key}", arch.name()));
+            facts.extend(number.map(|number| (name.to_owned(), number.into())));
+        }
+        Some(facts)
+    }
+
     /// What a user should know of how it was read, and of how it is written.
     pub fn reading_notes(&self) -> impl Iterator<Item = String> {
         let foreign =
@@ -92,6 +112,10 @@ impl Base {
 
     /// Whether the layer `path` keeps its weight as `[in, out]`; `said` is what its adapter's config says of that.
     pub fn keeps_inputs_in_rows(&self, path: &str, said: bool) -> bool {
+        if self.view.is_some() {
+            // llama.cpp keeps every weight as `[out, in]`.
+            return false;
+        }
         if self.view.is_some() {
             return false;
         }
@@ -170,6 +194,19 @@ fn has_output(checkpoint: &Checkpoint) -> bool {
 
 fn is_fp8(packing: Packing) -> bool {
     packing.float().is_some_and(|float| float.bytes() == 1)
+}
+
+/// The config of the model at `path`, whose weights need not be there.
+///
+/// # Errors
+/// When it cannot be read, or there is none.
+pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
+    let beside = path.join("config.json");
+    if beside.is_file() {
+        return json::read_object(&beside);
+    }
+    let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
+    Base::open(path)?.facts().ok_or_else(none)
 }
 
 /// What the config, or that of its text part, says of the tie.

@@ -17,6 +17,7 @@ mod dtypes;
 mod elementwise;
 mod experts;
 mod extract;
+mod gguf_adapters;
 mod golden;
 mod initial;
 mod kohya;

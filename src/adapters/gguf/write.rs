@@ -1,111 +1,164 @@
-//! Modules → the tensors of a file.
+//! Modules → the pairs of tensors of a file, before any value is looked at.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{EMBEDDING, HeadCounts, Pair, row_order, transposed};
+use super::EMBEDDING;
+use super::heads::{HeadCounts, row_order};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::naming::gguf::{GgufArch, Place};
 use crate::tensor::Shape;
 
-/// What a file of factors holds.
+/// The change of one module.
 #[derive(Debug, Clone, PartialEq)]
-pub struct GgufLora {
-    /// The one α of all.
-    pub alpha: f32,
-    /// (name, shape as torch has it, values), A before B, in the order of the pairs.
-    pub tensors: Vec<(String, Shape, Vec<f32>)>,
+pub struct Part<'a> {
+    /// The module as the checkpoint calls it.
+    pub module: &'a str,
+    /// r.
+    pub rank: u64,
+    /// Columns of A; of an embedding the rows of the table.
+    pub inputs: u64,
+    /// Rows of B; of an embedding its width.
+    pub outputs: u64,
+    /// What B A is multiplied by.
+    pub scale: f64,
 }
 
-/// Turns pairs into the tensors of a file for `arch`. `source` is the adapter they are from, for messages.
+/// A pair of tensors of the file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Names of A and B.
+    pub names: [String; 2],
+    /// Shapes of A and B.
+    pub shapes: [Shape; 2],
+    /// r, that of the parts with the largest.
+    pub rank: u64,
+    /// What lies in it: one part, or one for every expert that is changed.
+    pub parts: Vec<Option<usize>>,
+    /// By part: what its B is multiplied by, because α does not say it.
+    pub factors: Vec<f64>,
+    /// For every row of B in the file the one of the module, where that differs.
+    pub order: Option<Vec<usize>>,
+    /// A is written with rows and columns exchanged.
+    pub embedding: bool,
+}
+
+/// What is known of the model that the file is for.
+#[derive(Debug, Clone, Copy)]
+pub struct Model {
+    /// The numbers of heads.
+    pub counts: Option<HeadCounts>,
+    /// Rows of B stand in the order of the file already.
+    pub in_order: bool,
+    /// How many experts a layer has.
+    pub experts: Option<u64>,
+}
+
+/// Finds the place of every part in a file for `arch`: α, and the tensors in the order of the parts. `source` is the adapter
+/// they are from, for messages.
 ///
 /// # Errors
-/// When a module has no place in a file of that architecture, heads are not known or do not fit, or experts are missing.
-pub fn lora_tensors(source: &Path, arch: &GgufArch, counts: Option<HeadCounts>, pairs: &[Pair]) -> Result<GgufLora> {
-    let alpha = common_alpha(pairs);
-    let mut groups: Vec<(String, Vec<(Place, &Pair)>)> = Vec::new();
+/// When a module has no place in a file of that architecture, or heads or experts are not known or do not fit.
+pub fn plan(source: &Path, arch: &GgufArch, model: Model, parts: &[Part<'_>]) -> Result<(f32, Vec<Planned>)> {
+    let mut groups: Vec<(String, Vec<(Place, usize)>)> = Vec::new();
     let mut at: BTreeMap<String, usize> = BTreeMap::new();
-    for pair in pairs {
-        let place = arch.place(&pair.module).ok_or_else(|| {
-            let what = format!("module `{}` has no tensor in a GGUF file of architecture {}", pair.module, arch.name());
+    for (number, part) in parts.iter().enumerate() {
+        let place = arch.place(part.module).ok_or_else(|| {
+            let what = format!("module `{}` has no tensor in a GGUF file of architecture {}", part.module, arch.name());
             Error::unsupported(source, what)
         })?;
         let group = *at.entry(place.tensor.clone()).or_insert_with(|| {
             groups.push((place.tensor.clone(), Vec::new()));
             groups.len() - 1
         });
-        groups[group].1.push((place, pair));
+        groups[group].1.push((place, number));
     }
-    let mut tensors = Vec::new();
-    for (tensor, mut members) in groups {
-        let wrong = |module: &str, what: String| Error::unsupported(source, format!("module `{module}`: {what}"));
-        members.sort_by_key(|(place, _)| place.expert);
-        let (first, like) = (&members[0].0, members[0].1);
-        let stacked = first.expert.is_some();
-        for (expert, (place, pair)) in (0_u64..).zip(&members) {
-            let expected = stacked.then_some(expert);
-            if place.expert != expected {
-                let what =
-                    format!("tensor `{tensor}` holds all experts of a layer, and the adapter lacks expert {expert}");
-                return Err(wrong(&pair.module, what));
-            }
-            if (pair.rank, pair.down.len(), pair.up.len()) != (like.rank, like.down.len(), like.up.len()) {
-                let what =
-                    format!("its rank or shape differs from that of `{}`, and both lie in `{tensor}`", like.module);
-                return Err(wrong(&pair.module, what));
-            }
+    let ranks: Vec<u64> = groups.iter().map(|(_, members)| rank_of(members, parts)).collect();
+    let each = || groups.iter().zip(&ranks).flat_map(|((_, members), rank)| members.iter().map(|at| (at.1, *rank)));
+    let alpha = common_alpha(each().map(|(part, rank)| (parts[part].scale, rank)));
+    let planned = groups.iter().zip(&ranks).map(|((tensor, members), rank)| {
+        let refuse =
+            |part: usize, what: String| Error::unsupported(source, format!("module `{}`: {what}", parts[part].module));
+        let (first, like) = (&members[0].0, &parts[members[0].1]);
+        let shape = (like.inputs, like.outputs);
+        if let Some((_, other)) = members.iter().find(|(_, at)| (parts[*at].inputs, parts[*at].outputs) != shape) {
+            let what = format!("its shape differs from that of `{}`, and both lie in `{tensor}`", like.module);
+            return Err(refuse(*other, what));
         }
-        let rank = like.rank;
-        if rank == 0 || !like.down.len().is_multiple_of(rank) || !like.up.len().is_multiple_of(rank) {
-            let what = format!("factors of {} and {} values are not of rank {rank}", like.down.len(), like.up.len());
-            return Err(wrong(&like.module, what));
-        }
-        let (inputs, outputs) = (like.down.len() / rank, like.up.len() / rank);
-        let (mut down, mut up) = (Vec::new(), Vec::new());
-        for (place, pair) in &members {
-            let order = row_order(place, counts, outputs).map_err(|what| wrong(&pair.module, what))?;
-            down.extend(if tensor == EMBEDDING { transposed(&pair.down, rank) } else { pair.down.clone() });
-            up.extend(folded(pair, alpha, order.as_deref()));
-        }
-        let (rank, inputs, outputs) = (rank as u64, inputs as u64, outputs as u64);
-        let down_shape = if tensor == EMBEDDING { vec![inputs, rank] } else { vec![rank, inputs] };
-        let shape = |last: Vec<u64>| {
-            let experts = stacked.then_some(members.len() as u64);
-            Shape(experts.into_iter().chain(last).collect())
+        let lying = match first.expert {
+            Some(_) => stacked(members, model.experts).map_err(|(part, what)| refuse(part, what))?,
+            None if members.len() > 1 => return Err(refuse(members[1].1, "is changed twice".into())),
+            None => vec![Some(members[0].1)],
         };
-        tensors.push((format!("{tensor}.weight.lora_a"), shape(down_shape), down));
-        tensors.push((format!("{tensor}.weight.lora_b"), shape(vec![outputs, rank]), up));
+        let rows = usize::try_from(like.outputs).unwrap_or(usize::MAX);
+        let order = if model.in_order { Ok(None) } else { row_order(first, model.counts, rows) };
+        let order = order.map_err(|what| refuse(members[0].1, what))?;
+        let factor = |part: &Option<usize>| part.map_or(1.0, |part| factor(parts[part].scale, *rank, alpha));
+        let embedding = tensor == EMBEDDING;
+        let down = if embedding { [like.inputs, *rank] } else { [*rank, like.inputs] };
+        let stack = first.expert.map(|_| lying.len() as u64);
+        let shape = |of: [u64; 2]| Shape::from(stack.into_iter().chain(of).collect::<Vec<u64>>());
+        Ok(Planned {
+            names: ["a", "b"].map(|factor| format!("{tensor}.weight.lora_{factor}")),
+            shapes: [shape(down), shape([like.outputs, *rank])],
+            rank: *rank,
+            factors: lying.iter().map(factor).collect(),
+            parts: lying,
+            order,
+            embedding,
+        })
+    });
+    Ok((alpha, planned.collect::<Result<_>>()?))
+}
+
+fn rank_of(members: &[(Place, usize)], parts: &[Part<'_>]) -> u64 {
+    members.iter().map(|(_, part)| parts[*part].rank).max().unwrap_or(1)
+}
+
+/// The parts of a stack by expert; experts that are not changed have none.
+fn stacked(members: &[(Place, usize)], experts: Option<u64>) -> Result<Vec<Option<usize>>, (usize, String)> {
+    let mut by_expert = BTreeMap::new();
+    for (place, part) in members {
+        if by_expert.insert(place.expert.unwrap_or(0), *part).is_some() {
+            return Err((*part, "is changed twice".into()));
+        }
     }
-    Ok(GgufLora { alpha, tensors })
+    let (last, part) = by_expert.last_key_value().map_or((0, 0), |(last, part)| (*last, *part));
+    match experts {
+        Some(count) if last >= count => Err((part, format!("the model has {count} experts"))),
+        Some(count) => Ok((0..count).map(|expert| by_expert.get(&expert).copied()).collect()),
+        None if by_expert.len() as u64 == last + 1 => Ok(by_expert.into_values().map(Some).collect()),
+        None => {
+            let lacking = (0..last).find(|expert| !by_expert.contains_key(expert)).unwrap_or(last);
+            let what = format!(
+                "its tensor holds all experts of a layer, the adapter lacks expert {lacking}, and how many \
+                                there are is not known"
+            );
+            Err((part, what))
+        }
+    }
 }
 
 /// The α that all scales are said with where there is one, so that no factor changes; else the largest rank.
-fn common_alpha(pairs: &[Pair]) -> f32 {
-    let alpha = |pair: &Pair| (pair.scale * pair.rank as f64) as f32;
-    let first = pairs.first().map_or(1.0, alpha);
+fn common_alpha(mut scales: impl Iterator<Item = (f64, u64)> + Clone) -> f32 {
+    let largest = scales.clone().map(|(_, rank)| rank as f32).fold(1.0, f32::max);
+    let alpha = |(scale, rank): (f64, u64)| (scale * rank as f64) as f32;
+    let Some(first) = scales.next().map(alpha) else { return largest };
     // An α of 0 means none to llama.cpp.
-    if first != 0.0 && first.is_finite() && pairs.iter().all(|pair| alpha(pair) == first) {
-        return first;
-    }
-    pairs.iter().map(|pair| pair.rank as f32).fold(1.0, f32::max)
+    let one = first != 0.0 && first.is_finite() && scales.all(|other| alpha(other) == first);
+    if one { first } else { largest }
 }
 
-/// B in the order of the file, times what α does not say.
-fn folded(pair: &Pair, alpha: f32, order: Option<&[usize]>) -> Vec<f32> {
-    let rank = pair.rank;
-    let said = (pair.scale * rank as f64) as f32 == alpha;
-    let factor = if said { 1.0 } else { pair.scale * rank as f64 / f64::from(alpha) };
-    let scaled = |value: &f32| (f64::from(*value) * factor) as f32;
-    match order {
-        None => pair.up.iter().map(scaled).collect(),
-        Some(order) => order.iter().flat_map(|row| pair.up[row * rank..(row + 1) * rank].iter().map(scaled)).collect(),
-    }
+/// What B is multiplied by so that α / r does the rest.
+fn factor(scale: f64, rank: u64, alpha: f32) -> f64 {
+    let wanted = scale * rank as f64;
+    if wanted as f32 == alpha { 1.0 } else { wanted / f64::from(alpha) }
 }
 
 /// The metadata that llama.cpp wants of such a file.
 pub fn metadata_of(arch: &GgufArch, name: &str, alpha: f32) -> Metadata {
-    let mut metadata = Metadata::new();
+    let mut metadata = Metadata::default();
     metadata.set("general.architecture", arch.name().into());
     metadata.set("general.type", "adapter".into());
     metadata.set("adapter.type", "lora".into());

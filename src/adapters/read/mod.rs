@@ -1,12 +1,13 @@
 //! Any adapter on disk → its modules. What it is, its config tells where there is one, else the names of its tensors.
 
 mod adapterhub;
+mod gguf;
 mod metadata;
 mod mlx;
 mod peft;
 mod recognise;
 mod torchtune;
-mod turn;
+pub(super) mod turn;
 mod unaided;
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,9 @@ enum Settings {
 /// When a file is missing or malformed, or is no adapter's.
 pub(super) fn open(path: &Path) -> Result<Opened> {
     let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
+    if let Some(file) = gguf::file_of(path).filter(|_| !kind.is_dir() || !path.join(CONFIG_NAME).is_file()) {
+        return gguf::open(Checkpoint::open(&file)?);
+    }
     let (root, settings) = if kind.is_dir() {
         (path, settings(path)?)
     } else {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::gguf;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Error;
 use crate::formats::Checkpoint;
@@ -20,7 +21,10 @@ const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_
 /// Whether `path` is an adapter rather than a model. Headers are read at most.
 pub fn is_adapter(path: &Path) -> bool {
     if path.is_dir() {
-        return path.join(CONFIG_NAME).is_file() || has_adapter_file(path);
+        return path.join(CONFIG_NAME).is_file() || has_adapter_file(path) || gguf::is_adapter(path);
+    }
+    if gguf::file_of(path).is_some() {
+        return gguf::is_adapter(path);
     }
     let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
     let config = path.parent().is_some_and(|directory| {

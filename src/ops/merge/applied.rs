@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use super::MergeOptions;
 use crate::adapters::{Adapter, Init, Initialiser};
 use crate::error::{Error, Result};
@@ -19,16 +21,16 @@ pub struct Applied {
     pub strength: f64,
 }
 
-/// Opens all adapters.
+/// Opens all adapters, for the model with the config `model`.
 ///
 /// # Errors
 /// When one cannot be read, or cannot be merged, or belongs to a base that its initialiser changed and nothing tells how.
-pub fn open(options: &MergeOptions) -> Result<Vec<Applied>> {
+pub fn open(options: &MergeOptions, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
     let original = options.original.as_deref().map(Original::open).transpose()?.map(Arc::new);
     let mut untrained = options.init_adapters.iter();
     let mut all = Vec::new();
     for (path, strength) in &options.adapters {
-        let adapter = Adapter::open(path)?;
+        let adapter = Adapter::open_for(path, model)?;
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
@@ -36,7 +38,7 @@ pub fn open(options: &MergeOptions) -> Result<Vec<Applied>> {
         if adapter.config.init.0 != Init::Plain && !options.residual_base {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, &original) {
-                (Some(saved), _) => init = Some(Adapter::open(saved)?),
+                (Some(saved), _) => init = Some(Adapter::open_for(saved, model)?),
                 (None, Some(original)) => taken = initialiser(&adapter)?.map(|how| (Arc::clone(original), how)),
                 (None, None) => return Err(changed_base(&adapter)),
             }

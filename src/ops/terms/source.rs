@@ -14,10 +14,12 @@ use crate::ops::merge::Applied;
 /// # Errors
 /// When one cannot be read, or changes weights in a way that has no sum.
 pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Arc<Original>>) -> Result<Vec<Applied>> {
+    let model = base.and_then(|original| original.base.facts());
+    let model = model.as_ref();
     let mut untrained = untrained.iter();
     let mut sources = Vec::new();
     for (path, weight) in adapters {
-        let adapter = Adapter::open(path)?;
+        let adapter = Adapter::open_for(path, model)?;
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
@@ -28,7 +30,7 @@ pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Ar
         if adapter.config.init.0 != Init::Plain {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, base) {
-                (Some(saved), _) => init = Some(Adapter::open(saved)?),
+                (Some(saved), _) => init = Some(Adapter::open_for(saved, model)?),
                 (None, Some(base)) => original = initialiser(&adapter)?.map(|how| (Arc::clone(base), how)),
                 (None, None) => return Err(changed_base(&adapter)),
             }

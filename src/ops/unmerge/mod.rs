@@ -100,7 +100,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     }
     let as_merge = as_merge(options, base, taken_from(options, base)?);
     let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
-    let applied = applied::open(&as_merge)?;
+    let applied = applied::open(&as_merge, base.facts().as_ref())?;
     sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
@@ -154,7 +154,7 @@ fn taken_from(options: &UnmergeOptions, base: &Path) -> Result<Option<PathBuf>> 
     }
     let mut lacking = 0;
     for (path, _) in &options.adapters {
-        lacking += usize::from(Adapter::open(path)?.config.init.0 != Init::Plain);
+        lacking += usize::from(Adapter::examine(path)?.0.config.init.0 != Init::Plain);
     }
     Ok((lacking > options.init_adapters.len()).then(|| base.into()))
 }

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use super::gguf_rows;
 use super::grid::Grid;
 use super::pieces::{Magnitude, Pair};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
+use crate::formats::gguf::Metadata;
 use crate::naming::arch::Arch;
 use crate::ops::new_adapter::Bytes;
 use crate::tensor::{Float, Shape};
@@ -32,6 +34,8 @@ pub struct Files {
     pub tensors: Vec<Tensor>,
     /// Free text of its header.
     pub metadata: Vec<(String, String)>,
+    /// A file for llama.cpp instead: metadata and tensors.
+    pub gguf: Option<(Metadata, Vec<gguf_rows::Tensor>)>,
     /// Small files: name, contents.
     pub beside: Vec<(PathBuf, Vec<u8>)>,
     /// There is one file and no directory.

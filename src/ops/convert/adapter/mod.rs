@@ -6,6 +6,8 @@
 mod as_lora;
 mod diffusers;
 mod files;
+mod gguf;
+mod gguf_rows;
 mod grid;
 mod hashes;
 mod kohya;
@@ -20,21 +22,26 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::checkpoint::globs;
 use super::{ConvertOptions, Target};
+use crate::adapters::config::INVOCATION;
 use crate::adapters::{Adapter, Init, weight_files};
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::naming::{arch, components};
-use crate::ops::base::Base;
+use crate::ops::base::{Base, config_of};
 use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
 use crate::ops::output::{Output, Run, refuse_inputs};
 use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
 use files::{Facts, Files};
+use gguf::Wishes;
 use pieces::Pieces;
 use spell::{Respelled, Wanted};
+
+/// Where a file for llama.cpp says how it was made.
+const PROVENANCE: &str = "lorakit.recipe";
 
 /// What a conversion of an adapter did, or would do.
 #[derive(Debug, Clone, Serialize)]
@@ -87,7 +94,7 @@ pub struct AdapterReport {
 /// When it is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport> {
     let started = Instant::now();
-    let adapter = Adapter::open(&options.input)?;
+    let Opened { adapter, model, target } = open(options)?;
     adapter.check_values()?;
     if options.write.part.is_some() {
         return Err(Error::invalid("--part", "an adapter is written in one piece"));
@@ -99,8 +106,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
             .chain([adapter.root.as_path()])
             .filter(|path| path.is_file() || adapter.config.path.is_file() && *path == adapter.root),
     )?;
-    let recipe = recipe(&adapter, options)?;
-    let (output, mut report) = output(&adapter, options, &recipe)?;
+    let recipe = recipe(&adapter, options, target)?;
+    let (output, mut report) = output(&adapter, options, target, model.as_ref(), &recipe)?;
     if !options.write.dry_run {
         output.write(&options.write, run)?;
     }
@@ -113,23 +120,28 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
 /// # Errors
 /// When the target cannot express it.
 pub fn new_adapter(options: &ConvertOptions, recipe: &Value) -> Result<(Output, Vec<String>)> {
-    let mut adapter = Adapter::open(&options.input)?;
+    let Opened { mut adapter, model, target } = open(options)?;
     // Where it lies is nothing people know of.
     adapter.root.clone_from(&options.write.out);
-    let (output, report) = output(&adapter, options, recipe)?;
+    let (output, report) = output(&adapter, options, target, model.as_ref(), recipe)?;
     Ok((output, report.notes))
 }
 
 /// The adapter as it will lie on disk.
-fn output(adapter: &Adapter, options: &ConvertOptions, recipe: &Value) -> Result<(Output, AdapterReport)> {
-    let target = target_of(options);
+fn output(
+    adapter: &Adapter,
+    options: &ConvertOptions,
+    target: Target,
+    model: Option<&Map<String, Value>>,
+    recipe: &Value,
+) -> Result<(Output, AdapterReport)> {
     let to = target.name();
     let mut report = empty_report(options, adapter, to);
     let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
-    let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all {
+    let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all && adapter.dialect != "gguf" {
         same::write(adapter, options)?
     } else {
-        translate(adapter, target, options, &mut report)?
+        translate(adapter, target, options, model, &mut report)?
     };
     report.folded = files.folded;
     report.padded = files.padded;
@@ -142,8 +154,29 @@ fn output(adapter: &Adapter, options: &ConvertOptions, recipe: &Value) -> Result
     Ok((output, report))
 }
 
-fn target_of(options: &ConvertOptions) -> Target {
-    options.to.unwrap_or(Target::Safetensors)
+/// An adapter that is to be converted.
+struct Opened {
+    adapter: Adapter,
+    /// `config.json` of its model, where that is needed.
+    model: Option<Map<String, Value>>,
+    target: Target,
+}
+
+fn open(options: &ConvertOptions) -> Result<Opened> {
+    let model = options.base.as_deref().map(config_of).transpose();
+    let (said, _) = Adapter::examine(&options.input)?;
+    let is_gguf = said.config.llama_cpp.is_some();
+    let target = options.to.unwrap_or(if is_gguf { Target::Gguf } else { Target::Safetensors });
+    if target == Target::Safetensors && is_gguf {
+        return Err(Error::unsupported(&said.root, "is in the names of llama.cpp, which only a GGUF file has")
+            .hint("--to peft gives safetensors in the names of the model"));
+    }
+    // The parts of a pipeline have their configs each.
+    let model = if target == Target::Gguf || is_gguf { model? } else { None };
+    if is_gguf && target == Target::Gguf && model.is_none() {
+        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input)?, model, target });
+    }
+    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref())?, model, target })
 }
 
 fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> AdapterReport {
@@ -172,9 +205,15 @@ fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> Adapte
 }
 
 /// The adapter in the names and numbers of another dialect.
-fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report: &mut AdapterReport) -> Result<Files> {
+fn translate(
+    adapter: &Adapter,
+    target: Target,
+    options: &ConvertOptions,
+    model: Option<&Map<String, Value>>,
+    report: &mut AdapterReport,
+) -> Result<Files> {
     let (wanted, to) = match target {
-        Target::Gguf => return Err(Error::unsupported(&adapter.root, "adapters for llama.cpp are not written yet")),
+        Target::Gguf => (Wanted::Own, "gguf"),
         Target::AdapterHub => {
             let what = "AdapterHub names an adapter's modules by the class of its model, which the adapter does not tell; such \
                         adapters are only written from AdapterHub's own";
@@ -187,7 +226,7 @@ fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report
         Target::Mlx => (Wanted::Own, "mlx"),
         // Another method in the same dialect.
         Target::Safetensors => match Target::NAMES.iter().find(|(name, _)| *name == adapter.dialect) {
-            Some((_, own)) if *own != Target::Safetensors => return translate(adapter, *own, options, report),
+            Some((_, own)) if *own != Target::Safetensors => return translate(adapter, *own, options, model, report),
             _ => return Err(Error::unsupported(&adapter.root, format!("{} is not written", adapter.dialect))),
         },
     };
@@ -199,11 +238,16 @@ fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report
         return Err(Error::unsupported(&adapter.root, what)
             .hint("make it one for the original base first: lorakit resize with --init-adapter"));
     }
-    if let Some(problem) = adapter.config.refusal().filter(|_| !options.as_lora && adapter.config.scaling.is_some()) {
+    let known: &[&str] = if matches!(target, Target::Peft | Target::Gguf) { &[INVOCATION] } else { &[] };
+    if let Some(problem) =
+        adapter.config.refusal_but(known).filter(|_| !options.as_lora && adapter.config.scaling.is_some())
+    {
         return Err(problem);
     }
     let mut pieces = pieces::collect(adapter)?;
-    let base = options.base.as_deref().map(Base::open).transpose()?;
+    let base = options.base.as_deref().map(Base::open).transpose();
+    // For llama.cpp the config is enough.
+    let base = if target == Target::Gguf && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
     spell::unflatten(adapter, &mut pieces, &flat)?;
     if wanted != Wanted::Own {
@@ -217,8 +261,9 @@ fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report
         report.error = made.error;
         report.notes.extend(made.notes);
     }
-    let Respelled { renamed, split, fused, family } =
-        spell::respell(adapter, &mut pieces, wanted, options.arch.as_deref())?;
+    // llama.cpp has names of its own for architectures.
+    let family = options.arch.as_deref().filter(|_| target != Target::Gguf);
+    let Respelled { renamed, split, fused, family } = spell::respell(adapter, &mut pieces, wanted, family)?;
     (report.renamed, report.split, report.fused) = (renamed, split, fused);
     report.family = family.map(|family| family.name().to_owned());
     (report.pairs, report.methods, report.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
@@ -234,8 +279,14 @@ fn translate(adapter: &Adapter, target: Target, options: &ConvertOptions, report
         Target::Peft => peft::write(pieces, &facts)?,
         Target::Diffusers => diffusers::write(&pieces, &facts, &options.write.out)?,
         Target::Mlx => mlx::write(pieces, &facts)?,
+        Target::Gguf => {
+            let wishes =
+                Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
+            gguf::write(&pieces, &facts, &wishes)?
+        }
         _ => kohya::write(to, &pieces, &facts)?,
     };
+    report.notes.extend(adapter.tensors.notes().cloned());
     let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -268,6 +319,13 @@ fn flattened_names(base: &Base) -> BTreeMap<String, String> {
 }
 
 fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Output> {
+    if let Some((mut metadata, tensors)) = files.gguf {
+        let stripped = globs(&options.strip_metadata)?;
+        metadata.retain(|key| !stripped.is_match(key));
+        metadata.set(PROVENANCE, recipe.to_string().as_str().into());
+        let plan = gguf_rows::lay_out(&files.weights, &metadata, tensors, options.write.budget.job_bytes())?;
+        return Ok(Output { plan, written: files.beside, copied: Vec::new(), single_file: files.single });
+    }
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
     metadata.retain(|(key, _)| !stripped.is_match(key));
@@ -285,8 +343,8 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
     Ok(Output { plan, written, copied: Vec::new(), single_file: files.single })
 }
 
-fn recipe(adapter: &Adapter, options: &ConvertOptions) -> Result<Value> {
-    let mut chosen = json!({ "to": target_of(options).name() });
+fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {
+    let mut chosen = json!({ "to": target.name() });
     if let Some(float) = options.write.dtype {
         chosen["dtype"] = float.dtype().name().into();
     }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::files::{Facts, Files, column};
 use super::pieces::{Other, Pieces};
-use crate::adapters::config::CONFIG_NAME;
+use crate::adapters::config::{CONFIG_NAME, INVOCATION};
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::components;
@@ -72,6 +72,9 @@ fn inherited(facts: &Facts<'_>) -> Map<String, Value> {
     };
     if let Some(name) = &facts.adapter.config.base_model {
         inherited.insert("base_model_name_or_path".into(), name.as_str().into());
+    }
+    if let Some(tokens) = facts.adapter.config.raw.get(INVOCATION) {
+        inherited.insert(INVOCATION.into(), tokens.clone());
     }
     if facts.adapter.dialect == "mlx" {
         inherited.insert("task_type".into(), "CAUSAL_LM".into());

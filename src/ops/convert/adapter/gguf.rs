@@ -1,0 +1,249 @@
+//! llama.cpp: one GGUF file, in the names, the order of rows and with the one α that its loader knows (`adapters::gguf`).
+
+use std::path::Path;
+
+use serde_json::{Map, Value as Json};
+
+use super::files::{Facts, Files};
+use super::gguf_rows::{Rows, Tensor};
+use super::pieces::{Pair, Pieces, WholePiece};
+use crate::adapters::config::INVOCATION;
+use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
+use crate::error::{Error, Result};
+use crate::formats::gguf::{Array, Metadata, Value};
+use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
+use crate::ops::recipe::name_of;
+use crate::tensor::{GgmlType, TensorInfo};
+
+/// `general.file_type` by the type of most values; llama.cpp `llama.h`.
+const FILE_TYPES: [(GgmlType, u32); 4] =
+    [(GgmlType::F32, 0), (GgmlType::F16, 1), (GgmlType::Q8_0, 7), (GgmlType::Bf16, 32)];
+
+/// Names under which the number of experts of a layer stands in a config.
+const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
+
+/// Where the language model of a model with several parts begins, and what its modules are called alone.
+const PREFIXES: [(&str, &str); 3] =
+    [("model.language_model.", "model."), ("language_model.model.", "model."), ("language_model.", "")];
+
+/// What the file is called.
+const NAME: &str = "general.name";
+
+/// What is known of the model, and what is wished for.
+pub struct Wishes<'a> {
+    /// `config.json` of the model.
+    pub config: Option<&'a Map<String, Json>>,
+    /// `--arch`.
+    pub arch: Option<&'a str>,
+    /// `--quant`.
+    pub quant: Option<GgmlType>,
+}
+
+/// The file.
+///
+/// # Errors
+/// When llama.cpp cannot express a change, or too little is known of the model.
+pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+    refuse(pieces, facts)?;
+    let arch = architecture(facts, wishes)?;
+    let (root, pairs) = (&facts.adapter.root, &pieces.pairs);
+    check_head(pairs, facts, wishes)?;
+    let text = wishes.config.map(text_config);
+    let experts = text.and_then(|config| EXPERTS.iter().find_map(|key| config.get(*key)?.as_u64()));
+    let said = facts.adapter.config.llama_cpp.as_ref();
+    let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
+    let counts = text.and_then(HeadCounts::of).or_else(own);
+    let in_order = said.is_some_and(|said| said.unordered);
+    let paths: Vec<String> = pairs.iter().map(|pair| alone(&pair.path)).collect();
+    let parts: Vec<Part<'_>> = pairs.iter().zip(&paths).map(|(pair, path)| part(pair, path)).collect();
+    let (alpha, planned) = plan(root, arch, Model { counts, experts, in_order }, &parts)?;
+    let mut files = Files { weights: "adapter.gguf".into(), single: true, ..Files::default() };
+    let mut tensors = Vec::new();
+    let (mut narrow, mut empty) = (0, 0);
+    for planned in &planned {
+        files.folded += planned.factors.iter().filter(|factor| **factor != 1.0).count();
+        files.padded += planned.parts.iter().flatten().filter(|part| pairs[**part].rank() != planned.rank).count();
+        empty += planned.parts.iter().filter(|part| part.is_none()).count();
+        for (half, rows) in halves(planned, pairs).into_iter().enumerate() {
+            let shape = planned.shapes[half].clone();
+            let ggml = rows.type_of(&shape, facts.float, wishes.quant);
+            let ggml =
+                ggml.ok_or_else(|| Error::invalid("--dtype", "ggml has no such type for the factors of LoRA"))?;
+            narrow += usize::from(wishes.quant.is_some_and(|wanted| wanted != ggml));
+            let bytes = shape.elements().and_then(|elements| ggml.bytes_of(elements)).unwrap_or(0);
+            let name = planned.names[half].clone();
+            let info = TensorInfo { name, dtype: ggml.dtype(), shape, offset: 0, bytes };
+            tensors.push(Tensor { info, source: rows.written(ggml) });
+        }
+    }
+    if let (Some(quant), true) = (wishes.quant, narrow > 0) {
+        let block = quant.block().0;
+        files.notes.push(format!(
+            "{narrow} of {} factors are F16: their rows are no whole number of blocks of {quant}, {block} values each",
+            tensors.len()
+        ));
+    }
+    let copies = pieces.whole.iter().filter(|whole| is_copy(whole)).count();
+    if copies > 0 {
+        files.notes.push(format!("{copies} weights of the model itself, saved along with the adapter, are left out"));
+    }
+    if empty > 0 {
+        files.notes.push(format!("{empty} experts that are not changed were filled up with zeros"));
+    }
+    let mut metadata = metadata_of(arch, &name_of(root), alpha);
+    describe(&mut metadata, facts, counts.filter(|_| planned.iter().any(|planned| planned.order.is_some())), arch);
+    metadata.set("general.file_type", Value::U32(file_type(&tensors)));
+    files.gguf = Some((metadata, tensors));
+    Ok(files)
+}
+
+fn part<'a>(pair: &Pair, module: &'a str) -> Part<'a> {
+    Part { module, rank: pair.rank(), inputs: pair.down.size.1, outputs: pair.up.size.0, scale: pair.scale }
+}
+
+/// A and B as they are written.
+fn halves(planned: &Planned, pairs: &[Pair]) -> [Rows; 2] {
+    let all = || planned.parts.iter().zip(&planned.factors);
+    let down = |(part, _): (&Option<usize>, _)| {
+        let pair = &pairs[(*part)?];
+        let grid = pair.down.clone().padded(planned.rank, 0);
+        Some(if planned.embedding { grid.turned() } else { grid })
+    };
+    let up = |(part, factor): (&Option<usize>, &f64)| {
+        Some(pairs[(*part)?].up.clone().padded(0, planned.rank).scaled(*factor))
+    };
+    [Rows::new(all().map(down).collect(), None), Rows::new(all().map(up).collect(), planned.order.clone())]
+}
+
+/// The path of a module where the language model stands alone, as in the files of llama.cpp.
+fn alone(path: &str) -> String {
+    let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// The config of the language model in that of a model with several parts.
+fn text_config(config: &Map<String, Json>) -> &Map<String, Json> {
+    config.get("text_config").and_then(Json::as_object).unwrap_or(config)
+}
+
+/// The architecture of the file; that of the adapter, where it says one.
+fn architecture(facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<&'static GgufArch> {
+    let (wished, own) = (wished(facts, wishes)?, facts.adapter.config.llama_cpp.as_ref().map(|said| said.arch));
+    let wanted = wished.or(own).ok_or_else(|| {
+        let what = "tells nothing of the architecture of its model, by which llama.cpp names the tensors";
+        facts.refuse(what).hint(
+            "give the model, --base PATH: a directory with its `config.json` will do, or a GGUF file; or --arch NAME",
+        )
+    })?;
+    match own.filter(|own| own.name() != wanted.name()) {
+        None => Ok(wanted),
+        Some(own) => Err(facts.refuse(format!("is for architecture `{}`, not `{}`", own.name(), wanted.name()))),
+    }
+}
+
+fn wished(facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Option<&'static GgufArch>> {
+    let known = || gguf_archs().iter().map(GgufArch::name).collect::<Vec<_>>().join(", ");
+    if let Some(name) = wishes.arch {
+        let unknown = || Error::invalid("--arch", format!("`{name}` is not one of {}", known()));
+        return gguf_arch(name).or_else(|| gguf_arch_of(name)).ok_or_else(unknown).map(Some);
+    }
+    let Some(config) = wishes.config else { return Ok(None) };
+    let kind = |config: &Map<String, Json>| config.get("model_type").and_then(Json::as_str).map(str::to_owned);
+    let kinds: Vec<String> = [kind(config), kind(text_config(config))].into_iter().flatten().collect();
+    kinds.iter().find_map(|kind| gguf_arch_of(kind)).map(Some).ok_or_else(|| {
+        let what = format!("is for a model of type `{}`, whose names in llama.cpp are not known", kinds.join("`, `"));
+        facts.refuse(what).hint(format!("known are {}", known()))
+    })
+}
+
+/// What llama.cpp does not load.
+fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
+    const WAY_OUT: &str =
+        "merge it into the model instead, `lorakit merge`, and serve that; or leave it out with --exclude";
+    if let Some(other) = pieces.methods.first() {
+        let what = format!("`{}` is changed by {}, and llama.cpp knows LoRA", other.path, other.method.kind());
+        return Err(facts.refuse(what).hint("make it LoRA: --as lora; or merge it into the model and serve that"));
+    }
+    if let Some(whole) = pieces.whole.iter().find(|whole| !is_copy(whole)) {
+        let what = format!(
+            "`{}.{}` is stored whole, and llama.cpp applies nothing but pairs of factors",
+            whole.path, whole.parameter
+        );
+        return Err(facts.refuse(what).hint(WAY_OUT));
+    }
+    for pair in &pieces.pairs {
+        let lacking = [
+            (pair.magnitude.is_some(), "has magnitudes of DoRA, which llama.cpp does not have"),
+            (pair.bias.is_some(), "has a bias in its B, which llama.cpp does not have"),
+            (pair.is_conv(), "is a convolution, which llama.cpp does not adapt"),
+        ];
+        if let Some((_, what)) = lacking.iter().find(|(is, _)| *is) {
+            return Err(facts.refuse(format!("`{}` {what}", pair.path)).hint(WAY_OUT));
+        }
+    }
+    Ok(())
+}
+
+/// A weight of the model that was saved along.
+fn is_copy(whole: &WholePiece) -> bool {
+    whole.frozen && whole.parameter == "weight"
+}
+
+/// A head that is the embedding has no tensor of its own to be changed.
+fn check_head(pairs: &[Pair], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<()> {
+    let tied = |config: &Map<String, Json>| config.get("tie_word_embeddings").and_then(Json::as_bool);
+    let tied = wishes.config.and_then(|config| tied(config).or_else(|| tied(text_config(config)))) == Some(true);
+    match pairs.iter().find(|pair| tied && alone(&pair.path) == "lm_head") {
+        None => Ok(()),
+        Some(pair) => {
+            let what = format!(
+                "`{}` is changed, and in that model it is the embedding (`tie_word_embeddings`): its GGUF file has no \
+                 tensor for it",
+                pair.path
+            );
+            Err(facts
+                .refuse(what)
+                .hint("leave it out with --exclude, or merge it into the model, which unties the head"))
+        }
+    }
+}
+
+/// What is told beside the factors.
+fn describe(metadata: &mut Metadata, facts: &Facts<'_>, counts: Option<HeadCounts>, arch: &GgufArch) {
+    let config = &facts.adapter.config;
+    if let Some(said) = &config.llama_cpp {
+        for (key, value) in said.metadata.iter() {
+            if metadata.get(key).is_none() || key == NAME {
+                metadata.set(key, value.clone());
+            }
+        }
+    } else if let Some(name) = config.base_model.as_deref().filter(|name| !Path::new(name).is_absolute()) {
+        metadata.set("general.base_model.count", Value::U32(1));
+        let (organisation, model) = name.split_once('/').map_or((None, name), |(org, model)| (Some(org), model));
+        metadata.set("general.base_model.0.name", model.into());
+        if let Some(organisation) = organisation {
+            metadata.set("general.base_model.0.organization", organisation.into());
+            metadata.set("general.base_model.0.repo_url", format!("https://huggingface.co/{name}").as_str().into());
+        }
+    }
+    let tokens = config.raw.get(INVOCATION).and_then(Json::as_array);
+    let tokens = tokens.map(|tokens| tokens.iter().filter_map(|token| u32::try_from(token.as_u64()?).ok()));
+    if let Some(tokens) = tokens {
+        metadata.set("adapter.alora.invocation_tokens", Value::Array(Array::of_u32(tokens)));
+    }
+    // With them the order of the rows can be undone without the model.
+    if let Some(HeadCounts { heads, kv_heads }) = counts {
+        for (key, count) in [("head_count", heads), ("head_count_kv", kv_heads)] {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            metadata.set(&format!("{}.attention.{key}", arch.name()), Value::U32(count));
+        }
+    }
+}
+
+fn file_type(tensors: &[Tensor]) -> u32 {
+    let values = |ggml: GgmlType| -> u64 {
+        let own = tensors.iter().filter(|tensor| tensor.info.dtype == ggml.dtype());
+        own.filter_map(|tensor| tensor.info.shape.elements()).sum()
+    };
+    FILE_TYPES.iter().max_by_key(|(ggml, _)| values(*ggml)).map_or(0, |(_, id)| *id)
+}
