@@ -31,6 +31,9 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = merge(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
+    if let Some(warning) = report::drowned(&result) {
+        notice(&format!("warning: {warning} (--quant or --dtype)"));
+    }
     if result.changes_nothing {
         notice("warning: the merge changes nothing: the result equals the base");
     }

@@ -47,6 +47,9 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
     for note in &report.notes {
         writeln!(text, "  note     {note}")?;
     }
+    if let Some(warning) = drowned(report) {
+        writeln!(text, "  WARNING  {warning}")?;
+    }
     if report.changes_nothing {
         writeln!(text, "  WARNING  the merge changes nothing: the result equals the base")?;
     }
@@ -59,6 +62,17 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
         write!(text, "\n{}", table(&["tensor", "deltas", "‖ΔW‖", ""], rows))?;
     }
     Ok(())
+}
+
+/// The warning that rounding did more than the adapters, where it did.
+pub fn drowned(report: &MergeReport) -> Option<String> {
+    let worst = report.worst.first().filter(|_| report.drowned > 0 && !report.changes_nothing)?;
+    Some(format!(
+        "the change drowns in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): write them with more bits",
+        report.drowned,
+        worst.tensor,
+        100.0 * worst.relative_error
+    ))
 }
 
 pub(super) fn describe(adapter: &AdapterSummary) -> String {
@@ -90,9 +104,10 @@ fn write_survival(text: &mut String, survival: &TensorSurvival) -> std::fmt::Res
     }
     writeln!(
         text,
-        "  delta    norm {:.4e}, {:.2} % retained after rounding, error {:.2} %, {:.2} % of its elements did not move",
+        "  delta    norm {:.4e}, {:.2} % retained after rounding, error {:.4e} ({:.2} %), {:.2} % of its elements did not move",
         survival.delta_norm,
         100.0 * survival.retained,
+        survival.error_norm,
         100.0 * survival.relative_error,
         100.0 * survival.lost_share
     )

@@ -15,7 +15,7 @@ use crate::ops::finish::FinishReport;
 pub use convert::convert;
 pub use extract::extract;
 pub use inspect::{inspect, inspected};
-pub use merge::merge;
+pub use merge::{drowned, merge};
 pub use resize::resize;
 pub use stack::stack;
 pub use unmerge::{subtracted, unmerge};

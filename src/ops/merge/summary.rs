@@ -47,6 +47,8 @@ pub struct MergeReport {
     pub survival: Option<TensorSurvival>,
     /// The tensors that lost most.
     pub worst: Vec<TensorSurvival>,
+    /// Changed tensors in which rounding moved the weights at least as much as the adapters did.
+    pub drowned: usize,
     /// The result equals the base.
     pub changes_nothing: bool,
     /// What was corrected in config.json.
@@ -104,6 +106,8 @@ pub struct TensorSurvival {
     pub moved_norm: f64,
     /// ⟨W′ − W, ΔW⟩ / ‖ΔW‖²: 1 where nothing is lost in the direction of ΔW.
     pub retained: f64,
+    /// ‖W′ − (W + ΔW)‖: what rounding, or quantising again, did.
+    pub error_norm: f64,
     /// ‖W′ − (W + ΔW)‖ / ‖ΔW‖.
     pub relative_error: f64,
     /// Share of the elements ΔW wanted to change that did not move.
@@ -119,6 +123,7 @@ impl TensorSurvival {
             delta_norm: survival.delta_norm(),
             moved_norm: survival.moved_squared.sqrt(),
             retained: survival.retained(),
+            error_norm: survival.error_squared.sqrt(),
             relative_error: survival.relative_error(),
             lost_share: survival.lost_share(),
             max_delta: survival.max_delta,
@@ -159,6 +164,7 @@ pub fn begin(
         bytes: 0,
         survival: None,
         worst: Vec::new(),
+        drowned: 0,
         changes_nothing,
         config_changes: Vec::new(),
         notes: base.reading_notes().chain(read.flatten().cloned()).chain(landed.notes.iter().cloned()).collect(),
@@ -244,6 +250,7 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
     }
     report.notes.extend(worth_knowing(merged));
     each.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
+    report.drowned = each.iter().filter(|tensor| tensor.relative_error >= 1.0).count();
     each.truncate(WORST);
     let moved = total.moved_squared > 0.0;
     report.changes_nothing =
