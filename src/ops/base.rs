@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{View, hub_config};
+use crate::formats::gguf::{Metadata, View, hub_config};
 use crate::formats::{Checkpoint, Format, Stored, json};
 use crate::naming::gguf::gguf_arch;
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
@@ -61,8 +61,8 @@ impl Base {
             return Err(Error::unsupported(path, "is an adapter, and the base must be a model"));
         }
         let (checkpoint, view) = checkpoint.in_hub_names()?;
-        let config = match checkpoint.gguf().and_then(|metadata| hub_config(metadata, has_output(&checkpoint))) {
-            Some(config) => Some(config),
+        let config = match checkpoint.gguf() {
+            Some(metadata) => told(metadata, has_output(&checkpoint)),
             None => checkpoint.config()?,
         };
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
@@ -71,25 +71,6 @@ impl Base {
         let declared = config.as_ref().and_then(declared_tie) == Some(true);
         let stored_tie = if declared { find_stored_pair(|name| names.has(name)) } else { None };
         Ok(Self { checkpoint, view, names, config, tie, stored_tie })
-    }
-
-    /// Its config, or as much of one as the metadata of a file of llama.cpp tell of an architecture without a table.
-    pub fn facts(&self) -> Option<Map<String, Value>> {
-        let metadata = self.checkpoint.gguf().filter(|_| self.config.is_none());
-        let Some(metadata) = metadata else { return self.config.clone() };
-        let arch = gguf_arch(metadata.text("general.architecture")?)?;
-        let mut facts = Map::new();
-        facts.insert("model_type".into(), arch.model_types().next()?.into());
-        facts.insert("tie_word_embeddings".into(), (!has_output(&self.checkpoint)).into());
-        for (key, name) in [
-            ("attention.head_count", "num_attention_heads"),
-            ("attention.head_count_kv", "num_key_value_heads"),
-            ("expert_count", "num_local_experts"),
-        ] {
-            let number = metadata.number(&format!("{}.{key}", arch.name()));
-            facts.extend(number.map(|number| (name.to_owned(), number.into())));
-        }
-        Some(facts)
     }
 
     /// What a user should know of how it was read, and of how it is written.
@@ -114,9 +95,6 @@ impl Base {
     pub fn keeps_inputs_in_rows(&self, path: &str, said: bool) -> bool {
         if self.view.is_some() {
             // llama.cpp keeps every weight as `[out, in]`.
-            return false;
-        }
-        if self.view.is_some() {
             return false;
         }
         if self.is_one_of(&conv1d::MODELS) { conv1d::is_layer(path) } else { said }
@@ -187,6 +165,27 @@ impl Base {
     }
 }
 
+/// The config that the metadata of a file of llama.cpp tells, or as much as is needed here of an architecture without a table.
+fn told(metadata: &Metadata, has_output: bool) -> Option<Map<String, Value>> {
+    let whole = hub_config(metadata, has_output);
+    if whole.is_some() {
+        return whole;
+    }
+    let arch = gguf_arch(metadata.text("general.architecture")?)?;
+    let mut facts = Map::new();
+    facts.insert("model_type".into(), arch.model_types().next()?.into());
+    facts.insert("tie_word_embeddings".into(), (!has_output).into());
+    for (key, name) in [
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("expert_count", "num_local_experts"),
+    ] {
+        let number = metadata.number(&format!("{}.{key}", arch.name()));
+        facts.extend(number.map(|number| (name.to_owned(), number.into())));
+    }
+    Some(facts)
+}
+
 /// Whether a checkpoint of llama.cpp has a head of its own.
 fn has_output(checkpoint: &Checkpoint) -> bool {
     ["lm_head.weight", "output.weight"].iter().any(|name| checkpoint.info(name).is_some())
@@ -206,7 +205,7 @@ pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
         return json::read_object(&beside);
     }
     let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
-    Base::open(path)?.facts().ok_or_else(none)
+    Base::open(path)?.config.ok_or_else(none)
 }
 
 /// What the config, or that of its text part, says of the tie.

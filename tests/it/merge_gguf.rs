@@ -8,7 +8,7 @@ use lorakit::formats::Checkpoint;
 use lorakit::formats::gguf::{FileType, Gguf, Layout, Metadata, Value, cut, split_name, write as write_gguf};
 use lorakit::tensor::{Dtype, GgmlType, Packing, Shape, TensorInfo};
 
-use super::support::{Bench, Tensor, assert_close, dense, merge, noise, read, reference_part};
+use super::support::{Bench, Tensor, assert_close, dense, lorakit, merge, noise, read, reference_part};
 
 /// Tensors under the names and in the order of Hugging Face: how they are stored, and their values.
 type Values = BTreeMap<String, (Packing, Vec<f64>)>;
@@ -398,4 +398,37 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     merge(&rare, &lora, &out, &[]).refused(1, &["IQ2_XS, which can be read but not written", "--quant q8_0"]);
     merge(&rare, &lora, &out, &["--quant", "q4_k"]).ok();
     assert_eq!(values(&out)["model.layers.0.self_attn.q_proj.weight"].0, Packing::Blocks(GgmlType::Q4K));
+}
+
+#[test]
+fn adapters_of_llama_cpp_and_of_peft_merge_alike() {
+    let Some(root) = reference_part("gguf") else { return };
+    let (bench, base) = (Bench::new(), root.join("bases/tiny-q8_0.gguf"));
+    let (ours, theirs) = (bench.path("a.gguf"), bench.path("b.gguf"));
+    merge(&base, &root.join("lora-all/adapter"), &ours, &[]).ok();
+    merge(&base, &root.join("lora-all/converter-f32.gguf"), &theirs, &[]).ok();
+    assert!(fs::read(ours).unwrap() == fs::read(theirs).unwrap());
+}
+
+#[test]
+fn what_was_merged_is_extracted_under_the_names_of_the_checkpoint() {
+    let Some(root) = reference_part("gguf") else { return };
+    let (bench, base) = (Bench::new(), root.join("bases/tiny-f32.gguf"));
+    let (merged, found, again) = (bench.path("merged.gguf"), bench.path("adapter"), bench.path("again.gguf"));
+    merge(&base, &root.join("lora-all/adapter"), &merged, &[]).ok();
+    lorakit(&[&"extract", &base, &merged, &"-o", &found, &"--rank", &"4", &"-q"]).ok();
+    let names = read(&found.join("adapter_model.safetensors"));
+    assert!(names.contains_key("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"), "{names:?}");
+    merge(&base, &found, &again, &[]).ok();
+    let (wanted, got) = (values(&merged), values(&again));
+    for (name, (_, values)) in &wanted {
+        assert_close(&got[name].1, values, 1e-5);
+    }
+
+    let out = bench.path("x");
+    let words: [&dyn AsRef<std::ffi::OsStr>; 6] = [&"subtract", &merged, &found, &"--base", &base, &"-o"];
+    let words: Vec<&dyn AsRef<std::ffi::OsStr>> =
+        words.into_iter().chain([&out as &dyn AsRef<std::ffi::OsStr>]).collect();
+    lorakit(&words).refused(1, &["is a GGUF file, and `--base` compares models of other formats only"]);
+    assert!(!out.exists());
 }

@@ -7,6 +7,7 @@ use super::examine::{Examined, Task, Whole};
 use super::factor::{Factored, part_shape};
 use crate::adapters::BaseRows;
 use crate::error::Result;
+use crate::formats::Lie;
 use crate::ops::base::Base;
 use crate::ops::new_adapter::{Bytes, NewAdapter, NewPair, NewWhole, PairKind};
 use crate::ops::recipe::name_of;
@@ -38,7 +39,8 @@ pub fn assemble(
     NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
 }
 
-/// The whole tensors with their values: the tuned file's bytes, FP8 as the numbers it means.
+/// The whole tensors with their values: the tuned file's bytes, FP8 and what lies otherwise in files of llama.cpp as the
+/// numbers it means.
 ///
 /// # Errors
 /// When a weight cannot be read.
@@ -47,7 +49,8 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
         let stored = tuned.stored(&whole.tuned);
         let shape = stored.info.shape.clone();
         let packed = stored.info.dtype.float().is_some_and(|float| tuned.scale_of(&whole.tuned, float).is_some());
-        let bytes = if packed {
+        let moved = tuned.view.as_ref().is_some_and(|view| view.lie(&whole.tuned) != Lie::default());
+        let bytes = if packed || moved {
             let weight = tuned.weight(&whole.tuned, None)?;
             let mut values = vec![0.0; weight.rows * weight.cols];
             weight.read(0..weight.rows, 0..weight.cols, &mut values)?;

@@ -108,7 +108,7 @@ impl BaseFit {
     }
 
     fn place(&mut self, path: &Path, base: &Base, options: &InspectOptions, run: &Run<'_>) -> Result<()> {
-        let adapter = match Adapter::open_for(path, base.facts().as_ref()) {
+        let adapter = match Adapter::open_for(path, base.config.as_ref()) {
             Ok(adapter) => adapter,
             Err(error) => {
                 self.misfit = Some(error.to_string());

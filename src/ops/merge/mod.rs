@@ -98,7 +98,7 @@ pub(super) enum Direction {
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let base = Base::open(&options.base)?;
-    let mut applied = applied::open(options, base.facts().as_ref())?;
+    let mut applied = applied::open(options, base.config.as_ref())?;
     sides::check_out(&options.write.out, &[&base], &applied)?;
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);

@@ -14,7 +14,7 @@ use crate::ops::merge::Applied;
 /// # Errors
 /// When one cannot be read, or changes weights in a way that has no sum.
 pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Arc<Original>>) -> Result<Vec<Applied>> {
-    let model = base.and_then(|original| original.base.facts());
+    let model = base.and_then(|original| original.base.config.clone());
     let model = model.as_ref();
     let mut untrained = untrained.iter();
     let mut sources = Vec::new();

@@ -100,7 +100,12 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     }
     let as_merge = as_merge(options, base, taken_from(options, base)?);
     let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
-    let applied = applied::open(&as_merge, base.facts().as_ref())?;
+    if let Some(gguf) = [&base, &merged].into_iter().find(|model| model.view.is_some()) {
+        let what = "is a GGUF file, and `--base` compares models of other formats only";
+        return Err(Error::unsupported(gguf.checkpoint.root(), what)
+            .hint("without `--base` the adapters are taken out up to rounding; or keep the base itself"));
+    }
+    let applied = applied::open(&as_merge, base.config.as_ref())?;
     sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
