@@ -5,7 +5,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lorakit::formats::gguf::{Array, Gguf, GgufFile, Header, Kind, Layout, Metadata, Value, cut, split_name, write};
+use lorakit::formats::Checkpoint;
+use lorakit::formats::gguf::{
+    Array, Gguf, GgufFile, Header, Kind, Layout, Metadata, Value, cut, hub_config, split_name, write,
+};
 use lorakit::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 use proptest::prelude::*;
 
@@ -364,6 +367,74 @@ proptest! {
     }
 }
 
+/// A small model: experts in a stack, heads, a norm.
+fn small_model() -> Vec<u8> {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", "llama".into());
+    for (key, value) in
+        [("attention.head_count", 2), ("attention.head_count_kv", 1), ("block_count", 1), ("expert_count", 2)]
+    {
+        metadata.set(&format!("llama.{key}"), Value::U32(value));
+    }
+    let shapes = [
+        ("token_embd", vec![3, 4]),
+        ("blk.0.attn_q", vec![8, 4]),
+        ("blk.0.attn_k", vec![4, 4]),
+        ("blk.0.ffn_up_exps", vec![2, 3, 4]),
+    ];
+    let info = |(name, shape): (&str, Vec<u64>)| {
+        let bytes = 4 * shape.iter().product::<u64>();
+        TensorInfo { name: format!("{name}.weight"), dtype: Dtype::F32, shape: Shape(shape), offset: 0, bytes }
+    };
+    let layout = Layout::new(Path::new("small.gguf"), &metadata, shapes.into_iter().map(info).collect()).unwrap();
+    let data: Vec<Vec<u8>> =
+        layout.tensors.iter().map(|tensor| vec![1; usize::try_from(tensor.bytes).unwrap()]).collect();
+    let mut out = Vec::new();
+    write(&mut out, &layout, data.iter().map(Vec::as_slice)).unwrap();
+    out
+}
+
+/// A file, damaged or not, is opened or refused as a checkpoint, and seen under other names or refused.
+fn survive_as_checkpoint(path: &Path) -> bool {
+    let Ok(checkpoint) = Checkpoint::open(path) else { return false };
+    if let Some(metadata) = checkpoint.gguf() {
+        let _ = hub_config(metadata, true);
+    }
+    let Ok((checkpoint, view)) = checkpoint.in_hub_names() else { return false };
+    let view = view.unwrap();
+    for tensor in checkpoint.all() {
+        let (lie, rows) = (view.lie(&tensor.info.name), tensor.info.shape.as_slice().first().copied().unwrap_or(1));
+        assert_eq!(tensor.view().unwrap().data.len() as u64, tensor.info.bytes);
+        (0..rows.min(64)).for_each(|row| assert!(lie.stored_row(row as usize) < rows as usize));
+    }
+    true
+}
+
+#[test]
+fn dimensions_of_nothing_are_survived() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("small.gguf");
+    fs::write(&path, small_model()).unwrap();
+    assert!(survive_as_checkpoint(&path));
+    for (name, shape) in [("blk.0.attn_q", [1 << 60, 0, 1]), ("blk.0.ffn_up_exps", [1 << 60, 0, 0])] {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", "llama".into());
+        metadata.set("llama.attention.head_count", Value::U32(2));
+        let info = TensorInfo {
+            name: format!("{name}.weight"),
+            dtype: Dtype::F32,
+            shape: Shape(shape.to_vec()),
+            offset: 0,
+            bytes: 0,
+        };
+        let layout = Layout::new(&path, &metadata, vec![info]).unwrap();
+        let mut out = Vec::new();
+        write(&mut out, &layout, [&[][..]]).unwrap();
+        fs::write(&path, out).unwrap();
+        assert!(survive_as_checkpoint(&path), "{name}");
+    }
+}
+
 /// Mutates small files for LORAKIT_FUZZ_SECONDS.
 #[test]
 #[ignore = "runs as long as LORAKIT_FUZZ_SECONDS says"]
@@ -378,11 +449,13 @@ fn fuzz_gguf() {
         state
     };
     let big = Raw::big(1, 1).text(b"n").u32(9).u32(8).u64(1).text(b"v").tensor("f", &[2], 0, 0).data(&[1; 32]);
-    let seeds = [every_kind().bytes, big.bytes];
+    let seeds = [every_kind().bytes, big.bytes, small_model()];
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("damaged.gguf");
     let interesting = [0, 1, 7, 8, 9, 12, 13, 31, 32, 33, 0x7F, 0x80, 0xFF];
     let mut runs = 0_u64;
     while !runs.is_multiple_of(1024) || std::time::Instant::now() < end {
-        let mut bytes = seeds[usize::try_from(next() % 2).unwrap()].clone();
+        let mut bytes = seeds[usize::try_from(next() % 3).unwrap()].clone();
         for _ in 0..=next() % 4 {
             let at = usize::try_from(next()).unwrap() % bytes.len();
             match next() % 6 {
@@ -398,6 +471,8 @@ fn fuzz_gguf() {
             }
         }
         survive(&bytes);
+        fs::write(&path, &bytes).unwrap();
+        survive_as_checkpoint(&path);
         runs += 1;
     }
     eprintln!("{runs} files");

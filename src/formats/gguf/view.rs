@@ -54,6 +54,10 @@ impl View {
 
     /// The tensors of the view that lie in one of the file.
     fn pieces(&self, tensor: &TensorInfo) -> Vec<TensorInfo> {
+        if tensor.bytes == 0 {
+            // Nothing to see, whatever its dimensions say.
+            return vec![tensor.clone()];
+        }
         let named = |name: String| TensorInfo { name, ..tensor.clone() };
         let Some((arch, stem, parameter)) = self.arch.and_then(|arch| {
             let parameter = PARAMETERS.iter().find(|parameter| tensor.name.ends_with(**parameter))?;
@@ -78,7 +82,8 @@ impl View {
     }
 
     fn lie_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<Lie>> {
-        let module = PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter));
+        let module =
+            PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter)).filter(|_| tensor.bytes > 0);
         let Some((arch, module)) = self.arch.zip(module) else { return Ok(None) };
         let (added, rotary) = (arch.added(module), arch.place(module).and_then(|place| place.rotary));
         let Some(rotary) = rotary else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
