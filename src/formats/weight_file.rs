@@ -122,6 +122,11 @@ impl WeightFile {
         let mut found = Found::default();
         let mut left = 0;
         for (position, info) in file.header.tensors.iter().enumerate() {
+            if info.bytes == 0 {
+                // Its place may be behind the end, where the data would be aligned to.
+                found.push(TensorInfo { offset: 0, ..info.clone() }, None);
+                continue;
+            }
             match file.stored(position) {
                 Ok(stored) => {
                     let info = TensorInfo { offset: stored.start, ..stored.info };
