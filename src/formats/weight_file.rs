@@ -173,9 +173,16 @@ impl WeightFile {
     }
 }
 
-/// `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`, and the index of such files likewise.
+/// `pytorch_model-00001-of-00002.bin` is `model-00001-of-00002.safetensors`, and the index of such files likewise; of a GGUF file
+/// only the number is kept.
 pub fn safetensors_name(name: &str) -> String {
     const INDEX: &str = ".index.json";
+    if let Some((_, number, count)) = gguf::parse_name(name) {
+        return format!("model-{:05}-of-{count:05}.safetensors", number + 1);
+    }
+    if name.ends_with(".gguf") {
+        return "model.safetensors".into();
+    }
     let (stem, index) = name.strip_suffix(INDEX).map_or((name, ""), |stem| (stem, INDEX));
     let foreign = PYTORCH.iter().chain(&NUMPY).find_map(|ending| stem.strip_suffix(&format!(".{ending}")));
     let Some(stem) = foreign else { return name.to_owned() };
@@ -253,6 +260,8 @@ mod tests {
             ("consolidated.00.pth", "consolidated.safetensors"),
             ("v1-5-pruned.ckpt", "v1-5-pruned.safetensors"),
             ("weights.npz", "weights.safetensors"),
+            ("tiny-q4_k_m.gguf", "model.safetensors"),
+            ("tiny-00002-of-00003.gguf", "model-00002-of-00003.safetensors"),
             ("model.safetensors", "model.safetensors"),
             ("model.safetensors.index.json", "model.safetensors.index.json"),
         ] {

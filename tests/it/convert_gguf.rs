@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lorakit::formats::gguf::{Gguf, Metadata, Value as Entry};
-use lorakit::tensor::{GgmlType, TensorInfo};
+use lorakit::formats::gguf::{Gguf, Layout, Metadata, Value as Entry};
+use lorakit::tensor::{GgmlType, Shape, TensorInfo};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::support::{Bench, Outcome, lorakit, reference_part, snapshot};
+use crate::support::{Bench, Outcome, fixtures, lorakit, read_json, read_model, reference_part, snapshot};
 
 /// A file, read.
 struct Read {
@@ -219,4 +220,240 @@ fn a_head_that_is_the_embedding_is_left_out() {
     convert(&model, &bench.path("untied.gguf"), &["--to", "gguf"]).ok();
     let untied = Read::open(&bench.path("untied.gguf"));
     assert_eq!(untied.find("output.weight").0.dtype, GgmlType::Bf16.dtype());
+}
+
+/// The models of the fixtures: one of every family.
+fn models() -> Vec<(String, PathBuf)> {
+    let directory = fixtures().join("gguf/models");
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
+    let mut found: Vec<(String, PathBuf)> =
+        entries.map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), path)).collect();
+    found.sort();
+    assert_eq!(found.len(), 12);
+    found
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A value as `expected.json` has it: what is long by its digest.
+fn told(value: &Entry) -> (Vec<String>, Value) {
+    let kind = |name: &str| match name {
+        "u32" => "UINT32",
+        "i32" => "INT32",
+        "f32" => "FLOAT32",
+        "bool" => "BOOL",
+        "text" => "STRING",
+        other => panic!("{other} is not written"),
+    };
+    let plain = |value: &Entry| match value {
+        Entry::Bool(value) => json!(value),
+        Entry::I32(value) => json!(value),
+        other => other
+            .as_text()
+            .map(|text| json!(text))
+            .or(other.as_u64().map(|n| json!(n)))
+            .unwrap_or_else(|| json!(other.as_f64())),
+    };
+    let Entry::Array(array) = value else { return (vec![kind(value.kind().name()).into()], plain(value)) };
+    let items: Vec<String> = array.iter().map(|item| plain(&item).to_string()).collect();
+    let kinds = vec!["ARRAY".into(), kind(array.kind().name()).into()];
+    (kinds, json!(digest(format!("[{}]", items.join(", ")).as_bytes())))
+}
+
+#[test]
+fn every_family_becomes_what_the_converter_makes_of_it() {
+    let bench = Bench::new();
+    for (name, model) in models() {
+        let out = bench.path(&format!("{name}.gguf"));
+        let report = convert(&model, &out, &["--to", "gguf", "--dtype", "f16"]).ok();
+        assert!(!report.stdout.contains("note"), "{name}: {}", report.stdout);
+        let (ours, expected) = (Read::open(&out), read_json(&model.join("expected.json")));
+        let keys: Vec<Value> = ours
+            .metadata
+            .iter()
+            .map(|(key, value)| {
+                let (kinds, value) = told(value);
+                json!([key, kinds, value])
+            })
+            .collect();
+        for (ours, theirs) in keys.iter().zip(expected["keys"].as_array().unwrap()) {
+            assert_eq!(ours, theirs, "{name}");
+        }
+        assert_eq!(keys.len(), expected["keys"].as_array().unwrap().len(), "{name}");
+        let tensors: Vec<Value> = ours
+            .tensors
+            .iter()
+            .map(|(info, bytes)| json!([info.name, info.dtype.name(), info.shape.as_slice(), digest(bytes)]))
+            .collect();
+        assert_eq!(json!(tensors), expected["tensors"], "{name}");
+    }
+}
+
+/// There, back and there again: the second file is the first.
+#[test]
+fn every_family_comes_back() {
+    let bench = Bench::new();
+    for (name, model) in models() {
+        let (first, second, back) =
+            (bench.path(&format!("{name}-1.gguf")), bench.path(&format!("{name}-2.gguf")), bench.path(&name));
+        convert(&model, &first, &["--to", "gguf"]).ok();
+        convert(&first, &back, &["--to", "safetensors", "--dtype", "bf16"]).ok();
+        let (mut ours, mut theirs) = (read_model(&back), read_model(&model));
+        // A config that ties them says what a stored head is.
+        ours.remove("lm_head.weight");
+        theirs.remove("lm_head.weight");
+        assert!(ours == theirs, "{name}: names, shapes and bytes");
+        if model.join("tokenizer.model").is_file() {
+            assert!(!back.join("tokenizer.json").exists());
+            for file in ["tokenizer.model", "tokenizer_config.json"] {
+                fs::copy(model.join(file), back.join(file)).unwrap();
+            }
+        }
+        convert(&back, &second, &["--to", "gguf"]).ok();
+        let (first, second) = (Read::open(&first), Read::open(&second));
+        let padding = |(key, _): &(&str, &Entry)| !key.ends_with("padding_token_id");
+        let kept = |read: &Read| {
+            read.entries().into_iter().filter(padding).map(|(k, v)| (k.to_owned(), v.clone())).collect::<Vec<_>>()
+        };
+        for (one, other) in kept(&first).iter().zip(&kept(&second)) {
+            assert!(one == other, "{name}: {one:?} and {other:?}");
+        }
+        assert_eq!(kept(&first).len(), kept(&second).len(), "{name}");
+        assert!(first.tensors == second.tensors, "{name}");
+    }
+}
+
+#[test]
+fn quantised_tensors_become_plain_numbers() {
+    let Some(bases) = bases() else { return };
+    let bench = Bench::new();
+    let plain = |file: &str, more: &[&str]| {
+        let out = bench.path(&format!("{file}{}", more.concat()));
+        convert(&bases.join(format!("tiny-{file}.gguf")), &out, &[&["--to", "safetensors"], more].concat()).ok();
+        out
+    };
+    let (whole, quantised) = (read_model(&plain("f32", &[])), read_model(&plain("q4_k_m-mixed", &["--dtype", "f32"])));
+    assert!(whole.keys().eq(quantised.keys()));
+    for (name, tensor) in &quantised {
+        let (ours, original) = (tensor.values(), whole[name].values());
+        let error: f64 = ours.iter().zip(&original).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+        let size: f64 = original.iter().map(|value| value * value).sum();
+        assert!(error <= 0.01 * size, "`{name}`: {}", (error / size).sqrt());
+    }
+    let half = plain("q4_0", &[]);
+    assert_eq!(read_json(&half.join("config.json"))["torch_dtype"], "float16");
+    let norm = &read_model(&half)["model.norm.weight"];
+    assert_eq!(norm.dtype, safetensors::Dtype::F32, "plain numbers stay what they are");
+}
+
+#[test]
+fn a_file_without_a_change_is_the_same() {
+    let Some(bases) = bases() else { return };
+    let bench = Bench::new();
+    for file in ["tiny-q4_k_m-mixed", "tiny-bf16"] {
+        let (input, out) = (bases.join(format!("{file}.gguf")), bench.path(&format!("{file}.gguf")));
+        convert(&input, &out, &["--to", "gguf"]).ok();
+        assert!(fs::read(&input).unwrap() == fs::read(&out).unwrap(), "{file}");
+        let parts = bench.path(&format!("{file}-split"));
+        convert(&input, &parts, &["--to", "gguf", "--max-shard-size", "100KB"]).ok();
+        let names: Vec<String> = snapshot(&parts).keys().map(|path| path.display().to_string()).collect();
+        let names: Vec<&String> = names.iter().filter(|name| name.ends_with(".gguf")).collect();
+        assert!(names.len() > 3 && names[0].starts_with(&format!("{file}-split-00001-of-000")), "{names:?}");
+        let joined = bench.path(&format!("{file}-joined.gguf"));
+        convert(&parts.join(names[1]), &joined, &[]).ok();
+        assert!(fs::read(&input).unwrap() == fs::read(&joined).unwrap(), "{file}: split and joined");
+        let (one, several) = (bench.path(&format!("{file}-one")), bench.path(&format!("{file}-several")));
+        convert(&input, &one, &["--to", "safetensors"]).ok();
+        convert(&parts.join(names[0]), &several, &["--to", "safetensors"]).ok();
+        assert!(read_model(&one) == read_model(&several));
+        let index = read_json(&several.join("model.safetensors.index.json"));
+        assert_eq!(index["weight_map"].as_object().unwrap().len(), 11);
+    }
+}
+
+#[test]
+fn a_file_is_requantised_as_llama_quantize_does_it() {
+    let Some(bases) = bases() else { return };
+    let bench = Bench::new();
+    for (quant, file) in [("q8_0", "q8_0"), ("q6_k", "q6_k"), ("q4_k_m", "q4_k_m-mixed")] {
+        let out = bench.path(&format!("{quant}.gguf"));
+        convert(&bases.join("tiny-f32.gguf"), &out, &["--quant", quant]).ok();
+        let (ours, theirs) = (Read::open(&out), Read::open(&bases.join(format!("tiny-{file}.gguf"))));
+        for (info, bytes) in &ours.tensors {
+            let (other, expected) = theirs.find(&info.name);
+            assert!(info == other && bytes == expected, "{quant}: `{}`", info.name);
+        }
+        let before = Read::open(&bases.join("tiny-f32.gguf"));
+        assert!(ours.tensors.iter().map(|(info, _)| &info.name).eq(before.tensors.iter().map(|(info, _)| &info.name)));
+        assert!(
+            ours.metadata.iter().map(|(key, _)| key).eq(before.metadata.iter().map(|(key, _)| key)),
+            "the same keys in order"
+        );
+        assert_eq!(ours.metadata.get("general.file_type"), theirs.metadata.get("general.file_type"));
+    }
+    let again = convert(&bases.join("tiny-q8_0.gguf"), &bench.path("f16.gguf"), &["--dtype", "f16"]).ok();
+    assert!(again.stdout.contains("8 tensors were quantised already"), "{}", again.stdout);
+    let half = Read::open(&bench.path("f16.gguf"));
+    assert_eq!(half.metadata.number("general.file_type"), Some(1));
+    assert_eq!(half.types()["blk.0.attn_q.weight"], "F16");
+    assert_eq!(half.types()["output_norm.weight"], "F32");
+}
+
+/// A file with one tensor of an architecture that nobody knows.
+fn unknown(bench: &Bench) -> PathBuf {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", "nobody".into());
+    metadata.set("general.type", "model".into());
+    let values: Vec<u8> = (0..64_u8).flat_map(|value| f32::from(value).to_le_bytes()).collect();
+    let shape = Shape::from([2, 32]);
+    let info = TensorInfo { name: "some.weight".into(), dtype: GgmlType::F32.dtype(), shape, offset: 0, bytes: 256 };
+    let path = bench.path("unknown.gguf");
+    let layout = Layout::new(&path, &metadata, vec![info]).unwrap();
+    let mut file = Vec::new();
+    lorakit::formats::gguf::write(&mut file, &layout, [values.as_slice()]).unwrap();
+    fs::write(&path, file).unwrap();
+    path
+}
+
+#[test]
+fn tensors_of_an_unknown_architecture_keep_their_names() {
+    let bench = Bench::new();
+    let path = unknown(&bench);
+    convert(&path, &bench.path("q8.gguf"), &["--quant", "q8_0"]).ok();
+    let quantised = Read::open(&bench.path("q8.gguf"));
+    assert_eq!(quantised.types()["some.weight"], "Q8_0");
+    assert_eq!(quantised.metadata.number("general.file_type"), Some(7));
+    let told = convert(&bench.path("q8.gguf"), &bench.path("plain"), &["--to", "safetensors"]).ok();
+    assert!(told.stdout.contains("the names of architecture `nobody` are not known"), "{}", told.stdout);
+    let tensors = read_model(&bench.path("plain"));
+    assert_eq!(tensors["some.weight"].dtype, safetensors::Dtype::F16);
+    assert_eq!(tensors["some.weight"].shape, [2, 32]);
+    assert!(!bench.path("plain/config.json").exists());
+}
+
+#[test]
+fn senseless_combinations_and_damaged_files_are_refused() {
+    let bench = Bench::new();
+    let path = unknown(&bench);
+    let whole = fs::read(&path).unwrap();
+    let refused = |out: &str, more: &[&str], code: i32, parts: &[&str]| {
+        convert(&path, &bench.path(out), more).refused(code, parts);
+    };
+    refused("x", &["--to", "safetensors", "--quant", "q8_0"], 2, &["--quant: `q8_0` is about GGUF"]);
+    refused("x.gguf", &["--to", "safetensors"], 2, &["--out: the output is safetensors"]);
+    refused("x", &["--to", "peft"], 1, &["`--to` names a dialect of adapters"]);
+    refused("x.gguf", &["--rounding", "stochastic"], 2, &["--rounding: a GGUF file is rounded to nearest"]);
+    refused("unknown.gguf", &["--force"], 1, &["the output would take the place of the input"]);
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    refused("x.gguf", &[], 1, &["unknown.gguf: tensor `some.weight`", "255 bytes of data"]);
+    fs::write(&path, &whole[..40]).unwrap();
+    refused("x.gguf", &[], 1, &["unknown.gguf: byte"]);
+    let mut nan = whole.clone();
+    let at = nan.len() - 4;
+    nan[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, &nan).unwrap();
+    refused("x.gguf", &["--quant", "q8_0"], 1, &["`some.weight`", "the value at [1, 31] is NaN"]);
+    assert_eq!(bench.listing(), ["unknown.gguf"]);
 }

@@ -131,6 +131,10 @@ fn rotary(config: &mut Map<String, Json>, family: &Family, metadata: &Metadata) 
     if family.arch == "gemma3" {
         config.insert("rope_local_base_freq".into(), number("freq_base_swa").unwrap_or(json!(10_000.0)));
     }
+    // Without a window phi 4 is told from phi 3 by a 0.
+    if config.get("sliding_window") == Some(&json!(0)) {
+        config.insert("sliding_window".into(), Json::Null);
+    }
     let original = of_arch("scaling.original_context_length").and_then(Value::as_u64);
     if let Some(original) = original.filter(|_| family.arch == "phi3") {
         config.insert("original_max_position_embeddings".into(), json!(original));

@@ -4,7 +4,7 @@
 //! λ = 2π θ^(2j/d): 1 below L / high, `factor` above L / low, and in between 1 / ((1 − s) / factor + s) with
 //! s = (L / λ − low) / (high − low), L the context it was trained with. Source: llama.cpp `conversion/llama.py`.
 
-use serde_json::{Map, Value as Json};
+use serde_json::{Map, Value as Json, json};
 
 use super::config::Family;
 use super::metadata::Value;
@@ -135,23 +135,14 @@ impl Rotary {
 
     fn llama3(&self, family: &Family, config: &Map<String, Json>) -> Result<Vec<f32>, String> {
         let width = self.dimensions(family, config)?;
-        let (base, factor) = (self.base.unwrap_or(10_000.0), self.parameter("factor").unwrap_or(8.0) as f32);
-        let low = self.parameter("low_freq_factor").unwrap_or(1.0) as f32;
-        let high = self.parameter("high_freq_factor").unwrap_or(4.0) as f32;
-        let trained = self.parameter("original_max_position_embeddings").unwrap_or(8192.0) as f32;
-        let one = |dimension: u32| {
-            let power = base.powf(f64::from(dimension as f32 / width as f32)) as f32;
-            let wavelength = std::f64::consts::TAU as f32 / (1.0 / power);
-            if wavelength < trained / high {
-                1.0
-            } else if wavelength > trained / low {
-                factor
-            } else {
-                let smooth = (trained / wavelength - low) / (high - low);
-                1.0 / ((1.0 - smooth) / factor + smooth)
-            }
+        let of = |key: &str, default: f64| self.parameter(key).unwrap_or(default) as f32;
+        let scaling = Llama3 {
+            factor: of("factor", 8.0),
+            low: of("low_freq_factor", 1.0),
+            high: of("high_freq_factor", 4.0),
+            trained: of("original_max_position_embeddings", 8192.0),
         };
-        Ok((0..width).step_by(2).map(one).collect())
+        Ok(scaling.factors(self.base.unwrap_or(10_000.0), width))
     }
 
     fn long(&self, family: &Family, config: &Map<String, Json>) -> Result<(Keys, Factors), String> {
@@ -170,9 +161,137 @@ impl Rotary {
         let longest =
             config.get("max_position_embeddings").and_then(number).ok_or("`max_position_embeddings` is missing")?;
         let original = f64::from(self.original(config).ok_or("`original_max_position_embeddings` is missing")?);
-        let scale = longest / original;
-        let attention = if scale > 1.0 { (1.0 + scale.ln() / original.ln()).sqrt() } else { 1.0 };
-        let keys = vec![("rope.scaling.attn_factor", Value::F32(attention as f32))];
+        let keys = vec![("rope.scaling.attn_factor", Value::F32(attention_factor(longest, original) as f32))];
         Ok((keys, vec![("rope_factors_long.weight", long), ("rope_factors_short.weight", short)]))
+    }
+}
+
+/// How Llama 3 scales.
+#[derive(Clone, Copy)]
+struct Llama3 {
+    factor: f32,
+    low: f32,
+    high: f32,
+    trained: f32,
+}
+
+impl Llama3 {
+    /// The factors of a head of `width` values, in the arithmetic of the converter.
+    fn factors(self, base: f64, width: u32) -> Vec<f32> {
+        let Self { factor, low, high, trained } = self;
+        let one = |dimension: u32| {
+            let power = base.powf(f64::from(dimension as f32 / width as f32)) as f32;
+            let wavelength = std::f64::consts::TAU as f32 / (1.0 / power);
+            if wavelength < trained / high {
+                1.0
+            } else if wavelength > trained / low {
+                factor
+            } else {
+                let smooth = (trained / wavelength - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        };
+        (0..width).step_by(2).map(one).collect()
+    }
+
+    /// The scaling that has these factors, with the bounds that all models have.
+    fn of(factors: &[f32], base: f64) -> Option<Self> {
+        let factor = factors.iter().copied().fold(1.0, f32::max);
+        let width = u32::try_from(factors.len()).ok()?.checked_mul(2)?;
+        let close = |one: f32, other: f32| (one - other).abs() <= 1e-5 * other.abs();
+        (4..24)
+            .map(|power| Self { factor, low: 1.0, high: 4.0, trained: (1_u32 << power) as f32 })
+            .find(|scaling| scaling.factors(base, width).iter().zip(factors).all(|(one, other)| close(*one, *other)))
+    }
+}
+
+/// The factors that a file has as tensors.
+#[derive(Debug, Default)]
+pub struct RotaryFactors {
+    /// `rope_freqs`.
+    pub all: Option<Vec<f32>>,
+    /// `rope_factors_long`.
+    pub long: Option<Vec<f32>>,
+    /// `rope_factors_short`.
+    pub short: Option<Vec<f32>>,
+    /// What the attention is multiplied by.
+    pub attention: Option<f64>,
+}
+
+impl RotaryFactors {
+    /// Says them in `config`, and gives a note where transformers has another word for them than the model had.
+    pub fn put_into(&self, config: &mut Map<String, Json>) -> Option<String> {
+        let shortest = |value: &f32| value.to_string().parse::<f64>().unwrap_or(f64::from(*value));
+        let list = |values: &[f32]| -> Json { values.iter().map(shortest).collect::<Vec<f64>>().into() };
+        let base = config.get("rope_theta").and_then(number).unwrap_or(10_000.0);
+        let (long, short, attention) = match (&self.all, &self.long, &self.short) {
+            (Some(all), _, _) if all.iter().all(|factor| *factor == 1.0) => return None,
+            (Some(all), _, _) => {
+                if let Some(Llama3 { factor, low, high, trained }) = Llama3::of(all, base) {
+                    let scaling = json!({
+                        "rope_type": "llama3", "factor": shortest(&factor), "low_freq_factor": shortest(&low),
+                        "high_freq_factor": shortest(&high), "original_max_position_embeddings": trained as u64,
+                    });
+                    config.insert("rope_scaling".into(), scaling);
+                    return None;
+                }
+                (all, all, Some(1.0))
+            }
+            (None, Some(long), Some(short)) => (long, short, None),
+            _ => return None,
+        };
+        let mut scaling = json!({
+            "rope_type": "longrope", "type": "longrope", "long_factor": list(long), "short_factor": list(short),
+        });
+        let longest = config.get("max_position_embeddings").and_then(number);
+        let original = config.get("original_max_position_embeddings").and_then(number).or(longest);
+        let usual = longest.zip(original).map(|(longest, original)| attention_factor(longest, original));
+        let said = self.attention.filter(|said| usual.is_none_or(|usual| (said - usual).abs() > 1e-5 * usual));
+        if let Some(factor) = attention.or(said) {
+            scaling["attention_factor"] = json!(factor);
+        }
+        config.insert("rope_scaling".into(), scaling);
+        // Only phi 3 says its own in two lists.
+        self.all.as_ref()?;
+        config.entry("original_max_position_embeddings").or_insert_with(|| json!(longest.map(|length| length as u64)));
+        Some("the factors of the rotary embedding are none of Llama 3's, and written as those of `longrope`".into())
+    }
+}
+
+/// What the attention is multiplied by where a context was made longer (LongRoPE).
+fn attention_factor(longest: f64, original: f64) -> f64 {
+    let scale = longest / original;
+    if scale > 1.0 { (1.0 + scale.ln() / original.ln()).sqrt() } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scaling_of_llama_3_is_found_in_its_factors() {
+        let scaling = Llama3 { factor: 32.0, low: 1.0, high: 4.0, trained: 8192.0 };
+        let factors = scaling.factors(500_000.0, 64);
+        assert_eq!((factors[0], factors[31]), (1.0, 32.0));
+        let mut config = Map::new();
+        config.insert("rope_theta".into(), json!(500_000.0));
+        let found = RotaryFactors { all: Some(factors.clone()), ..RotaryFactors::default() };
+        assert_eq!(found.put_into(&mut config), None);
+        let expected = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192});
+        assert_eq!(config["rope_scaling"], expected);
+    }
+
+    #[test]
+    fn other_factors_are_said_one_by_one() {
+        let mut config = Map::new();
+        config.insert("max_position_embeddings".into(), json!(4096));
+        let found = RotaryFactors { all: Some(vec![1.0, 1.5, 3.25]), ..RotaryFactors::default() };
+        assert!(found.put_into(&mut config).unwrap().contains("`longrope`"));
+        assert_eq!(config["rope_scaling"]["long_factor"], json!([1.0, 1.5, 3.25]));
+        assert_eq!(
+            (&config["rope_scaling"]["attention_factor"], &config["original_max_position_embeddings"]),
+            (&json!(1.0), &json!(4096))
+        );
     }
 }

@@ -12,9 +12,9 @@ use serde_json::{Map, Value, json};
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
 use super::scaled::Scaled;
-use super::{ConvertOptions, Target};
+use super::{ConvertOptions, Target, from_gguf};
 use crate::error::{Error, Result};
-use crate::formats::layout::OutputFile;
+use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::merge::arrange::indexes;
@@ -24,7 +24,7 @@ use crate::ops::recipe::SIDECAR;
 use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Float, TensorInfo};
+use crate::tensor::{Float, Packing, TensorInfo};
 
 /// Most names of one shared tensor that a note lists.
 const LISTED: usize = 4;
@@ -134,6 +134,11 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         report.notes.push(note);
     }
     let edits = Edits { dequantised: folded > 0, ..Edits::default() };
+    let made = from_gguf::beside(&base, write.dtype)?;
+    report.notes.extend(made.notes);
+    if !is_single {
+        output.written.extend(made.written);
+    }
     beside(&mut output, &mut report, write, &base, &edits, &recipe)?;
     report.bytes = output.bytes();
     if !write.dry_run {
@@ -155,6 +160,13 @@ fn check(options: &ConvertOptions) -> Result<()> {
             return Err(Error::unsupported(&options.input, what)
                 .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
         }
+    }
+    if let Some(quant) = options.quant {
+        return Err(Error::invalid("--quant", format!("`{}` is about GGUF, and safetensors are written", quant.name))
+            .hint("`--to gguf`, or `--dtype` for another type of numbers"));
+    }
+    if options.write.out.extension().is_some_and(|ending| ending == "gguf") {
+        return Err(Error::invalid("--out", "the output is safetensors, and the path ends in `.gguf`"));
     }
     if options.write.rounding == Rounding::PeftSafe {
         return Err(Error::invalid("--rounding", "`peft-safe` is about merges; a cast rounds once"));
@@ -186,12 +198,18 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     let mut cast = Vec::new();
     let mut one = |stored: Stored| -> Result<Option<Tensor>> {
         let name = &stored.info.name;
+        if from_gguf::is_said(base, name) {
+            return Ok(None);
+        }
         if scaled.belongs(name) {
             let kept = !dequantised;
             return Ok(kept.then(|| Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         }
         let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(name));
-        let change = wanted.zip(stored.info.dtype.float()).filter(|(wanted, own)| wanted != own || scaled.has(name));
+        let plain = from_gguf::plain(base, &stored)?;
+        let change = wanted.or(plain).zip(Packing::of(&stored.info.dtype));
+        let change =
+            change.filter(|(wanted, own)| Packing::Float(*wanted) != *own || scaled.has(name) || plain.is_some());
         let Some((wanted, own)) = change else {
             return Ok(Some(Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         };
@@ -199,11 +217,18 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
             let what = format!("tensor `{name}` is FP8 with scales, and cannot become {wanted}");
             return Err(Error::unsupported(base.checkpoint.root(), what).hint("leave `--dtype` away"));
         }
-        let bytes = stored.info.bytes / own.bytes() as u64 * wanted.bytes() as u64;
+        let values = usize::try_from(stored.info.bytes).map(|bytes| own.values_in(bytes)).unwrap_or(usize::MAX);
+        let bytes = (values as u64).saturating_mul(wanted.bytes() as u64);
         let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
         // A weight without scales has one element to a row: jobs are cut anywhere.
         let cols = if scaled.has(name) { None } else { Some(1) };
-        let weight = if own.bytes() == 1 { base.weight(name, cols)? } else { Weight::new(stored.clone(), cols)? };
+        let weight = match own {
+            _ if plain.is_some() => {
+                base.weight(name, stored.info.shape.as_slice().last().and_then(|row| usize::try_from(*row).ok()))?
+            }
+            Packing::Float(own) if own.bytes() == 1 => base.weight(name, cols)?,
+            _ => Weight::new(stored.clone(), cols)?,
+        };
         let rounded = Arc::new(Rounded::new(name.clone(), weight, wanted, options.write.rounding));
         cast.push(Arc::clone(&rounded));
         Ok(Some(Tensor { info, origin: Origin::Cast(rounded) }))
@@ -277,11 +302,19 @@ fn beside(
     }
     let container = base.checkpoint.container();
     output.written.extend(indexes(base, write, &output.plan.files));
+    if base.view.is_some() && output.plan.files.len() > 1 {
+        let files_of: Vec<(&str, &OutputFile)> =
+            output.plan.files.iter().map(|file| (file.name.as_str(), file)).collect();
+        let index = layout::index(Map::new(), &files_of);
+        output.written.push((PathBuf::from(layout::index_name("model")), files::render(&index)));
+    }
     output.written.push((PathBuf::from(SIDECAR), sidecar));
-    if *container == Container::File {
+    if [Container::File, Container::Split].contains(container) {
         return Ok(());
     }
-    if let Some((contents, changes)) = edited_config(base, write, edits) {
+    if base.view.is_none()
+        && let Some((contents, changes)) = edited_config(base, write, edits)
+    {
         output.written.push((PathBuf::from("config.json"), contents));
         report.config_changes = changes;
     }

@@ -6,6 +6,7 @@
 
 mod adapter;
 pub mod checkpoint;
+mod from_gguf;
 mod gguf;
 mod layout;
 mod rounded;
@@ -83,7 +84,7 @@ impl FromStr for Target {
 pub struct ConvertOptions {
     /// A checkpoint or an adapter.
     pub input: PathBuf,
-    /// What is written; a checkpoint becomes safetensors if nothing is said.
+    /// What is written; a checkpoint becomes safetensors if nothing is said, or GGUF where the output or `quant` says so.
     pub to: Option<Target>,
     /// The model an adapter belongs to, where its names or shapes are needed.
     pub base: Option<PathBuf>,
@@ -129,9 +130,15 @@ impl Converted {
 /// When the input is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
+        if let Some(quant) = options.quant {
+            let problem = format!("`{}` is about checkpoints; the factors of an adapter are plain numbers", quant.name);
+            return Err(Error::invalid("--quant", problem).hint("`--dtype f16`"));
+        }
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
+    let named = options.write.out.extension().is_some_and(|ending| ending == "gguf");
     let report = match options.to {
+        None if named || options.quant.is_some() => gguf::convert(options, run)?,
         Some(Target::Gguf) => gguf::convert(options, run)?,
         _ => checkpoint::convert(options, run)?,
     };

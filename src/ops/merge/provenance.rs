@@ -9,7 +9,7 @@ use super::applied::Applied;
 use super::{Direction, MergeOptions};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
-use crate::formats::json as files;
+use crate::formats::{Checkpoint, json as files};
 use crate::ops::base::Base;
 use crate::ops::recipe::{SIDECAR, hashes, name_of};
 use crate::ops::{Rounding, WriteOptions};
@@ -30,7 +30,7 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
         if let Some((original, _)) = &applied.original {
             let mut taken_from = json!({ "name": name_of(original.base.checkpoint.root()) });
             if options.hash_base {
-                taken_from["blake3"] = hashes(&files_of(&original.base))?;
+                taken_from["blake3"] = hashes(&files_of(&original.base.checkpoint))?;
             }
             entry["init"] = json!({ "base": taken_from });
         }
@@ -58,20 +58,28 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
 /// # Errors
 /// When a file cannot be read.
 pub fn model_entry(base: &Base, hashed: bool) -> Result<Value> {
+    checkpoint_entry(&base.checkpoint, hashed)
+}
+
+/// The same of its checkpoint.
+///
+/// # Errors
+/// As [`model_entry`].
+pub fn checkpoint_entry(checkpoint: &Checkpoint, hashed: bool) -> Result<Value> {
     let mut entry = Map::new();
-    entry.insert("name".into(), name_of(base.checkpoint.root()).into());
+    entry.insert("name".into(), name_of(checkpoint.root()).into());
     if hashed {
-        entry.insert("blake3".into(), hashes(&files_of(base))?);
+        entry.insert("blake3".into(), hashes(&files_of(checkpoint))?);
     }
-    let earlier = base.checkpoint.directory().join(SIDECAR);
+    let earlier = checkpoint.directory().join(SIDECAR);
     if earlier.is_file() {
         entry.insert("lorakit".into(), files::read_object(&earlier)?.into());
     }
     Ok(entry.into())
 }
 
-fn files_of(base: &Base) -> Vec<PathBuf> {
-    base.checkpoint.files().iter().map(|file| file.map.path().into()).collect()
+fn files_of(checkpoint: &Checkpoint) -> Vec<PathBuf> {
+    checkpoint.files().iter().map(|file| file.map.path().into()).collect()
 }
 
 /// The options that differ from their defaults and change bytes.

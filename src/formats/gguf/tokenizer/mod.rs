@@ -2,10 +2,12 @@
 //!
 //! * `pieces`: vocabularies of SentencePiece, from `tokenizer.model` or a `tokenizer.json` that falls back to bytes;
 //! * `merges`: byte-level BPE, from `tokenizer.json`; `splitting` tells how it cuts texts before that;
-//! * `special`: which tokens begin and end a text, chat templates.
+//! * `special`: which tokens begin and end a text, chat templates;
+//! * `back`: the way back, for byte-level BPE.
 //!
 //! Source: llama.cpp `conversion/base.py`, gguf-py `vocab.py`; SentencePiece's `sentencepiece_model.proto`.
 
+mod back;
 mod merges;
 mod pieces;
 mod special;
@@ -19,6 +21,7 @@ use super::config::Family;
 use super::metadata::{Array, Value};
 use crate::error::{Error, Result};
 use crate::formats::json::read_object;
+pub use back::hub_tokenizer;
 use special::Special;
 
 /// The keys of a tokenizer.

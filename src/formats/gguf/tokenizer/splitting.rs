@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use serde::Deserialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::Files;
 
@@ -20,6 +20,10 @@ struct Row {
     name: String,
     steps: Vec<String>,
     ignore_merges: Option<bool>,
+    #[serde(default)]
+    also: Vec<String>,
+    #[serde(default)]
+    nfc: bool,
 }
 
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
@@ -46,6 +50,37 @@ pub(super) fn name_of(files: &Files) -> Result<&'static str, String> {
     })
 }
 
+/// What tokenizer.json says of a way of cutting texts.
+pub(super) struct Cut {
+    /// `normalizer`.
+    pub normalizer: Json,
+    /// `pre_tokenizer`.
+    pub pre_tokenizer: Json,
+    /// `ignore_merges` of the model.
+    pub ignore_merges: bool,
+}
+
+/// What llama.cpp's name stands for.
+pub(super) fn named(name: &str) -> Option<Cut> {
+    let row = TABLE.row.iter().find(|row| row.name == name || row.also.iter().any(|other| other == name))?;
+    let bytes =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let step = |step: &String| match step.as_str() {
+        "digits" => json!({"type": "Digits", "individual_digits": true}),
+        "bytes gpt2" => bytes(true),
+        "bytes" => bytes(false),
+        split => {
+            let regex = split.strip_prefix("split ").unwrap_or(split);
+            json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
+        }
+    };
+    Some(Cut {
+        normalizer: if row.nfc { json!({"type": "NFC"}) } else { Json::Null },
+        pre_tokenizer: json!({"type": "Sequence", "pretokenizers": row.steps.iter().map(step).collect::<Vec<Json>>()}),
+        ignore_merges: row.ignore_merges.unwrap_or(false),
+    })
+}
+
 /// The steps of a `pre_tokenizer`, each in one line; `None` where one is of another kind.
 fn steps(step: &Json) -> Option<Vec<String>> {
     let flag = |key: &str, default: bool| step.get(key).and_then(Json::as_bool).unwrap_or(default);
@@ -69,7 +104,6 @@ fn steps(step: &Json) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn name(pre: &Json, ignore_merges: bool) -> Result<&'static str, String> {
         let fast = json!({"pre_tokenizer": pre, "model": {"type": "BPE", "ignore_merges": ignore_merges}});
@@ -84,6 +118,17 @@ mod tests {
             let same = |other: &&Row| other.steps == row.steps && other.ignore_merges == row.ignore_merges;
             assert_eq!(TABLE.row[..at].iter().find(same).map(|other| &other.name), None, "{}", row.name);
         }
+    }
+
+    #[test]
+    fn names_say_what_they_stand_for() {
+        for row in &TABLE.row {
+            for known in row.also.iter().chain([&row.name]) {
+                let cut = named(known).unwrap();
+                assert_eq!(name(&cut.pre_tokenizer, cut.ignore_merges), Ok(row.name.as_str()));
+            }
+        }
+        assert!(named("default").is_none());
     }
 
     #[test]

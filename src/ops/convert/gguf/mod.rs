@@ -1,8 +1,9 @@
-//! Checkpoints → GGUF: from models as Hugging Face has them ([`hub`]), and from GGUF itself.
+//! Checkpoints → GGUF: from models as Hugging Face has them ([`hub`]), and from GGUF itself ([`requantised`]).
 
 mod general;
 mod hub;
 mod packed;
+mod requantised;
 mod write;
 
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::time::Instant;
 
 use super::{CheckpointReport, ConvertOptions};
 use crate::error::{Error, Result};
-use crate::formats::Stored;
 use crate::formats::gguf::{Metadata, Mix};
+use crate::formats::{Checkpoint, Stored};
 use crate::ops::Rounding;
 use crate::ops::base::Base;
 use crate::ops::output::{Run, refuse_inputs};
@@ -43,11 +44,14 @@ pub struct Made {
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointReport> {
     let started = Instant::now();
     let mix = mix(options)?;
-    let base = Base::open(&options.input)?;
-    let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
-    refuse_inputs(&options.write.out, of_files.chain([base.checkpoint.root()]))?;
-    let made = hub::make(&base, mix)?;
-    write::write(options, &base, made, run, started)
+    let input = Checkpoint::open(&options.input)?;
+    let of_files = input.files().iter().map(|file| file.map.path());
+    refuse_inputs(&options.write.out, of_files.chain([input.root()]))?;
+    let made = match input.gguf() {
+        Some(metadata) => requantised::make(&input, metadata, mix)?,
+        None => hub::make(&Base::open(&options.input)?, mix)?,
+    };
+    write::write(options, &input, made, run, started)
 }
 
 /// What the options ask for; `None` where each tensor keeps its type.

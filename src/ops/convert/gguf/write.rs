@@ -1,7 +1,7 @@
 //! The files of a GGUF checkpoint: laid out, planned and written.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,12 +11,11 @@ use super::packed::{Packed, summarise};
 use super::{Made, Source};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Layout, cut, split_name};
-use crate::formats::json as files;
 use crate::formats::layout::OutputFile;
+use crate::formats::{Checkpoint, json as files};
 use crate::ops::WriteOptions;
-use crate::ops::base::Base;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
-use crate::ops::merge::provenance::model_entry;
+use crate::ops::merge::provenance::checkpoint_entry;
 use crate::ops::output::{Output, Run};
 use crate::ops::recipe::SIDECAR;
 use crate::plan::{Compute, Plan};
@@ -24,7 +23,7 @@ use crate::plan::{Compute, Plan};
 /// Writes what was made, and tells of it.
 pub fn write(
     options: &ConvertOptions,
-    base: &Base,
+    input: &Checkpoint,
     made: Made,
     run: &Run<'_>,
     started: Instant,
@@ -48,7 +47,7 @@ pub fn write(
     let recipe = json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": "convert",
-        "input": model_entry(base, false)?,
+        "input": checkpoint_entry(input, false)?,
         "options": chosen,
     });
     let stem = write.out.file_stem().unwrap_or_default().to_string_lossy();
@@ -58,21 +57,21 @@ pub fn write(
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
-        format: base.checkpoint.files().first().map_or("", |file| file.format.name()).into(),
+        format: input.files().first().map_or("", |file| file.format.name()).into(),
         dry_run: write.dry_run,
         part: write.part.map(|part| format!("{}/{}", part.part, part.parts)),
         copied: count - packed.len(),
         cast: packed.len(),
         dtypes,
-        input_files: base.checkpoint.files().len(),
+        input_files: input.files().len(),
         files: output.plan.files.len(),
         jobs: output.plan.jobs.len(),
-        input_bytes: base.checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+        input_bytes: input.tensors().map(|tensor| tensor.bytes).sum(),
         bytes: output.bytes(),
         rounding: None,
         worst: None,
         config_changes: Vec::new(),
-        notes: base.checkpoint.notes().cloned().chain(notes).collect(),
+        notes: input.notes().cloned().chain(notes).collect(),
         seconds: 0.0,
         peak_resident_bytes: None,
     };
@@ -112,7 +111,8 @@ fn schedule(write: &WriteOptions, single: bool, made: Made, packed: &[Arc<Packed
             (false, _) => split_name(stem, number, count),
         };
         let path = if single { write.out.clone() } else { write.out.join(&name) };
-        let file = file(&path, name, Layout::new(&path, &metadata, made.infos[range].to_vec())?);
+        let Layout { head: header, tensors, bytes, .. } = Layout::new(&path, &metadata, made.infos[range].to_vec())?;
+        let file = OutputFile { name, header, tensors, bytes };
         let at = plan.files.len();
         for info in &file.tensors {
             let source = sources.next().expect("there is a source for every tensor");
@@ -135,8 +135,4 @@ fn schedule(write: &WriteOptions, single: bool, made: Made, packed: &[Arc<Packed
     }
     plan.computed = packed.iter().map(|packed| Arc::clone(packed) as Arc<dyn Compute>).collect();
     Ok(plan)
-}
-
-fn file(_path: &Path, name: String, layout: Layout) -> OutputFile {
-    OutputFile { name, header: layout.head, tensors: layout.tensors, bytes: layout.bytes }
 }
