@@ -11,7 +11,7 @@ use super::metadata::{Metadata, Value};
 use crate::error::{Error, Result};
 use crate::formats::WeightFile;
 use crate::naming::gguf::{GgufArch, Heads, gguf_arch, interleaved};
-use crate::tensor::{Shape, TensorInfo};
+use crate::tensor::{GgmlType, Shape, TensorInfo};
 
 /// Endings of the tensors that belong to a module.
 const PARAMETERS: [&str; 2] = [".weight", ".bias"];
@@ -54,8 +54,7 @@ impl View {
 
     /// The tensors of the view that lie in one of the file.
     fn pieces(&self, tensor: &TensorInfo) -> Vec<TensorInfo> {
-        if tensor.bytes == 0 {
-            // Nothing to see, whatever its dimensions say.
+        if !is_sized(tensor) {
             return vec![tensor.clone()];
         }
         let named = |name: String| TensorInfo { name, ..tensor.clone() };
@@ -83,7 +82,7 @@ impl View {
 
     fn lie_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<Lie>> {
         let module =
-            PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter)).filter(|_| tensor.bytes > 0);
+            PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter)).filter(|_| is_sized(tensor));
         let Some((arch, module)) = self.arch.zip(module) else { return Ok(None) };
         let (added, rotary) = (arch.added(module), arch.place(module).and_then(|place| place.rotary));
         let Some(rotary) = rotary else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
@@ -119,6 +118,12 @@ impl View {
         let place = self.arch?.place(name.strip_suffix(parameter)?)?;
         place.expert.is_none().then(|| format!("{}{parameter}", place.tensor))
     }
+}
+
+/// Whether the bytes of a tensor bear out its dimensions: those of one without values, or of a type that is not known, may
+/// be anything.
+fn is_sized(tensor: &TensorInfo) -> bool {
+    tensor.bytes > 0 && GgmlType::of(&tensor.dtype).is_some()
 }
 
 /// A number, or the one of a layer where every layer has its own.
