@@ -2,7 +2,7 @@
 //!
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use regex::{Regex, RegexBuilder};
@@ -63,7 +63,7 @@ pub struct Scaling {
     rank_pattern: Vec<(Regex, u64)>,
     alpha_pattern: Vec<(Regex, f64)>,
     /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
-    exact: BTreeMap<String, (u64, f64)>,
+    exact: HashMap<String, (u64, f64)>,
 }
 
 impl Scaling {
@@ -76,10 +76,18 @@ impl Scaling {
     }
 
     /// The scales of modules that bring their own: path → rank and α. Scale is α/r.
-    pub fn exact(exact: BTreeMap<String, (u64, f64)>) -> Self {
+    pub fn exact(exact: impl IntoIterator<Item = (String, (u64, f64))>) -> Self {
+        let exact: HashMap<String, (u64, f64)> = exact.into_iter().collect();
         let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);
         let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
         Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
+    }
+
+    /// Rank, alpha and scale of `module`, as [`rank`](Self::rank), [`alpha`](Self::alpha) and [`scale`](Self::scale) give them.
+    pub fn of(&self, module: &str) -> (u64, f64, f64) {
+        let exact = self.exact.get(module).copied();
+        let (rank, alpha) = exact.unwrap_or_else(|| (self.rank(module), self.alpha(module)));
+        (rank, alpha, alpha / if self.rslora { (rank as f64).sqrt() } else { rank as f64 })
     }
 
     /// The rank the config gives `module`.
@@ -101,8 +109,7 @@ impl Scaling {
 
     /// The factor in front of B·A.
     pub fn scale(&self, module: &str) -> f64 {
-        let rank = self.rank(module) as f64;
-        self.alpha(module) / if self.rslora { rank.sqrt() } else { rank }
+        self.of(module).2
     }
 }
 
@@ -318,7 +325,7 @@ impl Fields<'_> {
             rslora: self.flag("use_rslora")?,
             rank_pattern: self.pattern("rank_pattern", |key, value| self.rank(key, value))?,
             alpha_pattern: self.pattern("alpha_pattern", |key, value| self.alpha(key, value))?,
-            exact: BTreeMap::new(),
+            exact: HashMap::new(),
         })
     }
 

@@ -1,6 +1,6 @@
 //! Keys taken apart → changes by module: the same for every naming scheme.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::config::AdapterConfig;
 use super::methods::KINDS;
@@ -17,7 +17,7 @@ pub struct Gathered {
     /// In path order.
     pub modules: Vec<Module>,
     /// Path → rank and α of the pairs, where α stands beside the factors; a pair without one has α = rank.
-    pub scales: BTreeMap<String, (u64, f64)>,
+    pub scales: HashMap<String, (u64, f64)>,
     /// Paths of the pairs without an α of their own, where others could have one.
     pub without_alpha: Vec<String>,
 }
@@ -32,7 +32,8 @@ pub fn gather(
     dialect: &str,
     alpha_per_module: bool,
 ) -> Result<Gathered> {
-    let mut parts: BTreeMap<(String, usize), Parts> = BTreeMap::new();
+    let mut parts: Vec<(usize, Parts)> = Vec::new();
+    let mut places: HashMap<(String, usize), usize> = HashMap::new();
     let mut shared = BTreeMap::new();
     let mut gathered = Gathered::default();
     for (key, stored) in keyed {
@@ -46,16 +47,29 @@ pub fn gather(
                 continue;
             }
             role => {
-                let new = || Parts::new(&key.module);
-                parts.entry((key.module.clone(), key.nesting)).or_insert_with(new).put(role, stored)?;
+                // The tensors of a module mostly stand together.
+                let last =
+                    parts.last().is_some_and(|(nesting, last)| *nesting == key.nesting && last.path == key.module);
+                let at = if last {
+                    parts.len() - 1
+                } else {
+                    *places.entry((key.module, key.nesting)).or_insert_with_key(|(module, nesting)| {
+                        parts.push((*nesting, Parts::new(module)));
+                        parts.len() - 1
+                    })
+                };
+                parts[at].1.put(role, stored)?;
                 continue;
             }
         };
         gathered.modules.push(Module { path: key.module, nesting: key.nesting, change });
     }
     let context = Context { config, dialect, alpha_per_module, shared: &shared };
-    for ((path, nesting), parts) in parts {
-        gathered.take(&path, nesting, parts, &context)?;
+    drop(places);
+    parts.sort_by(|(own, left), (other, right)| (&left.path, own).cmp(&(&right.path, other)));
+    gathered.modules.reserve(parts.len());
+    for (nesting, parts) in parts {
+        gathered.take(nesting, parts, &context)?;
     }
     gathered.take_shared(&shared);
     gathered.modules.sort_by(|left, right| (&left.path, left.nesting).cmp(&(&right.path, right.nesting)));
@@ -63,7 +77,9 @@ pub fn gather(
 }
 
 impl Gathered {
-    fn take(&mut self, path: &str, nesting: usize, mut parts: Parts, context: &Context<'_>) -> Result<()> {
+    fn take(&mut self, nesting: usize, mut parts: Parts, context: &Context<'_>) -> Result<()> {
+        let path = parts.path.clone();
+        let path = path.as_str();
         let add = |modules: &mut Vec<Module>, change| modules.push(Module { path: path.to_owned(), nesting, change });
         // Most modules are a pair, and hold no tensor of another method.
         let kinds = if parts.holds_parts() { KINDS } else { &[] };

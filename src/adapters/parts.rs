@@ -14,7 +14,8 @@ use crate::tensor::Dtype;
 pub struct Parts {
     /// The module's path.
     pub path: String,
-    tensors: BTreeMap<Role, Stored>,
+    // A handful: a map would take many times the room.
+    tensors: Vec<(Role, Stored)>,
     alpha: Option<f64>,
 }
 
@@ -41,33 +42,34 @@ impl Parts {
     /// # Errors
     /// When another tensor has the same role.
     pub fn put(&mut self, role: Role, stored: Stored) -> Result<()> {
-        if let Some(other) = self.tensors.get(&role) {
+        if let Some((_, other)) = self.tensors.iter().find(|(own, _)| *own == role) {
             let problem =
                 format!("is `{}` under another name: both mean the same part of the same module", other.info.name);
             return Err(Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem));
         }
-        self.tensors.insert(role, stored);
+        self.tensors.push((role, stored));
         Ok(())
     }
 
     /// Whether a tensor of this role is there.
     pub fn has(&self, role: &Role) -> bool {
-        self.tensors.contains_key(role)
+        self.tensors.iter().any(|(own, _)| own == role)
     }
 
     /// Whether the part `name` of another method is there.
     pub fn has_part(&self, name: &str) -> bool {
-        self.tensors.contains_key(&Role::Part(name.to_owned()))
+        self.has(&Role::Part(name.to_owned()))
     }
 
     /// Whether any tensor of another method than LoRA is there.
     pub fn holds_parts(&self) -> bool {
-        self.tensors.keys().any(|role| matches!(role, Role::Part(_)))
+        self.tensors.iter().any(|(role, _)| matches!(role, Role::Part(_)))
     }
 
     /// Takes a tensor out.
     pub fn take(&mut self, role: &Role) -> Option<Stored> {
-        self.tensors.remove(role)
+        let at = self.tensors.iter().position(|(own, _)| own == role)?;
+        Some(self.tensors.swap_remove(at).1)
     }
 
     /// Takes the part `name` out.
@@ -86,8 +88,9 @@ impl Parts {
         })
     }
 
-    /// What nobody took.
-    pub fn rest(self) -> impl Iterator<Item = (Role, Stored)> {
+    /// What nobody took, by role.
+    pub fn rest(mut self) -> impl Iterator<Item = (Role, Stored)> {
+        self.tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
         self.tensors.into_iter()
     }
 

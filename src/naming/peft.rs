@@ -74,13 +74,18 @@ pub fn parse(key: &str) -> Key {
     let path = &segments[..end];
     let wrapper = |segment: &&&str| **segment == FROZEN;
     let nesting = path.iter().rev().take_while(wrapper).count();
-    let module: Vec<&str> = path.iter().filter(|segment| !wrapper(segment)).copied().collect();
+    let module = if path.contains(&FROZEN) {
+        path.iter().filter(|segment| !wrapper(segment)).copied().collect::<Vec<&str>>().join(".")
+    } else {
+        let dots = path.len().saturating_sub(1);
+        rest[..path.iter().map(|segment| segment.len()).sum::<usize>() + dots].to_owned()
+    };
     // A wrapper at the end of the path of a plain parameter means: saved along with its frozen layer.
     let role = match role {
         Role::Whole(parameter) if nesting > 0 => Role::Frozen(parameter),
         role => role,
     };
-    Key { module: module.join("."), nesting, role }
+    Key { module, nesting, role }
 }
 
 /// Where the module path ends, and what follows it.

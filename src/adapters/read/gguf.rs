@@ -53,6 +53,11 @@ pub(super) fn is_adapter(path: &Path) -> bool {
     file.is_some_and(|file| file.header.metadata.text("general.type") == Some("adapter"))
 }
 
+/// Whether an opened file says so.
+pub(super) fn says_so(tensors: &Checkpoint) -> bool {
+    tensors.gguf().and_then(|metadata| metadata.text("general.type")) == Some("adapter")
+}
+
 pub(super) fn open(mut tensors: Checkpoint) -> Result<Opened> {
     let path = tensors.files().first().map_or(tensors.root(), |file| file.map.path()).to_path_buf();
     let metadata = tensors.gguf().cloned().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `lora_adapter_metadata` of diffusers: PEFT's settings, component by component, as JSON in the header of the file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ const KEY: &str = "lora_adapter_metadata";
 ///
 /// # Errors
 /// When the metadata cannot be read.
-pub(super) fn rescale(tensors: &Checkpoint, scales: &mut BTreeMap<String, (u64, f64)>) -> Result<()> {
+pub(super) fn rescale(tensors: &Checkpoint, scales: &mut HashMap<String, (u64, f64)>) -> Result<()> {
     for file in tensors.files() {
         let Some((_, text)) = file.header.metadata.iter().find(|(key, _)| key == KEY) else { continue };
         let at = format!("metadata `{KEY}`");

@@ -19,7 +19,7 @@ use super::peft::Module;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 
-pub use recognise::is_adapter;
+pub use recognise::{is_adapter, recognise};
 
 /// File stems under which the libraries store adapters.
 const STEMS: [&str; 5] = ["adapter_model", "adapters", "adapter", "pytorch_adapter", "pytorch_lora_weights"];
@@ -41,14 +41,14 @@ enum Settings {
     AdapterHub(Map<String, Value>),
 }
 
-/// Reads headers and config of the adapter at `path`.
+/// Reads headers and config of the adapter at `path`; `file` is that file, if it is open already.
 ///
 /// # Errors
 /// When a file is missing or malformed, or is no adapter's.
-pub(super) fn open(path: &Path) -> Result<Opened> {
+pub(super) fn open(path: &Path, file: Option<Checkpoint>) -> Result<Opened> {
     let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
-    if let Some(file) = gguf::file_of(path).filter(|_| !kind.is_dir() || !path.join(CONFIG_NAME).is_file()) {
-        return gguf::open(Checkpoint::open(&file)?);
+    if let Some(found) = gguf::file_of(path).filter(|_| !kind.is_dir() || !path.join(CONFIG_NAME).is_file()) {
+        return gguf::open(file.map_or_else(|| Checkpoint::open(&found), Ok)?);
     }
     let (root, settings) = if kind.is_dir() {
         (path, settings(path)?)
@@ -56,12 +56,14 @@ pub(super) fn open(path: &Path) -> Result<Opened> {
         let root = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         (root, settings(root)?)
     };
-    let whole =
-        |path: &Path| if kind.is_dir() { Checkpoint::open_directory(path, &STEMS) } else { Checkpoint::open(path) };
     if kind.is_dir() && settings.is_none() && !recognise::has_adapter_file(path) {
         return Err(AdapterConfig::read(path).err().unwrap_or_else(|| recognise::no_adapter(path)));
     }
-    let tensors = whole(path)?;
+    let tensors = match file {
+        Some(file) => file,
+        None if kind.is_dir() => Checkpoint::open_directory(path, &STEMS)?,
+        None => Checkpoint::open(path)?,
+    };
     if !kind.is_dir() && recognise::speaks_for_itself(&tensors) {
         return unaided::open(root, tensors);
     }

@@ -20,11 +20,17 @@ const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_
 
 /// Whether `path` is an adapter rather than a model. Headers are read at most.
 pub fn is_adapter(path: &Path) -> bool {
+    recognise(path).0
+}
+
+/// Whether `path` is an adapter rather than a model, and the file itself where it had to be opened to find out.
+pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     if path.is_dir() {
-        return path.join(CONFIG_NAME).is_file() || has_adapter_file(path) || gguf::is_adapter(path);
+        return (path.join(CONFIG_NAME).is_file() || has_adapter_file(path) || gguf::is_adapter(path), None);
     }
     if gguf::file_of(path).is_some() {
-        return gguf::is_adapter(path);
+        let opened = Checkpoint::open(path).ok();
+        return (opened.as_ref().is_some_and(gguf::says_so), opened);
     }
     let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
     let config = path.parent().is_some_and(|directory| {
@@ -32,11 +38,11 @@ pub fn is_adapter(path: &Path) -> bool {
         directory.join(CONFIG_NAME).is_file()
     });
     if named && config {
-        return true;
+        return (true, None);
     }
     let ending = path.extension().map(|ending| ending.to_string_lossy().into_owned()).unwrap_or_default();
-    ENDINGS.contains(&ending.as_str())
-        && Checkpoint::open(path).is_ok_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name)))
+    let opened = ENDINGS.contains(&ending.as_str()).then(|| Checkpoint::open(path).ok()).flatten();
+    (opened.as_ref().is_some_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name))), opened)
 }
 
 /// Whether a directory without a config holds a file that diffusers would load.

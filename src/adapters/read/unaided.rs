@@ -1,7 +1,7 @@
 //! Files that say everything themselves: kohya and its kin, ComfyUI, diffusers, XLabs. Every key is read by the scheme it is
 //! written in; α stands beside the factors, or in `lora_adapter_metadata`, or is the rank.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::{Opened, metadata, recognise};
@@ -55,13 +55,23 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
 
 /// Writes flattened names as paths where a table of architectures knows exactly one; the others are left to the base's own keys.
 fn unflatten(keyed: &mut [(Key, Stored)]) {
-    let flat: BTreeSet<String> =
-        keyed.iter().map(|(key, _)| &key.module).filter(|module| !module.contains('.')).cloned().collect();
-    let flat: Vec<&str> = flat.iter().map(String::as_str).collect();
-    let known = flat.iter().zip(arch::unflatten_all(&flat)).filter_map(|(name, path)| Some((*name, path.ok()??)));
-    let known: BTreeMap<&str, String> = known.collect();
-    for (key, _) in keyed {
-        if let Some(path) = known.get(key.module.as_str()) {
+    let (mut flat, mut seen): (Vec<&str>, HashMap<&str, usize>) = (Vec::new(), HashMap::new());
+    let mut places = Vec::with_capacity(keyed.len());
+    for (key, _) in keyed.iter() {
+        let module = key.module.as_str();
+        places.push(match flat.last() {
+            _ if module.contains('.') => None,
+            // The tensors of a module mostly stand together.
+            Some(last) if *last == module => Some(flat.len() - 1),
+            _ => Some(*seen.entry(module).or_insert_with(|| {
+                flat.push(module);
+                flat.len() - 1
+            })),
+        });
+    }
+    let known = arch::unflatten_all(&flat);
+    for ((key, _), place) in keyed.iter_mut().zip(places) {
+        if let Some(Ok(Some(path))) = place.map(|place| &known[place]) {
             key.module.clone_from(path);
         }
     }

@@ -19,7 +19,7 @@ use super::{InspectOptions, origin, problems};
 use crate::adapters::config::{Scaling, saves};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Result;
-use crate::formats::Stored;
+use crate::formats::{Checkpoint, Stored};
 use crate::ops::Run;
 
 /// An adapter.
@@ -143,12 +143,13 @@ pub struct Share {
 }
 
 impl AdapterFacts {
-    /// Reads header and config of the adapter at `path`, and as much more as `options` ask for.
+    /// Reads header and config of the adapter at `path`, and as much more as `options` ask for. `file` is that file, if it is
+    /// open already.
     ///
     /// # Errors
     /// When one of them cannot be read. What else is wrong becomes a problem.
-    pub fn read(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
-        let (adapter, refused) = Adapter::examine(path)?;
+    pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
+        let (adapter, refused) = Adapter::examine(path, file)?;
         let config = &adapter.config;
         let header = Header(&adapter.tensors);
         let targets = Targets::of(config);
@@ -173,12 +174,12 @@ impl AdapterFacts {
             peft_version: text("peft_version"),
             trainable_parameters: 0,
             methods: methods(&modules),
-            components: modules::sums(&modules, |module| &module.component),
+            components: modules::sums(&modules, |module| module.component),
             layers: modules::sums(&modules, |module| module.layer),
             module_groups: modules::groups(&modules),
             modules,
             pairs: pairs.len(),
-            groups: groups(&pairs, config.scaling.as_ref()),
+            groups: groups(&pairs),
             magnitudes: pairs.iter().filter(|pair| pair.lora.magnitude.is_some()).count(),
             biases: pairs.iter().filter(|pair| pair.lora.bias.is_some()).count(),
             whole: Share::default(),
@@ -238,7 +239,7 @@ impl Share {
 }
 
 fn methods(modules: &[ModuleFacts]) -> Vec<Sum> {
-    let mut found = modules::sums(modules, |module| &module.method);
+    let mut found = modules::sums(modules, |module| module.method);
     found.sort_by_key(|sum| std::cmp::Reverse(sum.modules));
     found
 }
@@ -272,11 +273,10 @@ fn variants(config: &AdapterConfig) -> Vec<String> {
     flags.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned()).collect()
 }
 
-fn groups(pairs: &[Pair<'_>], scaling: Option<&Scaling>) -> Vec<PairGroup> {
+fn groups(pairs: &[Pair<'_>]) -> Vec<PairGroup> {
     let mut found: BTreeMap<_, PairGroup> = BTreeMap::new();
     for pair in pairs {
-        let alpha = scaling.map(|scaling| scaling.alpha(&pair.path));
-        let scale = scaling.map(|scaling| scaling.scale(&pair.path));
+        let (alpha, scale) = pair.configured.map(|(_, alpha, scale)| (alpha, scale)).unzip();
         let bits = (alpha.map(f64::to_bits), scale.map(f64::to_bits));
         let (rank, experts, embedding) = (pair.rank, pair.experts, pair.lora.embedding);
         let new = || PairGroup {
@@ -289,9 +289,11 @@ fn groups(pairs: &[Pair<'_>], scaling: Option<&Scaling>) -> Vec<PairGroup> {
             experts,
             embedding,
         };
-        let group = found.entry((rank, bits, pair.dtype(), experts, embedding)).or_insert_with(new);
+        let group = found.entry((rank, bits, pair.dtypes(), experts, embedding)).or_insert_with(new);
         group.pairs += 1;
-        group.names.insert(pair.name().to_owned());
+        if !group.names.contains(pair.name()) {
+            group.names.insert(pair.name().to_owned());
+        }
     }
     let mut found: Vec<PairGroup> = found.into_values().collect();
     found.sort_by_key(|group| std::cmp::Reverse(group.pairs));

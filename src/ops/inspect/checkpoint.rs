@@ -69,12 +69,12 @@ pub struct Group {
 }
 
 impl CheckpointFacts {
-    /// Reads headers, index and config of the checkpoint at `path`.
+    /// Reads headers, index and config of the checkpoint at `path`; `file` is that file, if it is open already.
     ///
     /// # Errors
     /// When one of them cannot be read.
-    pub fn read(path: &Path, options: &InspectOptions) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions) -> Result<Self> {
+        let checkpoint = file.map_or_else(|| Checkpoint::open(path), Ok)?;
         let config = checkpoint.config()?;
         let weights = Weights::of(&checkpoint);
         let packed = quantised::packed(&checkpoint);

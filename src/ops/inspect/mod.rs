@@ -43,7 +43,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::adapters::is_adapter;
+use crate::adapters::recognise;
 use crate::error::{Blame, Error, Result};
 use crate::ops::Run;
 use crate::plan::{Budget, map_within};
@@ -95,10 +95,11 @@ pub enum Inspection {
 /// # Errors
 /// When headers or configs cannot be read.
 pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Inspection> {
-    if is_adapter(path) {
-        Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path, options, run)?)))
+    let (is_adapter, file) = recognise(path);
+    if is_adapter {
+        Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path, file, options, run)?)))
     } else {
-        Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, options)?)))
+        Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)))
     }
 }
 

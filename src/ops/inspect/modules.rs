@@ -1,6 +1,7 @@
 //! The modules of an adapter one by one, and sums over them: by method, by component of the model, by what kind of layer they are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::LazyLock;
 
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use super::weights::parameters;
 use crate::adapters::{Adapter, Change, Lora, Module};
 use crate::formats::Stored;
 use crate::naming::arch::flattened;
-use crate::naming::components::split;
+use crate::naming::components::{ADAPTED, OTHERS, split};
 
 /// Dialects whose adapters belong to models of one component.
 const LANGUAGE_DIALECTS: [&str; 5] = ["peft", "mlx", "torchtune", "loralib", "adapterhub"];
@@ -94,11 +95,11 @@ pub struct ModuleFacts {
     /// Its path, or that of its parameter.
     pub path: String,
     /// Part of the model: `unet`, `text_encoder` …, or `model`.
-    pub component: String,
+    pub component: &'static str,
     /// What kind of layer: `attention`, `mlp`, `conv`, `norm`, `embedding`, `modulation`, `text encoder` or `other`.
     pub layer: &'static str,
     /// How it is changed.
-    pub method: String,
+    pub method: &'static str,
     /// Outputs and inputs, where the tensors tell; all positions of a convolution's kernel count as inputs.
     pub shape: Option<[u64; 2]>,
     /// Sides of a convolution's kernel.
@@ -121,9 +122,9 @@ pub struct ModuleFacts {
 #[derive(Debug, Clone, Serialize)]
 pub struct ModuleGroup {
     /// Part of the model.
-    pub component: String,
+    pub component: &'static str,
     /// How they are changed.
-    pub method: String,
+    pub method: &'static str,
     /// How many.
     pub modules: usize,
     /// What they are called in their layers.
@@ -178,7 +179,7 @@ pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
         match &module.change {
             Change::Lora(lora) => facts.lora(adapter, lora, own.get(&std::ptr::from_ref(lora.as_ref())).copied()),
             Change::Method(method) => {
-                method.kind().clone_into(&mut facts.method);
+                facts.method = method.kind();
                 facts.shape = method.shape().map(|(outputs, inputs)| [outputs, inputs]);
                 (facts.rank, facts.scale) = (method.rank(), method.scale());
                 facts.alpha = facts.rank.zip(facts.scale).map(|(rank, scale)| scale * rank as f64);
@@ -186,19 +187,21 @@ pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
             // Tensors of methods that are not known look like that too.
             Change::Whole(parameter, _) if !is_whole(&adapter.config, &module.path, parameter) => return None,
             Change::Whole(_, tensor) => {
-                facts.method = "whole".to_owned();
+                facts.method = "whole";
                 facts.shape = shape(tensor);
             }
             Change::TokenRows(tensor) => {
-                facts.method = "token rows".to_owned();
+                facts.method = "token rows";
                 facts.shape = shape(tensor);
             }
-            Change::Inserted(inserted) => inserted.kind.clone_into(&mut facts.method),
+            Change::Inserted(inserted) => facts.method = inserted.kind,
             Change::Frozen(..) | Change::Unknown(_) => return None,
         }
         Some(facts)
     };
-    adapter.modules.iter().filter_map(facts).collect()
+    let mut found = Vec::with_capacity(adapter.modules.len());
+    found.extend(adapter.modules.iter().filter_map(facts));
+    found
 }
 
 impl ModuleFacts {
@@ -214,8 +217,8 @@ impl ModuleFacts {
         Some(Self {
             path: module.path.clone(),
             layer: layer_of(&module.path, component),
-            component: component.to_owned(),
-            method: String::new(),
+            component,
+            method: "",
             shape: None,
             kernel: Vec::new(),
             rank: None,
@@ -240,20 +243,21 @@ impl ModuleFacts {
         self.kernel = dimensions.get(2..).unwrap_or_default().to_vec();
         let is_conv = self.kernel.iter().any(|side| *side > 1);
         let plain = if is_conv && adapter.dialect != "peft" { "LoCon" } else { "LoRA" };
-        self.method = if lora.magnitude.is_some() { "DoRA" } else { plain }.to_owned();
+        self.method = if lora.magnitude.is_some() { "DoRA" } else { plain };
         self.shape = Some(match lora.embedding {
             true => [lora.inputs(), lora.outputs()],
             false => [lora.outputs(), lora.inputs()],
         });
         self.rank = Some(pair.map_or_else(|| lora.rank(), |pair| pair.rank));
-        let path = pair.map_or(self.path.clone(), |pair| pair.path.clone());
-        if let Some(scaling) = &adapter.config.scaling {
-            (self.alpha, self.scale) = (Some(scaling.alpha(&path)), Some(scaling.scale(&path)));
-        }
+        let configured = match pair {
+            Some(pair) => pair.configured,
+            None => adapter.config.scaling.as_ref().map(|scaling| scaling.of(&self.path)),
+        };
+        (self.alpha, self.scale) = configured.map(|(_, alpha, scale)| (alpha, scale)).unzip();
         if let Some(pair) = pair {
             self.dtype = pair.dtype();
+            self.path.clone_from(&pair.path);
         }
-        self.path = path;
     }
 }
 
@@ -268,10 +272,10 @@ pub fn groups(modules: &[ModuleFacts]) -> Vec<ModuleGroup> {
     let mut shapes: HashMap<_, BTreeMap<[u64; 2], usize>> = HashMap::new();
     for module in modules {
         let bits = (module.alpha.map(f64::to_bits), module.scale.map(f64::to_bits));
-        let key = (module.component.as_str(), module.method.as_str(), module.rank, bits, module.dtype.as_str());
+        let key = (module.component, module.method, module.rank, bits, module.dtype.as_str());
         let group = found.entry(key).or_insert_with(|| ModuleGroup {
-            component: module.component.clone(),
-            method: module.method.clone(),
+            component: module.component,
+            method: module.method,
             modules: 0,
             names: BTreeSet::new(),
             shapes: Vec::new(),
@@ -302,7 +306,7 @@ pub fn groups(modules: &[ModuleFacts]) -> Vec<ModuleGroup> {
     let mut found: Vec<ModuleGroup> = found.into_values().collect();
     let order = |group: &ModuleGroup| {
         let bits = (group.alpha.map(f64::to_bits), group.scale.map(f64::to_bits));
-        (std::cmp::Reverse(group.modules), group.component.clone(), group.method.clone(), group.rank, bits)
+        (std::cmp::Reverse(group.modules), group.component, group.method, group.rank, bits)
     };
     found.sort_by_cached_key(|group| (order(group), group.dtype.clone()));
     found
@@ -323,13 +327,14 @@ pub fn sums<'a>(modules: &'a [ModuleFacts], name: impl Fn(&'a ModuleFacts) -> &'
 }
 
 /// The component of the model a path belongs to. `transformer.h.0` is the path of a language model as well, so `dialect` counts.
-pub fn component_of<'a>(path: &'a str, dialect: &str) -> &'a str {
+pub fn component_of(path: &str, dialect: &str) -> &'static str {
     if LANGUAGE_DIALECTS.contains(&dialect) {
         return WHOLE_MODEL;
     }
+    let known = |component: &str| ADAPTED.iter().chain(&OTHERS).find(|known| **known == component).copied();
     // A name that no table took apart: its prefix tells, the likeliest component first.
     let flat = || flattened(path).map(|(_, components)| components[0]);
-    split(path).map(|(component, _)| component).or_else(flat).unwrap_or(WHOLE_MODEL)
+    split(path).and_then(|(component, _)| known(component)).or_else(flat).unwrap_or(WHOLE_MODEL)
 }
 
 /// What a module is called in its layer: the last component of its path that is no number.
@@ -351,14 +356,21 @@ pub fn layer_of(path: &str, component: &str) -> &'static str {
     if component.starts_with("text_encoder") {
         return "text encoder";
     }
-    let words = |part: &str, rows: &[&str]| {
-        let whole = rows.contains(&part);
-        whole || part.split('_').any(|word| rows.contains(&word))
-    };
     let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let words = words();
+    let kind = |part: &str| std::iter::once(part).chain(part.split('_')).filter_map(|word| words.get(word)).min();
     let lower = path.to_lowercase();
-    let kind = |part: &str| KINDS.iter().find(|(_, rows)| words(part, rows)).map(|(kind, _)| *kind);
-    lower.rsplit('.').filter(|part| !is_number(part)).find_map(kind).unwrap_or("other")
+    let row = lower.rsplit('.').filter(|part| !is_number(part)).find_map(kind);
+    row.map_or("other", |row| KINDS[*row].0)
+}
+
+/// Word → the first row of [`KINDS`] that has it.
+fn words() -> &'static HashMap<&'static str, usize> {
+    static WORDS: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
+        let rows = KINDS.iter().enumerate().rev();
+        rows.flat_map(|(row, (_, words))| words.iter().map(move |word| (*word, row))).collect()
+    });
+    &WORDS
 }
 
 #[cfg(test)]

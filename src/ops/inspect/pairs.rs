@@ -4,8 +4,6 @@
 //! last outermost. A stack's pair holds the rank once per expert. Only the base can prove which is which; without one the
 //! order of nesting is believed.
 
-use std::collections::BTreeMap;
-
 use super::targets::Targets;
 use crate::adapters::{Adapter, Change, Lora};
 use crate::naming::experts;
@@ -22,6 +20,8 @@ pub struct Pair<'a> {
     pub lora: &'a Lora,
     /// Rank of one expert; of the pair where there are none.
     pub rank: u64,
+    /// Rank, alpha and scale by the config; `None` for a method without.
+    pub configured: Option<(u64, f64, f64)>,
     /// Experts in the stack; 1 for a layer.
     pub experts: u64,
 }
@@ -36,23 +36,24 @@ pub fn pairs<'a>(adapter: &'a Adapter, targets: &Targets) -> Vec<Pair<'a>> {
             _ => None,
         })
         .collect();
-    let mut nestings: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (module, nesting, _) in &loras {
-        nestings.entry(module).or_default().push(*nesting);
+    let mut found = Vec::with_capacity(loras.len());
+    for same in loras.chunk_by(|left, right| left.0 == right.0) {
+        for (module, nesting, lora) in same.iter().copied() {
+            let parameters = adapter.config.parameters_of(module);
+            let is_layer = experts::layer_of_stack(module).is_none() && targets.take(module) != Some(false);
+            let inside = same.iter().filter(|(_, other, _)| *other > nesting).count();
+            let name = if is_layer { None } else { parameters.get(inside) };
+            let path = name.map_or_else(|| module.to_owned(), |name| format!("{module}.{name}"));
+            let stored = lora.rank();
+            let configured = adapter.config.scaling.as_ref().map(|scaling| scaling.of(&path));
+            let rank = configured.map_or(stored, |(rank, ..)| rank);
+            let held = stored.checked_div(rank).filter(|held| name.is_some() && held * rank == stored);
+            let experts = held.unwrap_or(1).max(1);
+            let (parameter, rank) = (name.is_some(), stored / experts);
+            found.push(Pair { module, path, parameter, lora, rank, configured, experts });
+        }
     }
-    let pair = |(module, nesting, lora): (&'a str, usize, &'a Lora)| {
-        let parameters = adapter.config.parameters_of(module);
-        let is_layer = experts::layer_of_stack(module).is_none() && targets.take(module) != Some(false);
-        let inside = nestings[module].iter().filter(|other| **other > nesting).count();
-        let name = if is_layer { None } else { parameters.get(inside) };
-        let path = name.map_or_else(|| module.to_owned(), |name| format!("{module}.{name}"));
-        let stored = lora.rank();
-        let configured = adapter.config.scaling.as_ref().map_or(stored, |scaling| scaling.rank(&path));
-        let held = stored.checked_div(configured).filter(|held| name.is_some() && held * configured == stored);
-        let experts = held.unwrap_or(1).max(1);
-        Pair { module, path, parameter: name.is_some(), lora, rank: stored / experts, experts }
-    };
-    loras.into_iter().map(pair).collect()
+    found
 }
 
 impl Pair<'_> {
@@ -61,9 +62,14 @@ impl Pair<'_> {
         self.path.rsplit('.').next().unwrap_or(&self.path)
     }
 
+    /// The element types of A and B.
+    pub fn dtypes(&self) -> (&str, &str) {
+        (self.lora.down.info.dtype.name(), self.lora.up.info.dtype.name())
+    }
+
     /// The element type, or both where they differ.
     pub fn dtype(&self) -> String {
-        let (down, up) = (&self.lora.down.info.dtype, &self.lora.up.info.dtype);
-        if down == up { down.to_string() } else { format!("{down}/{up}") }
+        let (down, up) = self.dtypes();
+        if down == up { down.to_owned() } else { format!("{down}/{up}") }
     }
 }

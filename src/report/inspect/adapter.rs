@@ -129,7 +129,7 @@ fn module_group(page: &mut Page, group: &ModuleGroup) {
         |name: &str, value: Option<f64>| value.map_or_else(String::new, |value| format!(" {name}={}", rounded(value)));
     let rank = group.rank.map_or_else(String::new, |rank| format!(" r={rank}"));
     let (alpha, scale) = (number("alpha", group.alpha), number("scale", group.scale));
-    let label = if group.component == "model" { "modules" } else { &group.component };
+    let label = if group.component == "model" { "modules" } else { group.component };
     page.line(label, &format!("{} × {}:{rank}{alpha}{scale} {}", group.modules, group.method, group.dtype));
     page.line("", &first(group.names.iter().map(String::as_str), MAX_NAMES));
     let shape = |count: &ShapeCount| {
@@ -171,7 +171,7 @@ fn list(page: &mut Page, modules: &[ModuleFacts]) {
         let shape = module.shape.map_or_else(String::new, |[outputs, inputs]| format!("{outputs}×{inputs}"));
         let rank = module.rank.map_or_else(String::new, |rank| rank.to_string());
         let scale = module.scale.map_or_else(String::new, rounded);
-        vec![shorten(&module.path, MAX_PATH), module.method.clone(), shape, rank, scale, module.dtype.clone()]
+        vec![shorten(&module.path, MAX_PATH), module.method.to_owned(), shape, rank, scale, module.dtype.clone()]
     };
     page.table(&["module", "method", "out×in", "r", "scale", "dtype"], modules.iter().map(row), usize::MAX);
 }

@@ -30,7 +30,7 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
     }
     problems.extend(changed_base(config));
     if config.scaling.is_some() {
-        problems.extend(rank_problem(config, pairs));
+        problems.extend(rank_problem(pairs));
         problems.extend(target_problems(adapter, pairs, targets));
         problems.extend(variant_problems(config, pairs));
         // Only PEFT's config has to declare them.
@@ -84,17 +84,17 @@ fn changed_base(config: &AdapterConfig) -> Option<String> {
 }
 
 /// The rank of the tensors against that of the config, on which the scale stands.
-fn rank_problem(config: &AdapterConfig, pairs: &[Pair<'_>]) -> Option<String> {
-    let scaling = config.scaling.as_ref()?;
+fn rank_problem(pairs: &[Pair<'_>]) -> Option<String> {
+    let said = |pair: &Pair<'_>| pair.configured.map_or(pair.rank, |(rank, ..)| rank);
     let whole = pairs.iter().filter(|pair| pair.lora.tensors().all(|tensor| tensor.info.bytes > 0));
-    let differs: Vec<&Pair<'_>> = whole.filter(|pair| scaling.rank(&pair.path) != pair.rank).collect();
+    let differs: Vec<&Pair<'_>> = whole.filter(|pair| said(pair) != pair.rank).collect();
     let first = differs.first()?;
     Some(format!(
         "{} of another rank than the config says, so the scale is ambiguous: `{}` has {}, the config says {}",
         counted(differs.len(), "pair"),
         first.path,
         first.rank,
-        scaling.rank(&first.path)
+        said(first)
     ))
 }
 
