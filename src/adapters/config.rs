@@ -2,9 +2,9 @@
 //!
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use foldhash::HashMap;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
@@ -325,7 +325,7 @@ impl Fields<'_> {
             rslora: self.flag("use_rslora")?,
             rank_pattern: self.pattern("rank_pattern", |key, value| self.rank(key, value))?,
             alpha_pattern: self.pattern("alpha_pattern", |key, value| self.alpha(key, value))?,
-            exact: HashMap::new(),
+            exact: HashMap::default(),
         })
     }
 

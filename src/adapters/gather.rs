@@ -1,6 +1,8 @@
 //! Keys taken apart → changes by module: the same for every naming scheme.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use foldhash::HashMap;
 
 use super::config::AdapterConfig;
 use super::methods::KINDS;
@@ -33,7 +35,7 @@ pub fn gather(
     alpha_per_module: bool,
 ) -> Result<Gathered> {
     let mut parts: Vec<(usize, Parts)> = Vec::new();
-    let mut places: HashMap<(String, usize), usize> = HashMap::new();
+    let mut places: HashMap<(String, usize), usize> = HashMap::default();
     let mut shared = BTreeMap::new();
     let mut gathered = Gathered::default();
     for (key, stored) in keyed {

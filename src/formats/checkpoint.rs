@@ -1,8 +1,9 @@
 //! A set of tensors behind one list of names: one file, a directory with one file, or shards with an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{self, Path, PathBuf};
 
+use foldhash::{HashMap, HashSet};
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
@@ -151,7 +152,8 @@ impl Checkpoint {
     }
 
     fn assemble(root: &Path, container: Container, files: Vec<WeightFile>) -> Result<Self> {
-        let mut by_name = HashMap::with_capacity(files.iter().map(|file| file.header.tensors.len()).sum());
+        let mut by_name = HashMap::default();
+        by_name.reserve(files.iter().map(|file| file.header.tensors.len()).sum());
         for (at, file) in files.iter().enumerate() {
             for (position, tensor) in file.header.tensors.iter().enumerate() {
                 if let Some((other, _)) = by_name.insert(tensor.name.clone(), (at, position)) {
@@ -292,12 +294,12 @@ fn stays_inside(name: &str) -> bool {
 
 /// The index and a shard must agree on what the shard holds.
 fn check_index(index: &Path, file: &WeightFile, listed: &[&str]) -> Result<()> {
-    let held: std::collections::HashSet<&str> = file.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    let held: HashSet<&str> = file.header.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     if let Some(missing) = listed.iter().find(|name| !held.contains(**name)) {
         let problem = format!("the index puts it into `{}`, which does not hold it", file.name);
         return Err(Error::malformed(index, format!("tensor `{missing}`"), problem));
     }
-    let listed: std::collections::HashSet<&str> = listed.iter().copied().collect();
+    let listed: HashSet<&str> = listed.iter().copied().collect();
     match file.header.tensors.iter().find(|tensor| !listed.contains(tensor.name.as_str())) {
         None => Ok(()),
         Some(extra) => {

@@ -10,10 +10,10 @@
 //! not know, keeps one of two entries with the same name and reports neither tensor nor numbers, so headers are
 //! read here (`docs/decisions/0002`); tests hold this reader against the crate's.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 
+use foldhash::HashSet;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
@@ -154,7 +154,8 @@ impl<'de> Visitor<'de> for RawVisitor {
                 raw.tensors.push((name, entry));
             }
         }
-        let mut seen = HashSet::with_capacity(raw.tensors.len());
+        let mut seen = HashSet::default();
+        seen.reserve(raw.tensors.len());
         if let Some((name, _)) = raw.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
             return Err(twice(name));
         }

@@ -1,7 +1,8 @@
 //! `lora_adapter_metadata` of diffusers: PEFT's settings, component by component, as JSON in the header of the file.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use foldhash::HashMap;
 use serde_json::{Map, Value};
 
 use crate::adapters::config::Scaling;

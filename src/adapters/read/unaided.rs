@@ -1,8 +1,10 @@
 //! Files that say everything themselves: kohya and its kin, ComfyUI, diffusers, XLabs. Every key is read by the scheme it is
 //! written in; α stands beside the factors, or in `lora_adapter_metadata`, or is the rank.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use foldhash::HashMap;
 
 use super::{Opened, metadata, recognise};
 use crate::adapters::config::{AdapterConfig, Scaling};
@@ -55,7 +57,7 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
 
 /// Writes flattened names as paths where a table of architectures knows exactly one; the others are left to the base's own keys.
 fn unflatten(keyed: &mut [(Key, Stored)]) {
-    let (mut flat, mut seen): (Vec<&str>, HashMap<&str, usize>) = (Vec::new(), HashMap::new());
+    let (mut flat, mut seen): (Vec<&str>, HashMap<&str, usize>) = (Vec::new(), HashMap::default());
     let mut places = Vec::with_capacity(keyed.len());
     for (key, _) in keyed.iter() {
         let module = key.module.as_str();

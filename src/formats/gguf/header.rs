@@ -1,7 +1,8 @@
 //! Everything in front of the data, read and checked.
 
-use std::collections::HashSet;
 use std::path::Path;
+
+use foldhash::HashSet;
 
 use super::cursor::Cursor;
 use super::metadata::{MAX_KEY, Metadata};
@@ -67,7 +68,7 @@ impl Header {
         let metadata = Metadata::read(&mut cursor, entries)?;
         let alignment = alignment(path, &metadata)?;
         let mut raw = Vec::new();
-        let mut names = HashSet::new();
+        let mut names = HashSet::default();
         for _ in 0..count {
             let tensor = Raw::read(&mut cursor)?;
             if !names.insert(tensor.name) {

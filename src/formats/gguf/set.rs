@@ -3,9 +3,10 @@
 //! `<prefix>-00002-of-00003.gguf` is the second of three; every one has `split.no` (from 0), `split.count` and
 //! `split.tensors.count` (of all), and the first has the metadata of the whole. Source: llama.cpp `gguf-split`.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+
+use foldhash::HashMap;
 
 use super::file::GgufFile;
 use super::metadata::{Metadata, Value};
@@ -85,7 +86,7 @@ impl Gguf {
     }
 
     fn assemble(files: Vec<GgufFile>) -> Result<Self> {
-        let mut by_name = HashMap::new();
+        let mut by_name = HashMap::default();
         for (at, file) in files.iter().enumerate() {
             for (position, tensor) in file.header.tensors.iter().enumerate() {
                 if let Some((other, _)) = by_name.insert(tensor.name.clone(), (at, position)) {

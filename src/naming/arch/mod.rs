@@ -10,9 +10,10 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
+
+use foldhash::HashMap;
 
 pub use flat::{flatten, flattened, unflatten, unflatten_all};
 use table::{Expanded, Row, Share, Swap};
@@ -127,7 +128,7 @@ pub fn parameter(module: &str, parameter: &str) -> String {
 
 impl Arch {
     fn new(table: Expanded) -> Self {
-        let mut arch = Self { table, dotted: HashMap::new(), flat: HashMap::new(), open: Vec::new() };
+        let mut arch = Self { table, dotted: HashMap::default(), flat: HashMap::default(), open: Vec::new() };
         for (row, own) in arch.table.rows.iter().enumerate() {
             let original = std::iter::once((Spelling::Original, 0, &own.original));
             let parts = own.diffusers.iter().enumerate().map(|(part, name)| (Spelling::Diffusers, part, name));

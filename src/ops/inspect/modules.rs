@@ -1,8 +1,9 @@
 //! The modules of an adapter one by one, and sums over them: by method, by component of the model, by what kind of layer they are.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+use foldhash::{HashMap, HashSet};
 use serde::Serialize;
 
 use super::adapter::is_whole;
@@ -167,17 +168,17 @@ pub struct Sum {
     pub bytes: u64,
 }
 
-/// Every module of `adapter` that changes something.
+/// Every module of `adapter` that changes something; `pairs` are those of its modules that are LoRA, in order.
 pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
-    let own: HashMap<*const Lora, &Pair<'_>> = pairs.iter().map(|pair| (std::ptr::from_ref(pair.lora), pair)).collect();
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::default();
+    let mut pairs = pairs.iter();
     let facts = |module: &Module| {
         let mut facts = ModuleFacts::of(module, adapter.dialect)?;
         if matches!(module.change, Change::Method(_)) {
             facts.once(module, &mut seen);
         }
         match &module.change {
-            Change::Lora(lora) => facts.lora(adapter, lora, own.get(&std::ptr::from_ref(lora.as_ref())).copied()),
+            Change::Lora(lora) => facts.lora(adapter, lora, pairs.next()),
             Change::Method(method) => {
                 facts.method = method.kind();
                 facts.shape = method.shape().map(|(outputs, inputs)| [outputs, inputs]);
@@ -268,8 +269,8 @@ fn shape(tensor: &Stored) -> Option<[u64; 2]> {
 
 /// Modules that agree in all numbers, together; the most frequent first.
 pub fn groups(modules: &[ModuleFacts]) -> Vec<ModuleGroup> {
-    let mut found: HashMap<_, ModuleGroup> = HashMap::new();
-    let mut shapes: HashMap<_, BTreeMap<[u64; 2], usize>> = HashMap::new();
+    let mut found: HashMap<_, ModuleGroup> = HashMap::default();
+    let mut shapes: HashMap<_, BTreeMap<[u64; 2], usize>> = HashMap::default();
     for module in modules {
         let bits = (module.alpha.map(f64::to_bits), module.scale.map(f64::to_bits));
         let key = (module.component, module.method, module.rank, bits, module.dtype.as_str());

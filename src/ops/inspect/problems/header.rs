@@ -1,6 +1,6 @@
 //! What the free text of a header says against the tensors.
 
-use std::collections::HashSet;
+use foldhash::HashSet;
 
 use super::super::pairs::Pair;
 use super::super::{counted, named};
