@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 #[path = "inspect/answers.rs"]
 mod answers;
+#[path = "inspect/gguf.rs"]
+mod gguf;
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;

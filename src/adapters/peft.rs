@@ -150,11 +150,19 @@ impl Adapter {
     }
 
     /// Opens an adapter to be described: also gives the problem for which [`Adapter::open`] refuses it. `modules` is empty
-    /// where the tensors cannot be put together. `file` is the weight file at `path`, if it is open already.
+    /// where the tensors cannot be put together.
     ///
     /// # Errors
     /// When a file is missing or malformed.
-    pub fn examine(path: &Path, file: Option<Checkpoint>) -> Result<(Self, Option<Error>)> {
+    pub fn examine(path: &Path) -> Result<(Self, Option<Error>)> {
+        Self::examine_opened(path, None)
+    }
+
+    /// As [`Adapter::examine`]; `file` is the weight file at `path`, if it is open already.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed.
+    pub fn examine_opened(path: &Path, file: Option<Checkpoint>) -> Result<(Self, Option<Error>)> {
         let Opened { root, dialect, config, tensors, modules } = read::open(path, file)?;
         let (modules, problem) = match modules {
             Ok(modules) => (modules, None),

@@ -45,7 +45,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::open`].
     pub fn open_as_it_lies(path: &Path) -> Result<Self> {
-        let (adapter, problem) = Self::examine(path, None)?;
+        let (adapter, problem) = Self::examine(path)?;
         problem.map_or(Ok(adapter), Err)
     }
 

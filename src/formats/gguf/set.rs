@@ -40,7 +40,7 @@ pub fn split_prefix(name: &str) -> &str {
 }
 
 /// (prefix, number from 0, count), where a file is named as part of several.
-pub(in crate::formats) fn parse_name(name: &str) -> Option<(&str, u64, u64)> {
+pub fn parse_name(name: &str) -> Option<(&str, u64, u64)> {
     let stem = name.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (prefix, number) = rest.rsplit_once('-')?;

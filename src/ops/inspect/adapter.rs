@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fit::{self, BaseFit};
+use super::gguf::GgufFacts;
 use super::header::{Header, HeaderFacts};
 use super::inserted::{self, InsertedFacts};
 use super::modules::{self, ModuleFacts, ModuleGroup, Sum};
@@ -86,6 +87,9 @@ pub struct AdapterFacts {
     /// What the header's free text tells.
     #[serde(flatten)]
     pub header: HeaderFacts,
+    /// What a file of llama.cpp says about itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gguf: Option<GgufFacts>,
     /// The adapter against its base.
     pub base: Option<BaseFit>,
     /// Singular values, where they were asked for.
@@ -149,7 +153,7 @@ impl AdapterFacts {
     /// # Errors
     /// When one of them cannot be read. What else is wrong becomes a problem.
     pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
-        let (adapter, refused) = Adapter::examine(path, file)?;
+        let (adapter, refused) = Adapter::examine_opened(path, file)?;
         let config = &adapter.config;
         let header = Header(&adapter.tensors);
         let targets = Targets::of(config);
@@ -162,6 +166,8 @@ impl AdapterFacts {
         let mut problems = problems::find(&adapter, &pairs, &targets, refused);
         problems.extend(told.problems());
         problems.extend(problems::of_header(&adapter, &pairs));
+        let gguf = GgufFacts::of(&adapter.tensors);
+        problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&adapter.tensors)));
         let mut facts = Self {
             path: path.to_path_buf(),
             dialect: adapter.dialect,
@@ -190,6 +196,7 @@ impl AdapterFacts {
             target_parameters: config.target_parameters.clone(),
             modules_to_save: config.modules_to_save.clone(),
             inserted: inserted::inserted(&adapter),
+            gguf,
             base: None,
             values: options.check.then(|| values::values(&adapter, &pairs, options, run)).transpose()?,
             spectrum: options.spectrum.then(|| spectrum::spectra(&adapter, &pairs, options, run)).transpose()?,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::family::family;
+use super::gguf::GgufFacts;
 use super::header::HeaderFacts;
 use super::quantised::{self, Quantisation};
 use super::weights::{self, TensorFacts, Weights, elements, problems};
@@ -44,6 +45,9 @@ pub struct CheckpointFacts {
     /// What the header's free text tells.
     #[serde(flatten)]
     pub header: HeaderFacts,
+    /// What a file of llama.cpp says about itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gguf: Option<GgufFacts>,
     /// Modules of all layers together, the one with most bytes first.
     pub groups: Vec<Group>,
     /// The largest tensors.
@@ -86,6 +90,11 @@ impl CheckpointFacts {
         problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
         let has = |name: &str| checkpoint.info(name).is_some();
         let tie = config.as_ref().filter(|config| is_tied(config)).and_then(|_| find_tie(has));
+        let gguf = GgufFacts::of(&checkpoint);
+        problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&checkpoint)));
+        // A file of llama.cpp without a head takes the embedding for it.
+        let is_headless = gguf.as_ref().is_some_and(|gguf| gguf.sizes.context.is_some()) && !has("output.weight");
+        let embedding = is_headless.then(|| "token_embd.weight".to_owned()).filter(|name| has(name));
         let config = config.unwrap_or_default();
         let header = HeaderFacts::of(&checkpoint, &Map::new(), &weights, options)?;
         problems.extend(header.problems());
@@ -97,13 +106,14 @@ impl CheckpointFacts {
             family: family(&checkpoint),
             model_type: text("model_type"),
             declared_dtype: text("dtype").or_else(|| text("torch_dtype")),
-            head_tied_to: tie.map(|tie| tie.embedding),
+            head_tied_to: tie.map(|tie| tie.embedding).or(embedding),
             quantisation: packed
                 .into_iter()
                 .chain(quantised::scaled(&checkpoint))
                 .chain(quantised::declared(&config))
                 .collect(),
             header,
+            gguf,
             groups: groups(&checkpoint),
             largest: weights::largest(&checkpoint, LARGEST),
             weights,
@@ -152,11 +162,11 @@ fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Res
             counted(factors, "factor")
         ));
     }
-    if *checkpoint.container() == Container::File {
+    if matches!(checkpoint.container(), Container::File | Container::Split) {
         return Ok(problems);
     }
     let is_pipeline = matches!(checkpoint.container(), Container::Pipeline(_));
-    if !has_config && factors == 0 && !is_pipeline {
+    if !has_config && factors == 0 && !is_pipeline && checkpoint.gguf().is_none() {
         problems.push("`config.json` is missing: architecture and ties are unknown".to_owned());
     }
     let mut own: HashSet<String> = checkpoint.files().iter().map(|file| file.name.clone()).collect();

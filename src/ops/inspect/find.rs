@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::WEIGHT_STEMS;
+use crate::formats::gguf::parse_name;
 
 /// Deepest folder that is looked into.
 const MAX_DEPTH: usize = 8;
@@ -13,7 +14,7 @@ const MAX_DEPTH: usize = 8;
 const MAX_FOUND: usize = 20_000;
 
 /// Endings of files that can hold weights.
-const WEIGHTS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz"];
+const WEIGHTS: [&str; 7] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz", "gguf"];
 
 /// Beginnings of the names of files in which trainers keep their own state.
 const STATE: [&str; 8] =
@@ -103,7 +104,9 @@ fn walk(folder: &Path, depth: usize, found: &mut Found) -> Result<()> {
 /// Whether a file's name is one that weights have.
 fn is_weights(name: &str) -> bool {
     let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    WEIGHTS.contains(&ending.to_lowercase().as_str()) && !STATE.iter().any(|state| name.starts_with(state))
+    // Of the files of llama.cpp that are one model, the first stands for all.
+    let is_later = parse_name(name).is_some_and(|(_, number, _)| number > 0);
+    WEIGHTS.contains(&ending.to_lowercase().as_str()) && !is_later && !STATE.iter().any(|state| name.starts_with(state))
 }
 
 #[cfg(test)]
@@ -137,10 +140,12 @@ mod tests {
             "c/deeper/x.safetensors",
             "d/e/f.ckpt",
             "d/training_args.bin",
+            "m-00001-of-00002.gguf",
+            "m-00002-of-00002.gguf",
             "notes.txt",
             ".hidden/x.safetensors",
         ];
-        let wanted = ["a", "b.safetensors", "c", "d/e/f.ckpt"].map(str::to_owned).to_vec();
+        let wanted = ["a", "b.safetensors", "c", "d/e/f.ckpt", "m-00001-of-00002.gguf"].map(str::to_owned).to_vec();
         assert_eq!(found(&files), Some(wanted));
     }
 

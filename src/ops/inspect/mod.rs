@@ -12,6 +12,7 @@
 //! | `inserted` | prompts, prefixes and bottlenecks |
 //! | `origin`, `training`, `dates` | who trained it, on what and how |
 //! | `header`, `hashes`, `privacy` | the header's free text: its hashes checked, and what tells about people |
+//! | `gguf` | metadata of a file of llama.cpp, against its tensors |
 //! | `fit`, `size` | the adapter against its base; the size of a base by its config alone |
 //! | `spectrum`, `values` | what only the values tell |
 //! | `problems` | what is wrong with an adapter |
@@ -22,6 +23,7 @@ mod dates;
 mod family;
 mod find;
 mod fit;
+mod gguf;
 mod hashes;
 mod header;
 mod inserted;
@@ -52,6 +54,7 @@ pub use adapter::{AdapterFacts, Hint, PairGroup, Share};
 pub use checkpoint::{CheckpointFacts, Group};
 pub use find::{Found, find};
 pub use fit::{BaseFit, TensorNorms};
+pub use gguf::{Entry as GgufEntry, FileTypeFacts, GgufFacts, Given, Sizes, Tokenizer};
 pub use hashes::HashFacts;
 pub use header::HeaderFacts;
 pub use inserted::InsertedFacts;
@@ -96,10 +99,19 @@ pub enum Inspection {
 /// When headers or configs cannot be read.
 pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Inspection> {
     let (is_adapter, file) = recognise(path);
-    if is_adapter {
-        Ok(Inspection::Adapter(Box::new(AdapterFacts::read(path, file, options, run)?)))
-    } else {
-        Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)))
+    if !is_adapter {
+        return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)));
+    }
+    match AdapterFacts::read(path, file, options, run) {
+        Ok(facts) => Ok(Inspection::Adapter(Box::new(facts))),
+        // A file of llama.cpp tells enough to be described where its modules are not understood.
+        Err(error) => match CheckpointFacts::read(path, None, options) {
+            Ok(mut facts) if facts.gguf.is_some() && !matches!(error.blame(), Blame::Interrupted) => {
+                facts.problems.insert(0, format!("cannot be used: {error}"));
+                Ok(Inspection::Checkpoint(Box::new(facts)))
+            }
+            _ => Err(error),
+        },
     }
 }
 
@@ -187,6 +199,14 @@ impl Inspection {
             Self::Checkpoint(facts) => &facts.checkpoint,
             Self::Adapter(facts) => &facts.adapter.tensors,
         })
+    }
+
+    /// What a file of llama.cpp says about itself.
+    pub fn gguf(&self) -> Option<&GgufFacts> {
+        match self {
+            Self::Checkpoint(facts) => facts.gguf.as_ref(),
+            Self::Adapter(facts) => facts.gguf.as_ref(),
+        }
     }
 
     /// What is wrong.

@@ -15,7 +15,7 @@ use crate::naming::arch::flattened;
 use crate::naming::components::{ADAPTED, OTHERS, split};
 
 /// Dialects whose adapters belong to models of one component.
-const LANGUAGE_DIALECTS: [&str; 5] = ["peft", "mlx", "torchtune", "loralib", "adapterhub"];
+const LANGUAGE_DIALECTS: [&str; 6] = ["peft", "mlx", "torchtune", "loralib", "adapterhub", "gguf"];
 
 /// The component of a model that has only one.
 const WHOLE_MODEL: &str = "model";

@@ -87,6 +87,7 @@ impl Weights {
         };
         let files = checkpoint.files().iter();
         let keys = files.clone().flat_map(|file| file.header.metadata.iter().map(|(key, _)| key.clone()));
+        let typed = checkpoint.gguf().into_iter().flat_map(|metadata| metadata.iter().map(|(key, _)| key.to_owned()));
         Self {
             container,
             index,
@@ -105,7 +106,7 @@ impl Weights {
             bytes: checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
             dtypes: dtypes(checkpoint),
             notes: checkpoint.notes().cloned().collect(),
-            metadata_keys: keys.collect(),
+            metadata_keys: keys.chain(typed).collect(),
         }
     }
 
@@ -154,7 +155,7 @@ pub(super) fn parameters(tensor: &TensorInfo) -> u64 {
 pub(super) fn problems(checkpoint: &Checkpoint) -> Vec<String> {
     let mut problems = Vec::new();
     let unknown: BTreeSet<&str> =
-        checkpoint.tensors().filter(|tensor| tensor.dtype.bits().is_none()).map(|tensor| tensor.dtype.name()).collect();
+        checkpoint.tensors().filter(|tensor| !is_known(&tensor.dtype)).map(|tensor| tensor.dtype.name()).collect();
     if !unknown.is_empty() {
         let what = named(unknown.iter().copied());
         problems.push(format!("holds tensors of unknown dtype {what}: they can be copied, not computed with"));
@@ -168,16 +169,23 @@ pub(super) fn problems(checkpoint: &Checkpoint) -> Vec<String> {
     problems
 }
 
+/// Whether it is known what elements of this type are.
+fn is_known(dtype: &Dtype) -> bool {
+    dtype.bits().is_some() || matches!(dtype, Dtype::Ggml(_))
+}
+
 /// Whether every element is one parameter.
 fn holds_parameters(dtype: &Dtype) -> bool {
-    dtype.float().is_some() || matches!(dtype, Dtype::F4 | Dtype::F6E2M3 | Dtype::F6E3M2)
+    dtype.float().is_some()
+        || matches!(dtype, Dtype::Ggml(_))
+        || matches!(dtype, Dtype::F4 | Dtype::F6E2M3 | Dtype::F6E3M2)
 }
 
 fn dtypes(checkpoint: &Checkpoint) -> Vec<DtypeFacts> {
     let mut found: Vec<(&Dtype, DtypeFacts)> = Vec::new();
     for tensor in checkpoint.tensors() {
         let at = found.iter().position(|(dtype, _)| **dtype == tensor.dtype).unwrap_or_else(|| {
-            let elements = tensor.dtype.bits().map(|_| 0);
+            let elements = is_known(&tensor.dtype).then_some(0);
             let dtype = tensor.dtype.name().to_owned();
             found.push((&tensor.dtype, DtypeFacts { dtype, tensors: 0, elements, bytes: 0 }));
             found.len() - 1

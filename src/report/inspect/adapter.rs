@@ -2,7 +2,7 @@
 
 use super::numbers::{exact, first, percent, plural, rounded};
 use super::page::{MAX_ROWS, Page, shorten};
-use super::{dtypes, shards, spectrum, stored, training};
+use super::{dtypes, gguf, shards, spectrum, stored, training};
 use serde_json::Value;
 
 use crate::ops::inspect::{AdapterFacts, InsertedFacts, ModuleFacts, ModuleGroup, ShapeCount, Share, Sum};
@@ -44,7 +44,9 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     page.line("frozen", &tensors(&facts.frozen));
     page.line("token rows", &if facts.token_rows > 0 { facts.token_rows.to_string() } else { String::new() });
     page.line("unknown", &unknown(&facts.unknown));
-    let own = facts.weights.metadata_keys.iter().filter(|key| !training::is_told(key)).map(String::as_str);
+    facts.gguf.iter().for_each(|facts| gguf::lines(page, facts));
+    let own = facts.weights.metadata_keys.iter().filter(|key| facts.gguf.is_none() && !training::is_told(key));
+    let own = own.map(String::as_str);
     page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_NAMES));
     spectrum::lines(page, facts);
     training::describe(page, &facts.header);
@@ -65,6 +67,7 @@ pub fn dialect(name: &str) -> &str {
     match name {
         "peft" => "PEFT",
         "mlx" => "MLX",
+        "gguf" => "llama.cpp",
         "adapterhub" => "AdapterHub",
         "comfyui" => "ComfyUI",
         "xlabs" => "XLabs",

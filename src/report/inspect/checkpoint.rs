@@ -2,7 +2,7 @@
 
 use super::numbers::{count, exact, first, plural, shape, share};
 use super::page::{MAX_NAME, MAX_ROWS, Page, shorten};
-use super::{dtypes, shards, stored, training};
+use super::{dtypes, gguf, shards, stored, training};
 use crate::ops::inspect::{CheckpointFacts, Group, TensorFacts};
 use crate::report::size;
 
@@ -16,14 +16,20 @@ pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     } else {
         model
     };
-    page.line("model", &model.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "));
+    let model = match &facts.gguf {
+        Some(own) => gguf::model(own),
+        None => model.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", "),
+    };
+    page.line("model", &model);
     let uncounted = match weights.uncounted_tensors {
         0 => String::new(),
         tensors => format!("; {tensors} tensors that are not floating point are not counted"),
     };
     page.line("parameters", &format!("{}{uncounted}", exact(weights.parameters)));
     stored(page, weights);
-    let own = weights.metadata_keys.iter().filter(|key| !training::is_told(key)).map(String::as_str);
+    facts.gguf.iter().for_each(|facts| gguf::lines(page, facts));
+    let own = weights.metadata_keys.iter().filter(|key| facts.gguf.is_none() && !training::is_told(key));
+    let own = own.map(String::as_str);
     page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_ROWS));
     training::describe(page, &facts.header);
     if let Some(embedding) = &facts.head_tied_to {

@@ -77,7 +77,8 @@ fn row(found: &Inspection) -> Vec<String> {
     let weights = found.weights();
     let (path, what, rank, elements) = match found {
         Inspection::Checkpoint(facts) => {
-            let model = facts.model_type.clone().or_else(|| facts.architectures.first().cloned());
+            let said = facts.gguf.as_ref().and_then(|own| own.architecture.clone());
+            let model = said.or_else(|| facts.model_type.clone()).or_else(|| facts.architectures.first().cloned());
             let guessed = facts.family.and_then(|family| family.split(',').next());
             let model = model.or_else(|| guessed.map(str::to_owned));
             let what = model.map_or_else(|| "checkpoint".to_owned(), |model| format!("model {model}"));

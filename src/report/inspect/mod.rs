@@ -2,6 +2,7 @@
 
 mod adapter;
 mod checkpoint;
+mod gguf;
 mod many;
 mod numbers;
 mod page;
@@ -33,6 +34,7 @@ fn one(found: &Inspection, tensors: bool, modules: bool) -> String {
         Inspection::Checkpoint(facts) => checkpoint::describe(&mut page, facts),
         Inspection::Adapter(facts) => adapter::describe(&mut page, facts, modules || tensors),
     }
+    found.gguf().iter().for_each(|facts| gguf::metadata(&mut page, facts));
     if tensors {
         let row =
             |tensor: TensorFacts| vec![tensor.name.clone(), tensor.dtype.clone(), shape(&tensor), size(tensor.bytes)];
@@ -52,6 +54,7 @@ fn plain(text: &str) -> String {
 fn stored(page: &mut Page, weights: &Weights) {
     let container = match weights.container {
         "sharded" => format!("{} shards", weights.files.len()),
+        "split" => plural(weights.files.len(), "file"),
         "pipeline" => format!("pipeline with {} weight files", weights.files.len()),
         "directory" => format!("directory with `{}`", weights.files.first().map_or("", |file| file.name.as_str())),
         _ => "single file".to_owned(),

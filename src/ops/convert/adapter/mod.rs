@@ -164,7 +164,7 @@ struct Opened {
 
 fn open(options: &ConvertOptions) -> Result<Opened> {
     let model = options.base.as_deref().map(config_of).transpose();
-    let (said, _) = Adapter::examine(&options.input, None)?;
+    let (said, _) = Adapter::examine(&options.input)?;
     let is_gguf = said.config.llama_cpp.is_some();
     let target = options.to.unwrap_or(if is_gguf { Target::Gguf } else { Target::Safetensors });
     if target == Target::Safetensors && is_gguf {
