@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lorakit::formats::gguf::Gguf;
 use safetensors::tensor::SafeTensors;
 use serde_json::Value;
 
@@ -212,4 +213,46 @@ fn resizing_takes_the_base_where_a_method_needs_it() {
         let (wanted, got) = (read_model(&bench.path("wanted")), read_model(&bench.path("got")));
         wanted.iter().for_each(|(name, tensor)| assert_close(&tensor.values(), &got[name].values(), 1e-6));
     }
+}
+
+#[test]
+fn adapters_are_written_for_llama_cpp() {
+    let Some(root) = reference() else { return };
+    let (base, tuned) = (root.join("peft/bases/llama-bf16"), root.join("extract/tiny-f32/tuned"));
+    let [one, other] = ["lora-all-r4", "lora-all-r4-b"].map(|name| root.join("peft").join(name).join("adapter"));
+    let contents = |path: &Path| {
+        let file = Gguf::open(path).unwrap();
+        let mut metadata = file.metadata().clone();
+        metadata.retain(|key| !["lorakit.recipe", "general.name"].contains(&key));
+        let bytes = |name: &str| file.find(name).unwrap().unwrap().view().unwrap().data.to_vec();
+        let tensors: Vec<(String, Vec<u8>)> =
+            file.tensors().map(|info| (info.name.clone(), bytes(&info.name))).collect();
+        assert!(!tensors.is_empty());
+        (metadata, tensors)
+    };
+    let model = base.to_str().unwrap();
+    let named: &[&str] = &["--base", model];
+    let cases: [(Vec<&dyn AsRef<OsStr>>, &[&str], &[&str]); 4] = [
+        (vec![&"extract", &base, &tuned], &["--rank", "4", "--include", "proj", "--exclude", "bias"], &[]),
+        (vec![&"stack", &one, &other], &[], named),
+        (vec![&"subtract", &one, &other], &["--rank", "3"], named),
+        (vec![&"resize", &one], &["--rank", "2"], named),
+    ];
+    for (words, more, names) in cases {
+        let bench = Bench::new();
+        let (peft, by_way, direct) = (bench.path("peft"), bench.path("way.gguf"), bench.path("direct.gguf"));
+        run(&words, &peft, more).ok();
+        run(&[&"convert", &peft], &by_way, &["--to", "gguf", "--base", model]).ok();
+        run(&words, &direct, &[more, &["--to", "gguf"], names].concat()).ok();
+        assert_eq!(contents(&direct), contents(&by_way));
+    }
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("in")).unwrap();
+    std::os::unix::fs::symlink(&one, bench.path("in").join("one")).unwrap();
+    let resize = || {
+        let more = [&["--rank", "2", "--to", "gguf"], named].concat();
+        run(&[&"resize", &bench.path("in")], &bench.path("out"), &more).ok().stdout
+    };
+    assert!(!resize().contains("done before") && bench.path("out").join("one.gguf").is_file());
+    assert!(resize().contains("done before"));
 }

@@ -24,7 +24,7 @@ use crate::formats::gguf::Mix;
 use crate::ops::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
-pub(super) use adapter::new_adapter;
+pub(super) use adapter::{PROVENANCE, new_adapter};
 pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
 

@@ -11,6 +11,7 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
+use crate::ops::convert::PROVENANCE;
 use crate::ops::recipe::{SIDECAR, name_of};
 
 /// What was named.
@@ -104,6 +105,9 @@ fn recipe_of(out: &Path) -> Option<Value> {
         return json::read_object(&out.join(SIDECAR)).ok().map(Value::Object);
     }
     let file = Checkpoint::open(out).ok()?;
-    let (_, text) = file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit")?;
+    let text = match file.gguf() {
+        Some(metadata) => metadata.text(PROVENANCE)?,
+        None => file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit").map(|(_, text)| text)?,
+    };
     serde_json::from_str(text).ok()
 }

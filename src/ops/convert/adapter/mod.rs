@@ -41,7 +41,7 @@ use pieces::Pieces;
 use spell::{Respelled, Wanted};
 
 /// Where a file for llama.cpp says how it was made.
-const PROVENANCE: &str = "lorakit.recipe";
+pub(in crate::ops) const PROVENANCE: &str = "lorakit.recipe";
 
 /// What a conversion of an adapter did, or would do.
 #[derive(Debug, Clone, Serialize)]
@@ -122,7 +122,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
 pub fn new_adapter(options: &ConvertOptions, recipe: &Value) -> Result<(Output, Vec<String>)> {
     let Opened { mut adapter, model, target } = open(options)?;
     // Where it lies is nothing people know of.
-    adapter.root.clone_from(&options.write.out);
+    adapter.root = options.write.out.with_extension("");
     let (output, report) = output(&adapter, options, target, model.as_ref(), recipe)?;
     Ok((output, report.notes))
 }
