@@ -232,7 +232,8 @@ fn adapters_are_written_for_llama_cpp() {
     };
     let model = base.to_str().unwrap();
     let named: &[&str] = &["--base", model];
-    let cases: [(Vec<&dyn AsRef<OsStr>>, &[&str], &[&str]); 4] = [
+    type Case<'a> = (Vec<&'a dyn AsRef<OsStr>>, &'a [&'a str], &'a [&'a str]);
+    let cases: [Case<'_>; 4] = [
         (vec![&"extract", &base, &tuned], &["--rank", "4", "--include", "proj", "--exclude", "bias"], &[]),
         (vec![&"stack", &one, &other], &[], named),
         (vec![&"subtract", &one, &other], &["--rank", "3"], named),
