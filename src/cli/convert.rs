@@ -14,7 +14,7 @@ use super::{place, watch, words};
 
 #[derive(Debug, Group)]
 pub struct Convert {
-    /// A checkpoint (safetensors, PyTorch, numpy) or an adapter: a file, a directory, or org/name[@rev] in the Hugging Face cache
+    /// A checkpoint (safetensors, PyTorch, numpy, GGUF) or an adapter: a file, a directory, or org/name[@rev] in the Hugging Face cache
     pub input: String,
     #[command(flatten)]
     pub write: Write,

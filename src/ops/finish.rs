@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::output::{PartNote, note_name};
 use super::writing::Part;
 use crate::error::{Error, Result};
+use crate::formats::gguf::{Header, looks_like_gguf};
 use crate::formats::json;
 use crate::formats::safetensors::read_header;
 use crate::io::{MappedFile, PartsDir};
@@ -56,7 +57,11 @@ pub fn finish(out: &Path, force: bool, durable: bool) -> Result<FinishReport> {
             let problem = format!("has {} bytes, its part wrote {bytes}", file.len());
             return Err(Error::malformed(file.path(), "length", problem));
         }
-        read_header(file.path(), file.bytes())?;
+        if looks_like_gguf(file.bytes()) {
+            Header::read(file.path(), file.bytes())?;
+        } else {
+            read_header(file.path(), file.bytes())?;
+        }
         report.files += 1;
         report.bytes += bytes;
     }

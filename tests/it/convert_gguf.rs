@@ -161,6 +161,9 @@ fn what_cannot_be_expressed_is_refused_and_leaves_nothing() {
     };
     with("model_type", json!("mamba"), &["is of type `mamba`", "llama, mistral, mixtral, smollm3, qwen2"]);
     with("hidden_size", json!(-3), &["config.json: `hidden_size` is -3"]);
+    with("head_dim", json!(1 << 30), &["heads of 1073741824 values are wider than 65536"]);
+    with("hidden_size", json!(0), &["`hidden_size`: is 0"]);
+    with("num_hidden_layers", json!(1_u64 << 40), &["config.json: `num_hidden_layers` is 1099511627776"]);
     with("num_hidden_layers", json!(2), &["tensor `model.layers.1.", "is missing"]);
     with("vocab_size", json!(400), &["tensor `model.embed_tokens.weight`: is [320, 256], and must be [400, 256]"]);
     with("num_attention_heads", json!(8), &["tensor `model.layers.0.self_attn.", "and must be"]);
@@ -399,6 +402,29 @@ fn a_file_is_requantised_as_llama_quantize_does_it() {
     assert_eq!(half.metadata.number("general.file_type"), Some(1));
     assert_eq!(half.types()["blk.0.attn_q.weight"], "F16");
     assert_eq!(half.types()["output_norm.weight"], "F32");
+}
+
+#[test]
+fn parts_of_a_conversion_are_put_together() {
+    let Some(bases) = bases() else { return };
+    let bench = Bench::new();
+    let words = ["--to", "gguf", "--quant", "q8_0", "--max-shard-size", "200KB"];
+    let model = bases.join("tiny-hf-bf16");
+    convert(&model, &bench.path("whole"), &words).ok();
+    let plan = convert(&model, &bench.path("none"), &[&words[..], &["--dry-run", "--json"]].concat()).ok().json();
+    assert_eq!((&plan["files"], &plan["dtypes"]["Q8_0"]), (&json!(3), &json!(8)));
+    let out = bench.path("whole-in-parts");
+    for part in ["1/2", "2/2"] {
+        convert(&model, &out, &[&words[..], &["--part", part]].concat()).ok();
+    }
+    lorakit(&[&"finish", &out]).ok();
+    let named = |path: &PathBuf| path.display().to_string().replace("whole-in-parts", "whole");
+    let parts: BTreeMap<String, Vec<u8>> =
+        snapshot(&out).into_iter().map(|(path, bytes)| (named(&path), bytes)).collect();
+    let whole: BTreeMap<String, Vec<u8>> =
+        snapshot(&bench.path("whole")).into_iter().map(|(path, bytes)| (named(&path), bytes)).collect();
+    assert!(parts == whole, "{:?} and {:?}", parts.keys(), whole.keys());
+    assert_eq!(bench.listing(), ["whole", "whole-in-parts"]);
 }
 
 /// A file with one tensor of an architecture that nobody knows.

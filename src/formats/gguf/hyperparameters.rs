@@ -169,6 +169,18 @@ impl Hyperparameters {
             metadata.set(key, value.clone());
         }
         metadata.set(&self.key("vocab_size"), Value::U32(1));
+        let said = |key: &str| self.config.get(key).and_then(Json::as_u64);
+        let windowed = self.config.get("use_sliding_window").and_then(Json::as_bool);
+        let windowed = windowed.unwrap_or(["mistral", "mixtral"].contains(&self.family.model_type.as_str()));
+        let known = self.family.order.iter().any(|key| key == "attention.sliding_window");
+        if let Some(window) = said("sliding_window").filter(|window| {
+            windowed && !known && said("max_position_embeddings").is_none_or(|longest| *window < longest)
+        }) {
+            self.notes.push(format!(
+                "llama.cpp has no window of attention in models of type {}: `sliding_window` {window} is left out",
+                self.family.model_type
+            ));
+        }
         let Some(taken) = hub_config(&metadata, true) else { return };
         for (key, taken) in taken.iter().filter(|(key, _)| !NOT_COMPUTED.contains(&key.as_str())) {
             let Some(said) = self.config.get(key).filter(|said| !said.is_null() && key.as_str() != "vocab_size") else {
@@ -285,5 +297,8 @@ mod tests {
         let gelu = json!({"model_type": "qwen2", "hidden_act": "gelu"});
         let found = Hyperparameters::of(&config(gelu)).unwrap();
         assert_eq!(found.notes, ["config.json says `hidden_act` is \"gelu\", llama.cpp takes \"silu\""]);
+        let window = json!({"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 32});
+        let found = Hyperparameters::of(&config(window)).unwrap();
+        assert!(found.notes[0].ends_with("`sliding_window` 32 is left out"), "{:?}", found.notes);
     }
 }

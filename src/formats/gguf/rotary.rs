@@ -9,6 +9,9 @@ use serde_json::{Map, Value as Json, json};
 use super::config::Family;
 use super::metadata::Value;
 
+/// Widest head; those of real models have 256 values at most.
+const MAX_HEAD: u32 = 1 << 16;
+
 type Keys = Vec<(&'static str, Value)>;
 type Factors = Vec<(&'static str, Vec<f32>)>;
 
@@ -115,7 +118,8 @@ impl Rotary {
         } else {
             config.get("head_dim").and_then(Json::as_u64).map_or_else(even, Ok)?
         };
-        rotated.try_into().map_err(|_| format!("heads of {rotated} values are too wide"))
+        let fits = rotated.try_into().ok().filter(|width| *width <= MAX_HEAD);
+        fits.ok_or_else(|| format!("heads of {rotated} values are wider than {MAX_HEAD}"))
     }
 
     /// Factors as tensors, and keys that come with them.

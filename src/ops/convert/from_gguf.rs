@@ -16,6 +16,9 @@ use crate::tensor::{Dtype, Float, Packing};
 /// Tensors that are said in the config.
 const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
+/// Most bytes of factors: four for each pair of values of a head.
+const MAX_FACTORS: usize = 1 << 18;
+
 /// Models whose heads share the hidden size evenly, unless their config says otherwise.
 const EVEN_HEADS: [&str; 6] = ["llama", "mixtral", "smollm3", "qwen2", "qwen2_moe", "phi3"];
 
@@ -131,6 +134,10 @@ fn rotary(base: &Base, config: &mut Map<String, Value>, notes: &mut Vec<String>)
         let Some(stored) = base.checkpoint.find(name) else { return Ok(None) };
         let view = stored.view()?;
         let Some(packing) = Packing::of(view.dtype) else { return Ok(None) };
+        if view.data.len() > MAX_FACTORS {
+            let what = format!("has {} bytes of factors, more than {MAX_FACTORS}", view.data.len());
+            return Err(Error::malformed(stored.path(), format!("tensor `{name}`"), what));
+        }
         let mut values = vec![0.0; packing.values_in(view.data.len())];
         packing.decode(view.data, &mut values);
         Ok(Some(values))

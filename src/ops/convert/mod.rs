@@ -130,10 +130,6 @@ impl Converted {
 /// When the input is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
-        if let Some(quant) = options.quant {
-            let problem = format!("`{}` is about checkpoints; the factors of an adapter are plain numbers", quant.name);
-            return Err(Error::invalid("--quant", problem).hint("`--dtype f16`"));
-        }
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
     let named = options.write.out.extension().is_some_and(|ending| ending == "gguf");

@@ -38,7 +38,7 @@ pub(super) fn vocabulary(files: &Files) -> Result<Vocabulary> {
         by_id.insert(token.id, &token.text);
     });
     let last = by_id.keys().next_back().map_or(0, |last| last + 1);
-    let size = files.model.get("vocab_size").and_then(Json::as_u64).unwrap_or(last);
+    let size = files.size(last)?;
     if last > size {
         let problem = format!("has number {}, and the model has {size} tokens (`vocab_size` of config.json)", last - 1);
         return Err(files.wrong(FILE, &format!("token `{}`", by_id[&(last - 1)]), problem));

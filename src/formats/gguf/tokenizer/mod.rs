@@ -35,6 +35,9 @@ pub struct Tokenizer {
     pub notes: Vec<String>,
 }
 
+/// Most tokens of a vocabulary; the largest have some 300 000.
+const MAX_TOKENS: u64 = 1 << 24;
+
 /// `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -76,6 +79,15 @@ impl Files {
             directory: directory.to_owned(),
             model: model.clone(),
         })
+    }
+
+    /// The number of tokens that the model has, or `own` where its config is silent.
+    fn size(&self, own: u64) -> Result<u64> {
+        let size = self.model.get("vocab_size").and_then(Json::as_u64).unwrap_or(own);
+        if size > MAX_TOKENS {
+            return Err(Error::limit(self.path("config.json"), "`vocab_size`", size, MAX_TOKENS));
+        }
+        Ok(size)
     }
 
     fn path(&self, name: &str) -> PathBuf {

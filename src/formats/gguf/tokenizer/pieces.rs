@@ -12,11 +12,9 @@
 
 use std::collections::HashMap;
 
-use serde_json::Value as Json;
-
 use super::merges::told;
 use super::{Files, Kind, Vocabulary};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::formats::gguf::config::Family;
 use crate::formats::json::read_object;
 use crate::io::read_small;
@@ -42,8 +40,7 @@ struct Piece {
 pub(super) fn of_model(files: &Files, family: &Family) -> Result<Vocabulary> {
     let bytes = read_small(&files.path(FILE), MAX_JSON_BYTES)?;
     let pieces = pieces(files, &bytes)?;
-    let size = files.model.get("vocab_size").and_then(Json::as_u64).unwrap_or(pieces.len() as u64);
-    let mut table = Table::new(files, size)?;
+    let mut table = Table::new(files.size(pieces.len() as u64)?);
     for (id, piece) in pieces.into_iter().enumerate() {
         table.put(id as u64, piece);
     }
@@ -113,12 +110,10 @@ struct Table {
 }
 
 impl Table {
-    fn new(files: &Files, size: u64) -> Result<Self> {
-        let most = MAX_JSON_BYTES / 16;
-        let size = usize::try_from(size).ok().filter(|size| *size as u64 <= most);
-        let size = size.ok_or_else(|| Error::limit(files.path("config.json"), "`vocab_size`", u64::MAX, most))?;
-        let texts = (0..size).map(|id| format!("[PAD{id}]")).collect();
-        Ok(Self { found: Vocabulary { texts, scores: Some(vec![PAD_SCORE; size]), kinds: vec![Kind::Unused; size] } })
+    fn new(size: u64) -> Self {
+        let texts: Vec<String> = (0..size).map(|id| format!("[PAD{id}]")).collect();
+        let (scores, kinds) = (Some(vec![PAD_SCORE; texts.len()]), vec![Kind::Unused; texts.len()]);
+        Self { found: Vocabulary { texts, scores, kinds } }
     }
 
     /// Puts a piece in its place; what has none in the model is left out.
@@ -220,5 +215,51 @@ impl<'a> Message<'a> {
             _ => return None,
         };
         Some((key >> 3, field))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, Value as Json, json};
+
+    fn files(fast: Json, directory: &std::path::Path) -> Files {
+        let Json::Object(fast) = fast else { panic!("an object") };
+        Files { directory: directory.to_owned(), fast: Some(fast), config: Map::new(), model: Map::new() }
+    }
+
+    #[test]
+    fn scores_follow_the_merges() {
+        let vocabulary = json!({"<unk>": 0, "<s>": 1, "<0x0A>": 2, "a": 3, "b": 4, "c": 5, "ab": 6, "abc": 7, "bc": 8});
+        let fast = json!({
+            "added_tokens": [{"id": 0, "content": "<unk>", "special": true}, {"id": 1, "content": "<s>", "special": true}],
+            "model": {"type": "BPE", "byte_fallback": true, "unk_token": "<unk>", "vocab": vocabulary,
+                "merges": [["a", "b"], ["b", "c"], ["ab", "c"], ["a", "bc"]]},
+        });
+        let found = of_json(&files(fast, std::path::Path::new("x"))).unwrap();
+        assert_eq!(found.kinds[..4], [Kind::Unknown, Kind::Control, Kind::Byte, Kind::Normal]);
+        let scores = found.scores.unwrap();
+        assert_eq!((scores[6], scores[8], scores[7]), (0.0, -1.0, -2.0), "the first of two merges counts");
+        assert!(scores[3] < scores[7], "what no merge makes is joined last");
+    }
+
+    #[test]
+    fn damaged_models_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = files(json!({}), directory.path());
+        let mut piece = vec![0x0A, 9, 0x0A, 2, b'h', b'i', 0x15];
+        piece.extend((-1.5_f32).to_le_bytes());
+        let found = pieces(&files, &piece).map(|found| (found[0].text.clone(), found[0].score)).unwrap();
+        assert_eq!(found, ("hi".into(), -1.5));
+        for bytes in [
+            &b""[..],
+            &piece[..5],
+            b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+            b"\x0a\xff\xff\xff\xff\x0f",
+            b"\x0b",
+        ] {
+            let error = pieces(&files, bytes).err().expect("a refusal").to_string();
+            assert!(error.contains("tokenizer.model: byte") && error.contains("no model of SentencePiece"), "{error}");
+        }
     }
 }

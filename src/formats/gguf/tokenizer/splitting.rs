@@ -93,7 +93,11 @@ fn steps(step: &Json) -> Option<Vec<String>> {
         "Digits" if flag("individual_digits", false) => one("digits".into()),
         "ByteLevel" if flag("add_prefix_space", true) => None,
         "ByteLevel" => one(if flag("use_regex", true) { "bytes gpt2".into() } else { "bytes".into() }),
-        "Split" if step.get("behavior")?.as_str()? == "Isolated" && !flag("invert", false) => {
+        // What stands between the matches removed is the same where the expression matches all there is, as these do.
+        "Split"
+            if [("Isolated", false), ("Removed", true)]
+                .contains(&(step.get("behavior")?.as_str()?, flag("invert", false))) =>
+        {
             let pattern = step.get("pattern")?;
             one(format!("split {}", pattern.get("Regex").or_else(|| pattern.get("String"))?.as_str()?))
         }
@@ -144,6 +148,9 @@ mod tests {
             json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
         };
         assert_eq!(name(&sequence(&[split(r"\p{N}"), bytes(false)]), false), Ok("qwen2"));
+        let mut removed = split(r"\p{N}");
+        (removed["behavior"], removed["invert"]) = (json!("Removed"), json!(true));
+        assert_eq!(name(&sequence(&[removed, bytes(false)]), false), Ok("qwen2"));
         assert_eq!(name(&sequence(&[split(r"\p{N}{1,3}"), bytes(false)]), true), Ok("llama-bpe"));
         assert_eq!(name(&sequence(&[split(r"\p{N}{1,3}"), bytes(false)]), false), Ok("smaug-bpe"));
     }

@@ -247,6 +247,9 @@ fn complete(base: &Base, arch: &GgufArch, config: &Map<String, Json>, groups: &[
             return Err(missing(name));
         }
     }
+    if config.get("hidden_size").and_then(Json::as_u64) == Some(0) {
+        return Err(Error::malformed(root.join("config.json"), "`hidden_size`", "is 0"));
+    }
     let layers = config.get("num_hidden_layers").and_then(Json::as_u64).unwrap_or(0);
     let of_layer = |name: &str| -> Option<(u64, String)> {
         let (number, tensor) = name.strip_prefix("blk.")?.split_once('.')?;

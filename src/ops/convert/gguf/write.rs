@@ -124,6 +124,7 @@ fn schedule(write: &WriteOptions, single: bool, made: Made, packed: &[Arc<Packed
                         offset += stored.info.bytes;
                     }
                 }
+                Source::Packed(_) if info.bytes == 0 => {}
                 Source::Packed(packed) => {
                     let (rows, row_bytes) = packed.rows_of();
                     let compute = packed as Arc<dyn Compute>;
