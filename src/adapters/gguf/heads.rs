@@ -3,16 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::formats::gguf::Metadata;
-use crate::naming::gguf::{Heads, Place, interleaved};
-
-/// How many heads a model has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadCounts {
-    /// `num_attention_heads`.
-    pub heads: usize,
-    /// `num_key_value_heads`, or the same.
-    pub kv_heads: usize,
-}
+use crate::naming::gguf::{HeadCounts, Place};
 
 impl HeadCounts {
     /// By the config of a model, or by that of its text part.
@@ -21,7 +12,14 @@ impl HeadCounts {
         let Some(heads) = number("num_attention_heads").or_else(|| number("n_head")) else {
             return Self::of(config.get("text_config")?.as_object()?);
         };
-        Some(Self { heads, kv_heads: number("num_key_value_heads").unwrap_or(heads) })
+        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
+        // Falcon: one head of keys, unless it is of the later kind.
+        let kv_heads = match (flag("multi_query"), flag("new_decoder_architecture")) {
+            (Some(true), Some(false) | None) => Some(1),
+            (_, Some(true)) => number("num_kv_heads"),
+            _ => number("num_key_value_heads"),
+        };
+        Some(Self { heads, kv_heads: kv_heads.unwrap_or(heads) })
     }
 
     /// By the metadata of a file of the architecture `arch`.
@@ -34,12 +32,7 @@ impl HeadCounts {
 
 /// For every row in the file the one of the checkpoint, where the order differs.
 pub(super) fn row_order(place: &Place, counts: Option<HeadCounts>, rows: usize) -> Result<Option<Vec<usize>>, String> {
-    let Some(rotary) = place.rotary else { return Ok(None) };
+    let Some(order) = place.order else { return Ok(None) };
     let counts = counts.ok_or("the number of attention heads is not known, and the order of its rows needs it")?;
-    let heads = match rotary {
-        Heads::Heads => counts.heads,
-        Heads::KvHeads => counts.kv_heads,
-    };
-    let order = interleaved(rows, heads);
-    order.map(Some).ok_or_else(|| format!("{rows} outputs are not {heads} heads of an even number of rows"))
+    order.rows(rows, counts).map(Some)
 }

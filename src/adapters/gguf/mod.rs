@@ -3,7 +3,7 @@
 //! A pair of tensors is named after the tensor of the base, with `.lora_a` and `.lora_b`; llama.cpp adds
 //! strength · α / r · B A, where α (`adapter.lora.alpha`) is one number for the whole file and r is that of the pair.
 //! Scales that no α says are folded into B: f = scale · r / α. Experts are stacked, q and k have the rows of B in the order of
-//! [`interleaved`](crate::naming::gguf::interleaved), and A of an embedding is transposed.
+//! [`RowOrder`](crate::naming::gguf::RowOrder), and A of an embedding is transposed.
 //!
 //! Source: llama.cpp `llama-adapter.cpp`; its converter `convert_lora_to_gguf.py` ignores rsLoRA and patterns of alpha.
 
@@ -11,7 +11,7 @@ mod heads;
 mod order;
 mod write;
 
-pub use heads::HeadCounts;
+pub use crate::naming::gguf::HeadCounts;
 pub use order::LlamaCpp;
 pub use write::{Model, Part, Planned, metadata_of, plan};
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::heads::{HeadCounts, row_order};
+use super::HeadCounts;
+use super::heads::row_order;
 use crate::adapters::peft::{Adapter, Change, describe};
 use crate::adapters::read::turn;
 use crate::error::{Error, Result};
@@ -67,7 +68,7 @@ impl Adapter {
     fn put_in_order(&mut self, arch: &GgufArch, counts: Option<HeadCounts>) -> Result<()> {
         for module in &mut self.modules {
             let (Change::Lora(lora), Some(place)) = (&mut module.change, arch.place(&module.path)) else { continue };
-            if place.rotary.is_none() {
+            if place.order.is_none() {
                 continue;
             }
             if counts.is_none() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::EMBEDDING;
-use super::heads::{HeadCounts, row_order};
+use super::heads::row_order;
+use super::{EMBEDDING, HeadCounts};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::naming::gguf::{GgufArch, Place};
@@ -65,8 +65,10 @@ pub fn plan(source: &Path, arch: &GgufArch, model: Model, parts: &[Part<'_>]) ->
     let mut at: BTreeMap<String, usize> = BTreeMap::new();
     for (number, part) in parts.iter().enumerate() {
         let place = arch.place(part.module).ok_or_else(|| {
-            let what = format!("module `{}` has no tensor in a GGUF file of architecture {}", part.module, arch.name());
-            Error::unsupported(source, what)
+            let reason = arch.refusal(part.module).map_or(String::new(), |reason| format!(": {reason}"));
+            let what = "has no tensor in a GGUF file of architecture";
+            let what = format!("module `{}` {what} {}{reason}", part.module, arch.name());
+            Error::unsupported(source, what).hint("leave it out with --exclude, or merge the adapter into the model")
         })?;
         let group = *at.entry(place.tensor.clone()).or_insert_with(|| {
             groups.push((place.tensor.clone(), Vec::new()));

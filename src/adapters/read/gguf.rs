@@ -85,7 +85,7 @@ pub(super) fn open(mut tensors: Checkpoint) -> Result<Opened> {
     if norms > 0 {
         tensors.note(format!("{norms} norms are stored whole in it: they are read, and llama.cpp ignores them"));
     }
-    let ordered = |module: &Module| arch.place(&module.path).is_none_or(|place| place.rotary.is_none());
+    let ordered = |module: &Module| arch.place(&module.path).is_none_or(|place| place.order.is_none());
     let unordered = modules.as_ref().is_ok_and(|modules| !modules.iter().all(ordered));
     config.llama_cpp = Some(LlamaCpp { arch, unordered, metadata });
     let root = tensors.root().to_path_buf();

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::lie::{Lie, RowOrder};
+use super::lie::{Lie, RowOrder as Rows};
 use super::metadata::{Metadata, Value};
 use crate::error::{Error, Result};
 use crate::formats::WeightFile;
-use crate::naming::gguf::{GgufArch, Heads, gguf_arch, interleaved};
+use crate::naming::gguf::{GgufArch, HeadCounts, gguf_arch};
 use crate::tensor::{GgmlType, Shape, TensorInfo};
 
 /// Endings of the tensors that belong to a module.
@@ -84,22 +84,18 @@ impl View {
         let module =
             PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter)).filter(|_| is_sized(tensor));
         let Some((arch, module)) = self.arch.zip(module) else { return Ok(None) };
-        let (added, rotary) = (arch.added(module), arch.place(module).and_then(|place| place.rotary));
-        let Some(rotary) = rotary else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
+        let (added, order) = (arch.added(module), arch.place(module).and_then(|place| place.order));
+        let Some(order) = order else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
         let rows = tensor.shape.as_slice().first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
         let key = |key: &str| format!("{}.attention.{key}", arch.name());
         let of = |name: &str| metadata.get(&key(name)).and_then(|value| count(value, layer_of(module)));
-        let heads = match rotary {
-            Heads::Heads => of("head_count"),
-            Heads::KvHeads => of("head_count_kv").or_else(|| of("head_count")),
-        };
         let wrong = |problem: String| Error::malformed(file.map.path(), format!("tensor `{}`", tensor.name), problem);
-        let heads = heads.ok_or_else(|| {
+        let heads = of("head_count").ok_or_else(|| {
             wrong(format!("the order of its rows needs the number of heads, key `{}`", key("head_count")))
         })?;
-        let order = interleaved(rows, heads)
-            .ok_or_else(|| wrong(format!("its {rows} rows are not {heads} heads of an even number of rows")))?;
-        Ok(Some(Lie { order: Some(Arc::new(RowOrder::new(&order))), added }))
+        let kv_heads = of("head_count_kv").unwrap_or(heads);
+        let order = order.rows(rows, HeadCounts { heads, kv_heads }).map_err(wrong)?;
+        Ok(Some(Lie { order: Some(Arc::new(Rows::new(&order))), added }))
     }
 
     /// How a tensor of the view lies in its file.

@@ -10,23 +10,33 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Tables {
-    common: BTreeMap<String, String>,
+    sets: BTreeMap<String, BTreeMap<String, String>>,
     arch: Vec<Row>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Row {
     name: String,
     kinds: Vec<String>,
     #[serde(default)]
+    uses: Vec<String>,
+    #[serde(default)]
     rotary: BTreeMap<String, Heads>,
+    #[serde(default)]
+    grouped: Vec<String>,
+    #[serde(default)]
+    fused: Vec<String>,
     #[serde(default)]
     modules: BTreeMap<String, String>,
     #[serde(default)]
     absent: Vec<String>,
     #[serde(default)]
     norms_plus_one: bool,
+    #[serde(default)]
+    refused: BTreeMap<String, String>,
 }
 
 /// Which number of heads the rows of a module are divided into.
@@ -39,12 +49,32 @@ pub enum Heads {
     KvHeads,
 }
 
+/// How many heads a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadCounts {
+    /// `num_attention_heads`.
+    pub heads: usize,
+    /// `num_key_value_heads`, or the same.
+    pub kv_heads: usize,
+}
+
+/// The order in which the rows of a module lie in a GGUF file, where it is not that of the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOrder {
+    /// Interleaved head by head, as rotary embedding wants them.
+    Rotary(Heads),
+    /// All queries, then all keys, then all values; in the checkpoint they lie group by group.
+    Grouped,
+}
+
 /// An architecture of llama.cpp.
 #[derive(Debug)]
 pub struct GgufArch {
     name: String,
     kinds: Vec<String>,
-    rotary: BTreeMap<String, Heads>,
+    orders: Vec<(String, RowOrder)>,
+    fused: Vec<String>,
+    refused: BTreeMap<String, String>,
     to_gguf: HashMap<String, String>,
     from_gguf: HashMap<String, String>,
     norms_plus_one: bool,
@@ -57,27 +87,30 @@ pub struct Place {
     pub tensor: String,
     /// The slice of it, for experts.
     pub expert: Option<u64>,
-    /// Whether its rows stand in another order.
-    pub rotary: Option<Heads>,
+    /// The order of its rows, where it is another one.
+    pub order: Option<RowOrder>,
 }
 
 static ARCHS: LazyLock<Vec<GgufArch>> = LazyLock::new(|| {
     let tables: Tables =
         toml::from_str(include_str!("models.toml")).expect("the table is part of the program; a test reads it");
-    let Tables { common, arch } = tables;
-    arch.into_iter().map(|row| row.over(&common)).collect()
+    let Tables { sets, arch } = tables;
+    arch.into_iter().map(|row| row.expand(&sets)).collect()
 });
 
 impl Row {
-    /// The architecture with what all have in common.
-    fn over(self, common: &BTreeMap<String, String>) -> GgufArch {
+    /// The architecture with the names of its sets.
+    fn expand(self, sets: &BTreeMap<String, BTreeMap<String, String>>) -> GgufArch {
+        let names = self.uses.iter().flat_map(|name| &sets[name]);
         let mut to_gguf: HashMap<String, String> =
-            common.iter().map(|(module, tensor)| (module.clone(), tensor.clone())).collect();
+            names.map(|(module, tensor)| (module.clone(), tensor.clone())).collect();
         to_gguf.retain(|module, _| !self.absent.contains(module));
         to_gguf.extend(self.modules);
         let from_gguf = to_gguf.iter().map(|(module, tensor)| (tensor.clone(), module.clone())).collect();
-        let Self { name, kinds, rotary, norms_plus_one, .. } = self;
-        GgufArch { name, kinds, rotary, to_gguf, from_gguf, norms_plus_one }
+        let Self { name, kinds, rotary, grouped, fused, norms_plus_one, refused, .. } = self;
+        let rotary = rotary.into_iter().map(|(end, heads)| (end, RowOrder::Rotary(heads)));
+        let orders = rotary.chain(grouped.into_iter().map(|end| (end, RowOrder::Grouped))).collect();
+        GgufArch { name, kinds, orders, fused, refused, to_gguf, from_gguf, norms_plus_one }
     }
 }
 
@@ -134,7 +167,17 @@ impl GgufArch {
         let tensor = self.to_gguf.get(&template)?;
         let layer = numbers.first().map_or_else(String::new, u64::to_string);
         let expert = numbers.get(1).copied();
-        Some(Place { tensor: tensor.replace("{i}", &layer), expert, rotary: self.rotary(module) })
+        Some(Place { tensor: tensor.replace("{i}", &layer), expert, order: self.order(module) })
+    }
+
+    /// Whether a module is one in the checkpoint and several in a file.
+    pub fn fuses(&self, module: &str) -> bool {
+        self.fused.iter().any(|end| module.ends_with(end.as_str()))
+    }
+
+    /// Why a module has no place, where there is more to say than that.
+    pub fn refusal(&self, module: &str) -> Option<&str> {
+        self.refused.iter().find(|(part, _)| module.contains(part.as_str())).map(|(_, reason)| reason.as_str())
     }
 
     /// The module that lies in a tensor (without `.weight`); `expert` says which, where it holds several.
@@ -149,14 +192,50 @@ impl GgufArch {
         Some(module.replace("{i}", &layer).replace("{e}", &expert))
     }
 
-    fn rotary(&self, module: &str) -> Option<Heads> {
-        self.rotary.iter().find(|(end, _)| module.ends_with(end.as_str())).map(|(_, heads)| *heads)
+    fn order(&self, module: &str) -> Option<RowOrder> {
+        self.orders.iter().find(|(end, _)| module.ends_with(end.as_str())).map(|(_, order)| *order)
     }
+}
+
+impl RowOrder {
+    /// For every row in the file the one of the checkpoint.
+    ///
+    /// # Errors
+    /// When `rows` are not those of so many heads.
+    pub fn rows(self, rows: usize, counts: HeadCounts) -> Result<Vec<usize>, String> {
+        let HeadCounts { heads, kv_heads } = counts;
+        match self {
+            Self::Rotary(which) => {
+                let heads = if which == Heads::Heads { heads } else { kv_heads };
+                let order = interleaved(rows, heads);
+                order.ok_or_else(|| format!("{rows} outputs are not {heads} heads of an even number of rows"))
+            }
+            Self::Grouped => {
+                let order = ungrouped(rows, heads, kv_heads);
+                order.ok_or_else(|| format!("{rows} outputs are not {heads} heads of queries and {kv_heads} of keys"))
+            }
+        }
+    }
+}
+
+/// For every row of a fused tensor in the file the one of the checkpoint, where every head of keys lies between its queries and
+/// its values.
+fn ungrouped(rows: usize, heads: usize, kv_heads: usize) -> Option<Vec<usize>> {
+    let all = kv_heads.checked_mul(2)?.checked_add(heads)?;
+    if kv_heads == 0 || !heads.is_multiple_of(kv_heads) || rows == 0 || !rows.is_multiple_of(all) {
+        return None;
+    }
+    let (queries, size) = (heads / kv_heads, rows / all);
+    let head = |group: usize, at: usize| (0..size).map(move |row| (group * (queries + 2) + at) * size + row);
+    let groups = || 0..kv_heads;
+    let asking = groups().flat_map(|group| (0..queries).flat_map(move |at| head(group, at)));
+    let others = (queries..queries + 2).flat_map(|at| groups().flat_map(move |group| head(group, at)));
+    Some(asking.chain(others).collect())
 }
 
 /// For every row of a GGUF tensor the row of the checkpoint that stands there; `None` where `rows` are no whole number of
 /// heads with an even number of rows.
-pub fn interleaved(rows: usize, heads: usize) -> Option<Vec<usize>> {
+fn interleaved(rows: usize, heads: usize) -> Option<Vec<usize>> {
     if heads == 0 || !rows.is_multiple_of(2 * heads) {
         return None;
     }
@@ -188,14 +267,28 @@ mod tests {
     fn places_are_those_of_llama_cpp() {
         let place = |arch: &str, module: &str| gguf_arch(arch).unwrap().place(module);
         let q = place("llama", "model.layers.3.self_attn.q_proj").unwrap();
-        assert_eq!((q.tensor.as_str(), q.expert, q.rotary), ("blk.3.attn_q", None, Some(Heads::Heads)));
+        assert_eq!(
+            (q.tensor.as_str(), q.expert, q.order),
+            ("blk.3.attn_q", None, Some(RowOrder::Rotary(Heads::Heads)))
+        );
         let expert = place("llama", "model.layers.1.block_sparse_moe.experts.5.w2").unwrap();
-        assert_eq!((expert.tensor.as_str(), expert.expert, expert.rotary), ("blk.1.ffn_down_exps", Some(5), None));
-        assert_eq!(place("qwen2", "model.layers.0.self_attn.k_proj").unwrap().rotary, None);
+        assert_eq!((expert.tensor.as_str(), expert.expert, expert.order), ("blk.1.ffn_down_exps", Some(5), None));
+        assert_eq!(place("qwen2", "model.layers.0.self_attn.k_proj").unwrap().order, None);
         assert_eq!(place("phi3", "model.layers.0.mlp.gate_up_proj").unwrap().tensor, "blk.0.ffn_up");
         assert_eq!(place("gemma2", "lm_head"), None);
         assert_eq!(place("llama", "model.layers.0.self_attn.rotary_emb"), None);
         assert!(gguf_arch_of("bert").is_none());
+    }
+
+    #[test]
+    fn grouped_rows_are_put_together() {
+        // Two groups of two queries, a key and a value, one row each.
+        assert_eq!(ungrouped(8, 4, 2), Some(vec![0, 1, 4, 5, 2, 6, 3, 7]));
+        // GPT-NeoX: a group for every head; heads of two rows.
+        assert_eq!(ungrouped(12, 2, 2), Some(vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]));
+        assert_eq!(ungrouped(9, 4, 2), None);
+        assert_eq!(ungrouped(8, 3, 2), None);
+        assert_eq!(ungrouped(8, 4, 0), None);
     }
 
     #[test]

@@ -7,10 +7,13 @@ use serde_json::{Map, Value as Json};
 use super::files::{Facts, Files};
 use super::gguf_rows::{Rows, Tensor};
 use super::pieces::{Pair, Pieces, WholePiece};
+use super::spell::{self, Respelled};
+use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
 use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
+use crate::naming::experts;
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::ops::recipe::name_of;
 use crate::tensor::{GgmlType, TensorInfo};
@@ -39,23 +42,35 @@ pub struct Wishes<'a> {
     pub quant: Option<GgmlType>,
 }
 
-/// The file.
+/// Makes the modules those that the file has: by their names there, fused or split.
 ///
 /// # Errors
 /// When llama.cpp cannot express a change, or too little is known of the model.
+pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &mut Respelled) -> Result<()> {
+    refuse(adapter, pieces)?;
+    let arch = architecture(adapter, wishes)?;
+    pieces.pairs.iter_mut().for_each(|pair| pair.path = own_name(arch, &pair.path));
+    let fused = done.fused;
+    spell::refit(adapter, pieces, |path| arch.place(path).is_some(), done)?;
+    if done.fused > fused {
+        let counts = wishes.counts(adapter);
+        pieces.pairs.iter_mut().try_for_each(|pair| fill_up(adapter, pair, counts))?;
+    }
+    check_head(adapter, &pieces.pairs, wishes)
+}
+
+/// The file.
+///
+/// # Errors
+/// When a module has no place in it, or too little is known of the model.
 pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
-    refuse(pieces, facts)?;
-    let arch = architecture(facts, wishes)?;
+    let arch = architecture(facts.adapter, wishes)?;
     let (root, pairs) = (&facts.adapter.root, &pieces.pairs);
-    check_head(pairs, facts, wishes)?;
     let text = wishes.config.map(text_config);
     let experts = text.and_then(|config| EXPERTS.iter().find_map(|key| config.get(*key)?.as_u64()));
-    let said = facts.adapter.config.llama_cpp.as_ref();
-    let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
-    let counts = text.and_then(HeadCounts::of).or_else(own);
-    let in_order = said.is_some_and(|said| said.unordered);
-    let paths: Vec<String> = pairs.iter().map(|pair| alone(&pair.path)).collect();
-    let parts: Vec<Part<'_>> = pairs.iter().zip(&paths).map(|(pair, path)| part(pair, path)).collect();
+    let counts = wishes.counts(facts.adapter);
+    let in_order = facts.adapter.config.llama_cpp.as_ref().is_some_and(|said| said.unordered);
+    let parts: Vec<Part<'_>> = pairs.iter().map(part).collect();
     let (alpha, planned) = plan(root, arch, Model { counts, experts, in_order }, &parts)?;
     let mut files = Files { weights: "adapter.gguf".into(), single: true, ..Files::default() };
     let mut tensors = Vec::new();
@@ -97,7 +112,16 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     Ok(files)
 }
 
-fn part<'a>(pair: &Pair, module: &'a str) -> Part<'a> {
+impl Wishes<'_> {
+    fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
+        let said = adapter.config.llama_cpp.as_ref();
+        let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
+        self.config.map(text_config).and_then(HeadCounts::of).or_else(own)
+    }
+}
+
+fn part(pair: &Pair) -> Part<'_> {
+    let module = &pair.path;
     Part { module, rank: pair.rank(), inputs: pair.down.size.1, outputs: pair.up.size.0, scale: pair.scale }
 }
 
@@ -115,10 +139,32 @@ fn halves(planned: &Planned, pairs: &[Pair]) -> [Rows; 2] {
     [Rows::new(all().map(down).collect(), None), Rows::new(all().map(up).collect(), planned.order.clone())]
 }
 
-/// The path of a module where the language model stands alone, as in the files of llama.cpp.
-fn alone(path: &str) -> String {
+/// The path of a module where the language model stands alone, as in the files of llama.cpp, and its block is called as there.
+fn own_name(arch: &GgufArch, path: &str) -> String {
     let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
-    found.unwrap_or_else(|| path.to_owned())
+    let path = found.unwrap_or_else(|| path.to_owned());
+    let known = |path: &String| arch.place(path).is_some();
+    let other = experts::aliases(&path).into_iter().find(known);
+    if known(&path) { path } else { other.unwrap_or(path) }
+}
+
+/// Queries alone do not tell how many rows of keys and values follow them where the three are one.
+fn fill_up(adapter: &Adapter, pair: &mut Pair, counts: Option<HeadCounts>) -> Result<()> {
+    let rows = pair.up.size.0;
+    if !pair.path.ends_with(".qkv_proj") || rows != pair.down.size.1 {
+        return Ok(());
+    }
+    let all = counts.and_then(|HeadCounts { heads, kv_heads }| {
+        let size = rows.checked_div(heads as u64)?;
+        size.checked_mul(heads as u64 + 2 * kv_heads as u64)
+    });
+    let Some(all) = all else {
+        let what =
+            format!("changes the queries of `{}` alone, and how many keys and values follow is not known", pair.path);
+        return Err(Error::unsupported(&adapter.root, what).hint("give the model: --base PATH"));
+    };
+    pair.up = pair.up.clone().padded(all, 0);
+    Ok(())
 }
 
 /// The config of the language model in that of a model with several parts.
@@ -127,21 +173,24 @@ fn text_config(config: &Map<String, Json>) -> &Map<String, Json> {
 }
 
 /// The architecture of the file; that of the adapter, where it says one.
-fn architecture(facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<&'static GgufArch> {
-    let (wished, own) = (wished(facts, wishes)?, facts.adapter.config.llama_cpp.as_ref().map(|said| said.arch));
+fn architecture(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<&'static GgufArch> {
+    let (wished, own) = (wished(adapter, wishes)?, adapter.config.llama_cpp.as_ref().map(|said| said.arch));
     let wanted = wished.or(own).ok_or_else(|| {
         let what = "tells nothing of the architecture of its model, by which llama.cpp names the tensors";
-        facts.refuse(what).hint(
+        Error::unsupported(&adapter.root, what).hint(
             "give the model, --base PATH: a directory with its `config.json` will do, or a GGUF file; or --arch NAME",
         )
     })?;
     match own.filter(|own| own.name() != wanted.name()) {
         None => Ok(wanted),
-        Some(own) => Err(facts.refuse(format!("is for architecture `{}`, not `{}`", own.name(), wanted.name()))),
+        Some(own) => {
+            let what = format!("is for architecture `{}`, not `{}`", own.name(), wanted.name());
+            Err(Error::unsupported(&adapter.root, what))
+        }
     }
 }
 
-fn wished(facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Option<&'static GgufArch>> {
+fn wished(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<Option<&'static GgufArch>> {
     let known = || gguf_archs().iter().map(GgufArch::name).collect::<Vec<_>>().join(", ");
     if let Some(name) = wishes.arch {
         let unknown = || Error::invalid("--arch", format!("`{name}` is not one of {}", known()));
@@ -149,27 +198,29 @@ fn wished(facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Option<&'static Gguf
     }
     let Some(config) = wishes.config else { return Ok(None) };
     let kind = |config: &Map<String, Json>| config.get("model_type").and_then(Json::as_str).map(str::to_owned);
-    let kinds: Vec<String> = [kind(config), kind(text_config(config))].into_iter().flatten().collect();
+    let mut kinds: Vec<String> = [kind(config), kind(text_config(config))].into_iter().flatten().collect();
+    kinds.dedup();
     kinds.iter().find_map(|kind| gguf_arch_of(kind)).map(Some).ok_or_else(|| {
         let what = format!("is for a model of type `{}`, whose names in llama.cpp are not known", kinds.join("`, `"));
-        facts.refuse(what).hint(format!("known are {}", known()))
+        Error::unsupported(&adapter.root, what).hint(format!("known are {}", known()))
     })
 }
 
 /// What llama.cpp does not load.
-fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
+fn refuse(adapter: &Adapter, pieces: &Pieces) -> Result<()> {
     const WAY_OUT: &str =
         "merge it into the model instead, `lorakit merge`, and serve that; or leave it out with --exclude";
+    let error = |what: String| Error::unsupported(&adapter.root, what);
     if let Some(other) = pieces.methods.first() {
         let what = format!("`{}` is changed by {}, and llama.cpp knows LoRA", other.path, other.method.kind());
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora; or merge it into the model and serve that"));
+        return Err(error(what).hint("make it LoRA: --as lora; or merge it into the model and serve that"));
     }
     if let Some(whole) = pieces.whole.iter().find(|whole| !is_copy(whole)) {
         let what = format!(
             "`{}.{}` is stored whole, and llama.cpp applies nothing but pairs of factors",
             whole.path, whole.parameter
         );
-        return Err(facts.refuse(what).hint(WAY_OUT));
+        return Err(error(what).hint(WAY_OUT));
     }
     for pair in &pieces.pairs {
         let lacking = [
@@ -178,7 +229,7 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
             (pair.is_conv(), "is a convolution, which llama.cpp does not adapt"),
         ];
         if let Some((_, what)) = lacking.iter().find(|(is, _)| *is) {
-            return Err(facts.refuse(format!("`{}` {what}", pair.path)).hint(WAY_OUT));
+            return Err(error(format!("`{}` {what}", pair.path)).hint(WAY_OUT));
         }
     }
     Ok(())
@@ -190,10 +241,10 @@ fn is_copy(whole: &WholePiece) -> bool {
 }
 
 /// A head that is the embedding has no tensor of its own to be changed.
-fn check_head(pairs: &[Pair], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<()> {
+fn check_head(adapter: &Adapter, pairs: &[Pair], wishes: &Wishes<'_>) -> Result<()> {
     let tied = |config: &Map<String, Json>| config.get("tie_word_embeddings").and_then(Json::as_bool);
     let tied = wishes.config.and_then(|config| tied(config).or_else(|| tied(text_config(config)))) == Some(true);
-    match pairs.iter().find(|pair| tied && alone(&pair.path) == "lm_head") {
+    match pairs.iter().find(|pair| tied && pair.path == "lm_head") {
         None => Ok(()),
         Some(pair) => {
             let what = format!(
@@ -201,8 +252,7 @@ fn check_head(pairs: &[Pair], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
                  tensor for it",
                 pair.path
             );
-            Err(facts
-                .refuse(what)
+            Err(Error::unsupported(&adapter.root, what)
                 .hint("leave it out with --exclude, or merge it into the model, which unties the head"))
         }
     }

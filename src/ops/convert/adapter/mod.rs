@@ -247,7 +247,8 @@ fn translate(
     let mut pieces = pieces::collect(adapter)?;
     let base = options.base.as_deref().map(Base::open).transpose();
     // For llama.cpp the config is enough.
-    let base = if target == Target::Gguf && !options.as_lora { base.unwrap_or_default() } else { base? };
+    let names_known = target == Target::Gguf || adapter.config.llama_cpp.is_some();
+    let base = if names_known && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
     spell::unflatten(adapter, &mut pieces, &flat)?;
     if wanted != Wanted::Own {
@@ -263,7 +264,14 @@ fn translate(
     }
     // llama.cpp has names of its own for architectures.
     let family = options.arch.as_deref().filter(|_| target != Target::Gguf);
-    let Respelled { renamed, split, fused, family } = spell::respell(adapter, &mut pieces, wanted, family)?;
+    let mut respelled = spell::respell(adapter, &mut pieces, wanted, family)?;
+    let wishes = Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
+    match &adapter.config.llama_cpp {
+        _ if target == Target::Gguf => gguf::fit(adapter, &mut pieces, &wishes, &mut respelled)?,
+        Some(said) => spell::refit(adapter, &mut pieces, |path| said.arch.fuses(path), &mut respelled)?,
+        None => {}
+    }
+    let Respelled { renamed, split, fused, family } = respelled;
     (report.renamed, report.split, report.fused) = (renamed, split, fused);
     report.family = family.map(|family| family.name().to_owned());
     (report.pairs, report.methods, report.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
@@ -279,11 +287,7 @@ fn translate(
         Target::Peft => peft::write(pieces, &facts)?,
         Target::Diffusers => diffusers::write(&pieces, &facts, &options.write.out)?,
         Target::Mlx => mlx::write(pieces, &facts)?,
-        Target::Gguf => {
-            let wishes =
-                Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
-            gguf::write(&pieces, &facts, &wishes)?
-        }
+        Target::Gguf => gguf::write(&pieces, &facts, &wishes)?,
         _ => kohya::write(to, &pieces, &facts)?,
     };
     report.notes.extend(adapter.tensors.notes().cloned());

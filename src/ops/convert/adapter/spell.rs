@@ -62,10 +62,46 @@ pub fn respell(adapter: &Adapter, pieces: &mut Pieces, wanted: Wanted, family: O
     if wanted == Wanted::Own || !diffusion {
         return Ok(done);
     }
+    let family = done.family;
+    let spots = |pair: &Pair| translated(&pair.path, (pair.up.size.0, pair.down.size.1), wanted, family);
+    move_pairs(adapter, pieces, spots, &mut done)?;
+    rename_others(adapter, pieces, wanted, &mut done)?;
+    Ok(done)
+}
+
+/// Splits and fuses pairs of language models until their modules are those that are `wanted`, as far as the tables tell how.
+///
+/// # Errors
+/// When a change cannot be split or fused.
+pub fn refit(
+    adapter: &Adapter,
+    pieces: &mut Pieces,
+    wanted: impl Fn(&str) -> bool,
+    done: &mut Respelled,
+) -> Result<()> {
+    let language = arch::arch("language").expect("the tables are part of the program");
+    let spots = |pair: &Pair| {
+        let found = if wanted(&pair.path) {
+            Vec::new()
+        } else {
+            language.translate(&pair.path, pair.up.size.0, pair.down.size.1)
+        };
+        found.into_iter().find(|spots| spots.iter().all(|spot| wanted(&spot.module)))
+    };
+    move_pairs(adapter, pieces, spots, done)
+}
+
+/// Puts the rows of every pair where `place` says they go; nowhere else if it says nothing.
+fn move_pairs(
+    adapter: &Adapter,
+    pieces: &mut Pieces,
+    place: impl Fn(&Pair) -> Option<Vec<Spot>>,
+    done: &mut Respelled,
+) -> Result<()> {
     let mut parts: BTreeMap<String, Vec<(Spot, Pair)>> = BTreeMap::new();
     let mut kept = Vec::new();
     for pair in std::mem::take(&mut pieces.pairs) {
-        let Some(spots) = translated(&pair.path, (pair.up.size.0, pair.down.size.1), wanted, done.family) else {
+        let Some(spots) = place(&pair) else {
             kept.push(pair);
             continue;
         };
@@ -91,8 +127,7 @@ pub fn respell(adapter: &Adapter, pieces: &mut Pieces, wanted: Wanted, family: O
     }
     kept.sort_by(|left, right| left.path.cmp(&right.path));
     pieces.pairs = kept;
-    rename_others(adapter, pieces, wanted, &mut done)?;
-    Ok(done)
+    Ok(())
 }
 
 /// Takes flattened names apart: by the names of the base in `flat`, else by the tables.

@@ -15,7 +15,7 @@ use super::{Made, Source, general};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::formats::gguf::{Hyperparameters, Metadata, Mix, Tokenizer, Value};
-use crate::naming::gguf::{GgufArch, Heads, gguf_arch, interleaved};
+use crate::naming::gguf::{GgufArch, HeadCounts, RowOrder, gguf_arch};
 use crate::ops::base::{Base, PACKED};
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
@@ -39,7 +39,7 @@ struct Group {
     shape: Shape,
     /// By expert; one without a number where it is no stack.
     members: BTreeMap<Option<u64>, Stored>,
-    heads: Option<Heads>,
+    rows: Option<RowOrder>,
     added: f32,
 }
 
@@ -163,7 +163,7 @@ fn groups(base: &Base, arch: &GgufArch, notes: &mut Vec<String>) -> Result<Vec<G
         let (last, group) = open.entry(key.clone()).or_insert_with(|| {
             let added = arch.added(module);
             let group =
-                Group { name: key, shape: Shape::default(), members: BTreeMap::new(), heads: place.rotary, added };
+                Group { name: key, shape: Shape::default(), members: BTreeMap::new(), rows: place.order, added };
             (at, group)
         });
         *last = at;
@@ -285,7 +285,7 @@ fn complete(base: &Base, arch: &GgufArch, config: &Map<String, Json>, groups: &[
 /// How a tensor comes into the file.
 fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType) -> Result<Source> {
     let same = |stored: &Stored| stored.info.dtype == ggml.dtype();
-    if group.heads.is_none() && group.added == 0.0 && group.members.values().all(same) {
+    if group.rows.is_none() && group.added == 0.0 && group.members.values().all(same) {
         return Ok(Source::Copied(group.members.into_values().collect()));
     }
     let mut parts = Vec::with_capacity(group.members.len());
@@ -297,7 +297,7 @@ fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType)
         }
         let shape = stored.info.shape.as_slice();
         let rows = shape.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
-        let order = group.heads.map(|heads| order(base, config, name, rows, heads)).transpose()?;
+        let order = group.rows.map(|rule| order(base, config, name, rows, rule)).transpose()?;
         // The rows of a bias are its values.
         let cols = if order.is_some() && shape.len() == 1 { Some(1) } else { None };
         parts.push(Part { weight: base.weight(name, cols)?, order: order.map(Arc::new), added: group.added });
@@ -305,16 +305,12 @@ fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType)
     Ok(Source::Packed(Arc::new(Packed::new(group.name, parts, ggml))))
 }
 
-fn order(base: &Base, config: &Map<String, Json>, name: &str, rows: usize, heads: Heads) -> Result<Vec<usize>> {
-    let key = match heads {
-        Heads::Heads => "num_attention_heads",
-        Heads::KvHeads => "num_key_value_heads",
-    };
-    let count = config.get(key).and_then(Json::as_u64).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
-    interleaved(rows, count).ok_or_else(|| {
-        let what = format!("has {rows} rows, which are no {count} heads (`{key}`) of an even number of rows");
-        Error::malformed(base.checkpoint.root(), format!("tensor `{name}`"), what)
-    })
+fn order(base: &Base, config: &Map<String, Json>, name: &str, rows: usize, rule: RowOrder) -> Result<Vec<usize>> {
+    let number = |key: &str| config.get(key).and_then(Json::as_u64).and_then(|count| usize::try_from(count).ok());
+    let heads = number("num_attention_heads").unwrap_or(0);
+    let kv_heads = number("num_key_value_heads").unwrap_or(heads);
+    let order = rule.rows(rows, HeadCounts { heads, kv_heads });
+    order.map_err(|what| Error::malformed(base.checkpoint.root(), format!("tensor `{name}`"), what))
 }
 
 /// Whether the model can be written as plain numbers of this type.
