@@ -413,3 +413,173 @@ fn the_model_has_to_be_the_one_it_is_for() {
         .refused(1, &["is for architecture `qwen2`, not `llama`"]);
     run("convert", &[&file], &bench.path("c"), &["--to", "safetensors"]).refused(1, &["--to peft"]);
 }
+
+#[test]
+fn every_reference_adapter_of_a_language_model_is_written_or_refused_with_the_reason() {
+    let Some(root) = reference() else { return };
+    let mut written = Vec::new();
+    for (part, bases) in [("peft", "peft/bases"), ("mlx", ".")] {
+        let mut cases: Vec<PathBuf> =
+            fs::read_dir(root.join(part)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        cases.sort();
+        for case in cases.iter().filter(|case| case.join("adapter").is_dir() && case.join("case.json").is_file()) {
+            let base = read_json(&case.join("case.json"))["base"].as_str().unwrap().to_owned();
+            let (bench, base, adapter) = (Bench::new(), root.join(bases).join(base), case.join("adapter"));
+            if !base.is_dir() || merge(&base, &adapter, &bench.path("merged"), &["--dtype", "f32"]).code != 0 {
+                continue;
+            }
+            let out = bench.path("a.gguf");
+            let outcome = to_gguf(&adapter, &base, &out, &[]);
+            if outcome.code != 0 {
+                assert!(outcome.stderr.starts_with("error: ") && !out.exists(), "{}", outcome.stderr);
+                continue;
+            }
+            merge(&base, &out, &bench.path("other"), &["--dtype", "f32"]).ok();
+            let [expected, found] = ["merged", "other"].map(|name| read_model(&bench.path(name)));
+            assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+            for (name, tensor) in &expected {
+                assert_close(&found[name].values(), &tensor.values(), 1e-6);
+            }
+            written.push(case.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    for case in ["gpt2-fanin", "mixtral-params", "mixtral-router", "qwen3moe-params", "lora-last-layer"] {
+        assert!(written.iter().any(|other| other == case), "{case} is not among {written:?}");
+    }
+}
+
+/// What a pair adds, for matrices row by row.
+fn product(up: &[f64], down: &[f64], rank: usize) -> Vec<f64> {
+    let zeros = vec![0.0; up.len() / rank * (down.len() / rank)];
+    dense(&zeros, up, down, rank, 1.0)
+}
+
+fn peft_pair(module: &str, outputs: usize, seed: u64) -> [(String, Tensor); 2] {
+    [
+        (format!("{module}.lora_A.weight"), Tensor::f32(&[2, 8], &noise(seed, 16, 1.0))),
+        (format!("{module}.lora_B.weight"), Tensor::f32(&[outputs, 2], &noise(seed + 1, 2 * outputs, 1.0))),
+    ]
+}
+
+fn peft_adapter(bench: &Bench, name: &str, pairs: &[(&str, usize)]) -> PathBuf {
+    let tensors: Vec<(String, Tensor)> =
+        (1_u64..).zip(pairs).flat_map(|(seed, (module, outputs))| peft_pair(module, *outputs, 10 * seed)).collect();
+    let tensors: Vec<(&str, Tensor)> = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.clone())).collect();
+    bench.adapter(name, json!({}), &tensors)
+}
+
+#[test]
+fn rows_of_fused_weights_lie_as_the_file_has_them() {
+    let bench = Bench::new();
+    for (kind, module, more, order) in [
+        // Heads of two rows: query, key and value of one head after the other.
+        ("gpt_neox", "gpt_neox.layers.0.attention.query_key_value", json!({}), [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]),
+        // One key and one value for all queries: they lie as in the file.
+        (
+            "falcon",
+            "transformer.h.0.self_attention.query_key_value",
+            json!({"num_attention_heads": 4, "num_kv_heads": 1, "multi_query": true, "new_decoder_architecture": false}),
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
+        ),
+        (
+            "falcon",
+            "transformer.h.0.self_attention.query_key_value",
+            json!({"num_attention_heads": 8, "num_kv_heads": 2, "new_decoder_architecture": true}),
+            [0, 1, 2, 3, 6, 7, 8, 9, 4, 10, 5, 11],
+        ),
+    ] {
+        let mut says = json!({"model_type": kind, "num_attention_heads": 2});
+        says.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let base = config(&bench, "base", &says);
+        let adapter = peft_adapter(&bench, "adapter", &[(module, 12)]);
+        let out = bench.path("a.gguf");
+        to_gguf(&adapter, &base, &out, &["--force"]).ok();
+        let (_, tensors) = read_gguf(&out);
+        let (name, (_, _, written)) =
+            tensors.iter().find(|(name, _)| name.ends_with("attn_qkv.weight.lora_b")).unwrap();
+        let rows = read(&adapter.join("adapter_model.safetensors"));
+        let rows = rows[&format!("base_model.model.{module}.lora_B.weight")].values();
+        let expected: Vec<f64> = order.iter().flat_map(|row| rows[2 * row..2 * row + 2].to_vec()).collect();
+        assert_eq!(written.iter().map(|value| f64::from(*value)).collect::<Vec<_>>(), expected, "{kind} {name}");
+        run("convert", &[&out], &bench.path("back"), &["--to", "peft", "--force"]).ok();
+        let back = read(&bench.path("back/adapter_model.safetensors"));
+        assert_eq!(back, read(&adapter.join("adapter_model.safetensors")), "{kind}");
+    }
+}
+
+#[test]
+fn parts_become_the_one_weight_that_the_file_has() {
+    let bench = Bench::new();
+    let layer = "model.layers.0";
+    let parts = [
+        ("self_attn.q_proj", 8),
+        ("self_attn.k_proj", 4),
+        ("self_attn.v_proj", 4),
+        ("mlp.gate_proj", 6),
+        ("mlp.up_proj", 6),
+    ];
+    let named: Vec<(String, usize)> = parts.iter().map(|(part, rows)| (format!("{layer}.{part}"), *rows)).collect();
+    let named: Vec<(&str, usize)> = named.iter().map(|(part, rows)| (part.as_str(), *rows)).collect();
+    let adapter = peft_adapter(&bench, "adapter", &named);
+    let base = config(&bench, "base", &heads("phi3"));
+    let outcome = to_gguf(&adapter, &base, &bench.path("a.gguf"), &["--json"]).ok().json();
+    assert_eq!(outcome["fused"], 2);
+    let (_, tensors) = read_gguf(&bench.path("a.gguf"));
+    let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
+    let own = read(&adapter.join("adapter_model.safetensors"));
+    for (tensor, parts) in [("attn_qkv", &parts[..3]), ("ffn_up", &parts[3..])] {
+        let factor = |end: &str| &tensors[&format!("blk.0.{tensor}.weight.lora_{end}")];
+        let rank = usize::try_from(factor("a").0[0]).unwrap();
+        let whole = product(&wide(&factor("b").2), &wide(&factor("a").2), rank);
+        let part = |part: &str, end: &str| own[&format!("base_model.model.{layer}.{part}.lora_{end}.weight")].values();
+        let each = parts.iter().flat_map(|(name, _)| product(&part(name, "B"), &part(name, "A"), 2));
+        // α / r of the parts is 4 / 2; r has grown with α.
+        assert_close(&whole, &each.collect::<Vec<_>>(), 1e-6);
+    }
+    let (metadata, _) = read_gguf(&bench.path("a.gguf"));
+    assert_eq!(metadata.get("adapter.lora.alpha"), Some(&Entry::F32(12.0)));
+    // Queries alone do not tell where the others lie.
+    let only = ["--include", "q_proj", "--force"];
+    to_gguf(&adapter, &base, &bench.path("b.gguf"), &only).ok();
+    assert_eq!(read_gguf(&bench.path("b.gguf")).1["blk.0.attn_qkv.weight.lora_b"].0, [16, 2]);
+    let arch = ["--to", "gguf", "--arch", "phi3", "--include", "q_proj", "--force"];
+    run("convert", &[&adapter], &bench.path("b.gguf"), &arch).refused(1, &["the queries of", "--base PATH"]);
+}
+
+#[test]
+fn a_weight_that_is_several_in_the_file_comes_back_as_one() {
+    let bench = Bench::new();
+    let adapter = peft_adapter(&bench, "adapter", &[("model.layers.0.shared_mlp.input_linear", 12)]);
+    let base = config(&bench, "base", &heads("granitemoeshared"));
+    to_gguf(&adapter, &base, &bench.path("a.gguf"), &[]).ok();
+    let (_, tensors) = read_gguf(&bench.path("a.gguf"));
+    let names: Vec<&str> = tensors.keys().map(String::as_str).filter(|name| name.ends_with("lora_b")).collect();
+    assert_eq!(names, ["blk.0.ffn_gate_shexp.weight.lora_b", "blk.0.ffn_up_shexp.weight.lora_b"]);
+    run("convert", &[&bench.path("a.gguf")], &bench.path("back"), &["--to", "peft"]).ok();
+    let back = read(&bench.path("back/adapter_model.safetensors"));
+    assert_eq!(back, read(&adapter.join("adapter_model.safetensors")));
+}
+
+#[test]
+fn names_of_other_writers_find_their_place() {
+    let Some(root) = reference() else { return };
+    let bench = Bench::new();
+    // mlx-lm's adapter of the same model, and the language model inside one that also sees.
+    let mlx = root.join("mlx/lora");
+    let base = root.join(read_json(&mlx.join("case.json"))["base"].as_str().unwrap());
+    to_gguf(&mlx.join("adapter"), &base, &bench.path("mlx.gguf"), &[]).ok();
+    assert!(read_gguf(&bench.path("mlx.gguf")).1.keys().all(|name| name.starts_with("blk.")));
+    let adapter = peft_adapter(&bench, "sees", &[("model.language_model.layers.3.mlp.up_proj", 6)]);
+    let says = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}});
+    to_gguf(&adapter, &config(&bench, "gemma", &says), &bench.path("sees.gguf"), &[]).ok();
+    assert_eq!(read_gguf(&bench.path("sees.gguf")).1.len(), 2);
+    // lorakit writes them itself, with other verbs than convert.
+    let adapter = peft_adapter(&bench, "plain", &[("model.layers.0.mlp.up_proj", 6)]);
+    run("stack", &[&adapter, &adapter], &bench.path("sum.gguf"), &["--to", "gguf", "--arch", "qwen2"]).ok();
+    let (metadata, tensors) = read_gguf(&bench.path("sum.gguf"));
+    assert_eq!(metadata.text("general.architecture"), Some("qwen2"));
+    assert_eq!(tensors["blk.0.ffn_up.weight.lora_b"].0, [6, 4]);
+    let deep = peft_adapter(&bench, "deep", &[("model.layers.0.self_attn.kv_b_proj", 6)]);
+    let outcome = run("convert", &[&deep], &bench.path("deep.gguf"), &["--to", "gguf", "--arch", "deepseek2"]);
+    outcome.refused(1, &["kv_b_proj` has no tensor in a GGUF file of architecture deepseek2: it is two tensors there"]);
+}

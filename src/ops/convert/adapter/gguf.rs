@@ -13,7 +13,7 @@ use crate::adapters::config::INVOCATION;
 use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
-use crate::naming::experts;
+use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::ops::recipe::name_of;
 use crate::tensor::{GgmlType, TensorInfo};
@@ -144,8 +144,18 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
     let path = found.unwrap_or_else(|| path.to_owned());
     let known = |path: &String| arch.place(path).is_some();
-    let other = experts::aliases(&path).into_iter().find(known);
+    let expert = || experts::expert_of(&path);
+    let others = expert().into_iter().flat_map(|(layer, expert, part)| {
+        let names = SPLIT.iter().map(move |split| split.tensor(layer, expert, part));
+        names.map(|tensor| tensor.trim_end_matches(".weight").to_owned())
+    });
+    let other = experts::aliases(&path).into_iter().chain(others).find(known);
     if known(&path) { path } else { other.unwrap_or(path) }
+}
+
+/// The width of a model.
+pub fn width(config: &Map<String, Json>) -> Option<u64> {
+    text_config(config).get("hidden_size").and_then(Json::as_u64)
 }
 
 /// Queries alone do not tell how many rows of keys and values follow them where the three are one.

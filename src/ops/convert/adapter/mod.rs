@@ -16,6 +16,7 @@ mod peft;
 mod pieces;
 mod same;
 mod spell;
+mod stacks;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ use crate::ops::output::{Output, Run, refuse_inputs};
 use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
 use files::{Facts, Files};
 use gguf::Wishes;
-use pieces::Pieces;
+use pieces::{Pieces, Stacks};
 use spell::{Respelled, Wanted};
 
 /// Where a file for llama.cpp says how it was made.
@@ -244,7 +245,8 @@ fn translate(
     {
         return Err(problem);
     }
-    let mut pieces = pieces::collect(adapter)?;
+    let stacks = if target == Target::Gguf { Stacks::Apart(model.and_then(gguf::width)) } else { Stacks::Refused };
+    let mut pieces = pieces::collect(adapter, stacks)?;
     let base = options.base.as_deref().map(Base::open).transpose();
     // For llama.cpp the config is enough.
     let names_known = target == Target::Gguf || adapter.config.llama_cpp.is_some();

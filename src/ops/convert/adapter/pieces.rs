@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::grid::Grid;
+use super::stacks::take_apart;
 use crate::adapters::{Adapter, Change, Lora, Method, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -145,17 +146,31 @@ impl Pair {
     }
 }
 
+/// What becomes of pairs that adapt a stack of experts.
+#[derive(Debug, Clone, Copy)]
+pub enum Stacks {
+    /// They are refused.
+    Refused,
+    /// Those of single experts; the width of the model tells how they lie.
+    Apart(Option<u64>),
+}
+
 /// The changes of `adapter`.
 ///
 /// # Errors
 /// When a change has no such form, with the reason.
-pub fn collect(adapter: &Adapter) -> Result<Pieces> {
+pub fn collect(adapter: &Adapter, stacks: Stacks) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     for module in &adapter.modules {
         let refuse = |what: String| Err(Error::unsupported(&adapter.root, what));
         let path = module.path.clone();
         match &module.change {
-            Change::Lora(lora) => pieces.pairs.push(pair(adapter, module, lora)?),
+            Change::Lora(lora) => match stacks {
+                Stacks::Apart(hidden) if is_stack(adapter, module) => {
+                    pieces.pairs.extend(take_apart(adapter, module, lora, hidden)?);
+                }
+                _ => pieces.pairs.push(pair(adapter, module, lora)?),
+            },
             Change::Method(method) => pieces.methods.push(Other { path, method: Arc::clone(method) }),
             Change::Whole(parameter, tensor) => {
                 let frozen = parameter == "bias" && !trained_whole(adapter, &path);
@@ -184,9 +199,14 @@ fn trained_whole(adapter: &Adapter, path: &str) -> bool {
     adapter.config.modules_to_save.iter().any(|saved| crate::adapters::config::saves(saved, path))
 }
 
+/// Whether a pair adapts a parameter without a layer of its own.
+fn is_stack(adapter: &Adapter, module: &Module) -> bool {
+    module.nesting > 0 || !adapter.config.parameters_of(&module.path).is_empty()
+}
+
 fn pair(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {
     let path = &module.path;
-    let stacked = module.nesting > 0 || !adapter.config.parameters_of(path).is_empty();
+    let stacked = is_stack(adapter, module);
     // Three dimensions are a convolution of one, or in mlx-lm's names a stack of experts.
     if stacked || adapter.dialect == "mlx" && lora.down.info.shape.as_slice().len() > 2 {
         let what = format!("`{path}` adapts parameters without a layer of their own, which only PEFT stores");
