@@ -49,6 +49,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
         input: place::path(&args.input)?,
         to: args.to.as_deref().map(str::parse).transpose()?,
         base: args.base.as_deref().map(place::path).transpose()?,
+        caches: place::caches(),
         arch: args.arch.clone(),
         quant: args.quant.as_deref().map(mix).transpose()?,
         as_lora: args.method.is_some(),

@@ -108,6 +108,7 @@ impl Dialect {
             input: staged.path().to_owned(),
             to: Some(target),
             base: base.map(Path::to_owned),
+            caches: Vec::new(),
             arch: self.arch.clone(),
             as_lora: false,
             include: Vec::new(),

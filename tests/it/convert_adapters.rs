@@ -173,7 +173,7 @@ fn what_a_target_cannot_express_is_refused_with_the_reason() {
         (language.clone(), "kohya", "no part of a diffusion pipeline"),
         (image("kohya-lora-r4"), "mlx", "belongs to a diffusion pipeline"),
         (image("kohya-lora-r4"), "peft", "belongs to one model"),
-        (image("kohya-lora-r4"), "gguf", "tells nothing of the architecture of its model"),
+        (image("kohya-lora-r4"), "gguf", "llama.cpp loads adapters of language models"),
         (image("lyco-loha"), "diffusers", "loads as LoRA or not at all"),
         (image("lyco-dora-wdin"), "diffusers", "a magnitude of DoRA per input"),
         (image("lyco-glora"), "comfyui", "has no place"),

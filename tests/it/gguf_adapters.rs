@@ -583,3 +583,30 @@ fn names_of_other_writers_find_their_place() {
     let outcome = run("convert", &[&deep], &bench.path("deep.gguf"), &["--to", "gguf", "--arch", "deepseek2"]);
     outcome.refused(1, &["kv_b_proj` has no tensor in a GGUF file of architecture deepseek2: it is two tensors there"]);
 }
+
+#[test]
+fn the_model_that_an_adapter_names_is_found_in_the_cache() {
+    let bench = Bench::new();
+    let repository = bench.path("hub/models--org--name");
+    fs::create_dir_all(repository.join("refs")).unwrap();
+    fs::write(repository.join("refs/main"), "0123abcd").unwrap();
+    config(&bench, "hub/models--org--name/snapshots/0123abcd", &heads("llama"));
+    let pairs = peft_pair("model.layers.0.self_attn.q_proj", 8, 1);
+    let pairs: Vec<(&str, Tensor)> = pairs.iter().map(|(key, tensor)| (key.as_str(), tensor.clone())).collect();
+    let adapter = bench.adapter("adapter", json!({"base_model_name_or_path": "org/name"}), &pairs);
+    let out = bench.path("a.gguf");
+    let mut command = assert_cmd::Command::cargo_bin("lorakit").unwrap();
+    command.args([
+        "convert".as_ref(),
+        adapter.as_os_str(),
+        "-o".as_ref(),
+        out.as_os_str(),
+        "--to".as_ref(),
+        "gguf".as_ref(),
+    ]);
+    command.env("HF_HUB_CACHE", bench.path("hub")).assert().success();
+    let (metadata, _) = read_gguf(&out);
+    assert_eq!(metadata.text("general.architecture"), Some("llama"));
+    assert_eq!(metadata.number("llama.attention.head_count_kv"), Some(2));
+    assert_eq!(metadata.text("general.base_model.0.organization"), Some("org"));
+}

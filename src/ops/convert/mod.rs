@@ -88,6 +88,8 @@ pub struct ConvertOptions {
     pub to: Option<Target>,
     /// The model an adapter belongs to, where its names or shapes are needed.
     pub base: Option<PathBuf>,
+    /// Where the model that an adapter names is looked for, if none is given and its config is needed.
+    pub caches: Vec<PathBuf>,
     /// The architecture an adapter is for, where names alone do not tell.
     pub arch: Option<String>,
     /// The types of a GGUF file; each tensor keeps its own if nothing is said.

@@ -13,6 +13,7 @@ use crate::adapters::config::INVOCATION;
 use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
+use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::ops::recipe::name_of;
@@ -221,6 +222,11 @@ fn refuse(adapter: &Adapter, pieces: &Pieces) -> Result<()> {
     const WAY_OUT: &str =
         "merge it into the model instead, `lorakit merge`, and serve that; or leave it out with --exclude";
     let error = |what: String| Error::unsupported(&adapter.root, what);
+    if let Some(path) = pieces.paths().find(|path| components::split(path).is_some()) {
+        return Err(error(format!(
+            "`{path}` belongs to a diffusion pipeline; llama.cpp loads adapters of language models"
+        )));
+    }
     if let Some(other) = pieces.methods.first() {
         let what = format!("`{}` is changed by {}, and llama.cpp knows LoRA", other.path, other.method.kind());
         return Err(error(what).hint("make it LoRA: --as lora; or merge it into the model and serve that"));

@@ -30,7 +30,7 @@ use super::{ConvertOptions, Target};
 use crate::adapters::config::INVOCATION;
 use crate::adapters::{Adapter, Init, weight_files};
 use crate::error::{Error, Result};
-use crate::formats::json;
+use crate::formats::{hub, json};
 use crate::naming::{arch, components};
 use crate::ops::base::{Base, config_of};
 use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
@@ -174,10 +174,21 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
     }
     // The parts of a pipeline have their configs each.
     let model = if target == Target::Gguf || is_gguf { model? } else { None };
+    let model = if target == Target::Gguf && !is_gguf && options.arch.is_none() {
+        model.or_else(|| named_model(&said, options))
+    } else {
+        model
+    };
     if is_gguf && target == Target::Gguf && model.is_none() {
         return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input)?, model, target });
     }
     Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref())?, model, target })
+}
+
+/// The config of the model that the adapter names, if that is at hand.
+fn named_model(adapter: &Adapter, options: &ConvertOptions) -> Option<Map<String, Value>> {
+    let name = adapter.config.base_model.as_deref().filter(|name| !name.is_empty() && !options.caches.is_empty())?;
+    config_of(&hub::resolve(name, &options.caches).ok()?).ok()
 }
 
 fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> AdapterReport {

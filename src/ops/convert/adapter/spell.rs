@@ -107,7 +107,7 @@ fn move_pairs(
         };
         let modules: BTreeSet<&str> = spots.iter().map(|spot| spot.module.as_str()).collect();
         if let [spot] = spots.as_slice() {
-            if spot.of.is_none_or(|of| of == spot.take.end) && spot.at == 0 {
+            if spot.of == Some(spot.take.end) && spot.at == 0 {
                 done.renamed += 1;
                 kept.push(Pair { path: spot.module.clone(), ..pair });
             } else {
