@@ -188,7 +188,7 @@ fn told(metadata: &Metadata, has_output: bool) -> Option<Map<String, Value>> {
 
 /// Whether a checkpoint of llama.cpp has a head of its own.
 fn has_output(checkpoint: &Checkpoint) -> bool {
-    ["lm_head.weight", "output.weight"].iter().any(|name| checkpoint.info(name).is_some())
+    ["lm_head.weight", "embed_out.weight", "output.weight"].iter().any(|name| checkpoint.info(name).is_some())
 }
 
 fn is_fp8(packing: Packing) -> bool {

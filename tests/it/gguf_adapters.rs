@@ -533,11 +533,12 @@ fn parts_become_the_one_weight_that_the_file_has() {
         let whole = product(&wide(&factor("b").2), &wide(&factor("a").2), rank);
         let part = |part: &str, end: &str| own[&format!("base_model.model.{layer}.{part}.lora_{end}.weight")].values();
         let each = parts.iter().flat_map(|(name, _)| product(&part(name, "B"), &part(name, "A"), 2));
-        // α / r of the parts is 4 / 2; r has grown with α.
-        assert_close(&whole, &each.collect::<Vec<_>>(), 1e-6);
+        // 4 / 2 in front of the parts, 6 / r in front of the whole.
+        let each: Vec<f64> = each.map(|value| value * 2.0 * rank as f64 / 6.0).collect();
+        assert_close(&whole, &each, 1e-6);
     }
     let (metadata, _) = read_gguf(&bench.path("a.gguf"));
-    assert_eq!(metadata.get("adapter.lora.alpha"), Some(&Entry::F32(12.0)));
+    assert_eq!(metadata.get("adapter.lora.alpha"), Some(&Entry::F32(6.0)));
     // Queries alone do not tell where the others lie.
     let only = ["--include", "q_proj", "--force"];
     to_gguf(&adapter, &base, &bench.path("b.gguf"), &only).ok();

@@ -32,7 +32,8 @@ impl View {
     /// # Errors
     /// When the rows of a tensor lie in an order that the metadata does not tell.
     pub(in crate::formats) fn of(metadata: &Metadata, files: Vec<WeightFile>) -> Result<(Self, Vec<WeightFile>)> {
-        let arch = metadata.text("general.architecture").and_then(gguf_arch);
+        // A range of bytes cannot be turned.
+        let arch = metadata.text("general.architecture").and_then(gguf_arch).filter(|arch| !arch.is_turned());
         let mut view = Self { arch, lies: HashMap::new(), whole: Vec::new() };
         let seen = files.into_iter().map(|file| view.see(metadata, file)).collect::<Result<Vec<_>>>()?;
         Ok((view, seen))
@@ -96,6 +97,11 @@ impl View {
         let kv_heads = of("head_count_kv").unwrap_or(heads);
         let order = order.rows(rows, HeadCounts { heads, kv_heads }).map_err(wrong)?;
         Ok(Some(Lie { order: Some(Arc::new(Rows::new(&order))), added }))
+    }
+
+    /// Whether the names of the architecture are known.
+    pub fn is_named(&self) -> bool {
+        self.arch.is_some()
     }
 
     /// How a tensor of the view lies in its file.

@@ -36,6 +36,8 @@ struct Row {
     #[serde(default)]
     norms_plus_one: bool,
     #[serde(default)]
+    turned: bool,
+    #[serde(default)]
     refused: BTreeMap<String, String>,
 }
 
@@ -78,6 +80,7 @@ pub struct GgufArch {
     to_gguf: HashMap<String, String>,
     from_gguf: HashMap<String, String>,
     norms_plus_one: bool,
+    turned: bool,
 }
 
 /// Where a module lies in a GGUF file.
@@ -107,10 +110,10 @@ impl Row {
         to_gguf.retain(|module, _| !self.absent.contains(module));
         to_gguf.extend(self.modules);
         let from_gguf = to_gguf.iter().map(|(module, tensor)| (tensor.clone(), module.clone())).collect();
-        let Self { name, kinds, rotary, grouped, fused, norms_plus_one, refused, .. } = self;
+        let Self { name, kinds, rotary, grouped, fused, norms_plus_one, turned, refused, .. } = self;
         let rotary = rotary.into_iter().map(|(end, heads)| (end, RowOrder::Rotary(heads)));
         let orders = rotary.chain(grouped.into_iter().map(|end| (end, RowOrder::Grouped))).collect();
-        GgufArch { name, kinds, orders, fused, refused, to_gguf, from_gguf, norms_plus_one }
+        GgufArch { name, kinds, orders, fused, refused, to_gguf, from_gguf, norms_plus_one, turned }
     }
 }
 
@@ -159,6 +162,11 @@ impl GgufArch {
     /// What is added to the weight of a module before it is stored: 1 for norms that multiply by 1 + w.
     pub fn added(&self, module: &str) -> f32 {
         if self.norms_plus_one && module.ends_with("norm") { 1.0 } else { 0.0 }
+    }
+
+    /// Whether the checkpoint keeps weights as `[in, out]`, and the file as `[out, in]`.
+    pub fn is_turned(&self) -> bool {
+        self.turned
     }
 
     /// Where a module of the checkpoint lies.

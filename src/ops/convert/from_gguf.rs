@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Family, RotaryFactors, hub_tokenizer};
+use crate::formats::gguf::{Family, RotaryFactors, View, hub_tokenizer};
 use crate::formats::{Lie, Stored, json as files};
 use crate::ops::base::Base;
 use crate::tensor::{Dtype, Float, Packing};
@@ -72,9 +72,9 @@ pub fn beside(base: &Base, float: Option<Float>) -> Result<Beside> {
     let mut found = Beside::default();
     let Some(config) = base.config.as_ref().filter(|_| is_known(base)) else {
         let arch = metadata.text("general.architecture").unwrap_or_default();
-        found.notes.push(format!(
-            "the names of architecture `{arch}` are not known: tensors keep those of the file, and there is no config.json"
-        ));
+        let named = base.view.as_ref().is_some_and(View::is_named);
+        let names = if named { "" } else { "the names of its tensors are those of the file, and " };
+        found.notes.push(format!("{names}there is no config.json: architecture `{arch}` has no table of its settings"));
         return Ok(found);
     };
     let mut config = config.clone();

@@ -167,7 +167,13 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
     let model = options.base.as_deref().map(config_of).transpose();
     let (said, _) = Adapter::examine(&options.input)?;
     let is_gguf = said.config.llama_cpp.is_some();
-    let target = options.to.unwrap_or(if is_gguf { Target::Gguf } else { Target::Safetensors });
+    let named = options.write.out.extension().is_some_and(|ending| ending == "gguf");
+    let target = options.to.unwrap_or(if is_gguf || named { Target::Gguf } else { Target::Safetensors });
+    if let Some(quant) = options.quant.filter(|_| target != Target::Gguf) {
+        let problem =
+            format!("`{}` is for what llama.cpp loads; factors of other dialects are plain numbers", quant.name);
+        return Err(Error::invalid("--quant", problem).hint("`--to gguf`, or `--dtype f16`"));
+    }
     if target == Target::Safetensors && is_gguf {
         return Err(Error::unsupported(&said.root, "is in the names of llama.cpp, which only a GGUF file has")
             .hint("--to peft gives safetensors in the names of the model"));
