@@ -5,7 +5,6 @@
 //! model: [`Adapter::open_for`](crate::adapters::Adapter::open_for).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{Opened, turn};
@@ -15,6 +14,7 @@ use crate::adapters::peft::{Change, Lora, Module};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{GgufFile, Metadata, looks_like_gguf};
 use crate::formats::{Checkpoint, Stored};
+use crate::io::read_start;
 use crate::naming::gguf::{GgufArch, gguf_arch};
 use crate::tensor::{Shape, TensorInfo};
 
@@ -37,9 +37,9 @@ const PROSE: [(&str, &str); 2] =
 /// The GGUF file at `path`, or the only one in that directory.
 pub(super) fn file_of(path: &Path) -> Option<PathBuf> {
     if !path.is_dir() {
-        let mut begin = [0; 4];
-        std::fs::File::open(path).ok()?.read_exact(&mut begin).ok()?;
-        return looks_like_gguf(&begin).then(|| path.to_path_buf());
+        // A pipe is not waited for.
+        let start = read_start(path, 4).ok()?;
+        return looks_like_gguf(&start).then(|| path.to_path_buf());
     }
     let entries = std::fs::read_dir(path).ok()?.flatten().map(|entry| entry.path());
     let mut files = entries.filter(|path| path.extension().is_some_and(|ending| ending == ENDING));

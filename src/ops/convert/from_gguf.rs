@@ -73,8 +73,13 @@ pub fn beside(base: &Base, float: Option<Float>) -> Result<Beside> {
     let Some(config) = base.config.as_ref().filter(|_| is_known(base)) else {
         let arch = metadata.text("general.architecture").unwrap_or_default();
         let named = base.view.as_ref().is_some_and(View::is_named);
-        let names = if named { "" } else { "the names of its tensors are those of the file, and " };
-        found.notes.push(format!("{names}there is no config.json: architecture `{arch}` has no table of its settings"));
+        found.notes.push(if named {
+            format!("the settings of architecture `{arch}` are not known: there is no config.json")
+        } else {
+            format!(
+                "the names of architecture `{arch}` are not known: tensors keep those of the file, and there is no config.json"
+            )
+        });
         return Ok(found);
     };
     let mut config = config.clone();
