@@ -31,7 +31,7 @@ class Runs:
     def __init__(self, a, scratch):
         self.a, self.scratch, self.rows, self.failed = a, Path(scratch), [], False
         self.text = self.scratch / "text.txt"
-        self.text.write_text((ROOT / "LICENSE").read_text() + (ROOT / "docs/methods.md").read_text())
+        self.text.write_text((ROOT / "LICENSE-APACHE").read_text() + (ROOT / "LICENSE-MIT").read_text())
 
     def lorakit(self, name, verb, *words):
         out = self.scratch / name
