@@ -114,9 +114,9 @@ pub struct Write {
     /// Cast untouched tensors to --dtype as well
     #[arg(long)]
     pub cast_all: bool,
-    /// How results are rounded to their dtype
-    #[arg(long, value_enum, default_value_t = RoundingMode::Nearest, value_name = "MODE")]
-    pub rounding: RoundingMode,
+    /// How results are rounded to their dtype; nearest if not given
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub rounding: Option<RoundingMode>,
     /// Seed of --rounding stochastic
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,

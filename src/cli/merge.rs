@@ -23,6 +23,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         allow_unused: args.write.allow_unused.clone(),
         resize_vocabulary: args.resize_vocab,
         quant: quant(&args.quant)?,
+        keep_change: args.write.rounding.is_none(),
         hash_base: args.hash_base,
         write: write_options(&args.write)?,
     };
@@ -71,7 +72,7 @@ pub fn write_options(args: &Write) -> Result<WriteOptions> {
         force: args.force,
         dtype,
         cast_all: args.cast_all,
-        rounding: match args.rounding {
+        rounding: match args.rounding.unwrap_or(RoundingMode::Nearest) {
             RoundingMode::Nearest => Rounding::Nearest,
             RoundingMode::Stochastic => Rounding::Stochastic { seed: args.seed },
             RoundingMode::PeftSafe => Rounding::PeftSafe,

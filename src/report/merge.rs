@@ -68,7 +68,7 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
 pub fn drowned(report: &MergeReport) -> Option<String> {
     let worst = report.worst.first().filter(|_| report.drowned > 0 && !report.changes_nothing)?;
     Some(format!(
-        "the change drowns in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): write them with more bits",
+        "the change drowns in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): more bits keep more of it",
         report.drowned,
         worst.tensor,
         100.0 * worst.relative_error

@@ -46,11 +46,12 @@ pub struct Tally {
     pub survival: Survival,
     bases: [f32; CHUNK],
     roundeds: [f32; CHUNK],
+    dithered: [f32; CHUNK],
 }
 
 impl Default for Tally {
     fn default() -> Self {
-        Self { survival: Survival::default(), bases: [0.0; CHUNK], roundeds: [0.0; CHUNK] }
+        Self { survival: Survival::default(), bases: [0.0; CHUNK], roundeds: [0.0; CHUNK], dithered: [0.0; CHUNK] }
     }
 }
 
@@ -127,7 +128,15 @@ pub fn encode_values(
             // A block with such a value has no scale; the search below finds which it is.
             return survey_in_f64(base, exact, exact).map(|_| ()).map_err(at);
         }
-        packing.encode(exact, rounding.skip(n * CHUNK), out);
+        match (packing, rounding.skip(n * CHUNK)) {
+            (Packing::Blocks(ggml), Rounding::Stochastic { seed, index }) => {
+                let dithered = &mut tally.dithered[..exact.len()];
+                dithered.copy_from_slice(exact);
+                ggml.dither(dithered, seed, index);
+                ggml.encode(dithered, out);
+            }
+            (_, rounding) => packing.encode(exact, rounding, out),
+        }
         packing.decode(out, roundeds);
         let mut chunk = survey_at(Level::best(), base, exact, roundeds);
         if !fits_f32(&chunk) {

@@ -80,7 +80,7 @@ fn quantised_weights_keep_their_types_and_the_others_their_bytes() {
     for kind in QUANTISED {
         let (bench, base) = (Bench::new(), root.join(format!("bases/tiny-{kind}.gguf")));
         let out = bench.path("merged.gguf");
-        merge(&base, &root.join("lora-all/adapter"), &out, &[]).ok();
+        merge(&base, &root.join("lora-all/adapter"), &out, &["--rounding", "nearest"]).ok();
         assert!(fs::metadata(&out).unwrap().len() <= fs::metadata(&base).unwrap().len(), "{kind}: not larger");
         assert_eq!(metadata(&out), metadata(&base), "{kind}");
         let (before, after) = (stored(&base), stored(&out));
@@ -158,6 +158,33 @@ fn dora_and_the_order_of_rows_go_together() {
     for name in after.keys().filter(|name| name.contains("_proj")) {
         assert_close(&after[name].1, &expected[name].values(), 1e-6);
     }
+}
+
+#[test]
+fn a_change_that_is_smaller_than_a_step_is_there_on_average() {
+    let Some(root) = reference_part("gguf") else { return };
+    let (bench, base) = (Bench::new(), root.join("bases/tiny-q4_1.gguf"));
+    let weak = format!("{}:0.05", root.join("lora-all/adapter").display());
+    let run = |name: &str, more: &[&str]| {
+        let out = bench.path(name);
+        let report = merge(&base, Path::new(&weak), &out, &[&["--json"], more].concat()).ok().json();
+        (fs::read(out).unwrap(), report)
+    };
+    let (chance, report) = run("a.gguf", &[]);
+    assert_eq!(report["by_chance"], 7);
+    let kept = report["survival"]["retained"].as_f64().unwrap();
+    assert!((0.8..1.2).contains(&kept), "{kept}");
+    assert!(report["notes"].to_string().contains("rounded by chance"), "{}", report["notes"]);
+    assert!(report["drowned"].as_u64().unwrap() > 0, "noise and change are of one size, and that is said");
+    assert!(chance == run("b.gguf", &["-j", "1", "--max-memory", "8MiB"]).0);
+
+    let (nearest, report) = run("c.gguf", &["--rounding", "nearest"]);
+    assert_eq!(report["by_chance"], 0);
+    assert!(report["survival"]["retained"].as_f64().unwrap() < 0.5, "{}", report["survival"]);
+    assert!(nearest != chance);
+    let (_, report) = run("d.gguf", &["--rounding", "stochastic", "--seed", "3"]);
+    assert_eq!(report["by_chance"], 0, "nothing was chosen");
+    assert!((0.8..1.2).contains(&report["survival"]["retained"].as_f64().unwrap()), "{}", report["survival"]);
 }
 
 #[test]
@@ -365,7 +392,7 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
     refused(&base, &out, &["--quant", "q8_0", "--dtype", "f16"], &["asks for Q8_0, `--dtype` for F16"]);
     refused(&base, &out, &["--dtype", "f16", "--cast-all"], &["--cast-all"]);
     refused(&base, &out, &["--dtype", "f8_e4m3"], &["a GGUF file has no type F8_E4M3"]);
-    refused(&base, &out, &["--rounding", "stochastic"], &["the base is quantised"]);
+    refused(&base, &out, &["--rounding", "peft-safe"], &["the base is quantised"]);
     refused(&root.join("lora-all/converter-f32.gguf"), &out, &[], &["is an adapter, and the base must be a model"]);
     let cut = bench.path("cut.gguf");
     let bytes = fs::read(&base).unwrap();

@@ -62,11 +62,12 @@ pub fn assemble(
     options: &MergeOptions,
     metadata: &[(String, String)],
 ) -> Result<Assembled> {
-    let MergeOptions { quant, write: options, .. } = options;
+    let MergeOptions { quant, keep_change, write: options, .. } = options;
     let mut builder = Builder {
         base,
         options,
         packing: packing::of(base, options, *quant)?,
+        keep_change: *keep_change,
         counts: Counts::default(),
         merged: BTreeMap::new(),
         scales: HashMap::new(),
@@ -92,6 +93,7 @@ struct Builder<'a> {
     options: &'a WriteOptions,
     /// What is written of the weights that change, if not what they are.
     packing: Option<Packing>,
+    keep_change: bool,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
     /// Name of a tensor of scales → the weight it belongs to.
@@ -259,6 +261,7 @@ impl Builder<'_> {
         let mut merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
         if let Some(view) = &self.base.view {
             merged.lie = view.lie(name);
+            merged.may_choose = self.keep_change;
         }
         let merged = Arc::new(merged);
         self.merged.insert(name.into(), Arc::clone(&merged));

@@ -22,6 +22,12 @@ const TILE_COLS: usize = 2048;
 /// Rows of a tile: with [`TILE_COLS`] 256 KiB of f32, half the second-level cache of the machine this was measured on.
 const TILE_ROWS: usize = 64;
 
+/// Least share of a change that rounding to nearest must keep; where it keeps less, blocks are rounded by chance.
+const LEAST_KEPT: f64 = 0.9;
+
+/// Rows that are looked at for that.
+const SAMPLED_ROWS: usize = 64;
+
 /// A delta and where it lands in the weight.
 #[derive(Clone)]
 pub struct Piece {
@@ -68,6 +74,10 @@ pub struct Merged {
     pub rounding: Rounding,
     /// New scales, where the output is FP8 with scales.
     pub rescaled: OnceLock<Rescaled>,
+    /// Rounding to nearest may give way to rounding by chance.
+    pub may_choose: bool,
+    /// Where it did: how much of the change rounding to nearest would have kept of some rows.
+    pub by_chance: OnceLock<f64>,
     /// What survived, by first row of each job.
     pub tallies: Mutex<Vec<(usize, Survival)>>,
 }
@@ -75,8 +85,9 @@ pub struct Merged {
 impl Merged {
     /// A merged tensor, nothing computed yet.
     pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Packing, rounding: Rounding) -> Self {
-        let (lie, rescaled, tallies) = (Lie::default(), OnceLock::new(), Mutex::default());
-        Self { name, source, pieces, out, lie, rounding, rescaled, tallies }
+        let (lie, rescaled, by_chance) = (Lie::default(), OnceLock::new(), OnceLock::new());
+        let tallies = Mutex::default();
+        Self { name, source, pieces, out, lie, rounding, rescaled, may_choose: false, by_chance, tallies }
     }
 
     /// Bytes of one row of the output.
@@ -253,7 +264,8 @@ impl Merged {
             let begin = (self.lie.stored_row(row) - first) * self.out.bytes_of(self.source.cols)
                 + self.out.bytes_of(cols.start);
             let index = (row * self.source.cols + cols.start) as u64;
-            let rounding = self.rounding.at(&self.name, index);
+            let chance = self.by_chance.get().map(|_| Rounding::Stochastic { seed: 0 });
+            let rounding = chance.unwrap_or(self.rounding).at(&self.name, index);
             encode_values(was, is, self.out, rounding, &mut out[begin..begin + width], tally)
                 .map_err(|found| self.not_finite(&found, index))?;
         }
@@ -317,41 +329,69 @@ impl Compute for Merged {
             // Preparing twice gives the same scales: keeping the first is right.
             let _ = self.rescaled.set(rescaled);
         }
+        if self.may_choose && self.out.float().is_none() && !self.pieces.is_empty() {
+            let kept = self.kept_by_nearest()?;
+            if kept < LEAST_KEPT {
+                // Likewise.
+                let _ = self.by_chance.set(kept);
+            }
+        }
         Ok(())
     }
 
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.source.tensor.map.check_unchanged()?;
         self.source.populate(rows.clone());
-        let row_bytes = self.out.bytes_of(self.source.cols);
         let mut tally = Tally::default();
-        self.tiles(rows.clone(), |band, cols, tile| {
-            let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);
-            if let Some(rescaled) = self.rescaled.get() {
-                return rescaled.encode(self, band, cols, value, &mut out[start..], &mut tally);
-            }
-            let floats = self.source.packing.float().zip(self.out.float()).filter(|_| self.is_plain());
-            let Some((own, wanted)) = floats else {
-                return self.encode_rows(rows.start, band, cols, &tile, out, &mut tally);
-            };
-            let (floats, width) = ([own, wanted], wanted.bytes());
-            if cols.len() == self.source.cols {
-                let place = &mut out[start..start + value.len() * width];
-                return self.encode(floats, band.start, cols, value, place, &mut tally);
-            }
-            for (at, line) in value.chunks_exact(cols.len()).enumerate() {
-                let begin = start + at * row_bytes + cols.start * width;
-                let place = &mut out[begin..begin + cols.len() * width];
-                self.encode(floats, band.start + at, cols.clone(), line, place, &mut tally)?;
-            }
-            Ok(())
-        })?;
+        self.fill(rows.clone(), out, &mut tally)?;
         self.source.release(rows.clone());
         if rows.end == self.source.rows {
             self.pieces.iter().for_each(|piece| piece.delta.release());
         }
         self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally.survival));
         Ok(())
+    }
+}
+
+impl Merged {
+    /// How much of the change is left in some rows, spread evenly, when they are rounded to nearest.
+    fn kept_by_nearest(&self) -> Result<f64> {
+        let high = self.grain().0.max(1);
+        let bands = self.source.rows.div_ceil(high);
+        let step = bands.div_ceil((SAMPLED_ROWS / high).max(1)).max(1);
+        let mut tally = Tally::default();
+        for band in (0..bands).step_by(step) {
+            let rows = band * high..self.source.rows.min((band + 1) * high);
+            let mut out = vec![0; rows.len() * self.out.bytes_of(self.source.cols)];
+            self.fill(rows, &mut out, &mut tally)?;
+        }
+        Ok(tally.survival.retained())
+    }
+
+    /// The bytes of `rows`, and what became of the change in them.
+    fn fill(&self, rows: Range<usize>, out: &mut [u8], tally: &mut Tally) -> Result<()> {
+        let row_bytes = self.out.bytes_of(self.source.cols);
+        self.tiles(rows.clone(), |band, cols, tile| {
+            let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);
+            if let Some(rescaled) = self.rescaled.get() {
+                return rescaled.encode(self, band, cols, value, &mut out[start..], tally);
+            }
+            let floats = self.source.packing.float().zip(self.out.float()).filter(|_| self.is_plain());
+            let Some((own, wanted)) = floats else {
+                return self.encode_rows(rows.start, band, cols, &tile, out, tally);
+            };
+            let (floats, width) = ([own, wanted], wanted.bytes());
+            if cols.len() == self.source.cols {
+                let place = &mut out[start..start + value.len() * width];
+                return self.encode(floats, band.start, cols, value, place, tally);
+            }
+            for (at, line) in value.chunks_exact(cols.len()).enumerate() {
+                let begin = start + at * row_bytes + cols.start * width;
+                let place = &mut out[begin..begin + cols.len() * width];
+                self.encode(floats, band.start + at, cols.clone(), line, place, tally)?;
+            }
+            Ok(())
+        })
     }
 }
 

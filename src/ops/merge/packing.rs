@@ -32,8 +32,11 @@ pub fn of(base: &Base, options: &WriteOptions, quant: Option<Packing>) -> Result
             Error::invalid("--cast-all", problem).hint("`lorakit convert --quant …` writes a file as another type")
         );
     }
-    if options.rounding != Rounding::Nearest && base.checkpoint.tensors().any(|tensor| is_in_blocks(&tensor.dtype)) {
-        return Err(Error::invalid("--rounding", "the base is quantised, and blocks are rounded to nearest only"));
+    if options.rounding == Rounding::PeftSafe && base.checkpoint.tensors().any(|tensor| is_in_blocks(&tensor.dtype)) {
+        return Err(Error::invalid(
+            "--rounding",
+            "the base is quantised, and PEFT merges no blocks: it has no such rounding",
+        ));
     }
     let wanted = quant.or(dtype);
     if let Some(packing) = wanted.filter(|packing| crate::tensor::GgmlType::of(&packing.dtype()).is_none()) {

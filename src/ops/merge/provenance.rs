@@ -49,7 +49,7 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
         "operation": operation,
         model: model_entry(base, options.hash_base)?,
         "adapters": adapters,
-        "options": chosen(options),
+        "options": chosen(options, base.view.is_some()),
     }))
 }
 
@@ -83,7 +83,7 @@ fn files_of(checkpoint: &Checkpoint) -> Vec<PathBuf> {
 }
 
 /// The options that differ from their defaults and change bytes.
-fn chosen(options: &MergeOptions) -> Value {
+fn chosen(options: &MergeOptions, is_gguf: bool) -> Value {
     let mut chosen = Map::new();
     let mut set = |key: &str, value: Value| chosen.insert(key.into(), value);
     let patterns = |patterns: &[regex::Regex]| patterns.iter().map(ToString::to_string).collect::<Vec<String>>();
@@ -98,6 +98,7 @@ fn chosen(options: &MergeOptions) -> Value {
         set("cast_all", true.into());
     }
     match write.rounding {
+        Rounding::Nearest if is_gguf && !options.keep_change => set("rounding", "nearest".into()),
         Rounding::Nearest => None,
         Rounding::PeftSafe => set("rounding", "peft-safe".into()),
         Rounding::Stochastic { seed } => set("rounding", json!({ "stochastic": seed })),

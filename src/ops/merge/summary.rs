@@ -49,6 +49,8 @@ pub struct MergeReport {
     pub worst: Vec<TensorSurvival>,
     /// Changed tensors in which rounding moved the weights at least as much as the adapters did.
     pub drowned: usize,
+    /// Changed tensors that were rounded by chance, since rounding to nearest would have taken the change back.
+    pub by_chance: usize,
     /// The result equals the base.
     pub changes_nothing: bool,
     /// What was corrected in config.json.
@@ -165,6 +167,7 @@ pub fn begin(
         survival: None,
         worst: Vec::new(),
         drowned: 0,
+        by_chance: 0,
         changes_nothing,
         config_changes: Vec::new(),
         notes: base.reading_notes().chain(read.flatten().cloned()).chain(landed.notes.iter().cloned()).collect(),
@@ -249,6 +252,17 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
         }
     }
     report.notes.extend(worth_knowing(merged));
+    let by_chance = merged.iter().filter_map(|tensor| tensor.by_chance.get());
+    let least = by_chance.clone().copied().fold(f64::INFINITY, f64::min);
+    report.by_chance = by_chance.count();
+    if report.by_chance > 0 {
+        report.notes.push(format!(
+            "rounding to nearest would take most of the change back in {} tensor(s) (down to {:.0} % of it left): they were rounded by \
+             chance, so that it is there on average; `--rounding nearest` does without",
+            report.by_chance,
+            100.0 * least
+        ));
+    }
     each.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
     report.drowned = each.iter().filter(|tensor| tensor.relative_error >= 1.0).count();
     each.truncate(WORST);

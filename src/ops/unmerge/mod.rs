@@ -88,6 +88,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         allow_unused: options.allow_unused.clone(),
         resize_vocabulary: options.resize_vocabulary,
         quant: None,
+        keep_change: true,
         hash_base: options.hash_base,
         write: options.write.clone(),
     }
