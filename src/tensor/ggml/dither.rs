@@ -2,8 +2,8 @@
 //! goes to either with the chance that makes it right on average.
 //!
 //! A block has its own levels. How far they lie apart is told here from the values: by their largest, or by their range, over the
-//! number of levels; the scales that the quantiser chooses differ by some per cent. Noise never leaves the range of the values, or
-//! the block would get other levels. Source of the method: Gupta et al. 2015 (arXiv 1502.02551), there for fixed point.
+//! number of levels; the scales that the quantiser chooses differ by some per cent. The smallest and the largest value stay as they
+//! are, and noise stays between them, or the block would get other levels, and all its values other roundings. Source of the method: Gupta et al. 2015 (arXiv 1502.02551), there for fixed point.
 
 use super::GgmlType;
 use crate::tensor::random;
@@ -67,6 +67,8 @@ impl GgmlType {
                 let noise = random::bits(seed, at) as f32 / 4_294_967_296.0 - 0.5;
                 *value = match levels {
                     Levels::Fp4 => by_chance(*value, step, noise + 0.5),
+                    // The levels hang on these.
+                    _ if *value == low || *value == high => *value,
                     _ => (*value + noise * step).clamp(low, high),
                 };
             }
