@@ -43,6 +43,8 @@
 //!     residual_base: false,
 //!     selection: Selection::default(),
 //!     allow_unused: Vec::new(),
+//!     quant: None,
+//!     keep_change: true,
 //!     hash_base: false,
 //!     resize_vocabulary: false,
 //!     write,
