@@ -115,10 +115,11 @@ def main():
         exported = runs.scratch / "exported.gguf"
         tool = [str(a.llama_cpp / "llama-export-lora"), "-m", str(a.gguf), "--lora", str(lora), "-o", str(exported)]
         subprocess.run(tool, check=True, capture_output=True)
-        runs.row("Q4_1 merged to F16 by llama-export-lora", runs.perplexity("exported", exported, like="q4-adapted"), "Q4_1 + adapter")
+        plainly = runs.perplexity("exported", exported, like="q4-adapted")
+        runs.row("Q4_1 merged to F16 by llama-export-lora", plainly, "Q4_1 + adapter")
         merged = runs.lorakit("merged-q4-f16.gguf", "merge", a.gguf, adapter, "--quant", "f16")
         got = runs.perplexity("merged-q4-f16", merged, like="q4-adapted")
-        runs.row("Q4_1 merged to F16 by us", got, "Q4_1 + adapter", got[1] <= 10 * CLOSE)
+        runs.row("Q4_1 merged to F16 by us", got, "Q4_1 + adapter", got[1] <= 1.2 * plainly[1])
         merged = runs.lorakit("merged-q4.gguf", "merge", a.gguf, adapter)
         got = runs.perplexity("merged-q4", merged, like="q4-adapted")
 
@@ -133,7 +134,7 @@ def main():
         runs.row("Q4_1 merged by us", got, "Q4_1 + adapter", got[1] < theirs[1] and got[0] < theirs[0])
         eight = runs.lorakit("merged-q8.gguf", "merge", a.gguf, adapter, "--quant", "q8_0")
         got = runs.perplexity("merged-q8", eight, like="q4-adapted")
-        runs.row("Q4_1 merged by us, changed weights as Q8_0", got, "Q4_1 + adapter", got[1] <= 10 * CLOSE)
+        runs.row("Q4_1 merged by us, changed weights as Q8_0", got, "Q4_1 + adapter", got[1] <= 2 * plainly[1])
     if runs.failed:
         sys.exit("FAILED")
 
