@@ -10,6 +10,11 @@ use crate::io::MappedFile;
 /// File that tells how an output was made.
 pub const SIDECAR: &str = "lorakit.json";
 
+/// The name of that file beside the output `out`, where the output is one file.
+pub fn sidecar_beside(out: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.{SIDECAR}", out.file_stem().unwrap_or_default().to_string_lossy()))
+}
+
 /// Bytes that are hashed before their pages are let go.
 const HASHED_BYTES: u64 = 16 << 20;
 

@@ -83,6 +83,20 @@ pub struct WriteOptions {
     pub durable: bool,
 }
 
+impl WriteOptions {
+    /// Checks that nothing asks for several files.
+    ///
+    /// # Errors
+    /// `Invalid`, where shards or parts are wanted.
+    pub fn fits_one_file(&self) -> Result<()> {
+        if self.part.is_none() && self.max_shard_bytes.is_none() {
+            return Ok(());
+        }
+        let problem = "the output is one file; parts and shards need a directory";
+        Err(Error::invalid("--out", problem).hint("name a directory"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,6 +50,11 @@ pub fn looks_like_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
+/// Whether a path is named like a file of llama.cpp.
+pub fn is_gguf_name(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "gguf")
+}
+
 impl Header {
     /// Reads the header of the file `path` with these bytes, and holds its offsets against them.
     ///
@@ -177,10 +182,10 @@ fn placed(path: &Path, raw: &[Raw<'_>], data: u64, alignment: u64) -> Result<Vec
         if size > room {
             let what =
                 format!("shape {} of {} takes {size} bytes from {}", tensor.shape, tensor.dtype(), tensor.offset);
-            return Err(wrong(match next.filter(|next| next.offset <= data) {
-                Some(next) => format!("{what}, tensor `{}` begins at {}", next.name, next.offset),
-                None => format!("{what}, the file has {data} bytes of data"),
-            }));
+            return Err(match next.filter(|next| next.offset <= data) {
+                Some(next) => wrong(format!("{what}, tensor `{}` begins at {}", next.name, next.offset)),
+                None => wrong(format!("{what}, the file has {data} bytes of data")).hint("the file was cut short"),
+            });
         }
         bytes[at] = size;
     }

@@ -14,13 +14,14 @@ use super::rounded::{Rounded, RoundingError, summarise};
 use super::scaled::Scaled;
 use super::{ConvertOptions, Target, from_gguf};
 use crate::error::{Error, Result};
+use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
 use crate::ops::output::{Output, Run, refuse_inputs};
-use crate::ops::recipe::SIDECAR;
+use crate::ops::recipe::{SIDECAR, sidecar_beside};
 use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
@@ -165,7 +166,7 @@ fn check(options: &ConvertOptions) -> Result<()> {
         return Err(Error::invalid("--quant", format!("`{}` is about GGUF, and safetensors are written", quant.name))
             .hint("`--to gguf`, or `--dtype` for another type of numbers"));
     }
-    if options.write.out.extension().is_some_and(|ending| ending == "gguf") {
+    if is_gguf_name(&options.write.out) {
         return Err(Error::invalid("--out", "the output is safetensors, and the path ends in `.gguf`"));
     }
     if options.write.rounding == Rounding::PeftSafe {
@@ -258,10 +259,7 @@ fn single_name(write: &WriteOptions) -> Result<Option<String>> {
     if write.out.extension().is_none_or(|extension| extension != "safetensors") {
         return Ok(None);
     }
-    if write.part.is_some() || write.max_shard_bytes.is_some() {
-        let problem = "the output is one file; parts and shards need a directory";
-        return Err(Error::invalid("--out", problem).hint("name a directory"));
-    }
+    write.fits_one_file()?;
     Ok(write.out.file_name().map(|name| name.to_string_lossy().into_owned()))
 }
 
@@ -296,8 +294,7 @@ fn beside(
 ) -> Result<()> {
     let sidecar = files::render(recipe);
     if output.single_file {
-        let stem = write.out.file_stem().unwrap_or_default().to_string_lossy();
-        output.written.push((PathBuf::from(format!("{stem}.lorakit.json")), sidecar));
+        output.written.push((sidecar_beside(&write.out), sidecar));
         return Ok(());
     }
     let container = base.checkpoint.container();

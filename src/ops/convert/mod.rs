@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
-use crate::formats::gguf::Mix;
+use crate::formats::gguf::{Mix, is_gguf_name};
 use crate::ops::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
@@ -134,7 +134,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
-    let named = options.write.out.extension().is_some_and(|ending| ending == "gguf");
+    let named = is_gguf_name(&options.write.out);
     let report = match options.to {
         None if named || options.quant.is_some() => gguf::convert(options, run)?,
         Some(Target::Gguf) => gguf::convert(options, run)?,

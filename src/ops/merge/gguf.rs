@@ -3,11 +3,10 @@
 //! The base's metadata is kept as it is; only `general.file_type` follows where most of the bytes changed their type.
 
 use std::ops::Range;
-use std::path::Path;
 
 use super::arrange::Placed;
 use crate::error::{Error, Result};
-use crate::formats::gguf::{FileType, Layout, Metadata, Value, View, cut, split_name, split_prefix};
+use crate::formats::gguf::{FileType, Layout, Metadata, Value, View, cut, is_gguf_name, split_name, split_prefix};
 use crate::formats::layout::OutputFile;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
@@ -134,9 +133,4 @@ fn cuts(
         (file.name.clone(), own, range)
     });
     Ok(parts.collect())
-}
-
-/// Whether a path is named like one file of llama.cpp.
-pub fn is_gguf_name(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "gguf")
 }

@@ -6,15 +6,15 @@ use serde_json::Value;
 
 use super::applied::Applied;
 use super::arrange::indexes;
-use super::gguf::is_gguf_name;
 use super::provenance::{Edits, edited_config};
 use crate::error::{Error, Result};
+use crate::formats::gguf::is_gguf_name;
 use crate::formats::{Container, companions, json};
 use crate::io::MappedFile;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::Output;
-use crate::ops::recipe::SIDECAR;
+use crate::ops::recipe::{SIDECAR, sidecar_beside};
 use crate::plan::Plan;
 
 /// What was said while the side files were put together.
@@ -96,13 +96,10 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
     let mut added = Added::default();
     let sidecar = json::render(recipe);
     if output.single_file {
-        if write.part.is_some() || write.max_shard_bytes.is_some_and(|_| output.plan.files.len() > 1) {
-            let problem = "the output is one file; parts and shards need a directory";
-            return Err(Error::invalid("--out", problem).hint("name a directory"));
+        if write.part.is_some() || output.plan.files.len() > 1 {
+            write.fits_one_file()?;
         }
-        let name = write.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let stem = name.trim_end_matches(".safetensors").trim_end_matches(".gguf");
-        output.written.push((PathBuf::from(format!("{stem}.lorakit.json")), sidecar));
+        output.written.push((sidecar_beside(&write.out), sidecar));
         // llama.cpp looks whether there is a head.
         if edits.untied && base.view.is_none() {
             added.notes.push(

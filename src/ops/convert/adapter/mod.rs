@@ -30,6 +30,7 @@ use super::{ConvertOptions, Target};
 use crate::adapters::config::INVOCATION;
 use crate::adapters::{Adapter, Init, weight_files};
 use crate::error::{Error, Result};
+use crate::formats::gguf::is_gguf_name;
 use crate::formats::{hub, json};
 use crate::naming::{arch, components};
 use crate::ops::base::{Base, config_of};
@@ -167,7 +168,7 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
     let model = options.base.as_deref().map(config_of).transpose();
     let (said, _) = Adapter::examine(&options.input)?;
     let is_gguf = said.config.llama_cpp.is_some();
-    let named = options.write.out.extension().is_some_and(|ending| ending == "gguf");
+    let named = is_gguf_name(&options.write.out);
     let target = options.to.unwrap_or(if is_gguf || named { Target::Gguf } else { Target::Safetensors });
     if let Some(quant) = options.quant.filter(|_| target != Target::Gguf) {
         let problem =

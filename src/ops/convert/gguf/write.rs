@@ -1,7 +1,6 @@
 //! The files of a GGUF checkpoint: laid out, planned and written.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,14 +9,14 @@ use serde_json::json;
 use super::packed::{Packed, summarise};
 use super::{Made, Source};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Layout, cut, split_name};
+use crate::formats::gguf::{Layout, cut, is_gguf_name, split_name};
 use crate::formats::layout::OutputFile;
 use crate::formats::{Checkpoint, json as files};
 use crate::ops::WriteOptions;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
 use crate::ops::merge::provenance::checkpoint_entry;
 use crate::ops::output::{Output, Run};
-use crate::ops::recipe::SIDECAR;
+use crate::ops::recipe::{SIDECAR, sidecar_beside};
 use crate::plan::{Compute, Plan};
 
 /// Writes what was made, and tells of it.
@@ -50,9 +49,8 @@ pub fn write(
         "input": checkpoint_entry(input, false)?,
         "options": chosen,
     });
-    let stem = write.out.file_stem().unwrap_or_default().to_string_lossy();
-    let sidecar = if single { format!("{stem}.lorakit.json") } else { SIDECAR.into() };
-    let written = vec![(PathBuf::from(sidecar), files::render(&recipe))];
+    let sidecar = if single { sidecar_beside(&write.out) } else { SIDECAR.into() };
+    let written = vec![(sidecar, files::render(&recipe))];
     let output = Output { plan, written, copied: Vec::new(), single_file: single };
     let mut report = CheckpointReport {
         input: options.input.clone(),
@@ -85,15 +83,14 @@ pub fn write(
 
 /// Whether the output is one file, not a directory.
 fn is_file(write: &WriteOptions) -> Result<bool> {
-    let named = |ending: &str| write.out.extension().is_some_and(|extension| extension == ending);
-    if named("safetensors") {
+    if write.out.extension().is_some_and(|extension| extension == "safetensors") {
         return Err(Error::invalid("--out", "the output is GGUF, and the path ends in `.safetensors`"));
     }
-    if named("gguf") && (write.part.is_some() || write.max_shard_bytes.is_some()) {
-        let problem = "the output is one file; parts and shards need a directory";
-        return Err(Error::invalid("--out", problem).hint("name a directory"));
+    let single = is_gguf_name(&write.out);
+    if single {
+        write.fits_one_file()?;
     }
-    Ok(named("gguf"))
+    Ok(single)
 }
 
 fn schedule(write: &WriteOptions, single: bool, made: Made, packed: &[Arc<Packed>]) -> Result<Plan> {
