@@ -62,6 +62,11 @@ impl FileType {
         KINDS.iter().find(|(_, _, of)| *of == ggml).map(|(number, ..)| Self(*number))
     }
 
+    /// The kind that llama.cpp calls so, in any case.
+    pub fn named(name: &str) -> Option<Self> {
+        KINDS.iter().find(|(_, of, _)| of.eq_ignore_ascii_case(name)).map(|(number, ..)| Self(*number))
+    }
+
     /// llama.cpp's name.
     pub fn name(self) -> Option<&'static str> {
         KINDS.iter().find(|(number, ..)| *number == self.0).map(|(_, name, _)| *name)

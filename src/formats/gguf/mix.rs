@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 
+use super::file_type::FileType;
 use super::metadata::Metadata;
 use crate::tensor::{GgmlType, TensorInfo};
 
@@ -20,31 +21,28 @@ pub struct Mix {
     pub ggml: GgmlType,
 }
 
-const fn mix(name: &'static str, file_type: u32, ggml: GgmlType) -> Mix {
-    Mix { name, file_type, ggml }
-}
-
-const MIXES: [Mix; 20] = [
-    mix("f32", 0, GgmlType::F32),
-    mix("f16", 1, GgmlType::F16),
-    mix("bf16", 32, GgmlType::Bf16),
-    mix("q4_0", 2, GgmlType::Q4_0),
-    mix("q4_1", 3, GgmlType::Q4_1),
-    mix("q5_0", 8, GgmlType::Q5_0),
-    mix("q5_1", 9, GgmlType::Q5_1),
-    mix("q8_0", 7, GgmlType::Q8_0),
-    mix("q2_k", 10, GgmlType::Q2K),
-    mix("q3_k_s", 11, GgmlType::Q3K),
-    mix("q3_k_m", 12, GgmlType::Q3K),
-    mix("q3_k_l", 13, GgmlType::Q3K),
-    mix("q4_k_s", 14, GgmlType::Q4K),
-    mix("q4_k_m", 15, GgmlType::Q4K),
-    mix("q5_k_s", 16, GgmlType::Q5K),
-    mix("q5_k_m", 17, GgmlType::Q5K),
-    mix("q6_k", 18, GgmlType::Q6K),
-    mix("iq4_nl", 25, GgmlType::Iq4Nl),
-    mix("mxfp4_moe", 38, GgmlType::Mxfp4),
-    mix("mxfp4", 38, GgmlType::Mxfp4),
+/// The mixes; all but the last, another name of the one before, are kinds of [`FileType`].
+const MIXES: [&str; 20] = [
+    "f32",
+    "f16",
+    "bf16",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+    "q2_k",
+    "q3_k_s",
+    "q3_k_m",
+    "q3_k_l",
+    "q4_k_s",
+    "q4_k_m",
+    "q5_k_s",
+    "q5_k_m",
+    "q6_k",
+    "iq4_nl",
+    "mxfp4_moe",
+    "mxfp4",
 ];
 
 /// What a tensor does in the model.
@@ -181,17 +179,22 @@ impl Mix {
         let lower = name.to_lowercase();
         let middle = ["q3_k", "q4_k", "q5_k"].contains(&lower.as_str()).then(|| format!("{lower}_m"));
         let wanted = middle.unwrap_or(lower);
-        MIXES.into_iter().find(|mix| mix.name == wanted)
+        MIXES.into_iter().find(|name| *name == wanted).and_then(Self::of_kind)
+    }
+
+    fn of_kind(name: &'static str) -> Option<Self> {
+        let kind = FileType::named(if name == "mxfp4" { "mxfp4_moe" } else { name })?;
+        Some(Self { name, file_type: kind.0, ggml: kind.ggml()? })
     }
 
     /// The names of all.
     pub fn names() -> impl Iterator<Item = &'static str> {
-        MIXES.iter().map(|mix| mix.name)
+        MIXES.into_iter()
     }
 
     /// The plain type of that name: `f32`, `f16` or `bf16`.
     pub fn plain(ggml: GgmlType) -> Option<Self> {
-        MIXES.into_iter().find(|mix| mix.ggml == ggml && ggml.float().is_some())
+        ggml.float().and_then(|_| Self::named(ggml.name()))
     }
 
     /// The type of every tensor of a file, in its order; `None` for those that stay what they are.
@@ -350,7 +353,8 @@ mod tests {
 
     #[test]
     fn every_mix_can_be_written() {
-        for mix in MIXES {
+        for name in MIXES {
+            let mix = Mix::named(name).unwrap();
             assert!(mix.ggml.can_encode(), "{}", mix.name);
             assert_eq!(Mix::named(&mix.name.to_uppercase()), Some(mix));
         }

@@ -10,11 +10,8 @@ use super::lie::{Lie, RowOrder as Rows};
 use super::metadata::{Metadata, Value};
 use crate::error::{Error, Result};
 use crate::formats::WeightFile;
-use crate::naming::gguf::{GgufArch, HeadCounts, gguf_arch};
+use crate::naming::gguf::{GgufArch, HeadCounts, gguf_arch, split_parameter};
 use crate::tensor::{GgmlType, Shape, TensorInfo};
-
-/// Endings of the tensors that belong to a module.
-const PARAMETERS: [&str; 2] = [".weight", ".bias"];
 
 /// What the tensors of a view are in their files.
 #[derive(Debug)]
@@ -59,10 +56,7 @@ impl View {
             return vec![tensor.clone()];
         }
         let named = |name: String| TensorInfo { name, ..tensor.clone() };
-        let Some((arch, stem, parameter)) = self.arch.and_then(|arch| {
-            let parameter = PARAMETERS.iter().find(|parameter| tensor.name.ends_with(**parameter))?;
-            Some((arch, tensor.name.strip_suffix(parameter)?, *parameter))
-        }) else {
+        let Some((arch, (stem, parameter))) = self.arch.zip(split_parameter(&tensor.name)) else {
             return vec![tensor.clone()];
         };
         if let Some(module) = arch.module(stem, None) {
@@ -82,9 +76,8 @@ impl View {
     }
 
     fn lie_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<Lie>> {
-        let module =
-            PARAMETERS.iter().find_map(|parameter| tensor.name.strip_suffix(parameter)).filter(|_| is_sized(tensor));
-        let Some((arch, module)) = self.arch.zip(module) else { return Ok(None) };
+        let module = split_parameter(&tensor.name).filter(|_| is_sized(tensor));
+        let Some((arch, (module, _))) = self.arch.zip(module) else { return Ok(None) };
         let (added, order) = (arch.added(module), arch.place(module).and_then(|place| place.order));
         let Some(order) = order else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
         let rows = tensor.shape.as_slice().first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
@@ -116,8 +109,8 @@ impl View {
 
     /// How the file calls a tensor that it does not have yet; `None` where it has no place for it.
     pub fn place_of(&self, name: &str) -> Option<String> {
-        let parameter = PARAMETERS.iter().find(|parameter| name.ends_with(**parameter))?;
-        let place = self.arch?.place(name.strip_suffix(parameter)?)?;
+        let (module, parameter) = split_parameter(name)?;
+        let place = self.arch?.place(module)?;
         place.expert.is_none().then(|| format!("{}{parameter}", place.tensor))
     }
 }

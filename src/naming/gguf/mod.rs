@@ -132,6 +132,11 @@ pub fn gguf_arch_of(model_type: &str) -> Option<&'static GgufArch> {
     ARCHS.iter().find(|arch| arch.kinds.iter().any(|kind| kind == model_type))
 }
 
+/// The tensors that belong to a module: `blk.0.attn_q.weight` → (`blk.0.attn_q`, `.weight`), here and in the checkpoint.
+pub fn split_parameter(name: &str) -> Option<(&str, &'static str)> {
+    [".weight", ".bias"].into_iter().find_map(|parameter| Some((name.strip_suffix(parameter)?, parameter)))
+}
+
 /// A name with its numbers taken out: `model.layers.3.mlp` → (`model.layers.{i}.mlp`, [3]).
 fn template(name: &str) -> (String, Vec<u64>) {
     let mut numbers = Vec::new();

@@ -12,16 +12,15 @@ use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
 use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Array, Metadata, Value};
+use crate::formats::gguf::{Array, FileType, Metadata, Value};
 use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::ops::recipe::name_of;
 use crate::tensor::{GgmlType, TensorInfo};
 
-/// `general.file_type` by the type of most values; llama.cpp `llama.h`.
-const FILE_TYPES: [(GgmlType, u32); 4] =
-    [(GgmlType::F32, 0), (GgmlType::F16, 1), (GgmlType::Q8_0, 7), (GgmlType::Bf16, 32)];
+/// The types that factors are written as.
+const WRITTEN: [GgmlType; 4] = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0, GgmlType::Bf16];
 
 /// Names under which the number of experts of a layer stands in a config.
 const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
@@ -311,5 +310,6 @@ fn file_type(tensors: &[Tensor]) -> u32 {
         let own = tensors.iter().filter(|tensor| tensor.info.dtype == ggml.dtype());
         own.filter_map(|tensor| tensor.info.shape.elements()).sum()
     };
-    FILE_TYPES.iter().max_by_key(|(ggml, _)| values(*ggml)).map_or(0, |(_, id)| *id)
+    let most = WRITTEN.into_iter().max_by_key(|ggml| values(*ggml));
+    most.and_then(FileType::mostly).map_or(0, |kind| kind.0)
 }

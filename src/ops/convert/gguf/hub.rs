@@ -15,7 +15,7 @@ use super::{Made, Source, general};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::formats::gguf::{Hyperparameters, Metadata, Mix, Tokenizer, Value};
-use crate::naming::gguf::{GgufArch, HeadCounts, RowOrder, gguf_arch};
+use crate::naming::gguf::{GgufArch, HeadCounts, RowOrder, gguf_arch, split_parameter};
 use crate::ops::base::{Base, PACKED};
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
@@ -29,9 +29,6 @@ const TEXT_PARTS: [(&str, &str); 3] =
 /// The other parts of such a model, which llama.cpp has in a file of their own.
 const OTHER_PARTS: [&str; 4] =
     ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
-
-/// Parameters of a module.
-const PARAMETERS: [&str; 2] = [".weight", ".bias"];
 
 /// A tensor of the file, and the weights that it holds.
 struct Group {
@@ -151,10 +148,8 @@ fn groups(base: &Base, arch: &GgufArch, notes: &mut Vec<String>) -> Result<Vec<G
         }
         let text = TEXT_PARTS.iter().find_map(|(part, text)| Some(format!("{text}{}", name.strip_prefix(part)?)));
         let own = text.unwrap_or_else(|| if bare { format!("model.{name}") } else { name.clone() });
-        let found = PARAMETERS.iter().find_map(|parameter| {
-            let module = own.strip_suffix(parameter)?;
-            Some((module, *parameter, arch.place(module)?))
-        });
+        let found =
+            split_parameter(&own).and_then(|(module, parameter)| Some((module, parameter, arch.place(module)?)));
         let Some((module, parameter, place)) = found else {
             let what = format!("tensor `{name}` has no place in a GGUF file of architecture {}", arch.name());
             return Err(Error::unsupported(root, what));
@@ -233,8 +228,7 @@ fn complete(base: &Base, arch: &GgufArch, config: &Map<String, Json>, groups: &[
     let root = base.checkpoint.root();
     let has = |name: &str| groups.iter().any(|group| group.name == name);
     let hub_name = |name: &str| {
-        let parameter = PARAMETERS.iter().find(|parameter| name.ends_with(**parameter)).copied().unwrap_or_default();
-        let stem = name.strip_suffix(parameter).unwrap_or(name);
+        let (stem, parameter) = split_parameter(name).unwrap_or((name, ""));
         let module = arch.module(stem, None).or_else(|| arch.module(stem, Some(0)));
         module.map_or_else(|| name.to_owned(), |module| format!("{module}{parameter}"))
     };
@@ -306,11 +300,8 @@ fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType)
 }
 
 fn order(base: &Base, config: &Map<String, Json>, name: &str, rows: usize, rule: RowOrder) -> Result<Vec<usize>> {
-    let number = |key: &str| config.get(key).and_then(Json::as_u64).and_then(|count| usize::try_from(count).ok());
-    let heads = number("num_attention_heads").unwrap_or(0);
-    let kv_heads = number("num_key_value_heads").unwrap_or(heads);
-    let order = rule.rows(rows, HeadCounts { heads, kv_heads });
-    order.map_err(|what| Error::malformed(base.checkpoint.root(), format!("tensor `{name}`"), what))
+    let counts = HeadCounts::of(config).unwrap_or(HeadCounts { heads: 0, kv_heads: 0 });
+    rule.rows(rows, counts).map_err(|what| Error::malformed(base.checkpoint.root(), format!("tensor `{name}`"), what))
 }
 
 /// Whether the model can be written as plain numbers of this type.
