@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
-use super::merged::Piece;
 use super::split;
+use super::tile::Piece;
 use crate::adapters::{Delta, Method, Target, Turned, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;

@@ -21,6 +21,7 @@ mod split;
 mod stacks;
 pub(super) mod summary;
 pub(super) mod ties;
+pub(super) mod tile;
 pub(super) mod vocabulary;
 
 use std::path::PathBuf;

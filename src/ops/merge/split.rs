@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
-use super::merged::Piece;
+use super::tile::Piece;
 use crate::adapters::{
     Axis, Delta, Dora, Lora, LowRankDelta, Magnitudes, Method, Target, Term, Window, describe, magnitudes,
 };

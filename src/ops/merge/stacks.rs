@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::fit::check_magnitude;
 use super::landable::Landable;
 use super::landing::{Fate, Lander};
-use super::merged::Piece;
+use super::tile::Piece;
 use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;

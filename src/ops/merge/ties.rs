@@ -6,8 +6,8 @@
 
 use super::applied::Applied;
 use super::landing::{Lander, Target};
-use super::merged::Piece;
 use super::same_values;
+use super::tile::Piece;
 use crate::adapters::{Adapter, Change, Factor, Lora, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
