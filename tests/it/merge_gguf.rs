@@ -350,6 +350,36 @@ fn norms_that_are_stored_with_one_added_change_as_they_should() {
 }
 
 #[test]
+fn a_layer_that_is_saved_whole_gets_the_order_of_the_file() {
+    let bench = Bench::new();
+    let base = bench.path("llama.gguf");
+    let tensors = [
+        ("token_embd.weight", &[8_u64, 32][..], PLAIN, noise(6, 256, 1.0)),
+        ("blk.0.attn_q.weight", &[32, 32][..], PLAIN, noise(7, 1024, 1.0)),
+        ("blk.0.attn_q.bias", &[32][..], PLAIN, noise(8, 32, 1.0)),
+    ];
+    model(&base, &about("llama"), &tensors);
+    let (weight, bias) = (noise(9, 1024, 1.0), noise(10, 32, 1.0));
+    let adapter = bench.adapter(
+        "adapter",
+        serde_json::json!({"target_modules": ["v_proj"], "modules_to_save": ["q_proj"]}),
+        &[
+            ("model.layers.0.self_attn.q_proj.weight", Tensor::f32(&[32, 32], &weight)),
+            ("model.layers.0.self_attn.q_proj.bias", Tensor::f32(&[32], &bias)),
+        ],
+    );
+    let out = bench.path("merged.gguf");
+    merge(&base, &adapter, &out, &[]).ok();
+    // Two heads of 16: rows 0, 8, 1, 9 … of each.
+    let order: Vec<usize> = (0..32).map(|at| at / 16 * 16 + at % 2 * 8 + at % 16 / 2).collect();
+    let after = stored(&out);
+    let bytes = |values: Vec<f32>| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    assert!(after["blk.0.attn_q.bias"].1 == bytes(order.iter().map(|row| bias[*row]).collect()), "the bias");
+    let rows = order.iter().flat_map(|row| weight[row * 32..][..32].to_vec()).collect();
+    assert!(after["blk.0.attn_q.weight"].1 == bytes(rows), "the weight");
+}
+
+#[test]
 fn a_head_of_its_own_is_added_where_the_embedding_served_as_one() {
     let Some(root) = reference_part("gguf") else { return };
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q8_0.gguf"));

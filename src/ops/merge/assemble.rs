@@ -204,13 +204,15 @@ impl Builder<'_> {
         // A replacement may have another number of rows.
         let shape = target.replacement.as_ref().map_or(&info.shape, |tensor| &tensor.info.shape);
         let info = &TensorInfo { shape: shape.clone(), ..info.clone() };
+        let lie = self.base.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        // The rows of a bias are its values.
+        let rows = (lie.order.is_some() && info.shape.as_slice().len() == 1).then_some(1);
         let source = match (&target.replacement, &target.starts_from) {
-            (Some(tensor), _) => Weight::new(tensor.clone(), target.cols)?,
+            (Some(tensor), _) => Weight::new(tensor.clone(), rows.or(target.cols))?,
             (None, Some(other)) => self.base.weight(other, target.cols)?,
             (None, None) => self.base.weight(name, target.cols)?,
         };
-        self.check_combination(name, target, &source)?;
-        let lie = self.base.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        self.check_combination(name, target, &source, out)?;
         if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.lie == lie {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
@@ -219,7 +221,7 @@ impl Builder<'_> {
     }
 
     /// What lands on one tensor has to be one thing.
-    fn check_combination(&self, name: &str, target: &Target, source: &Weight) -> Result<()> {
+    fn check_combination(&self, name: &str, target: &Target, source: &Weight, out: Packing) -> Result<()> {
         let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
         if let (Some(view), Some(own)) = (&self.base.view, self.base.checkpoint.info(name)) {
             let bias = own.shape.as_slice().len() == 1 && view.lie(name).order.is_some();
@@ -238,6 +240,13 @@ impl Builder<'_> {
             if !piece.row.is_multiple_of(high) || !piece.col.is_multiple_of(wide) {
                 let at = format!("[{}, {}]", piece.row, piece.col);
                 let what = format!("`{name}`: a change in blocks of [{high}, {wide}] would begin at {at}");
+                return Err(refuse(what));
+            }
+            let ends = [piece.col, piece.col + cols];
+            let block = source.packing.block().max(out.block());
+            if ends.iter().any(|end| !end.is_multiple_of(block)) {
+                let what =
+                    format!("`{name}`: a change of columns {} to {} would cut blocks of {block}", ends[0], ends[1]);
                 return Err(refuse(what));
             }
             if piece.row + rows > source.rows || piece.col + cols > source.cols {
