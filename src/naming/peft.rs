@@ -4,10 +4,16 @@
 //! versions and third parties leave the prefix out, keep the adapter's name (`lora_A.default.weight`) or the in-memory
 //! wrappers (`modules_to_save.default`).
 
+use std::borrow::Cow;
+
 use super::Role;
 
 /// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
-const PREFIXES: [&str; 5] = ["module.", "_orig_mod.", "base_model.model.", "base_model.", "_orig_mod."];
+const PREFIXES: [&str; 3] = ["module.", "base_model.model.", "base_model."];
+
+/// Modules that wrap others wherever they stand, and mean nothing for what the key belongs to (FSDP, activation checkpointing,
+/// `torch.compile` in torch 2; Lightning).
+const WRAPPERS: [&str; 4] = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "_forward_module"];
 
 /// What stands before the first underscore of the other methods' tensors (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
 const TUNERS: [&str; 33] = [
@@ -65,7 +71,8 @@ pub struct Key {
 
 /// Takes a key apart; every key has some meaning, [`Role::Whole`] if nothing else.
 pub fn parse(key: &str) -> Key {
-    let mut rest = key;
+    let bare = without_wrappers(key);
+    let mut rest = bare.as_ref();
     for prefix in PREFIXES {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
@@ -86,6 +93,13 @@ pub fn parse(key: &str) -> Key {
         role => role,
     };
     Key { module, nesting, role }
+}
+
+fn without_wrappers(key: &str) -> Cow<'_, str> {
+    if !WRAPPERS.iter().any(|wrapper| key.contains(wrapper)) {
+        return key.into();
+    }
+    key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect::<Vec<&str>>().join(".").into()
 }
 
 /// Where the module path ends, and what follows it.
@@ -179,6 +193,13 @@ mod tests {
             ("base_model.model.emb.token_adapter.trainable_tokens_delta", "emb", 0, Role::TokenRows),
             ("base_model.model.emb.trainable_tokens_delta.default", "emb", 0, Role::TokenRows),
             ("module.base_model.model.a.lora_A.weight", "a", 0, Role::Down),
+            ("_orig_mod.base_model.model._orig_mod.a.lora_A.weight", "a", 0, Role::Down),
+            (
+                "base_model.model.l.0._fsdp_wrapped_module.a._checkpoint_wrapped_module.lora_B.x.weight",
+                "l.0.a",
+                0,
+                Role::Up,
+            ),
             ("base_model.model.a.lora_diag", "a", 0, Role::Unknown("lora_diag".into())),
             ("foo", "", 0, whole("foo")),
         ] {
