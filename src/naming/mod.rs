@@ -22,6 +22,7 @@ pub mod gguf;
 pub mod head;
 mod names;
 pub mod peft;
+mod renamed;
 pub mod scheme;
 
 pub use names::{Names, Shift};

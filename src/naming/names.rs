@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use super::renamed;
+
 /// Most keys that are compared letter by letter when a suggestion is looked for.
 const MAX_COMPARED: usize = 20_000;
 
@@ -58,6 +60,20 @@ impl Names {
         let below = format!("{module}.");
         self.modules.contains(module)
             || self.modules.range(below.clone()..).next().is_some_and(|m| m.starts_with(&below))
+    }
+
+    /// The module `path` as the base calls it: by this name, or by another that the same module has in other versions of its
+    /// class.
+    pub fn located(&self, path: &str) -> Option<String> {
+        if self.has_module(path) {
+            return Some(path.to_owned());
+        }
+        renamed::others(path).find(|other| self.has_module(other))
+    }
+
+    /// The modules of `paths` as the base calls them, if it has all of them ([`Names::located`]).
+    pub fn all_located(&self, paths: &[&str]) -> Option<Vec<String>> {
+        paths.iter().map(|path| self.located(path)).collect()
     }
 
     /// The names most like `wanted`, best first, at most `most`.
@@ -133,6 +149,16 @@ mod tests {
         let base = names(&["language_model.model.layers.0.q.weight"]);
         let shifts = base.shifts(&["model.language_model.layers.0.q"]);
         assert_eq!(shifts[0].apply("model.language_model.layers.0.q"), "language_model.model.layers.0.q");
+    }
+
+    #[test]
+    fn a_module_is_found_by_a_name_it_had_before() {
+        let base = names(&["language_model.model.layers.0.q.weight", "vision_tower.vision_model.layers.0.q.weight"]);
+        let located = |path: &str| base.located(path);
+        assert_eq!(located("model.language_model.layers.0.q").unwrap(), "language_model.model.layers.0.q");
+        assert_eq!(located("model.vision_tower.layers.0.q").unwrap(), "vision_tower.vision_model.layers.0.q");
+        assert_eq!(located("language_model.model.layers.0.q").unwrap(), "language_model.model.layers.0.q");
+        assert_eq!(located("model.language_model.layers.1.q"), None);
     }
 
     #[test]

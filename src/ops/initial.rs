@@ -28,6 +28,9 @@ impl Original {
     /// # Errors
     /// When there is more than one.
     pub fn shift(&self, adapter: &Adapter, modules: &[&str]) -> Result<Shift> {
+        if self.base.names.all_located(modules).is_some() {
+            return Ok(Shift::default());
+        }
         match self.base.names.shifts(modules).as_slice() {
             [] => Ok(Shift::default()),
             [shift] => Ok(shift.clone()),

@@ -174,8 +174,8 @@ impl<'a> Lander<'a> {
 
     /// The path of the module in the base: as it is, or under another name.
     fn located(&self, module: &Module, path: String) -> Result<String> {
-        if self.base.names.has_module(&path) {
-            return Ok(path);
+        if let Some(located) = self.base.names.located(&path) {
+            return Ok(located);
         }
         match self.places.find(self.base, &path, size_of(&module.change))? {
             Some(Place::Whole(other)) => Ok(other),
@@ -202,6 +202,16 @@ impl<'a> Lander<'a> {
                 && !names_component(&module.path)
         };
         let modules: Vec<&str> = adapter.modules.iter().filter(is_plain).map(|module| module.path.as_str()).collect();
+        if let Some(located) = self.base.names.all_located(&modules) {
+            let renamed = modules.iter().zip(&located).filter(|(module, located)| module != located);
+            if let Some((module, located)) = renamed.clone().next() {
+                let count = renamed.count();
+                self.landed.notes.push(format!(
+                    "the base has other names for {count} of the adapter's modules: `{module}` is its `{located}`"
+                ));
+            }
+            return Ok(Shift::default());
+        }
         match self.base.names.shifts(&modules).as_slice() {
             [] => Ok(Shift::default()),
             [shift] => {

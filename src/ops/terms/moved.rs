@@ -63,9 +63,14 @@ impl<'a> Home<'a> {
         Ok(Self { base: &original.base, shift: original.shift(adapter, &paths)? })
     }
 
+    fn path(&self, job: &Landable<'_>) -> String {
+        let path = self.shift.apply(&job.path);
+        self.base.names.located(&path).unwrap_or(path)
+    }
+
     /// The layer that a change belongs to, if the model has it under that path.
     pub fn target(&self, job: &Landable<'_>, method: &dyn Method) -> Option<Target> {
-        let path = self.shift.apply(&job.path);
+        let path = self.path(job);
         let stored = self.base.stored(&self.base.own_name(&format!("{path}.weight"))?);
         let said = self.base.keeps_inputs_in_rows(&path, job.applied.adapter.config.fan_in_fan_out);
         let (rows, cols) = stored.info.shape.rows_cols();
@@ -80,7 +85,7 @@ impl<'a> Home<'a> {
     /// When the model has no such weight, or shapes disagree.
     pub fn find(&self, job: &Landable<'_>, lora: &Lora, source: usize, slot: (String, String)) -> Result<Pending> {
         let base = self.base;
-        let path = self.shift.apply(&job.path);
+        let path = self.path(job);
         let names = [format!("{path}.weight"), format!("{path}.in_proj_weight")];
         let Some(name) = names.iter().find_map(|name| base.own_name(name)) else {
             let model = base.checkpoint.root().display().to_string();
