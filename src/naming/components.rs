@@ -50,7 +50,7 @@ const UNET: [&str; 15] = [
 ];
 
 /// First components of paths in diffusion transformers.
-const TRANSFORMER: [&str; 12] = [
+const TRANSFORMER: [&str; 20] = [
     "transformer_blocks",
     "single_transformer_blocks",
     "double_blocks",
@@ -63,6 +63,31 @@ const TRANSFORMER: [&str; 12] = [
     "img_in",
     "txt_in",
     "final_layer",
+    "time_in",
+    "vector_in",
+    "guidance_in",
+    "t_embedder",
+    "y_embedder",
+    "cap_embedder",
+    "noise_refiner",
+    "context_refiner",
+];
+
+/// First components of the paths of a denoiser's blocks, which tell beyond doubt what it is; names of its other parts are in use
+/// on both sides (`time_embedding` of a UNet and of Wan).
+const BLOCKS: [(&str, &str); 12] = [
+    ("down_blocks", "unet"),
+    ("mid_block", "unet"),
+    ("up_blocks", "unet"),
+    ("input_blocks", "unet"),
+    ("middle_block", "unet"),
+    ("output_blocks", "unet"),
+    ("transformer_blocks", "transformer"),
+    ("single_transformer_blocks", "transformer"),
+    ("double_blocks", "transformer"),
+    ("single_blocks", "transformer"),
+    ("joint_blocks", "transformer"),
+    ("blocks", "transformer"),
 ];
 
 /// What stands behind `transformer.` in language models: GPT-2, GPT-J, Falcon and Bloom; XLNet; ChatGLM.
@@ -87,6 +112,24 @@ pub fn is_diffusion(path: &str) -> bool {
 pub fn denoiser(path: &str) -> &'static str {
     let first = path.split('.').next().unwrap_or_default();
     if UNET.contains(&first) { "unet" } else { "transformer" }
+}
+
+/// The denoiser that one of `paths`, with their components, is a block of.
+pub fn of_blocks<'a>(mut paths: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    paths.find_map(|path| {
+        let (component, rest) = split(path)?;
+        let (first, _) = rest.split_once('.')?;
+        BLOCKS.iter().find(|(block, of)| *block == first && *of == component).map(|(_, of)| *of)
+    })
+}
+
+/// The path below `denoiser`, if it belongs to no other part of a pipeline.
+pub fn below(denoiser: &str, path: &str) -> String {
+    match split(path) {
+        Some(("unet" | "transformer", rest)) => format!("{denoiser}.{rest}"),
+        Some(_) => path.to_owned(),
+        None => format!("{denoiser}.{path}"),
+    }
 }
 
 /// Component and path below it, for a key of a file that holds several components; `None` if nothing in front tells.
@@ -128,5 +171,16 @@ mod tests {
             assert_eq!(with_component(key), path);
             assert_eq!(split(path).is_some(), !path.contains(".layers.0.self_attn") && !path.contains(".h."), "{path}");
         }
+    }
+
+    #[test]
+    fn blocks_tell_what_stands_beside_them() {
+        let wan = ["unet.time_embedding.0", "head.head", "transformer.blocks.0.ffn.0", "text_encoder.x"];
+        assert_eq!(of_blocks(wan.into_iter()), Some("transformer"));
+        let below: Vec<String> = wan.iter().map(|path| below("transformer", path)).collect();
+        let whole =
+            ["transformer.time_embedding.0", "transformer.head.head", "transformer.blocks.0.ffn.0", "text_encoder.x"];
+        assert_eq!(below, whole);
+        assert_eq!(of_blocks(["model.layers.0.q", "unet.time_embed.0"].into_iter()), None);
     }
 }

@@ -130,6 +130,63 @@ fn language(sizes: &[Size<'_>], adapter: &[Size<'_>], changes: &[(&str, Vec<f64>
 }
 
 #[test]
+fn parts_beside_the_blocks_of_a_denoiser_are_found() {
+    let sizes = [
+        ("double_blocks.0.img_attn.proj.weight", 8, 8),
+        ("time_in.in_layer.weight", 8, 4),
+        ("final_layer.linear.weight", 4, 8),
+    ];
+    let own = ["double_blocks.0.img_attn.proj", "time_in.in_layer", "final_layer.linear"];
+    let diffusers = ["transformer_blocks.0.attn.to_out.0", "time_text_embed.timestep_embedder.linear_1", "proj_out"];
+    let changes: Vec<(&str, Vec<f64>)> =
+        (0..).zip(&sizes).map(|(seed, size)| (size.0, product(seed, size.1, size.2))).collect();
+    let written = |names: [&str; 3], key: &dyn Fn(&str) -> String| -> Vec<(String, usize, usize)> {
+        names.iter().zip(&sizes).map(|(name, size)| (key(name), size.1, size.2)).collect()
+    };
+    for names in [
+        written(own, &|name| format!("lora_unet_{}", name.replace('.', "_"))),
+        written(diffusers, &|name| format!("lycoris_{}", name.replace('.', "_"))),
+    ] {
+        let named: Vec<Size<'_>> = names.iter().map(|(name, out, inputs)| (name.as_str(), *out, *inputs)).collect();
+        single(&sizes, &kohya(&named), &changes);
+    }
+    for names in [
+        written(own, &|name| format!("diffusion_model.{name}")),
+        written(own, &str::to_owned),
+        written(diffusers, &|name| format!("transformer.{name}")),
+        written(diffusers, &str::to_owned),
+    ] {
+        let named: Vec<Size<'_>> = names.iter().map(|(name, out, inputs)| (name.as_str(), *out, *inputs)).collect();
+        single(&sizes, &pairs(&named, ".lora_A.weight", ".lora_B.weight"), &changes);
+    }
+}
+
+#[test]
+fn modules_are_found_by_the_names_they_had_in_memory() {
+    let sizes = [
+        ("language_model.model.layers.0.self_attn.q_proj.weight", 8, 8),
+        ("vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.weight", 8, 8),
+        ("multi_modal_projector.linear_1.weight", 8, 4),
+        ("language_model.lm_head.weight", 6, 8),
+        ("vit.encoder.layer.0.attention.attention.query.weight", 8, 8),
+        ("vit.encoder.layer.0.output.dense.weight", 8, 12),
+    ];
+    let adapter = [
+        ("model.language_model.layers.0.self_attn.q_proj", 8, 8),
+        ("model.vision_tower.encoder.layers.0.self_attn.q_proj", 8, 8),
+        ("model.multi_modal_projector.linear_1", 8, 4),
+        ("lm_head", 6, 8),
+        ("vit.layers.0.attention.q_proj", 8, 8),
+        ("vit.layers.0.mlp._checkpoint_wrapped_module.fc2", 8, 12),
+    ];
+    let changes: Vec<(&str, Vec<f64>)> =
+        (0..).zip(&sizes).map(|(seed, size)| (size.0, product(seed, size.1, size.2))).collect();
+    language(&sizes, &adapter, &changes);
+    // Layers of one part alone do not fit the other.
+    language(&sizes, &adapter[..1], &changes[..1]);
+}
+
+#[test]
 fn sd1_names_of_diffusers_reach_a_single_file() {
     let adapter = kohya(&[
         ("lora_unet_down_blocks_1_attentions_1_transformer_blocks_0_attn2_to_k", 6, 4),

@@ -37,6 +37,7 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
         _ => {}
     }
     unflatten(&mut keyed);
+    gather_denoiser(&mut keyed);
     let is_llm = |key: &Key| components::split(&key.module).is_none() && !components::is_diffusion(&key.module);
     if dialect == "peft" && keyed.iter().any(|(key, _)| matches!(key.role, Role::Down) && is_llm(key)) {
         // Says that the config is missing, and with it the scale.
@@ -76,6 +77,14 @@ fn unflatten(keyed: &mut [(Key, Stored)]) {
         if let Some(Ok(Some(path))) = place.map(|place| &known[place]) {
             key.module.clone_from(path);
         }
+    }
+}
+
+/// Puts what stands beside the blocks of a denoiser, and no component in front of it, below that denoiser.
+fn gather_denoiser(keyed: &mut [(Key, Stored)]) {
+    let Some(denoiser) = components::of_blocks(keyed.iter().map(|(key, _)| key.module.as_str())) else { return };
+    for (key, _) in keyed.iter_mut().filter(|(key, _)| arch::flattened(&key.module).is_none()) {
+        key.module = components::below(denoiser, &key.module);
     }
 }
 

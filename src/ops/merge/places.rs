@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 use crate::formats::Container;
 use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
-use crate::naming::components::{ADAPTED, of_prefix, split, with_component};
+use crate::naming::components::{ADAPTED, below, of_blocks, of_prefix, split, with_component};
 use crate::ops::base::Base;
 
 /// Where a change goes.
@@ -24,6 +24,8 @@ pub struct Places {
     modules: HashMap<String, String>,
     /// The same path with underscores for dots → paths with their components.
     flat: HashMap<String, Vec<String>>,
+    /// The denoiser among them.
+    denoiser: Option<&'static str>,
 }
 
 impl Places {
@@ -42,11 +44,20 @@ impl Places {
             };
             modules.insert(path, module);
         }
+        // Parts of a denoiser whose own names do not tell that they are.
+        let denoiser = of_blocks(modules.keys().map(String::as_str));
+        if let Some(denoiser) = denoiser {
+            let others: Vec<(String, String)> =
+                modules.iter().map(|(path, module)| (below(denoiser, path), module.clone())).collect();
+            for (path, module) in others {
+                modules.entry(path).or_insert(module);
+            }
+        }
         let mut flat: HashMap<String, Vec<String>> = HashMap::new();
         for path in modules.keys() {
             flat.entry(path.replace('.', "_")).or_default().push(path.clone());
         }
-        Self { modules, flat }
+        Self { modules, flat, denoiser }
     }
 
     /// The place of the module `path` with so many outputs and inputs; `None` if the base has none.
@@ -59,7 +70,11 @@ impl Places {
                 Some(path) => path,
                 None => return self.find_reading(base, path, size),
             },
-            None => with_component(path),
+            None => match (with_component(path), self.denoiser) {
+                // The base is one, so what no name gives away is a part of it.
+                (path, Some(denoiser)) if split(&path).is_none() => below(denoiser, &path),
+                (path, _) => path,
+            },
         };
         self.locate(base, path, size)
     }
@@ -125,7 +140,8 @@ impl Places {
 
     fn unflatten(&self, base: &Base, path: &str, rest: &str, components: &[&str]) -> Result<Option<String>> {
         let of = |component: &&str| self.flat.get(&format!("{component}_{rest}"));
-        let found: Vec<&String> = components.iter().filter_map(of).flatten().collect();
+        let mut found: Vec<&String> = components.iter().filter_map(of).flatten().collect();
+        found.dedup_by_key(|path| &self.modules[*path]);
         match found.as_slice() {
             [] => Ok(None),
             [one] => Ok(Some((*one).clone())),
