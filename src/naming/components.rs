@@ -111,7 +111,10 @@ pub fn is_diffusion(path: &str) -> bool {
 /// The component that a path of a denoiser belongs to.
 pub fn denoiser(path: &str) -> &'static str {
     let first = path.split('.').next().unwrap_or_default();
-    if UNET.contains(&first) { "unet" } else { "transformer" }
+    // Wan has layers of that name that are numbered; those of a UNet are called `linear_1` and `linear_2`.
+    let of_wan =
+        path.strip_prefix("time_embedding.").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    if UNET.contains(&first) && !of_wan { "unet" } else { "transformer" }
 }
 
 /// The denoiser that one of `paths`, with their components, is a block of.
@@ -159,6 +162,8 @@ mod tests {
     fn what_stands_in_front_tells_the_component() {
         for (key, path) in [
             ("diffusion_model.blocks.0.ffn.0", "transformer.blocks.0.ffn.0"),
+            ("diffusion_model.time_embedding.0", "transformer.time_embedding.0"),
+            ("diffusion_model.time_embedding.linear_1", "unet.time_embedding.linear_1"),
             ("diffusion_model.input_blocks.1.1.proj_in", "unet.input_blocks.1.1.proj_in"),
             ("model.diffusion_model.double_blocks.0.img_attn.qkv", "transformer.double_blocks.0.img_attn.qkv"),
             ("text_encoders.clip_l.transformer.text_model.x", "text_encoder.text_model.x"),

@@ -234,10 +234,6 @@ impl NewAdapter {
                 [PREFIX, &layer, &whole.parameter].into_iter().filter(|part| !part.is_empty()).collect();
             tensors.push((path.join("."), whole.shape, whole.bytes));
         }
-        for (name, shape, bytes) in &tensors {
-            let bits = shape.elements().zip(bytes.dtype().bits()).map(|(count, bits)| count * u64::from(bits));
-            assert_eq!(bits, Some(bytes.count() * 8), "`{name}` has as many bytes as its shape {shape} needs");
-        }
         tensors
     }
 }
@@ -306,6 +302,13 @@ pub(super) fn lay_out_as(
     metadata: &[(String, String)],
     job_bytes: u64,
 ) -> Plan {
+    for (name, shape, bytes) in &tensors {
+        let bits = shape.elements().zip(bytes.dtype().bits()).map(|(count, bits)| count * u64::from(bits));
+        assert!(
+            bits.is_none_or(|bits| bits == bytes.count() * 8),
+            "`{name}` has as many bytes as its shape {shape} needs"
+        );
+    }
     // Wide elements first, so that every tensor lies at a multiple of its element's width.
     tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
         (right_bytes.dtype().bits(), left).cmp(&(left_bytes.dtype().bits(), right))

@@ -173,6 +173,20 @@ impl Arch {
         found.all(|(place, _)| place.spelling == first.spelling).then_some(first.spelling)
     }
 
+    /// Whether the tables hold the path, and a module with so many outputs and inputs.
+    pub fn fits(&self, path: &str, outputs: u64, inputs: u64) -> bool {
+        let Some((_, below)) = self.below(path) else { return false };
+        self.find(below).into_iter().any(|(place, filling)| {
+            let row = self.row(place);
+            row.diffusers.is_empty() || spots(row, place, &filling, outputs, inputs).is_some()
+        })
+    }
+
+    /// Whether it is the names of one tool, beside those of a family.
+    pub fn is_aside(&self) -> bool {
+        self.table.aside
+    }
+
     /// The other spellings of `path` in this family.
     pub fn translate(&self, path: &str, outputs: u64, inputs: u64) -> Vec<Vec<Spot>> {
         let Some((component, below)) = self.below(path) else { return Vec::new() };
@@ -241,6 +255,10 @@ fn spots(row: &Row, place: Place, filling: &Filling, outputs: u64, inputs: u64) 
         }
         false => Some(vec![Spot { module, take: 0..outputs, at: 0, of: Some(outputs) }]),
     };
+    let one = matches!(row.diffusers.as_slice(), [_]);
+    if one && !row.shares.is_empty() && sizes(&row.shares, outputs, inputs).is_none() {
+        return None;
+    }
     match (place.spelling, row.diffusers.as_slice()) {
         (_, []) => None,
         (Spelling::Original, [one]) => whole(one.fill(filling)),
@@ -259,6 +277,7 @@ fn spots(row: &Row, place: Place, filling: &Filling, outputs: u64, inputs: u64) 
             let own = row.shares[place.part];
             let size = |share: &Share| match share {
                 Share::Inputs(times) => inputs.checked_mul(*times),
+                Share::Part(of) => inputs.is_multiple_of(*of).then_some(inputs / of),
                 Share::Rows(rows) => Some(*rows),
                 Share::Rest => (own == Share::Rest).then_some(outputs),
             };
@@ -284,6 +303,7 @@ fn swapped(swap: Swap, outputs: u64, inputs: u64) -> bool {
 fn sizes(shares: &[Share], outputs: u64, inputs: u64) -> Option<Vec<u64>> {
     let fixed = |share: &Share| match share {
         Share::Inputs(times) => inputs.saturating_mul(*times),
+        Share::Part(of) => inputs / of,
         Share::Rows(rows) => *rows,
         Share::Rest => 0,
     };

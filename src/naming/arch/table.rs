@@ -34,6 +34,8 @@ const SHARED: [&str; 1] = [include_str!("../archs/unet.toml")];
 pub enum Share {
     /// So many times the module's inputs.
     Inputs(u64),
+    /// This part of the module's inputs.
+    Part(u64),
     /// An equal share of what the others leave.
     Rest,
     /// So many.
@@ -60,7 +62,7 @@ pub struct Row {
     pub original: Template,
     /// Its names in diffusers, several for the parts of a fused weight. Empty if the two are one.
     pub diffusers: Vec<Template>,
-    /// Sizes of the parts.
+    /// Sizes of the parts; of a weight that is one in both spellings, its own where that tells the family.
     pub shares: Vec<Share>,
     /// Order of the halves.
     pub swap: Swap,
@@ -165,8 +167,10 @@ fn share(text: &str) -> Share {
     match text {
         "in" => Share::Inputs(1),
         "3in" => Share::Inputs(3),
+        "4in" => Share::Inputs(4),
+        "in/3" => Share::Part(3),
         "rest" => Share::Rest,
-        number => Share::Rows(number.parse().expect("a share is `in`, `3in`, `rest` or a number")),
+        number => Share::Rows(number.parse().expect("a share is `in`, `3in`, `4in`, `in/3`, `rest` or a number")),
     }
 }
 

@@ -29,7 +29,7 @@ fn every_row_of_every_table_goes_there_and_back() {
     let mut seen = 0;
     for arch in archs() {
         for row in arch.table.rows.iter().filter(|row| !row.diffusers.is_empty() && !row.heads) {
-            for outputs in [INPUTS * 2, INPUTS * 6, INPUTS * 7] {
+            for outputs in [INPUTS * 2, INPUTS * 4, INPUTS * 5 / 3, INPUTS * 6, INPUTS * 7] {
                 let original = path(arch, &row.original);
                 let parts = arch.translate(&original, outputs, INPUTS);
                 let own = parts.iter().find(|spots| {
@@ -245,4 +245,56 @@ fn torchtunes_names_say_which_rows_are_reordered() {
     assert_eq!(renamed("layers.3.attn.q_proj"), Some(("model.layers.3.self_attn.q_proj".into(), true)));
     assert_eq!(renamed("layers.3.mlp.w2"), Some(("model.layers.3.mlp.down_proj".into(), false)));
     assert_eq!(torchtune.renamed("lm_head", Spelling::Original), Some(("output".into(), false)));
+}
+
+/// `fixtures/archs/NAME.txt`: what diffusers' own converters make of every weight of its classes, row by row.
+#[test]
+fn the_tables_say_what_diffusers_converters_do() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/archs");
+    let mut reached: BTreeSet<(String, String)> = BTreeSet::new();
+    for name in
+        "flux flux2 hunyuan_video ltx_video lumina2 qwen_image sd1 sd3 sdxl wan wan_vace z_image".split_whitespace()
+    {
+        let arch = arch(name.trim_end_matches("_vace")).unwrap();
+        let below = |module: &str| format!("{}.{module}", arch.components()[0]);
+        let text = std::fs::read_to_string(folder.join(format!("{name}.txt"))).unwrap();
+        for line in text.lines() {
+            let (left, right) = line.split_once(" = ").unwrap();
+            let words: Vec<&str> = left.split(' ').collect();
+            let size = |at: usize| words.get(at).map_or(64, |word| word.parse::<u64>().unwrap());
+            // A module that is renamed has any size; a wide one also has that of an MLP.
+            let (outputs, inputs) = (size(1), words.get(2).map_or(16, |word| word.parse().unwrap()));
+            let spots: Vec<(String, Range<u64>, u64)> = match words.len() {
+                1 => vec![(below(right), 0..outputs, 0)],
+                _ => right
+                    .split(", ")
+                    .map(|spot| {
+                        let spot: Vec<&str> = spot.split(' ').collect();
+                        let (from, to) = spot[0].split_once("..").unwrap();
+                        (below(spot[1]), from.parse().unwrap()..to.parse().unwrap(), spot[2].parse().unwrap())
+                    })
+                    .collect(),
+            };
+            let original = below(words[0]);
+            assert!(spots.iter().all(|(module, ..)| arch.knows(module)) && arch.knows(&original), "{name}: {line}");
+            if spots[0].0 != original {
+                let found = arch.translate(&original, outputs, inputs);
+                let found: Vec<_> =
+                    found[0].iter().map(|spot| (spot.module.clone(), spot.take.clone(), spot.at)).collect();
+                assert_eq!(found, spots, "{name}: {line}");
+            }
+            for (module, ..) in spots {
+                for (place, _) in arch.find(arch.below(&module).unwrap().1) {
+                    reached.insert((arch.name().to_owned(), format!("{:?}", arch.row(place).original)));
+                }
+            }
+        }
+    }
+    // No row is there that no model has; but for shortcuts, which a residual block of a UNet may have or not.
+    for arch in archs().iter().filter(|arch| arch.is_denoiser() && !arch.is_aside()) {
+        for row in &arch.table.rows {
+            let key = (arch.name().to_owned(), format!("{:?}", row.original));
+            assert!(reached.contains(&key) || key.1.contains("skip_connection"), "{}: {}", arch.name(), key.1);
+        }
+    }
 }

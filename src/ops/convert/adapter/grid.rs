@@ -143,7 +143,9 @@ impl Grid {
         let own = self.float();
         let float = float.unwrap_or(own);
         if let [block] = self.blocks.as_slice() {
-            let all = block.rows == (0..self.size.0) && block.cols == (0..self.size.1);
+            let all = block.rows == (0..self.size.0)
+                && block.cols == (0..self.size.1)
+                && block.source.info.shape.elements() == Some(self.size.0 * self.size.1);
             let same = block.source.info.dtype.float() == Some(float);
             if all && same && !block.turned && block.factor == 1.0 && block.at == (0, 0) {
                 return Bytes::Stored(block.source.clone());

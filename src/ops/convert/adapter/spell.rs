@@ -53,7 +53,14 @@ pub fn respell(adapter: &Adapter, pieces: &mut Pieces, wanted: Wanted, family: O
             let known: Vec<&str> = arch::archs().iter().map(Arch::name).collect();
             Error::invalid("--arch", format!("`{name}` is not one of {}", known.join(", ")))
         })?),
-        None => arch::arch_of(borrowed()).or_else(|| arch::archs_of(borrowed()).first().copied()),
+        None => {
+            // Several families may share names; the first of those that the sizes fit best.
+            let fitting = |family: &Arch| {
+                let fits = |pair: &&Pair| family.fits(&pair.path, pair.up.size.0, pair.down.size.1);
+                pieces.pairs.iter().filter(fits).count()
+            };
+            arch::archs_of(borrowed()).into_iter().rev().max_by_key(|family| fitting(family))
+        }
     };
     let diffusion = paths.iter().any(|path| components::split(path).is_some());
     if !diffusion {
@@ -165,7 +172,11 @@ pub fn unflatten(adapter: &Adapter, pieces: &mut Pieces, flat: &BTreeMap<String,
 /// Where the rows of `path` go in the spelling `wanted`; `None` if it is spelled so already.
 fn translated(path: &str, size: (u64, u64), wanted: Wanted, family: Option<&'static Arch>) -> Option<Vec<Spot>> {
     let own = family.filter(|family| family.knows(path));
-    let family = own.or_else(|| arch::archs().iter().find(|family| family.spelling(path).is_some()))?;
+    // Names of another denoiser would be those of another model.
+    let denoiser = family.is_some_and(Arch::is_denoiser);
+    let other =
+        |other: &&Arch| (!denoiser || !other.is_denoiser() || other.is_aside()) && other.spelling(path).is_some();
+    let family = own.or_else(|| arch::archs().iter().find(other))?;
     let spelling = spelling_of(wanted, family);
     if family.spelling(path)? == spelling {
         return None;
