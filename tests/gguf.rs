@@ -384,7 +384,7 @@ fn small_model() -> Vec<u8> {
     ];
     let info = |(name, shape): (&str, Vec<u64>)| {
         let bytes = 4 * shape.iter().product::<u64>();
-        TensorInfo { name: format!("{name}.weight"), dtype: Dtype::F32, shape: Shape(shape), offset: 0, bytes }
+        TensorInfo { name: format!("{name}.weight"), dtype: Dtype::F32, shape: Shape::from(shape), offset: 0, bytes }
     };
     let layout = Layout::new(Path::new("small.gguf"), &metadata, shapes.into_iter().map(info).collect()).unwrap();
     let data: Vec<Vec<u8>> =
@@ -423,7 +423,7 @@ fn dimensions_of_nothing_are_survived() {
         let info = TensorInfo {
             name: format!("{name}.weight"),
             dtype: Dtype::F32,
-            shape: Shape(shape.to_vec()),
+            shape: Shape::from(shape.to_vec()),
             offset: 0,
             bytes: 0,
         };

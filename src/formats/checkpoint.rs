@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{self, Path, PathBuf};
 
-use foldhash::{HashMap, HashSet};
+use foldhash::HashSet;
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
 use super::gguf::{Gguf, Metadata, View, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
+use super::places::Places;
 use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
 use crate::io::read_start;
@@ -42,7 +43,7 @@ pub struct Checkpoint {
     container: Container,
     files: Vec<WeightFile>,
     gguf: Option<Metadata>,
-    by_name: HashMap<String, (usize, usize)>,
+    by_name: Places,
 }
 
 impl Checkpoint {
@@ -152,22 +153,13 @@ impl Checkpoint {
     }
 
     fn assemble(root: &Path, container: Container, files: Vec<WeightFile>) -> Result<Self> {
-        let mut by_name = HashMap::default();
-        by_name.reserve(files.iter().map(|file| file.header.tensors.len()).sum());
-        for (at, file) in files.iter().enumerate() {
-            for (position, tensor) in file.header.tensors.iter().enumerate() {
-                if let Some((other, _)) = by_name.insert(tensor.name.clone(), (at, position)) {
-                    let other: &WeightFile = &files[other];
-                    let there = if other.name == file.name {
-                        "there twice".into()
-                    } else {
-                        format!("in `{}` as well", other.name)
-                    };
-                    let problem = format!("stands {there}");
-                    return Err(Error::malformed(file.map.path(), format!("tensor `{}`", tensor.name), problem));
-                }
-            }
-        }
+        let by_name = Places::of(&files).map_err(|[(file, position), (other, _)]| {
+            let (file, other): (&WeightFile, &WeightFile) = (&files[file], &files[other]);
+            let there =
+                if other.name == file.name { "there twice".into() } else { format!("in `{}` as well", other.name) };
+            let at = format!("tensor `{}`", file.header.tensors[position].name);
+            Error::malformed(file.map.path(), at, format!("stands {there}"))
+        })?;
         Ok(Self { root: root.into(), container, files, gguf: None, by_name })
     }
 
@@ -239,18 +231,19 @@ impl Checkpoint {
 
     /// Number of tensors.
     pub fn count(&self) -> usize {
-        self.by_name.len()
+        self.by_name.count()
     }
 
     /// The tensor of this name.
     pub fn find(&self, name: &str) -> Option<Stored> {
-        let &(file, position) = self.by_name.get(name)?;
+        let (file, position) = self.by_name.find(&self.files, name)?;
         Some(self.stored(file, position))
     }
 
     /// What is known of the tensor of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.by_name.get(name).map(|&(file, position)| &self.files[file].header.tensors[position])
+        let (file, position) = self.by_name.find(&self.files, name)?;
+        Some(&self.files[file].header.tensors[position])
     }
 
     /// The tensor at `position` of file `file`.

@@ -20,6 +20,7 @@ pub mod layout;
 pub mod npy;
 pub mod pickle;
 mod pipeline;
+mod places;
 pub mod safetensors;
 mod weight_file;
 mod zip;

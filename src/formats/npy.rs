@@ -109,7 +109,7 @@ fn add(map: &Arc<MappedFile>, found: &mut Found, source: Source<'_>, budget: &mu
     let header = Header::read(path, &name, &bytes)?;
     let wrong = |problem: String| Error::malformed(path, format!("array `{name}`"), problem);
     let width = u64::from(header.dtype.bits().unwrap_or(8) / 8);
-    let shape = Shape(header.shape);
+    let shape = Shape::from(header.shape);
     let elements = shape.elements().and_then(|elements| elements.checked_mul(width));
     let len = elements.ok_or_else(|| wrong(format!("shape {shape} has more elements than can be counted")))?;
     let has = bytes.len() as u64 - header.len as u64;

@@ -10,6 +10,7 @@
 //! not know, keeps one of two entries with the same name and reports neither tensor nor numbers, so headers are
 //! read here (`docs/decisions/0002`); tests hold this reader against the crate's.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
@@ -110,20 +111,21 @@ pub(super) fn looks_like(file: &[u8]) -> &'static str {
 
 /// One entry as written.
 #[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<u64>,
+struct Entry<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
+    shape: Shape,
     data_offsets: (u64, u64),
 }
 
 /// A header as written, in JSON order.
 #[derive(Default)]
-struct Raw {
+struct Raw<'a> {
     metadata: Vec<(String, String)>,
-    tensors: Vec<(String, Entry)>,
+    tensors: Vec<(String, Entry<'a>)>,
 }
 
-fn parse(path: &Path, text: &[u8]) -> Result<Raw> {
+fn parse<'a>(path: &Path, text: &'a [u8]) -> Result<Raw<'a>> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let raw = json.deserialize_map(RawVisitor).and_then(|raw| json.end().map(|()| raw));
     raw.map_err(|problem| Error::malformed(path, "header", format!("not a safetensors header: {problem}")))
@@ -132,13 +134,13 @@ fn parse(path: &Path, text: &[u8]) -> Result<Raw> {
 struct RawVisitor;
 
 impl<'de> Visitor<'de> for RawVisitor {
-    type Value = Raw;
+    type Value = Raw<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Raw, M::Error> {
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Raw<'de>, M::Error> {
         let twice = |name: &str| -> M::Error { de::Error::custom(format!("the name `{name}` stands there twice")) };
         let mut raw = Raw::default();
         let mut has_metadata = false;
@@ -196,7 +198,7 @@ impl<'de> Visitor<'de> for Texts {
 }
 
 /// Checks every entry against its own shape and all of them against the data section.
-fn check_tensors(path: &Path, entries: Vec<(String, Entry)>, data_bytes: u64) -> Result<Vec<TensorInfo>> {
+fn check_tensors(path: &Path, entries: Vec<(String, Entry<'_>)>, data_bytes: u64) -> Result<Vec<TensorInfo>> {
     let mut tensors =
         entries.into_iter().map(|(name, entry)| check_entry(path, name, entry)).collect::<Result<Vec<_>>>()?;
     tensors.sort_by_key(|tensor| (tensor.offset, tensor.bytes));
@@ -217,17 +219,17 @@ fn check_tensors(path: &Path, entries: Vec<(String, Entry)>, data_bytes: u64) ->
     Ok(tensors)
 }
 
-fn check_entry(path: &Path, name: String, entry: Entry) -> Result<TensorInfo> {
+fn check_entry(path: &Path, name: String, entry: Entry<'_>) -> Result<TensorInfo> {
     let malformed = |problem: String| Error::malformed(path, format!("tensor `{name}`"), problem);
     let (begin, end) = entry.data_offsets;
     let bytes =
         end.checked_sub(begin).ok_or_else(|| malformed(format!("ends at byte {end}, before its begin {begin}")))?;
-    if entry.shape.len() > MAX_DIMENSIONS {
-        let (got, max) = (entry.shape.len() as u64, MAX_DIMENSIONS as u64);
+    if entry.shape.as_slice().len() > MAX_DIMENSIONS {
+        let (got, max) = (entry.shape.as_slice().len() as u64, MAX_DIMENSIONS as u64);
         return Err(Error::limit(path, format!("number of dimensions of tensor `{name}`"), got, max));
     }
     let dtype = Dtype::from_name(&entry.dtype);
-    let shape = Shape::from(entry.shape);
+    let shape = entry.shape;
     if let Some(bits) = dtype.bits() {
         let wanted = shape.elements().and_then(|elements| elements.checked_mul(u64::from(bits)));
         match wanted {

@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use serde::Deserialize;
+use smallvec::SmallVec;
+
 use super::dtype::{Dtype, Float};
 
 /// The dimensions of a tensor, outermost first; no dimensions at all is one scalar.
-#[derive(Clone, PartialEq, Eq, Debug, Hash, Default)]
-pub struct Shape(pub Vec<u64>);
+#[derive(Clone, PartialEq, Eq, Debug, Hash, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Shape(SmallVec<[u64; 4]>);
 
 /// A tensor as the header of its file describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,13 +74,19 @@ impl fmt::Display for Shape {
 
 impl From<Vec<u64>> for Shape {
     fn from(dimensions: Vec<u64>) -> Self {
-        Self(dimensions)
+        Self(dimensions.into())
+    }
+}
+
+impl FromIterator<u64> for Shape {
+    fn from_iter<I: IntoIterator<Item = u64>>(dimensions: I) -> Self {
+        Self(dimensions.into_iter().collect())
     }
 }
 
 impl<const N: usize> From<[u64; N]> for Shape {
     fn from(dimensions: [u64; N]) -> Self {
-        Self(dimensions.into())
+        Self(SmallVec::from_slice(&dimensions))
     }
 }
 

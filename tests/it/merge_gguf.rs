@@ -262,7 +262,7 @@ fn model(path: &Path, metadata: &Metadata, tensors: &[Written<'_>]) {
     let info = |((name, shape, packing, _), data): (&Written<'_>, &Vec<u8>)| TensorInfo {
         name: (*name).into(),
         dtype: packing.dtype(),
-        shape: Shape(shape.to_vec()),
+        shape: Shape::from(shape.to_vec()),
         offset: 0,
         bytes: data.len() as u64,
     };

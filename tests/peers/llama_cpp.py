@@ -12,6 +12,7 @@ divergence of the predictions and how often the likeliest token is the same.
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from models import DEFAULT_BINARY, REFERENCE, ROOT, skip
 from real import find_base
 
 CONTEXT = 256
-# Rounding of a merge to F16, and the order of sums, leave this much; a merge requantised to Q4_1 is judged beside llama.cpp's own.
+# Rounding of a merge to F16, and the order of sums, leave this much; a merge requantised to Q4_1 is judged by what Q4_1 itself does.
 CLOSE = 5e-4
 # Least change of perplexity, in log: without it, agreement proves nothing.
 MIN_EFFECT = 0.01
@@ -62,6 +63,33 @@ class Runs:
         shown = ["", ""] if divergence is None else [f"{divergence:.6f}", f"{same:.2f} %"]
         self.rows.append((what, f"{ppl:.4f}", like, *shown, "" if good else "FAILED"))
         print("| " + " | ".join(self.rows[-1]) + " |", flush=True)
+
+
+def move_between_levels(a, model, out):
+    """A copy of the F16 `model` whose weights lie anywhere between the levels of Q4_1 instead of on them.
+
+    The weights that the Q4_1 file holds in blocks are moved by up to half a step of their block. Rounding weights of any model to
+    Q4_1 moves them as far, so what this does to the predictions is the error of the type itself.
+    """
+    import numpy as np
+
+    sys.path.insert(0, str(a.converter / "gguf-py"))
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    chance = np.random.default_rng(0)
+    shutil.copy(model, out)
+    moved = np.memmap(out, mode="r+", dtype=np.uint8)
+    places = {tensor.name: tensor.data_offset for tensor in GGUFReader(model).tensors}
+    for tensor in GGUFReader(a.gguf).tensors:
+        if tensor.tensor_type != GGMLQuantizationType.Q4_1:
+            continue
+        # A block of 32 weights: the step and the smallest value as f16, then 16 bytes of levels (ggml's block_q4_1).
+        steps = np.asarray(tensor.data).reshape(-1, 20)[:, :2].copy().view(np.float16).astype(np.float32)
+        place = slice(places[tensor.name], places[tensor.name] + 2 * tensor.n_elements)
+        weights = moved[place].view(np.float16).reshape(-1, 32)
+        moved[place] = (weights + steps * (chance.random(weights.shape, np.float32) - 0.5)).astype(np.float16).reshape(-1).view(np.uint8)
+    moved.flush()
+    return out
 
 
 def convert_with_llama_cpp(a, script, out, *words):
@@ -110,6 +138,17 @@ def main():
         got = runs.perplexity("merged", merged, like="adapted")
         runs.row("F16, our merge", got, "F16 + adapter, their conversion", got[1] <= CLOSE)
 
+        # What four bits cost this model: a type whose levels are not those of the file, and Q4_1 with weights between its levels.
+        other = runs.scratch / "q4-k.gguf"
+        quantize = str(a.llama_cpp / "llama-quantize")
+        subprocess.run([quantize, "--pure", str(merged), str(other), "q4_k_s"], check=True, capture_output=True)
+        costs = {"F16, our merge, quantised to Q4_K by llama-quantize": other}
+        costs["F16, our merge, weights moved by up to half a step of Q4_1"] = move_between_levels(a, merged, runs.scratch / "moved.gguf")
+        for what, model in costs.items():
+            costs[what] = runs.perplexity("cost", model, like="adapted")
+            runs.row(what, costs[what], "F16 + adapter, their conversion")
+        error_of_type = costs[what][1]
+
         runs.row("Q4_1", runs.perplexity("q4", a.gguf))
         runs.row("Q4_1 + adapter", runs.perplexity("q4-adapted", a.gguf, "--lora", lora))
         exported = runs.scratch / "exported.gguf"
@@ -125,13 +164,13 @@ def main():
 
         # What people do without lorakit: merge to F16, then quantise again.
         again = runs.scratch / "exported-q4.gguf"
-        tool = [str(a.llama_cpp / "llama-quantize"), "--allow-requantize", "--pure", str(exported), str(again), "q4_1"]
+        tool = [quantize, "--allow-requantize", "--pure", str(exported), str(again), "q4_1"]
         subprocess.run(tool, check=True, capture_output=True)
         theirs = runs.perplexity("exported-q4", again, like="q4-adapted")
         runs.row("the same, quantised to Q4_1 by llama-quantize", theirs, "Q4_1 + adapter")
         nearest = runs.lorakit("nearest.gguf", "merge", a.gguf, adapter, "--rounding", "nearest")
         runs.row("Q4_1 merged by us, to nearest", runs.perplexity("nearest", nearest, like="q4-adapted"), "Q4_1 + adapter")
-        runs.row("Q4_1 merged by us", got, "Q4_1 + adapter", got[1] < theirs[1] and got[0] < theirs[0])
+        runs.row("Q4_1 merged by us", got, "Q4_1 + adapter", got[1] <= error_of_type and got[1] < theirs[1] and got[0] < theirs[0])
         eight = runs.lorakit("merged-q8.gguf", "merge", a.gguf, adapter, "--quant", "q8_0")
         got = runs.perplexity("merged-q8", eight, like="q4-adapted")
         runs.row("Q4_1 merged by us, changed weights as Q8_0", got, "Q4_1 + adapter", got[1] <= 2 * plainly[1])

@@ -135,7 +135,7 @@ impl<'a> Raw<'a> {
             shape.push(cursor.u64("a dimension")?);
         }
         shape.reverse();
-        Ok(Self { name, shape: Shape(shape), id: cursor.u32("a type")?, offset: cursor.u64("an offset")? })
+        Ok(Self { name, shape: Shape::from(shape), id: cursor.u32("a type")?, offset: cursor.u64("an offset")? })
     }
 
     /// Its bytes, where its type is known.

@@ -323,7 +323,7 @@ mod tests {
     use crate::tensor::Shape;
 
     fn tensor(name: &str, shape: &[u64]) -> TensorInfo {
-        let shape = Shape(shape.to_vec());
+        let shape = Shape::from(shape.to_vec());
         TensorInfo {
             name: name.into(),
             dtype: GgmlType::F32.dtype(),

@@ -69,7 +69,7 @@ impl View {
         let bytes = tensor.bytes / experts;
         let one = |expert: u64| {
             let module = arch.module(stem, Some(expert))?;
-            let (shape, offset) = (Shape(rest.to_vec()), tensor.offset + expert * bytes);
+            let (shape, offset) = (Shape::from(rest.to_vec()), tensor.offset + expert * bytes);
             Some(TensorInfo { name: format!("{module}{parameter}"), shape, offset, bytes, ..tensor.clone() })
         };
         (0..*experts).filter_map(one).collect()

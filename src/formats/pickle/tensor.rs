@@ -116,7 +116,7 @@ pub fn describe<'a>(heap: &Heap<'a>, call: (&Known, &[Value])) -> Result<Describ
     if shape.len() > MAX_DIMENSIONS {
         return Err(format!("has {} dimensions, more than the accepted {MAX_DIMENSIONS}", shape.len()));
     }
-    Ok(Described { storage, dtype, offset, shape: Shape(shape), strides })
+    Ok(Described { storage, dtype, offset, shape: Shape::from(shape), strides })
 }
 
 /// torch notes that a tensor is to be read with its sign turned or conjugated, instead of doing it.

@@ -130,7 +130,7 @@ mod tests {
         let tensor = |name: &str, shape: &[u64]| TensorInfo {
             name: name.into(),
             dtype: Dtype::F32,
-            shape: Shape(shape.to_vec()),
+            shape: Shape::from(shape.to_vec()),
             offset: 0,
             bytes: 0,
         };

@@ -66,7 +66,7 @@ pub fn make(base: &Base, mix: Option<Mix>) -> Result<Made> {
 
     let factors = said.factors.iter().map(|(name, values)| {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let info = info(name, Shape(vec![values.len() as u64]), GgmlType::F32, bytes.len() as u64);
+        let info = info(name, Shape::from([values.len() as u64]), GgmlType::F32, bytes.len() as u64);
         (info.clone(), Stored::held(&base.checkpoint.files()[0].map, info, bytes))
     });
     let (mut infos, mut tensors) = (Vec::new(), Vec::new());
@@ -199,7 +199,7 @@ fn shaped(root: &Path, mut group: Group) -> Result<Group> {
     }
     let stacked = group.members.keys().any(Option::is_some);
     let experts = stacked.then_some(group.members.len() as u64);
-    group.shape = Shape(experts.into_iter().chain(first.shape.as_slice().iter().copied()).collect());
+    group.shape = experts.into_iter().chain(first.shape.as_slice().iter().copied()).collect();
     Ok(group)
 }
 
@@ -270,7 +270,7 @@ fn complete(base: &Base, arch: &GgufArch, config: &Map<String, Json>, groups: &[
         let Some(expected) = expected(&group.name, config).filter(|expected| group.shape.as_slice() != expected) else {
             continue;
         };
-        let what = format!("is {}, and must be {} by config.json", group.shape, Shape(expected));
+        let what = format!("is {}, and must be {} by config.json", group.shape, Shape::from(expected));
         return Err(Error::malformed(root, format!("tensor `{}`", hub_name(&group.name)), what));
     }
     Ok(())
