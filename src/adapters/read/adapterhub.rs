@@ -1,6 +1,8 @@
 //! AdapterHub: `adapter_config.json` with the adapter's architecture under `config`; the adapter's name stands in every key.
 //! Source: adapters 1.3 `loading.py`, `methods/{modeling,lora,prefix_tuning}.py`.
 //!
+//! Scales: α/r, in files of versions before 1.1 (`adapters.1.0.1`) 1; a DoRA is known where that is 1.
+//!
 //! LoRA and IA³ change weights. Everything else is inserted between layers or in front of the input.
 
 use std::collections::BTreeMap;
@@ -54,7 +56,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     let path = root.join(CONFIG_NAME);
     let own = raw.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
     let number = |key: &str| own.get(key).and_then(Value::as_f64);
-    let scales = own.get("composition_mode").and_then(Value::as_str) == Some("scale");
+    let scales_rows = own.get("composition_mode").and_then(Value::as_str) == Some("scale");
     let gated = own.get("use_gating").and_then(Value::as_bool) == Some(true);
     let mut config = AdapterConfig::synthetic(&path, "LORA", None);
     config.base_model = raw.get("model_name").and_then(Value::as_str).map(str::to_owned);
@@ -63,7 +65,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
         let name = stored.info.name.clone();
         match (lora_key(&name), inserted_at(&name)) {
             (Some((_, role)), _) if gated && role == "gate" => return Err(gate(&stored)),
-            (Some((module, role)), _) => match role_of(role, scales) {
+            (Some((module, role)), _) => match role_of(role, scales_rows) {
                 Some(role) => keyed.push((Key { module: module.to_owned(), nesting: 0, role }, stored)),
                 None => rest.push(unknown(module, stored)),
             },
@@ -81,10 +83,21 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
             let missing =
                 |key: &str| Error::malformed(&path, format!("`config.{key}`"), "is missing, so the scale is unknown");
             let alpha = number("alpha").filter(|alpha| alpha.is_finite()).ok_or_else(|| missing("alpha"))?;
-            scales.values_mut().for_each(|(_, own)| *own = alpha);
+            let faulty = raw.get("version").and_then(Value::as_str).is_some_and(scaled_by_one);
+            scales.values_mut().for_each(|(rank, own)| *own = if faulty { *rank as f64 } else { alpha });
+        }
+        config.dora = has_magnitudes(&modules);
+        let refuse = |problem: String| Err(Error::unsupported(&path, problem));
+        if let Some((rank, alpha)) = scales.values().find(|(rank, alpha)| config.dora && *alpha != *rank as f64) {
+            return refuse(format!(
+                "is a DoRA of rank {rank} with `config.alpha` {alpha}, where the library's merge leaves out the scale that its \
+                 forward pass applies: only with alpha = r do they agree"
+            ));
+        }
+        if let Some(alpha) = number("alpha").filter(|alpha| scales_rows && *alpha != 1.0) {
+            return refuse(format!("is an IA³ with `config.alpha` {alpha}, which multiplies every weight; only 1 is known"));
         }
         config.scaling = Some(Scaling::exact(scales));
-        config.dora = has_magnitudes(&modules);
         modules.extend(inserted.into_iter().map(|((path, _), inserted)| Module {
             path,
             nesting: 0,
@@ -96,6 +109,14 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     });
     config.raw = raw;
     Ok(Opened { root: root.to_path_buf(), dialect: "adapterhub", config, tensors, modules })
+}
+
+/// Whether a library of this version multiplied by nothing, whatever its config says: before 1.1 the loader takes α for r.
+fn scaled_by_one(version: &str) -> bool {
+    let Some(version) = version.strip_prefix("adapters.") else { return false };
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    (major, minor) < (1, 1)
 }
 
 fn unknown(path: &str, stored: Stored) -> Module {
