@@ -18,7 +18,7 @@ pub struct Convert {
     pub input: String,
     #[command(flatten)]
     pub write: Write,
-    /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, safetensors; a checkpoint becomes safetensors
+    /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune, safetensors; a checkpoint becomes safetensors
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
     /// The model an adapter belongs to, where its names or shapes are needed

@@ -46,7 +46,7 @@ pub struct WriteAdapter {
 /// In which dialect an adapter is written.
 #[derive(Debug, Group)]
 pub struct To {
-    /// Dialect of the adapter: peft, kohya, comfyui, diffusers, mlx, gguf; as `convert` would write what is made
+    /// Dialect of the adapter: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune; as `convert` would write what is made
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
     /// With --to: the architecture the adapter is for, where names do not tell

@@ -62,6 +62,9 @@ struct Table {
     print_prefixes: BTreeMap<String, String>,
     #[serde(default)]
     rewrite: Vec<Rewrite>,
+    /// Keys are written as they stood before they were rewritten.
+    #[serde(default)]
+    written_back: bool,
     #[serde(flatten)]
     groups: BTreeMap<String, BTreeMap<String, Vec<String>>>,
 }
@@ -158,7 +161,9 @@ impl Scheme {
             module.strip_prefix(component.as_str())?.strip_prefix('.').map(|rest| format!("{prefix}{rest}"))
         });
         let module = prefix.unwrap_or_else(|| module.to_owned());
-        Some(format!("{}{module}{suffix}", self.table.print_prefix))
+        let key = format!("{}{module}{suffix}", self.table.print_prefix);
+        let back = self.table.rewrite.iter().filter(|_| self.table.written_back);
+        Some(back.fold(key, |key, rewrite| key.replacen(&rewrite.to, &rewrite.from, 1)))
     }
 
     fn rewritten(&self, key: &str) -> String {

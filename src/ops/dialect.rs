@@ -47,7 +47,7 @@ impl Dialect {
     /// What an output called `name` is called as a file or directory.
     pub fn file_name(&self, name: &str) -> String {
         match self.foreign() {
-            Some(Target::Kohya | Target::ComfyUi) => format!("{name}.safetensors"),
+            Some(Target::Kohya | Target::ComfyUi | Target::XLabs) => format!("{name}.safetensors"),
             Some(Target::Gguf) => format!("{name}.gguf"),
             _ => name.to_owned(),
         }
@@ -65,7 +65,7 @@ impl Dialect {
     /// When a directory is named like a file.
     pub fn check_out(&self, out: &Path) -> Result<()> {
         match self.foreign() {
-            None | Some(Target::Mlx) => refuse_file_name(out),
+            None | Some(Target::Mlx | Target::AdapterHub | Target::Torchtune) => refuse_file_name(out),
             Some(_) => Ok(()),
         }
     }
@@ -75,7 +75,8 @@ impl Dialect {
     /// # Errors
     /// When they cannot.
     pub fn check<'a>(&self, root: &Path, mut tensors: impl Iterator<Item = &'a str>) -> Result<()> {
-        let pipelines = matches!(self.foreign(), Some(Target::Kohya | Target::ComfyUi | Target::Diffusers));
+        let pipelines =
+            matches!(self.foreign(), Some(Target::Kohya | Target::ComfyUi | Target::Diffusers | Target::XLabs));
         if pipelines && !tensors.any(|name| components::is_diffusion(&components::with_component(name))) {
             let what = format!("is no part of a diffusion pipeline, and adapters of {} are for those", self.name());
             return Err(Error::unsupported(root, what));

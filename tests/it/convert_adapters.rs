@@ -46,7 +46,7 @@ fn assert_same(left: &Tensors, right: &Tensors) {
 }
 
 fn place(bench: &Bench, at: usize, target: &str) -> PathBuf {
-    let single = ["kohya", "comfyui"].contains(&target);
+    let single = ["kohya", "comfyui", "xlabs"].contains(&target);
     bench.path(&format!("{at}-{target}{}", if single { ".safetensors" } else { "" }))
 }
 
@@ -208,6 +208,7 @@ fn a_cast_on_the_way_and_the_record_of_it() {
 
 /// Every adapter of the reference with its base and dialect.
 fn reference_adapters(root: &Path) -> Vec<(PathBuf, PathBuf, &'static str)> {
+    let hub = [(root.join("adapterhub/base-bert"), root.join("adapterhub/lora"), "adapterhub")].into_iter();
     let folders = |part: &str| {
         let mut all: Vec<PathBuf> = fs::read_dir(root.join(part)).unwrap().map(|entry| entry.unwrap().path()).collect();
         all.sort();
@@ -219,7 +220,7 @@ fn reference_adapters(root: &Path) -> Vec<(PathBuf, PathBuf, &'static str)> {
     let peft = cases("peft").map(|at| (root.join("peft/bases").join(base(&at)), at.join("adapter"), "peft"));
     let mlx = cases("mlx").map(|at| (root.join(base(&at)), at.join("adapter"), "mlx"));
     let kohya = folders("kohya").map(|at| (root.join("kohya/base"), at.join("lora.safetensors"), "kohya"));
-    peft.chain(mlx).chain(kohya).filter(|(base, adapter, _)| base.exists() && adapter.exists()).collect()
+    peft.chain(mlx).chain(kohya).chain(hub).filter(|(base, adapter, _)| base.exists() && adapter.exists()).collect()
 }
 
 #[test]
@@ -233,16 +234,25 @@ fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
             continue;
         }
         let expected = tensors(&bench.path("merged"));
-        for target in ["peft", "kohya", "comfyui", "diffusers", "mlx"].into_iter().filter(|target| *target != own) {
+        let targets = ["peft", "kohya", "comfyui", "diffusers", "mlx", "adapterhub", "torchtune", "xlabs"];
+        for target in targets.into_iter().filter(|target| *target != own) {
             let bench = Bench::new();
             let (there, back) = (place(&bench, 0, target), place(&bench, 1, own));
-            let outcome = convert(&adapter, &there, &["--to", target]);
+            let mut more = vec!["--to", target];
+            if ["adapterhub", "torchtune"].contains(&target) {
+                more.extend(["--base", base.to_str().unwrap()]);
+            }
+            let outcome = convert(&adapter, &there, &more);
             if outcome.code != 0 {
                 assert!(outcome.stderr.starts_with("error: ") && bench.listing().is_empty(), "{}", outcome.stderr);
                 continue;
             }
             assert_same(&merged(&base, &there, None), &expected);
-            let outcome = convert(&there, &back, &["--to", own]);
+            let mut more = vec!["--to", own];
+            if own == "adapterhub" {
+                more.extend(["--base", base.to_str().unwrap()]);
+            }
+            let outcome = convert(&there, &back, &more);
             // What PEFT holds whole, mlx-lm took whole only because it trained all of it.
             if adapter.ends_with("full/adapter") {
                 outcome.refused(1, &["stored whole"]);
@@ -253,5 +263,15 @@ fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
             *equal.entry(target).or_default() += 1;
         }
     }
-    assert_eq!(equal, BTreeMap::from([("comfyui", 16), ("diffusers", 7), ("mlx", 19), ("peft", 4)]));
+    assert_eq!(
+        equal,
+        BTreeMap::from([
+            ("adapterhub", 2),
+            ("comfyui", 16),
+            ("diffusers", 7),
+            ("mlx", 20),
+            ("peft", 5),
+            ("torchtune", 18),
+        ])
+    );
 }

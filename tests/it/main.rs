@@ -10,6 +10,7 @@ mod containers;
 mod convert;
 mod convert_adapters;
 mod convert_gguf;
+mod convert_trainers;
 mod delta;
 mod dense;
 mod dialects;

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""What lorakit writes, loaded by the libraries it is written for: PEFT, mlx-lm, diffusers, LyCORIS.
+"""What lorakit writes, loaded by the libraries it is written for: PEFT, mlx-lm, diffusers, LyCORIS, AdapterHub, torchtune.
 
 Each output is computed with by its library; wanted is what the adapter it was made of does, by its own library or merged by lorakit.
 
-    python tests/peers/loaders.py [--lorakit target/release/lorakit]
+    python tests/peers/loaders.py [--lorakit target/release/lorakit] [--only language|diffusion|adapterhub|torchtune]
+
+AdapterHub's library wants an older transformers, so it has an environment of its own: `pip install adapters peft torch`;
+torchtune wants an older torchao: `pip install torchtune torchao==0.10.0`, with which PEFT runs nothing.
 """
 import argparse
 import subprocess
@@ -123,16 +126,95 @@ def diffusion(bench):
         bench.row("LyCORIS", f"{case} → comfyui → kohya", output(model), wanted, plain)
 
 
+def adapterhub(bench):
+    """AdapterHub's library on a tiny llama and a tiny BERT: what PEFT's adapters became, and its own in a new file."""
+    try:
+        import adapters
+        from transformers import AutoModel
+    except ImportError as missing:
+        print(f"SKIPPED: AdapterHub ({missing})")
+        return
+
+    def loaded(model, path, safe=True):
+        adapters.init(model)
+        info = {}
+        model.load_adapter(str(path), use_safetensors=safe, set_active=True, with_head=False, loading_info=info)
+        if info.get("missing_keys") or info.get("unexpected_keys"):
+            sys.exit(f"{path}: {info}")
+        return model.eval()
+
+    base = REFERENCE / "peft/bases/llama-bf16"
+    plain = logits(load(base, torch.float32), IDS)
+    for at, (case, exclude) in enumerate([
+        ("lora-exclude-regex", "none"), ("lora-layers-to-transform", "none"), ("lora-all-r4", "o_proj|gate_proj"),
+        ("lora-all-r4", "o_proj|gate_proj|up_proj"), ("lora-all-r4", "o_proj|gate_proj|down_proj"),
+        ("lora-rslora-patterns", "o_proj|gate_proj"), ("dora-r4", "o_proj|gate_proj"), ("ia3", "down_proj"),
+    ]):
+        source = REFERENCE / "peft" / case / "adapter"
+        if exclude == "none":
+            wanted = adapted_logits(base, source, IDS)
+        elif case == "ia3":
+            merged = bench.run(f"n{at}", "merge", base, source, "--dtype", "f32", "--exclude", exclude)
+            wanted = logits(load(merged, torch.float32), IDS)
+        else:
+            wanted = adapted_logits(base, bench.run(f"n{at}", "convert", source, "--to", "peft", "--exclude", exclude), IDS)
+        path = bench.run(f"o{at}", "convert", source, "--to", "adapterhub", "--base", base, "--exclude", exclude)
+        got = logits(loaded(load(base, torch.float32), path), IDS)
+        bench.row("AdapterHub", f"{case} without {exclude.replace('|', ', ')} → adapterhub", got, wanted, plain)
+
+    root = REFERENCE / "adapterhub"
+    bert = lambda: AutoModel.from_pretrained(root / "base-bert", dtype=torch.float32)
+    words = torch.tensor([[i % bert().config.vocab_size for i in IDS]])
+
+    def output(model):
+        with torch.no_grad():
+            return model(input_ids=words).last_hidden_state
+
+    plain = output(bert().eval())
+    for case in ["lora", "compacter", "houlsby-double_seq_bn", "par_bn", "pfeiffer-seq_bn", "prefix", "prompt", "seq_bn_inv", "loreft"]:
+        wanted = output(loaded(bert(), root / case, safe=False))
+        again = bench.run(f"p-{case}", "convert", root / case, "--to", "adapterhub")
+        got = output(loaded(bert(), again))
+        bench.row("AdapterHub", f"{case} in a new file", got[:, -len(IDS):], wanted[:, -len(IDS):], plain)
+    peft = bench.run("q", "convert", root / "lora", "--to", "peft")
+    path = bench.run("r", "convert", peft, "--to", "adapterhub", "--base", root / "base-bert")
+    bench.row("AdapterHub", "lora → peft → adapterhub", output(loaded(bert(), path)), output(loaded(bert(), root / "lora", safe=False)), plain)
+
+
+def torchtune(bench):
+    """torchtune's own conversion to PEFT of what PEFT's adapters became: the same factors in the same order."""
+    try:
+        from safetensors.torch import load_file
+        from torchtune.models.convert_weights import tune_to_peft_adapter_weights
+        from torchtune.training.checkpointing._utils import safe_torch_load
+    except ImportError as missing:
+        print(f"SKIPPED: torchtune ({missing})")
+        return
+    base = REFERENCE / "peft/bases/llama-bf16"
+    for at, case in enumerate(["lora-all-r4", "rslora-r4"]):
+        source = REFERENCE / "peft" / case / "adapter"
+        path = bench.run(f"s{at}", "convert", source, "--to", "torchtune", "--base", base)
+        own = safe_torch_load(path / "adapter.safetensors")
+        got = tune_to_peft_adapter_weights(own, num_heads=4, num_kv_heads=2, dim=64, head_dim=16)
+        wanted = load_file(source / "adapter_model.safetensors")
+        if got.keys() != wanted.keys():
+            sys.exit(f"{path}: {got.keys() ^ wanted.keys()}")
+        flat = lambda tensors: torch.cat([tensors[key].float().reshape(-1) for key in sorted(tensors)])
+        bench.row("torchtune", f"{case} → torchtune", flat(got), flat(wanted), torch.zeros(()))
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--lorakit", type=Path, default=DEFAULT_BINARY)
+    ap.add_argument("--only", choices=["language", "diffusion", "adapterhub", "torchtune"])
     a = ap.parse_args()
     if not REFERENCE.is_dir():
         skip("the reference data is not there")
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(a.lorakit, scratch)
-        language(bench)
-        diffusion(bench)
+        for part in (language, diffusion, adapterhub, torchtune):
+            if a.only in (None, part.__name__):
+                part(bench)
     print("| library | what it loaded | off by | effect of the adapter | |\n|---|---|---|---|---|")
     for row in bench.rows:
         print("| " + " | ".join(row) + " |")

@@ -19,6 +19,8 @@ use super::peft::Module;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 
+pub use torchtune::head_of as torchtune_heads;
+
 pub use recognise::{is_adapter, recognise};
 
 /// File stems under which the libraries store adapters.

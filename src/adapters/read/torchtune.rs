@@ -70,22 +70,36 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
         ));
     }
     let model = json::read_object(&path)?;
-    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    if AS_TRANSFORMERS.contains(&kind) {
-        return Ok(stored.clone());
-    }
-    let heads = heads(&path, &model, module.ends_with("k_proj"))?;
     let rows = stored.info.shape.as_slice().first().copied().unwrap_or(0);
-    let head = rows / heads;
-    if rows == 0 || rows % heads != 0 || head % 2 != 0 {
-        let problem = format!("{rows} rows do not make {heads} heads of an even number of rows");
-        return Err(Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem));
-    }
+    let Some(head) = head_of(&path, &model, module, rows)
+        .map_err(|problem| problem.hint(format!("it is tensor `{}`", stored.info.name)))?
+    else {
+        return Ok(stored.clone());
+    };
     turn::reordered(stored, |row| {
         let (start, within) = (row / head * head, row % head);
         let (half, at) = (within / (head / 2), within % (head / 2));
         start + 2 * at + half
     })
+}
+
+/// How many rows a head of queries or keys has of so many; `None` where torchtune keeps them as transformers does. `model` is what
+/// the config at `path` says.
+///
+/// # Errors
+/// When the heads are not known, or the rows are not theirs.
+pub fn head_of(path: &Path, model: &Map<String, Value>, module: &str, rows: u64) -> Result<Option<u64>> {
+    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    if AS_TRANSFORMERS.contains(&kind) {
+        return Ok(None);
+    }
+    let heads = heads(path, model, module.ends_with("k_proj"))?;
+    let head = rows / heads;
+    if rows == 0 || !rows.is_multiple_of(heads) || !head.is_multiple_of(2) {
+        let problem = format!("{rows} rows do not make {heads} heads of an even number of rows");
+        return Err(Error::malformed(path, format!("`{module}`"), problem));
+    }
+    Ok(Some(head))
 }
 
 /// How many heads of queries or keys the model has.

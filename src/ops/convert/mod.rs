@@ -45,13 +45,17 @@ pub enum Target {
     Gguf,
     /// Adapters as AdapterHub saves them.
     AdapterHub,
+    /// Adapters as XLabs' trainer saves them.
+    XLabs,
+    /// Adapters as torchtune loads them.
+    Torchtune,
     /// Checkpoints; adapters keep their dialect.
     Safetensors,
 }
 
 impl Target {
     /// All of them, with the names they have on the command line.
-    pub const NAMES: [(&'static str, Self); 8] = [
+    pub const NAMES: [(&'static str, Self); 10] = [
         ("peft", Self::Peft),
         ("kohya", Self::Kohya),
         ("comfyui", Self::ComfyUi),
@@ -59,6 +63,8 @@ impl Target {
         ("mlx", Self::Mlx),
         ("gguf", Self::Gguf),
         ("adapterhub", Self::AdapterHub),
+        ("xlabs", Self::XLabs),
+        ("torchtune", Self::Torchtune),
         ("safetensors", Self::Safetensors),
     ];
 

@@ -38,6 +38,8 @@ pub struct Files {
     pub gguf: Option<(Metadata, Vec<gguf_rows::Tensor>)>,
     /// Small files: name, contents.
     pub beside: Vec<(PathBuf, Vec<u8>)>,
+    /// Files that are copied: name, source.
+    pub copied: Vec<(PathBuf, PathBuf)>,
     /// There is one file and no directory.
     pub single: bool,
     /// The header names the hashes that trainers write.

@@ -1,12 +1,11 @@
 //! mlx-lm: factors the other way round, one rank and one scale for all. Source: mlx-lm 0.32 `tuner/{lora,dora,utils}.py`.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
 use super::files::{Facts, Files, column, matrix};
-use super::pieces::{Pair, Pieces};
+use super::pieces::{Pair, Pieces, most_frequent};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
@@ -97,14 +96,4 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The scale that most modules have: it needs no folding there.
-fn most_frequent(pairs: &[Pair]) -> f64 {
-    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
-    pairs
-        .iter()
-        .filter(|pair| pair.scale != 0.0)
-        .for_each(|pair| *counts.entry(pair.scale.to_bits()).or_default() += 1);
-    counts.into_iter().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
 }

@@ -3,6 +3,8 @@
 //! There is one reader and one writer per dialect, and no pair of dialects has code of its own. What the target cannot express is
 //! folded exactly or refused with the reason, never dropped.
 
+mod adapterhub;
+mod adapterhub_places;
 mod as_lora;
 mod diffusers;
 mod files;
@@ -17,6 +19,8 @@ mod pieces;
 mod same;
 mod spell;
 mod stacks;
+mod torchtune;
+mod xlabs;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -180,8 +184,9 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
             .hint("--to peft gives safetensors in the names of the model"));
     }
     // The parts of a pipeline have their configs each.
-    let model = if target == Target::Gguf || is_gguf { model? } else { None };
-    let model = if target == Target::Gguf && !is_gguf && options.arch.is_none() {
+    let needed = wants_config(target);
+    let model = if needed || is_gguf { model? } else { None };
+    let model = if needed && !is_gguf && options.arch.is_none() {
         model.or_else(|| named_model(&said, options))
     } else {
         model
@@ -190,6 +195,11 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input)?, model, target });
     }
     Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref())?, model, target })
+}
+
+/// Whether what is written depends on the config of the model.
+fn wants_config(target: Target) -> bool {
+    matches!(target, Target::Gguf | Target::AdapterHub | Target::Torchtune)
 }
 
 /// The config of the model that the adapter names, if that is at hand.
@@ -233,11 +243,10 @@ fn translate(
 ) -> Result<Files> {
     let (wanted, to) = match target {
         Target::Gguf => (Wanted::Own, "gguf"),
-        Target::AdapterHub => {
-            let what = "AdapterHub names an adapter's modules by the class of its model, which the adapter does not tell; such \
-                        adapters are only written from AdapterHub's own";
-            return Err(Error::unsupported(&adapter.root, what));
-        }
+        Target::AdapterHub => (Wanted::Own, "adapterhub"),
+        // Split first: the processors hold a part of a fused weight.
+        Target::XLabs => (Wanted::Diffusers, "xlabs"),
+        Target::Torchtune => (Wanted::Own, "torchtune"),
         Target::Peft => (Wanted::Own, "peft"),
         Target::Kohya => (Wanted::Kohya, "kohya"),
         Target::ComfyUi => (Wanted::Original, "comfyui"),
@@ -266,8 +275,8 @@ fn translate(
     let stacks = if target == Target::Gguf { Stacks::Apart(model.and_then(gguf::width)) } else { Stacks::Refused };
     let mut pieces = pieces::collect(adapter, stacks)?;
     let base = options.base.as_deref().map(Base::open).transpose();
-    // For llama.cpp the config is enough.
-    let names_known = target == Target::Gguf || adapter.config.llama_cpp.is_some();
+    // Here the config is enough.
+    let names_known = wants_config(target) || adapter.config.llama_cpp.is_some();
     let base = if names_known && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
     spell::unflatten(adapter, &mut pieces, &flat)?;
@@ -282,12 +291,13 @@ fn translate(
         report.error = made.error;
         report.notes.extend(made.notes);
     }
-    // llama.cpp has names of its own for architectures.
-    let family = options.arch.as_deref().filter(|_| target != Target::Gguf);
+    // These targets have names of their own for architectures.
+    let family = options.arch.as_deref().filter(|_| !wants_config(target));
     let mut respelled = spell::respell(adapter, &mut pieces, wanted, family)?;
     let wishes = Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
     match &adapter.config.llama_cpp {
         _ if target == Target::Gguf => gguf::fit(adapter, &mut pieces, &wishes, &mut respelled)?,
+        _ if target == Target::XLabs => xlabs::fit(adapter, &mut pieces, &mut respelled)?,
         Some(said) => spell::refit(adapter, &mut pieces, |path| said.arch.fuses(path), &mut respelled)?,
         None => {}
     }
@@ -308,6 +318,9 @@ fn translate(
         Target::Diffusers => diffusers::write(&pieces, &facts, &options.write.out)?,
         Target::Mlx => mlx::write(pieces, &facts)?,
         Target::Gguf => gguf::write(&pieces, &facts, &wishes)?,
+        Target::AdapterHub => adapterhub::write(&pieces, &facts, &wishes)?,
+        Target::XLabs => xlabs::write(&pieces, &facts)?,
+        Target::Torchtune => torchtune::write(&pieces, &facts, &wishes)?,
         _ => kohya::write(to, &pieces, &facts)?,
     };
     report.notes.extend(adapter.tensors.notes().cloned());
@@ -364,7 +377,7 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
     if !files.single {
         written.push((PathBuf::from(SIDECAR), json::render(recipe)));
     }
-    Ok(Output { plan, written, copied: Vec::new(), single_file: files.single })
+    Ok(Output { plan, written, copied: files.copied, single_file: files.single })
 }
 
 fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {

@@ -1,5 +1,6 @@
 //! An adapter's changes in the one form every target is written from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::grid::Grid;
@@ -153,6 +154,16 @@ pub enum Stacks {
     Refused,
     /// Those of single experts; the width of the model tells how they lie.
     Apart(Option<u64>),
+}
+
+/// The scale that most modules have: where a target has one for all, it needs no folding there.
+pub fn most_frequent(pairs: &[Pair]) -> f64 {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    pairs
+        .iter()
+        .filter(|pair| pair.scale != 0.0)
+        .for_each(|pair| *counts.entry(pair.scale.to_bits()).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
 }
 
 /// The changes of `adapter`.

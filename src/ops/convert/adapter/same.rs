@@ -7,13 +7,25 @@ use super::peft::cast;
 use crate::adapters::Adapter;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
-use crate::formats::{Stored, json};
+use crate::formats::{Checkpoint, Stored, json, safetensors};
 use crate::ops::convert::ConvertOptions;
-use crate::tensor::Float;
+use crate::tensor::{Float, TensorInfo};
 
 /// Names of weight files by dialect; a dialect that is not listed has a single file.
-const NAMES: [(&str, &str); 3] =
-    [("peft", "adapter_model.safetensors"), ("mlx", "adapters.safetensors"), ("adapterhub", "adapter.safetensors")];
+const NAMES: [(&str, &str); 4] = [
+    ("peft", "adapter_model.safetensors"),
+    ("mlx", "adapters.safetensors"),
+    ("adapterhub", "adapter.safetensors"),
+    ("torchtune", "adapter.safetensors"),
+];
+
+/// The config of the model that tells torchtune's heads.
+const MODEL: &str = "config.json";
+
+/// What AdapterHub calls the files of a prediction head.
+const HEAD_CONFIG: &str = "head_config.json";
+const HEAD: &str = "model_head.safetensors";
+const PICKLED_HEAD: &str = "pytorch_model_head.bin";
 
 /// Tensors, config and metadata as they are.
 ///
@@ -40,12 +52,38 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
     }
     if !files.single {
         files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&adapter.config.raw)));
-        let head = adapter.root.join("head_config.json");
-        if adapter.dialect == "adapterhub" && head.is_file() {
-            files.beside.push((PathBuf::from("head_config.json"), json::render(&json::read_object(&head)?)));
+        if adapter.dialect == "adapterhub" {
+            head(adapter, &mut files)?;
+        }
+        let model = adapter.root.join(MODEL);
+        if adapter.dialect == "torchtune" && model.is_file() {
+            files.beside.push((PathBuf::from(MODEL), json::render(&json::read_object(&model)?)));
         }
     }
     Ok(files)
+}
+
+/// The prediction head that lies beside an adapter of AdapterHub, as it is.
+fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
+    let config = adapter.root.join(HEAD_CONFIG);
+    if config.is_file() {
+        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&json::read_object(&config)?)));
+    }
+    let (safe, pickled) = (adapter.root.join(HEAD), adapter.root.join(PICKLED_HEAD));
+    if safe.is_file() {
+        files.copied.push((PathBuf::from(HEAD), safe));
+    } else if pickled.is_file() {
+        let tensors = Checkpoint::open(&pickled)?;
+        let (mut infos, mut data) = (Vec::new(), Vec::new());
+        for stored in tensors.all() {
+            infos.push(TensorInfo { offset: data.len() as u64, ..stored.info.clone() });
+            data.extend_from_slice(stored.view()?.data);
+        }
+        let mut bytes = safetensors::render_header(&[("format".into(), "pt".into())], &infos);
+        bytes.append(&mut data);
+        files.beside.push((PathBuf::from(HEAD), bytes));
+    }
+    Ok(())
 }
 
 /// Single numbers such as α keep their dtype: they count too much to be rounded, and take no room.

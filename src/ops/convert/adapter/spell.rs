@@ -99,7 +99,10 @@ pub fn refit(
 }
 
 /// Puts the rows of every pair where `place` says they go; nowhere else if it says nothing.
-fn move_pairs(
+///
+/// # Errors
+/// When a change cannot be split or fused.
+pub fn move_pairs(
     adapter: &Adapter,
     pieces: &mut Pieces,
     place: impl Fn(&Pair) -> Option<Vec<Spot>>,

@@ -1,0 +1,130 @@
+//! XLabs' trainer for Flux.1: pairs inside the attention processors of a block, without α. Source: diffusers 0.42
+//! `loaders/lora_conversion_utils.py`, XLabs-AI's x-flux.
+//!
+//! Their loader takes one rank for all, and a processor has all its pairs or none: ranks are filled up, and missing pairs of a
+//! block that is changed are zeros. The scale goes into B.
+
+use std::collections::BTreeMap;
+
+use super::files::{Facts, Files, matrix};
+use super::grid::Grid;
+use super::pieces::{Pair, Pieces};
+use super::spell::{self, Respelled};
+use crate::adapters::Adapter;
+use crate::error::Result;
+use crate::naming::Role;
+use crate::naming::arch::arch;
+use crate::naming::scheme::scheme;
+
+/// What a processor of a block changes, below the block.
+const BLOCKS: [(&str, &[&str]); 2] = [
+    ("transformer.double_blocks.", &["img_attn.qkv", "img_attn.proj", "txt_attn.qkv", "txt_attn.proj"]),
+    ("transformer.single_blocks.", &["linear1_qkv", "linear2"]),
+];
+
+/// Inputs of Flux.1's `linear2` for every output: the attention's and four times as many of the MLP.
+const WIDE: u64 = 5;
+
+/// Makes the modules those of the processors; `pieces` are in the names of diffusers.
+///
+/// # Errors
+/// When parts cannot be fused.
+pub fn fit(adapter: &Adapter, pieces: &mut Pieces, done: &mut Respelled) -> Result<()> {
+    let [xlabs, flux] = ["xlabs", "flux"].map(|name| arch(name).expect("the tables are part of the program"));
+    let spots = |pair: &Pair| {
+        let size = (pair.up.size.0, pair.down.size.1);
+        let of = |arch: &crate::naming::arch::Arch| arch.translate(&pair.path, size.0, size.1).into_iter().next();
+        if pair.path.contains("_transformer_blocks.") || pair.path.contains(".transformer_blocks.") {
+            of(xlabs).or_else(|| of(flux))
+        } else {
+            None
+        }
+    };
+    spell::move_pairs(adapter, pieces, spots, done)
+}
+
+/// The file.
+///
+/// # Errors
+/// When a change is none that a processor holds.
+pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let scheme = scheme("xlabs").expect("the tables are part of the program");
+    let mut files = Files { weights: "adapter.safetensors".into(), single: true, ..Files::default() };
+    files.metadata.push(("format".into(), "pt".into()));
+    if let Some(other) = pieces.methods.first() {
+        let what = format!("`{}` is changed by {}, and XLabs stores LoRA only", other.path, other.method.kind());
+        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
+    }
+    if let Some(whole) = pieces.whole.first() {
+        return Err(
+            facts.refuse(format!("`{}.{}` is stored whole, which XLabs has no place for", whole.path, whole.parameter))
+        );
+    }
+    let rank = pieces.pairs.iter().map(Pair::rank).max().unwrap_or(1);
+    let mut blocks: BTreeMap<(usize, u64), Vec<&str>> = BTreeMap::new();
+    let mut rounded = 0;
+    let width = pieces.pairs.first().map_or(0, width);
+    for pair in &pieces.pairs {
+        let Some((block, module)) = place(&pair.path) else {
+            let what = format!(
+                "`{}` is nothing that XLabs' processors hold: they change the attention of Flux.1's blocks and the projection \
+                 behind it",
+                pair.path
+            );
+            return Err(facts.refuse(what));
+        };
+        if pair.magnitude.is_some() || pair.bias.is_some() {
+            let what = format!("`{}` has magnitudes of DoRA or a bias, which XLabs has no place for", pair.path);
+            return Err(facts.refuse(what));
+        }
+        blocks.entry(block).or_default().push(module);
+        let (inputs, outputs) = (pair.down.size.1, pair.up.size.0);
+        files.folded += usize::from(pair.scale != 1.0);
+        files.padded += usize::from(pair.rank() != rank);
+        let up = pair.up.clone().padded(outputs, rank).scaled(pair.scale);
+        rounded += usize::from(up.rounds() && !pair.up.rounds());
+        let key = |role: &Role| scheme.print(&pair.path, role).expect("XLabs has the roles of LoRA");
+        files.tensors.push(matrix(key(&Role::Down), pair.down.clone().padded(rank, inputs), facts.float));
+        files.tensors.push(matrix(key(&Role::Up), up, facts.float));
+    }
+    let mut filled = 0;
+    let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
+    for ((kind, block), present) in blocks {
+        let (start, modules) = BLOCKS[kind];
+        for module in modules.iter().filter(|module| !present.contains(*module)) {
+            let path = format!("{start}{block}.{module}");
+            let key = |role: &Role| scheme.print(&path, role).expect("XLabs has the roles of LoRA");
+            let inputs = if *module == "linear2" { wide_inputs(pieces).unwrap_or(WIDE * width) } else { width };
+            let outputs = if module.ends_with("qkv") { 3 * width } else { width };
+            files.tensors.push(matrix(key(&Role::Down), Grid::zero((rank, inputs)), float));
+            files.tensors.push(matrix(key(&Role::Up), Grid::zero((outputs, rank)), float));
+            filled += 1;
+        }
+    }
+    if filled > 0 {
+        files.notes.push(format!(
+            "{filled} modules that are not changed, beside others of their block, were filled up with zeros"
+        ));
+    }
+    if rounded > 0 {
+        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
+    }
+    Ok(files)
+}
+
+/// Kind and number of a module's block, and the module below it.
+fn place(path: &str) -> Option<((usize, u64), &str)> {
+    BLOCKS.iter().enumerate().find_map(|(kind, (start, modules))| {
+        let (block, module) = path.strip_prefix(start)?.split_once('.')?;
+        modules.contains(&module).then_some(((kind, block.parse().ok()?), module))
+    })
+}
+
+/// The width of the model.
+fn width(pair: &Pair) -> u64 {
+    if pair.path.ends_with(".linear2") { pair.up.size.0 } else { pair.down.size.1 }
+}
+
+fn wide_inputs(pieces: &Pieces) -> Option<u64> {
+    pieces.pairs.iter().find(|pair| pair.path.ends_with(".linear2")).map(|pair| pair.down.size.1)
+}
