@@ -90,13 +90,18 @@ const BLOCKS: [(&str, &str); 12] = [
     ("blocks", "transformer"),
 ];
 
-/// What stands behind `transformer.` in language models: GPT-2, GPT-J, Falcon and Bloom; XLNet; ChatGLM.
-const LANGUAGE: [&str; 8] = ["h", "wte", "wpe", "ln_f", "word_embeddings", "layer", "encoder", "embedding"];
+/// Components that language models have a module of that name for, and what stands behind it there: GPT-2, GPT-J, Falcon
+/// and Bloom, XLNet, ChatGLM; T5, BART and Whisper.
+const LANGUAGE: [(&str, &[&str]); 2] = [
+    ("transformer", &["h", "wte", "wpe", "ln_f", "word_embeddings", "layer", "encoder", "embedding"]),
+    ("decoder", &["block", "layers", "layer", "embed_tokens", "embed_positions", "layer_norm", "final_layer_norm"]),
+];
 
 /// Component and path below it, if `path` begins with the name of one.
 pub fn split(path: &str) -> Option<(&str, &str)> {
     let (first, rest) = path.split_once('.')?;
-    if first == "transformer" && LANGUAGE.contains(&rest.split('.').next().unwrap_or_default()) {
+    let next = rest.split('.').next().unwrap_or_default();
+    if LANGUAGE.iter().any(|(component, modules)| *component == first && modules.contains(&next)) {
         return None;
     }
     (ADAPTED.contains(&first) || first == "vae").then_some((first, rest))
@@ -172,9 +177,11 @@ mod tests {
             ("unet.mid_block.x", "unet.mid_block.x"),
             ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"),
             ("transformer.h.0.attn.c_attn", "transformer.h.0.attn.c_attn"),
+            ("decoder.block.0.layer.0.SelfAttention.q", "decoder.block.0.layer.0.SelfAttention.q"),
         ] {
             assert_eq!(with_component(key), path);
-            assert_eq!(split(path).is_some(), !path.contains(".layers.0.self_attn") && !path.contains(".h."), "{path}");
+            let language = [".layers.0.self_attn", ".h.", "decoder.block."].iter().any(|part| path.contains(part));
+            assert_eq!(split(path).is_some(), !language, "{path}");
         }
     }
 

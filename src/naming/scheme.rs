@@ -7,8 +7,8 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::Role;
 use super::peft::Key;
+use super::{Role, components};
 
 /// The tables, in the order keys are offered to them: the one with the strongest evidence first.
 const TABLES: [&str; 7] = [
@@ -149,9 +149,10 @@ impl Scheme {
         is_path.then(|| Key { module: module.to_owned(), nesting: 0, role: role.clone() })
     }
 
-    /// Whether a key begins like those of this scheme.
+    /// Whether a key begins with a component, as those of this scheme do.
     pub fn names_component(&self, key: &str) -> bool {
-        self.table.components.iter().any(|component| key.starts_with(component.as_str()))
+        let begins = self.table.components.iter().any(|component| key.starts_with(component.as_str()));
+        begins && components::split(key).is_some()
     }
 
     /// The key of a module's tensor; `None` if the scheme has no such role. `module` is spelled as the scheme spells paths.

@@ -52,3 +52,27 @@ fn a_lora_of_adapterhub_merges_and_what_is_inserted_is_refused() {
         assert!(bench.listing().is_empty(), "{case}");
     }
 }
+
+/// Names of language models that begin as parts of a pipeline do: nothing tells their α.
+#[test]
+fn loralibs_files_have_no_scale() {
+    for module in
+        ["transformer.h.0.attn.c_proj", "decoder.block.0.layer.0.SelfAttention.q", "roberta.encoder.layer.0.q"]
+    {
+        for ending in ["", ".weight"] {
+            let dir = Bench::new();
+            let file = dir.path("loralib.safetensors");
+            let factors = [("A", [2, 4]), ("B", [4, 2])];
+            let tensors: Vec<(String, Tensor)> = factors
+                .iter()
+                .map(|(factor, shape)| {
+                    (format!("{module}.lora_{factor}{ending}"), Tensor::f32(shape, &noise(1, 8, 1.0)))
+                })
+                .collect();
+            let named: Vec<(&str, Tensor)> =
+                tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
+            write(&file, &named);
+            lorakit(&[&"inspect", &file]).refused(1, &["adapter_config.json", "alpha"]);
+        }
+    }
+}
