@@ -76,9 +76,8 @@ pub struct Merge {
     pub adapters: Vec<String>,
     #[command(flatten)]
     pub write: Write,
-    /// Multiply the weight of the modules that match: REGEX=W
-    #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
-    pub weight_for: Vec<String>,
+    #[command(flatten)]
+    pub weights: Weights,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<String>,
@@ -97,6 +96,17 @@ pub struct Merge {
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,
+}
+
+/// Further weights of modules.
+#[derive(Debug, Group)]
+pub struct Weights {
+    /// Multiply the weight of the modules that match: REGEX=W
+    #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
+    pub weight_for: Vec<String>,
+    /// Weights of blocks of a diffusion model: 12, 17, 20, 26 or 61 numbers, or a preset (INS, MIDD, OUTALL …)
+    #[arg(long, value_name = "W,W…", allow_hyphen_values = true)]
+    pub lbw: Option<String>,
 }
 
 /// Options that all writing verbs share.

@@ -1,13 +1,14 @@
 //! `lorakit merge`.
 
 use lorakit::error::{Error, Result};
+use lorakit::naming::blocks::BlockWeights;
 use lorakit::ops::merge::{MergeOptions, Selection, merge};
 use lorakit::ops::{Rounding, Run, WriteOptions};
 use lorakit::report;
 use lorakit::tensor::{Float, GgmlType, Packing};
 use regex::Regex;
 
-use super::args::{Merge, RoundingMode, Write};
+use super::args::{Merge, RoundingMode, Weights, Write};
 use super::progress::Bar;
 use super::{notice, place, watch, words};
 
@@ -19,7 +20,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         original: args.original.as_deref().map(place::path).transpose()?,
         residual_base: args.residual_base,
-        selection: selection(&args.write, &args.weight_for)?,
+        selection: selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
         resize_vocabulary: args.resize_vocab,
         quant: quant(&args.quant)?,
@@ -86,16 +87,29 @@ pub fn write_options(args: &Write) -> Result<WriteOptions> {
 }
 
 /// Which modules are changed, and how strongly.
-pub fn selection(args: &Write, weight_for: &[String]) -> Result<Selection> {
+pub fn selection(args: &Write, weights: &Weights) -> Result<Selection> {
     Ok(Selection {
         include: words::patterns("--include", &args.include)?,
         exclude: words::patterns("--exclude", &args.exclude)?,
-        weights: weight_for.iter().map(|written| weight(written)).collect::<Result<_>>()?,
+        weights: weights.patterns()?,
+        blocks: weights.blocks()?,
     })
 }
 
+impl Weights {
+    /// What `--weight-for` says.
+    pub fn patterns(&self) -> Result<Vec<(Regex, f64)>> {
+        self.weight_for.iter().map(|written| weight(written)).collect()
+    }
+
+    /// What `--lbw` says.
+    pub fn blocks(&self) -> Result<Option<BlockWeights>> {
+        self.lbw.as_deref().map(BlockWeights::read).transpose()
+    }
+}
+
 /// `--weight-for`: a pattern and the weight of the modules that match.
-pub fn weight(written: &str) -> Result<(Regex, f64)> {
+fn weight(written: &str) -> Result<(Regex, f64)> {
     let wrong = || Error::invalid("--weight-for", format!("`{written}` is not REGEX=W with a finite number W"));
     let (pattern, weight) = written.rsplit_once('=').ok_or_else(wrong)?;
     let weight: f64 = weight.parse().map_err(|_| wrong())?;

@@ -62,6 +62,7 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
             include: words::patterns("--include", &args.write.include)?,
             exclude: words::patterns("--exclude", &args.write.exclude)?,
             weights: Vec::new(),
+            blocks: None,
         },
         base: args.base.as_deref().map(place::path).transpose()?,
         dialect: args.to.dialect()?,

@@ -8,11 +8,11 @@ use lorakit::ops::merge::Selection;
 use lorakit::ops::stack::{Majority, Method, Pruning, Rule, StackOptions, stack};
 use lorakit::report;
 
-use super::args::Talk;
+use super::args::{Talk, Weights};
 use super::progress::Bar;
 use super::rank::Rank;
 use super::write_adapter::{To, WriteAdapter};
-use super::{merge, notice, place, watch, words};
+use super::{notice, place, watch, words};
 
 /// The words after `stack`.
 #[derive(Debug, Group)]
@@ -24,9 +24,8 @@ pub struct Stack {
     pub sum: Sum,
     #[command(flatten)]
     pub write: WriteAdapter,
-    /// Multiply the weight of the modules that match: REGEX=W
-    #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
-    pub weight_for: Vec<String>,
+    #[command(flatten)]
+    pub weights: Weights,
     /// The model the adapters were trained on, for tensors they hold whole, and for names and heads with --to
     #[arg(long, value_name = "PATH")]
     pub base: Option<String>,
@@ -112,7 +111,8 @@ pub fn run(args: &Stack) -> Result<Vec<u8>> {
         selection: Selection {
             include: words::patterns("--include", &args.write.include)?,
             exclude: words::patterns("--exclude", &args.write.exclude)?,
-            weights: args.weight_for.iter().map(|written| merge::weight(written)).collect::<Result<_>>()?,
+            weights: args.weights.patterns()?,
+            blocks: args.weights.blocks()?,
         },
         dialect: args.sum.to.dialect()?,
         write: args.write.options()?,

@@ -10,7 +10,7 @@ use lorakit::ops::stack::{Method, StackOptions};
 use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 use lorakit::report;
 
-use super::args::{RoundingMode, Write};
+use super::args::{RoundingMode, Weights, Write};
 use super::progress::Bar;
 use super::stack::Sum;
 use super::{merge, notice, place, stack, watch};
@@ -31,9 +31,8 @@ pub struct Subtract {
     /// trained on, for tensors they hold whole
     #[arg(long, value_name = "PATH")]
     pub base: Option<String>,
-    /// Multiply the weight of the modules that match: REGEX=W
-    #[arg(long, value_name = "REGEX=W", allow_hyphen_values = true)]
-    pub weight_for: Vec<String>,
+    #[command(flatten)]
+    pub weights: Weights,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<String>,
@@ -71,7 +70,7 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         base: args.base.as_deref().map(place::path).transpose()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         residual_base: args.residual_base,
-        selection: merge::selection(&args.write, &args.weight_for)?,
+        selection: merge::selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
         resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
@@ -131,7 +130,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         rank: args.sum.rank.choice()?,
         compute: args.sum.compute.into(),
         alpha: args.sum.alpha,
-        selection: merge::selection(write, &args.weight_for)?,
+        selection: merge::selection(write, &args.weights)?,
         dialect: args.sum.to.dialect()?,
         write: merge::write_options(write)?,
     };

@@ -10,11 +10,14 @@
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
+//! * [`blocks`]: weights block by block.
+//!
 //! * [`gguf`]: modules ↔ tensors of a GGUF file.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
 pub mod adapterhub;
 pub mod arch;
+pub mod blocks;
 pub mod buffers;
 pub mod components;
 pub mod conv1d;

@@ -5,6 +5,7 @@
 
 mod archs;
 mod bad;
+mod blocks;
 mod combined;
 mod containers;
 mod convert;

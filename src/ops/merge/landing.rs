@@ -20,6 +20,7 @@ use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRo
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter as parameter_of};
+use crate::naming::blocks::BlockWeights;
 use crate::naming::{Shift, experts};
 use crate::ops::base::Base;
 
@@ -32,6 +33,8 @@ pub struct Selection {
     pub exclude: Vec<Regex>,
     /// Further weights of modules; all that match are multiplied.
     pub weights: Vec<(Regex, f64)>,
+    /// And by blocks.
+    pub blocks: Option<BlockWeights>,
 }
 
 impl Selection {
@@ -57,12 +60,15 @@ impl Selection {
                 return Err(Error::invalid(option, problem));
             }
         }
-        Ok(())
+        self.blocks.as_ref().map_or(Ok(()), |blocks| blocks.check(modules.iter().filter(|module| self.takes(module))))
     }
 
     /// The further weight of a module.
     pub fn strength(&self, module: &str) -> f64 {
-        self.weights.iter().filter(|(pattern, _)| pattern.is_match(module)).map(|(_, weight)| weight).product()
+        let matching = self.weights.iter().filter(|(pattern, _)| pattern.is_match(module));
+        // `check` refuses modules whose block has no weight.
+        let of_block = self.blocks.as_ref().and_then(|blocks| blocks.of(module).ok()).unwrap_or(1.0);
+        matching.map(|(_, weight)| weight).product::<f64>() * of_block
     }
 }
 

@@ -112,6 +112,9 @@ fn chosen(options: &MergeOptions, is_gguf: bool) -> Value {
     for (pattern, weight) in &selection.weights {
         set(&format!("weight_for {pattern}"), (*weight).into());
     }
+    if let Some(blocks) = &selection.blocks {
+        set("lbw", blocks.written().into());
+    }
     if options.residual_base {
         set("residual_base", true.into());
     }

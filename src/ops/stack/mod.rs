@@ -292,6 +292,9 @@ fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
     for (pattern, weight) in &options.selection.weights {
         set(&format!("weight_for {pattern}"), (*weight).into());
     }
+    if let Some(blocks) = &options.selection.blocks {
+        set("lbw", blocks.written().into());
+    }
     options.dialect.note(&mut chosen);
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
