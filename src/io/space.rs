@@ -13,8 +13,14 @@ use crate::error::{Error, Result};
 /// # Errors
 /// When the directory cannot be examined.
 pub fn available_bytes(directory: &Path) -> Result<u64> {
-    let space = rustix::fs::statvfs(directory)
-        .map_err(|errno| Error::io(directory, "cannot measure the free space", errno.into()))?;
+    let space = rustix::fs::statvfs(directory).map_err(|errno| {
+        let error = Error::io(directory, "cannot measure the free space", errno.into());
+        if errno == Errno::NOENT {
+            error.hint(format!("create it with `mkdir -p {}`", directory.display()))
+        } else {
+            error
+        }
+    })?;
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
@@ -49,10 +55,12 @@ mod tests {
     #[test]
     fn a_directory_has_some_space_and_a_missing_one_is_named() {
         assert!(available_bytes(Path::new("/")).unwrap() > 0);
+        let error = available_bytes(Path::new("/nowhere")).unwrap_err();
         assert_eq!(
-            available_bytes(Path::new("/nowhere")).unwrap_err().to_string(),
+            error.to_string(),
             "/nowhere: cannot measure the free space: No such file or directory (os error 2)"
         );
+        assert_eq!(error.way_out(), Some("create it with `mkdir -p /nowhere`"));
     }
 
     #[test]

@@ -61,7 +61,10 @@ impl Target {
 
     /// Fails when something is there that may not be replaced.
     pub(super) fn check_free(&self) -> Result<()> {
-        if self.exists() && !self.replace { Err(already_exists(&self.path)) } else { Ok(()) }
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) => self.check_replaceable(&self.path, &found),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Renames the directory `new` to the target. What was there is then found at `new` or at `aside`; on an
@@ -88,9 +91,18 @@ impl Target {
                 let error = Error::unsupported(path, "is a directory, and the output is a single file");
                 Err(error.hint("name a file, or remove the directory first"))
             }
-            Ok(_) if !self.replace => Err(already_exists(path)),
-            _ => Ok(()),
+            Ok(found) => self.check_replaceable(path, &found),
+            Err(_) => Ok(()),
         }
+    }
+
+    /// Fails when what is at `path` stays: everything without `--force`, and what is no file, directory or link in any case. A
+    /// device that is replaced is gone for the whole machine.
+    fn check_replaceable(&self, path: &Path, found: &fs::Metadata) -> Result<()> {
+        if !found.is_file() && !found.is_dir() && !found.is_symlink() {
+            return Err(Error::unsupported(path, "is a device or a pipe, and is never replaced"));
+        }
+        if self.replace { Ok(()) } else { Err(already_exists(path)) }
     }
 
     /// Renames the file `new` to `path`, a name beside the target.
@@ -243,6 +255,19 @@ mod tests {
         assert_eq!(outcome, Err(Errno::NOENT));
         assert_eq!(contents(&target), "old");
         assert!(!exists(&root.path().join("aside")));
+    }
+
+    #[test]
+    fn what_is_no_file_is_never_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let pipe = root.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let target = Target::new(&pipe, true).unwrap();
+
+        for outcome in [target.check_free(), target.check_file(&pipe)] {
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.ends_with("pipe: is a device or a pipe, and is never replaced"), "{error}");
+        }
     }
 
     #[test]
