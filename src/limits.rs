@@ -34,3 +34,6 @@ pub const MAX_THREADS: usize = 256;
 
 /// Most slices a plan can be cut into by `--part`.
 pub const MAX_PARTS: u32 = 10_000;
+
+/// Largest rank that may be asked for: `resize` fills up with zeros to any rank, and no layer has more useful ones.
+pub const MAX_RANK: usize = 65_536;

@@ -1,5 +1,6 @@
 //! What can be written on the command line. Names here are a contract (`docs/cli.md`).
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
@@ -70,20 +71,20 @@ pub enum Verb {
 #[derive(Debug, Group)]
 pub struct Merge {
     /// The model: a directory, a safetensors file, or org/name[@rev] in the Hugging Face cache
-    pub base: String,
+    pub base: OsString,
     /// Adapters, each with a weight after a colon if it is not 1
     #[arg(required = true, value_name = "ADAPTER[:W]")]
-    pub adapters: Vec<String>,
+    pub adapters: Vec<OsString>,
     #[command(flatten)]
     pub write: Write,
     #[command(flatten)]
     pub weights: Weights,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
-    pub init_adapter: Vec<String>,
+    pub init_adapter: Vec<OsString>,
     /// The model that PiSSA or OLoRA training started from, usually BASE itself: finds the untrained factors again
     #[arg(long = "base", value_name = "PATH", conflicts_with_all = ["init_adapter", "residual_base"])]
-    pub original: Option<String>,
+    pub original: Option<OsString>,
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
@@ -189,7 +190,7 @@ pub enum RoundingMode {
 pub struct Inspect {
     /// Files, directories, folders of them, patterns, or org/name[@rev] in the Hugging Face cache
     #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<String>,
+    pub paths: Vec<OsString>,
     /// List every tensor, and every module of an adapter
     #[arg(long)]
     pub tensors: bool,
@@ -198,7 +199,7 @@ pub struct Inspect {
     pub spectrum: bool,
     /// The model that the adapters are for: their share of it, and whether every module has a place
     #[arg(long, value_name = "PATH")]
-    pub base: Option<String>,
+    pub base: Option<OsString>,
     /// Read the values too: zeros, what is not finite, hashes
     #[arg(long)]
     pub check: bool,

@@ -1,5 +1,7 @@
 //! `lorakit convert`.
 
+use std::ffi::OsString;
+
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::formats::gguf::Mix;
@@ -15,7 +17,7 @@ use super::{place, watch, words};
 #[derive(Debug, Group)]
 pub struct Convert {
     /// A checkpoint (safetensors, PyTorch, numpy, GGUF) or an adapter: a file, a directory, or org/name[@rev] in the Hugging Face cache
-    pub input: String,
+    pub input: OsString,
     #[command(flatten)]
     pub write: Write,
     /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune, safetensors; a checkpoint becomes safetensors
@@ -23,7 +25,7 @@ pub struct Convert {
     pub to: Option<String>,
     /// The model an adapter belongs to, where its names or shapes are needed
     #[arg(long, value_name = "PATH")]
-    pub base: Option<String>,
+    pub base: Option<OsString>,
     /// The architecture an adapter is for, where its names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,

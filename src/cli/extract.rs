@@ -1,5 +1,7 @@
 //! `lorakit extract`.
 
+use std::ffi::OsString;
+
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
 use lorakit::linalg::Compute;
@@ -17,9 +19,9 @@ use super::write_adapter::{To, WriteAdapter};
 #[derive(Debug, Group)]
 pub struct Extract {
     /// The model that was tuned: a directory, a safetensors file, or org/name[@rev] in the Hugging Face cache
-    pub base: String,
+    pub base: OsString,
     /// What it became
-    pub tuned: String,
+    pub tuned: OsString,
     #[command(flatten)]
     pub write: WriteAdapter,
     #[command(flatten)]

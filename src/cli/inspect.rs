@@ -1,5 +1,6 @@
 //! `lorakit inspect`.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use lorakit::error::{Error, Result};
@@ -28,7 +29,7 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
     let run = &Run { cancel: &*watch::interruptible()?, progress: &Quiet };
     if let [Ok(path)] = named.as_slice()
         && args.paths.len() == 1
-        && !is_pattern(&args.paths[0])
+        && !args.paths[0].to_str().is_some_and(is_pattern)
         && find(path)?.is_none()
     {
         let entries = vec![Entry::Found(inspect(path, &options, run)?)];
@@ -77,10 +78,8 @@ fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Vec<u8> {
 }
 
 /// The paths a word stands for: itself, a model in the Hugging Face cache, or what matches it as a pattern.
-fn expand(written: &str) -> Vec<Result<PathBuf>> {
-    if !is_pattern(written) {
-        return vec![place::path(written)];
-    }
+fn expand(written: &OsStr) -> Vec<Result<PathBuf>> {
+    let Some(written) = written.to_str().filter(|text| is_pattern(text)) else { return vec![place::path(written)] };
     let wrong = |problem: String| Error::invalid("PATH", format!("`{written}` {problem}"));
     let matches = match glob::glob(written) {
         Ok(matches) => matches,

@@ -1,6 +1,8 @@
 //! Words → paths, weights, sizes.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use lorakit::error::{Error, Result};
 use lorakit::formats::hub;
@@ -15,21 +17,24 @@ pub fn caches() -> Vec<PathBuf> {
 }
 
 /// A path, or a model in the Hugging Face cache.
-pub fn path(written: &str) -> Result<PathBuf> {
+pub fn path(written: &OsStr) -> Result<PathBuf> {
     hub::resolve(written, &caches())
 }
 
 /// An adapter and its weight: `path`, `path:0.7`, `org/name@rev:-1`. If all of it is an existing path, it is a path.
-pub fn adapter(written: &str) -> Result<(PathBuf, f64)> {
-    if std::path::Path::new(written).exists() {
+pub fn adapter(written: &OsStr) -> Result<(PathBuf, f64)> {
+    if Path::new(written).exists() {
         return Ok((written.into(), 1.0));
     }
-    match written.rsplit_once(':') {
-        Some((place, weight)) => match weight.parse::<f64>() {
-            Ok(weight) if weight.is_finite() => Ok((path(place)?, weight)),
-            _ => Err(Error::invalid("ADAPTER[:W]", format!("`{weight}` in `{written}` is not a finite number"))),
-        },
-        None => Ok((path(written)?, 1.0)),
+    let bytes = written.as_bytes();
+    let Some(colon) = bytes.iter().rposition(|byte| *byte == b':') else { return Ok((path(written)?, 1.0)) };
+    let (place, weight) = (OsStr::from_bytes(&bytes[..colon]), OsStr::from_bytes(&bytes[colon + 1..]));
+    match weight.to_str().and_then(|weight| weight.parse::<f64>().ok()) {
+        Some(strength) if strength.is_finite() => Ok((path(place)?, strength)),
+        _ => {
+            let (weight, written) = (weight.display(), written.display());
+            Err(Error::invalid("ADAPTER[:W]", format!("`{weight}` in `{written}` is not a finite number")))
+        }
     }
 }
 
@@ -78,9 +83,17 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let odd = directory.path().join("a:0.5");
         std::fs::create_dir(&odd).expect("a directory");
-        assert_eq!(adapter(odd.to_str().expect("text")).expect("a path"), (odd.clone(), 1.0));
-        let weighted = format!("{}:-0.5", odd.display());
-        assert_eq!(adapter(&weighted).expect("a weight"), (odd, -0.5));
-        assert!(adapter(&format!("{}:x", directory.path().display())).is_err());
+        assert_eq!(adapter(odd.as_os_str()).expect("a path"), (odd.clone(), 1.0));
+        let with = |path: &Path, weight: &str| {
+            let mut written = path.as_os_str().to_owned();
+            written.push(weight);
+            adapter(&written)
+        };
+        assert_eq!(with(&odd, ":-0.5").expect("a weight"), (odd, -0.5));
+        assert!(with(directory.path(), ":x").is_err());
+        // Names of files are bytes.
+        let bytes = directory.path().join(OsStr::from_bytes(b"n\xFF"));
+        std::fs::create_dir(&bytes).expect("a directory");
+        assert_eq!(with(&bytes, ":2").expect("a weight"), (bytes, 2.0));
     }
 }

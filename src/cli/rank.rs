@@ -2,6 +2,7 @@
 
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
+use lorakit::limits::MAX_RANK;
 use lorakit::linalg::{RankPolicy, RankRule};
 use lorakit::ops::{Budgeted, RankChoice, Ranking};
 
@@ -65,6 +66,9 @@ impl Rank {
         for (option, rank) in [("--rank", self.rank), ("--conv-rank", self.conv_rank), ("--max-rank", self.max_rank)] {
             if rank == Some(0) {
                 return Err(Error::invalid(option, "must be at least 1"));
+            }
+            if let Some(rank) = rank.filter(|rank| *rank > MAX_RANK && option != "--max-rank") {
+                return Err(Error::invalid(option, format!("`{rank}` is more than the accepted {MAX_RANK}")));
             }
         }
         let Some(ranking) = self.ranking()? else {
@@ -187,6 +191,7 @@ mod tests {
     fn numbers_that_make_no_sense_are_refused_by_name() {
         for (words, message) in [
             ("--rank 0", "--rank: must be at least 1"),
+            ("--rank 1000000000", "--rank: `1000000000` is more than the accepted 65536"),
             ("--energy 1.5", "--energy: `1.5` is not a share above 0 and up to 1"),
             ("--max-error 0", "--max-error: `0` is not a share above 0 and up to 1"),
             ("--max-rank 4", "--max-rank: caps another choice, and none is made"),

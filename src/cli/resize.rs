@@ -1,5 +1,7 @@
 //! `lorakit resize`.
 
+use std::ffi::OsString;
+
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
@@ -17,7 +19,7 @@ use super::{place, print, watch, words};
 pub struct Resize {
     /// Adapters, or folders of adapters; with several, OUT is a folder
     #[arg(required = true, value_name = "ADAPTER")]
-    pub adapters: Vec<String>,
+    pub adapters: Vec<OsString>,
     #[command(flatten)]
     pub write: WriteAdapter,
     #[command(flatten)]
@@ -25,7 +27,7 @@ pub struct Resize {
     /// The model the adapters are for: for methods that need its weights, names and heads for --to, and what PiSSA or OLoRA took
     /// out of it
     #[arg(long, value_name = "PATH")]
-    pub base: Option<String>,
+    pub base: Option<OsString>,
     #[command(flatten)]
     pub rank: Rank,
     /// Alpha of what is computed; its rank if not given
@@ -39,7 +41,7 @@ pub struct Resize {
     pub compat: Option<Compat>,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA
     #[arg(long, value_name = "DIR")]
-    pub init_adapter: Option<String>,
+    pub init_adapter: Option<OsString>,
 }
 
 /// Tools whose choices can be repeated.

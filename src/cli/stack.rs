@@ -1,5 +1,7 @@
 //! `lorakit stack`.
 
+use std::ffi::OsString;
+
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
 use lorakit::linalg::Compute;
@@ -19,7 +21,7 @@ use super::{notice, place, watch, words};
 pub struct Stack {
     /// Adapters, each with a weight after a colon if it is not 1
     #[arg(required = true, value_name = "ADAPTER[:W]")]
-    pub adapters: Vec<String>,
+    pub adapters: Vec<OsString>,
     #[command(flatten)]
     pub sum: Sum,
     #[command(flatten)]
@@ -28,10 +30,10 @@ pub struct Stack {
     pub weights: Weights,
     /// The model the adapters were trained on, for tensors they hold whole, and for names and heads with --to
     #[arg(long, value_name = "PATH")]
-    pub base: Option<String>,
+    pub base: Option<OsString>,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
-    pub init_adapter: Vec<String>,
+    pub init_adapter: Vec<OsString>,
     /// How adapters become one; all but `concat` and `factor-average` need ranks
     #[arg(long, value_enum, default_value_t = MethodName::Concat, value_name = "METHOD")]
     pub method: MethodName,

@@ -1,5 +1,6 @@
 //! `lorakit subtract`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
@@ -19,10 +20,10 @@ use super::{merge, notice, place, stack, watch};
 pub struct Subtract {
     /// What is subtracted from: an adapter, with a weight if it is not 1, or a merged model
     #[arg(value_name = "A[:W]")]
-    pub from: String,
+    pub from: OsString,
     /// Adapters that are subtracted, each with a weight after a colon if it is not 1; from a model the one it was merged with
     #[arg(required = true, value_name = "ADAPTER[:W]")]
-    pub adapters: Vec<String>,
+    pub adapters: Vec<OsString>,
     #[command(flatten)]
     pub write: Write,
     #[command(flatten)]
@@ -30,12 +31,12 @@ pub struct Subtract {
     /// The model A was merged into: proves the merge, and gives its weights back bit for bit; of adapters the model they were
     /// trained on, for tensors they hold whole
     #[arg(long, value_name = "PATH")]
-    pub base: Option<String>,
+    pub base: Option<OsString>,
     #[command(flatten)]
     pub weights: Weights,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
-    pub init_adapter: Vec<String>,
+    pub init_adapter: Vec<OsString>,
     /// The model was merged from the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,

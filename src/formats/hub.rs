@@ -2,6 +2,7 @@
 //!
 //! Layout (huggingface_hub): `<root>/models--{org}--{name}/refs/{rev}` holds a commit, `snapshots/{commit}/` the files.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -17,12 +18,12 @@ const DEFAULT_REVISION: &str = "main";
 ///
 /// # Errors
 /// When it is neither; the message says where it was looked for.
-pub fn resolve(written: &str, caches: &[PathBuf]) -> Result<PathBuf> {
-    let path = Path::new(written);
+pub fn resolve(written: impl AsRef<OsStr>, caches: &[PathBuf]) -> Result<PathBuf> {
+    let path = Path::new(&written);
     if path.exists() {
         return Ok(path.into());
     }
-    let Some((org, name, revision)) = parse(written) else {
+    let Some((org, name, revision)) = path.to_str().and_then(parse) else {
         return Err(Error::io(path, "cannot open", std::io::ErrorKind::NotFound.into()));
     };
     for cache in caches {
