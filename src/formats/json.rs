@@ -30,6 +30,14 @@ pub fn render(value: &impl serde::Serialize) -> Vec<u8> {
     text
 }
 
+/// A path as a text, for reports: names of files are bytes, and those that are no UTF-8 are shown as well as they can be.
+///
+/// # Errors
+/// Those of the serialiser.
+pub fn path<S: serde::Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 /// What a JSON value is, in words.
 pub fn kind(value: &Value) -> &'static str {
     match value {

@@ -16,6 +16,7 @@ use crate::io::{MappedFile, PartsDir};
 #[derive(Debug, Clone, Serialize)]
 pub struct FinishReport {
     /// Where the result lies.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: std::path::PathBuf,
     /// Number of parts.
     pub parts: u32,

@@ -261,3 +261,32 @@ fn a_closed_pipe_is_a_quiet_success() {
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn names_that_are_no_utf8_are_paths_as_well() {
+    use std::os::unix::ffi::OsStrExt;
+    let bench = Bench::new();
+    let odd = |name: &[u8]| bench.0.path().join(std::ffi::OsStr::from_bytes(name));
+    let adapter = odd(b"lora\xFF");
+    copy(&fixtures().join("tiny/adapter"), &adapter);
+    let base = fixtures().join("tiny/base");
+    let mut weighted = adapter.as_os_str().to_owned();
+    weighted.push(":0.5");
+    let merged = lorakit(&[&"merge", &base, &weighted, &"-o", &odd(b"out\xFE"), &"--json"]).ok().json();
+    assert_eq!(merged["adapters"][0]["weight"], 0.5);
+    let found = lorakit(&[&"inspect", &adapter, &"--json"]).ok().json();
+    assert!(found["path"].as_str().unwrap().ends_with("lora\u{FFFD}"));
+    // A folder lists what lies in it.
+    assert_eq!(lorakit(&[&"inspect", &bench.0.path(), &"--json"]).ok().json().as_array().unwrap().len(), 2);
+    lorakit(&[&"stack", &adapter, &adapter, &"-o", &odd(b"sum\xFD"), &"--json"]).ok().json();
+    lorakit(&[&"resize", &adapter, &"--rank", &"2", &"-o", &odd(b"cut\xFD"), &"--json"]).ok().json();
+    lorakit(&[&"convert", &adapter, &"--to", &"mlx", &"-o", &odd(b"mlx\xFD"), &"--json"]).ok().json();
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}

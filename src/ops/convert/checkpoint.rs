@@ -34,8 +34,10 @@ const LISTED: usize = 4;
 #[derive(Debug, Clone, Serialize)]
 pub struct CheckpointReport {
     /// The checkpoint.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub input: PathBuf,
     /// The result.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// How the input keeps its tensors.
     pub format: String,

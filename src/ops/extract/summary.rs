@@ -15,10 +15,13 @@ use crate::tensor::Shape;
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ExtractReport {
     /// The model that was tuned.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub base: PathBuf,
     /// What it became.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub tuned: PathBuf,
     /// The adapter.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// Its dialect.
     pub to: &'static str,

@@ -27,6 +27,7 @@ use crate::ops::Run;
 #[derive(Debug, Serialize)]
 pub struct AdapterFacts {
     /// Where it lies.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// The naming scheme it is written in.
     pub dialect: &'static str,

@@ -26,6 +26,7 @@ const LARGEST: usize = 5;
 #[derive(Debug, Serialize)]
 pub struct CheckpointFacts {
     /// Where it lies.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// `architectures` of config.json.
     pub architectures: Vec<String>,

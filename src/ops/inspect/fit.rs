@@ -24,6 +24,7 @@ const BAND_BYTES: u64 = 4 << 20;
 #[derive(Debug, Serialize)]
 pub struct BaseFit {
     /// The model.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// Whether it was named, or found by the name the adapter gives.
     pub named: bool,

@@ -25,8 +25,10 @@ const WORST: usize = 10;
 #[derive(Debug, Clone, Serialize)]
 pub struct MergeReport {
     /// The model.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub base: PathBuf,
     /// The result.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// Nothing was written.
     pub dry_run: bool,
@@ -83,6 +85,7 @@ pub struct ChangedTensor {
 #[derive(Debug, Clone, Serialize)]
 pub struct AdapterSummary {
     /// Where it was read.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// `peft_type`.
     pub method: String,

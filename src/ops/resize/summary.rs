@@ -11,6 +11,7 @@ use crate::ops::terms::Slot;
 #[derive(Debug, Clone, Serialize)]
 pub struct ResizeReport {
     /// Where the results are.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// Its dialect.
     pub to: &'static str,
@@ -30,8 +31,10 @@ pub struct ResizeReport {
 #[derive(Debug, Clone, Serialize)]
 pub struct AdapterResize {
     /// Where it was read.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// Where it was written.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// What became of it.
     #[serde(flatten)]

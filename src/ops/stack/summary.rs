@@ -9,6 +9,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub struct StackReport {
     /// The result.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// Its dialect.
     pub to: &'static str,
@@ -52,6 +53,7 @@ pub struct StackReport {
 #[derive(Debug, Clone, Serialize)]
 pub struct Input {
     /// Where it was read.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub path: PathBuf,
     /// Its weight.
     pub weight: f64,

@@ -13,10 +13,13 @@ use crate::ops::merge::AdapterSummary;
 #[derive(Debug, Clone, Serialize)]
 pub struct UnmergeReport {
     /// The merged model.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub merged: PathBuf,
     /// The model it was merged into.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub base: PathBuf,
     /// The result.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// Nothing was written, and nothing compared.
     pub dry_run: bool,

@@ -53,8 +53,10 @@ pub(in crate::ops) const PROVENANCE: &str = "lorakit.recipe";
 #[derive(Debug, Clone, Serialize)]
 pub struct AdapterReport {
     /// The adapter.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub input: PathBuf,
     /// The result.
+    #[serde(serialize_with = "crate::formats::json::path")]
     pub out: PathBuf,
     /// The dialect it was in.
     pub from: String,
