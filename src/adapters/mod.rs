@@ -35,7 +35,7 @@ pub use magnitudes::{decomposed, magnitudes};
 pub use method::{Inserted, Method, ParameterChange, Target};
 pub use parts::{Context, Parts, number};
 pub use peft::{Adapter, Change, Lora, Module, describe, weight_files};
-pub use read::{is_adapter, recognise, torchtune_heads};
+pub use read::{ADAPTERHUB_HEADS, is_adapter, recognise, torchtune_heads};
 pub use rows::TokenRows;
 pub use turned::{Turned, Window};
 pub use whole::{Difference, Whole};

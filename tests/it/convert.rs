@@ -454,3 +454,19 @@ fn half_of_the_fp8_weights_is_not_dequantised() {
     let values = read(&bench.path("wide.safetensors"))["a.weight"].values();
     assert_close(&values, &[1, 2, 3, 4].map(e4m3), 0.0);
 }
+
+#[test]
+fn no_option_is_left_aside_in_silence() {
+    let bench = Bench::new();
+    let base = bench.base(&model(Dtype::F32), &json!({"model_type": "llama"}));
+    let out = bench.path("out");
+    convert(&base, &out, &["--as", "lora"]).refused(2, &["--as", "is a checkpoint"]);
+    convert(&base, &out, &["--dtype", "f16", "--include", "no_such"]).refused(2, &["`no_such` matches none of the 4"]);
+    let report = convert(&base, &out, &["--arch", "llama", "--json"]).ok().json();
+    assert!(report["notes"].to_string().contains("`--arch` was not used"), "{report}");
+    let factors = [("base_model.model.q.lora_A.weight", [2, 4]), ("base_model.model.q.lora_B.weight", [4, 2])];
+    let factors = factors.map(|(name, shape)| (name, Tensor::f32(&shape, &noise(5, 8, 1.0))));
+    let config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"]});
+    let adapter = bench.adapter("adapter", config, &factors);
+    convert(&adapter, &bench.path("b"), &["--rounding", "stochastic"]).refused(2, &["--rounding", "to nearest"]);
+}

@@ -91,7 +91,9 @@ fn every_kind_of_adapterhub_is_written_as_it_is() {
                 fs::copy(source.join(name), pickled.join(name)).unwrap();
             }
         }
-        convert(&pickled, &out, &["--to", "adapterhub"]).ok();
+        let report = convert(&pickled, &out, &["--to", "adapterhub", "--json"]).ok().json();
+        let beside = pickled.join("model_head.safetensors").is_file();
+        assert_eq!(report["notes"].to_string().contains("prediction head"), beside, "{case}");
         let written = read(&out.join("adapter.safetensors"));
         assert!(!written.is_empty());
         if case != "prefix" {

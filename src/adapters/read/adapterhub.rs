@@ -49,10 +49,13 @@ const INFIXES: [(&str, &str, &str); 15] = [
     ("heads.", "a prediction head", "it belongs to the task, and the base has no such layer"),
 ];
 
+/// What the library calls the weights of a prediction head, as safetensors and as a pickle.
+pub const ADAPTERHUB_HEADS: [&str; 2] = ["model_head.safetensors", "pytorch_model_head.bin"];
+
 /// What stands before the adapter's name in a LoRA.
 const LORAS: &str = ".loras.";
 
-pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) -> Result<Opened> {
+pub(super) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint) -> Result<Opened> {
     let path = root.join(CONFIG_NAME);
     let own = raw.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
     let number = |key: &str| own.get(key).and_then(Value::as_f64);
@@ -108,6 +111,12 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
         Ok(modules)
     });
     config.raw = raw;
+    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| root.join(head).is_file()) {
+        tensors.note(format!(
+            "a prediction head lies beside it (`{head}`): it belongs to the task, and only a conversion of the whole adapter to \
+             adapterhub takes it along"
+        ));
+    }
     Ok(Opened { root: root.to_path_buf(), dialect: "adapterhub", config, tensors, modules })
 }
 

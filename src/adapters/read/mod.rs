@@ -19,6 +19,7 @@ use super::peft::Module;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 
+pub use adapterhub::ADAPTERHUB_HEADS;
 pub use torchtune::head_of as torchtune_heads;
 
 pub use recognise::{is_adapter, recognise};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
+use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -195,6 +196,11 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     };
     if let Some(wanted) = options.write.dtype {
         refuse_packed(base, wanted)?;
+    }
+    let unmatched = |pattern: &&Regex| !base.checkpoint.tensors().any(|tensor| pattern.is_match(&tensor.name));
+    if let Some(pattern) = options.include.iter().find(unmatched) {
+        let problem = format!("`{pattern}` matches none of the {} tensors", base.checkpoint.count());
+        return Err(Error::invalid("--include", problem));
     }
     let scaled = Scaled::find(base);
     let dequantised = scaled.dequantised(base, chosen)?;

@@ -140,11 +140,19 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if is_adapter(&options.input) {
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
+    if options.as_lora {
+        let problem = format!("is about adapters, and `{}` is a checkpoint", options.input.display());
+        return Err(Error::invalid("--as", problem));
+    }
     let named = is_gguf_name(&options.write.out);
-    let report = match options.to {
+    let mut report = match options.to {
         None if named || options.quant.is_some() => gguf::convert(options, run)?,
         Some(Target::Gguf) => gguf::convert(options, run)?,
         _ => checkpoint::convert(options, run)?,
     };
+    let unused = [(options.base.is_some(), "--base"), (options.arch.is_some(), "--arch")];
+    for (_, option) in unused.iter().filter(|(given, _)| *given) {
+        report.notes.push(format!("`{option}` was not used: a checkpoint says itself what it is"));
+    }
     Ok(Converted::Checkpoint(Box::new(report)))
 }

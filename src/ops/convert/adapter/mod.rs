@@ -37,6 +37,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::{hub, json};
 use crate::naming::{arch, components};
+use crate::ops::Rounding;
 use crate::ops::base::{Base, config_of};
 use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
 use crate::ops::output::{Output, Run, refuse_inputs};
@@ -154,6 +155,7 @@ fn output(
     report.folded = files.folded;
     report.padded = files.padded;
     report.notes.append(&mut files.notes);
+    report.notes.extend(adapter.tensors.notes().cloned());
     if !files.single {
         refuse_file_name(&options.write.out)?;
     }
@@ -171,6 +173,9 @@ struct Opened {
 }
 
 fn open(options: &ConvertOptions) -> Result<Opened> {
+    if options.write.rounding != Rounding::Nearest {
+        return Err(Error::invalid("--rounding", "the factors of an adapter are rounded to nearest"));
+    }
     let model = options.base.as_deref().map(config_of).transpose();
     let (said, _) = Adapter::examine(&options.input)?;
     let is_gguf = said.config.llama_cpp.is_some();
@@ -325,7 +330,6 @@ fn translate(
         Target::Torchtune => torchtune::write(&pieces, &facts, &wishes)?,
         _ => kohya::write(to, &pieces, &facts)?,
     };
-    report.notes.extend(adapter.tensors.notes().cloned());
     let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {

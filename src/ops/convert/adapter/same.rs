@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::files::Files;
 use super::peft::cast;
-use crate::adapters::Adapter;
 use crate::adapters::config::CONFIG_NAME;
+use crate::adapters::{ADAPTERHUB_HEADS, Adapter};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored, json, safetensors};
 use crate::ops::convert::ConvertOptions;
@@ -22,10 +22,8 @@ const NAMES: [(&str, &str); 4] = [
 /// The config of the model that tells torchtune's heads.
 const MODEL: &str = "config.json";
 
-/// What AdapterHub calls the files of a prediction head.
+/// What AdapterHub calls the config of a prediction head.
 const HEAD_CONFIG: &str = "head_config.json";
-const HEAD: &str = "model_head.safetensors";
-const PICKLED_HEAD: &str = "pytorch_model_head.bin";
 
 /// Tensors, config and metadata as they are.
 ///
@@ -69,9 +67,10 @@ fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
     if config.is_file() {
         files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&json::read_object(&config)?)));
     }
-    let (safe, pickled) = (adapter.root.join(HEAD), adapter.root.join(PICKLED_HEAD));
+    let name = PathBuf::from(ADAPTERHUB_HEADS[0]);
+    let [safe, pickled] = ADAPTERHUB_HEADS.map(|name| adapter.root.join(name));
     if safe.is_file() {
-        files.copied.push((PathBuf::from(HEAD), safe));
+        files.copied.push((name, safe));
     } else if pickled.is_file() {
         let tensors = Checkpoint::open(&pickled)?;
         let (mut infos, mut data) = (Vec::new(), Vec::new());
@@ -81,7 +80,7 @@ fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
         }
         let mut bytes = safetensors::render_header(&[("format".into(), "pt".into())], &infos);
         bytes.append(&mut data);
-        files.beside.push((PathBuf::from(HEAD), bytes));
+        files.beside.push((name, bytes));
     }
     Ok(())
 }
