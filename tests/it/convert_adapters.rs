@@ -125,6 +125,22 @@ fn other_methods_go_from_kohya_to_comfyui_and_back() {
         travels(&base, &root.join(case).join("lora.safetensors"), &["comfyui", "kohya"], &[], None);
     }
     travels(&base, &root.join("lyco-loha/lora.safetensors"), &["peft"], &["--include", "^unet"], None);
+    // Linear layers: whether the others are convolutions, the tensors of LoKr do not tell.
+    for case in ["lyco-lokr", "lyco-lokr-full", "lyco-lokr-both-f4"] {
+        let file = root.join(case).join("lora.safetensors");
+        travels(&base, &file, &["peft"], &["--include", "^text_encoder"], None);
+    }
+}
+
+#[test]
+fn lokr_of_peft_is_written_as_peft_builds_it() {
+    let Some(root) = reference_part("peft") else { return };
+    let base = root.join("bases/llama-bf16");
+    for case in ["lokr-r4", "lokr-r4-both"] {
+        let adapter = root.join(case).join("adapter");
+        // A selection is written anew.
+        travels(&base, &adapter, &["peft"], &["--include", "layers"], Some(&adapter.join("adapter_model.safetensors")));
+    }
 }
 
 #[test]
@@ -187,7 +203,7 @@ fn what_a_target_cannot_express_is_refused_with_the_reason() {
         convert(&input, &out, &["--to", target]).refused(1, &[reason]);
         assert!(!out.exists(), "{target}: {reason}");
     }
-    convert(&image("lyco-lokr"), &out, &["--to", "peft", "--include", "^unet"]).refused(1, &["not written yet"]);
+    convert(&image("lyco-lokr"), &out, &["--to", "peft", "--include", "^unet"]).refused(1, &["may be a convolution"]);
     convert(&peft("vera-r16"), &out, &["--to", "peft", "--as", "lora"]).refused(1, &["VeRA", "--base"]);
     convert(&peft("oft-b8"), &out, &["--to", "peft", "--as", "lora"]).refused(1, &["no product of factors"]);
     convert(&image("lyco-loha"), &out, &["--to", "kohya", "--as", "lora"]).refused(1, &["may be a convolution"]);

@@ -54,6 +54,8 @@ def language(bench):
         "mlx/dora → peft": (bench.run("b", "convert", mlx / "dora/adapter", "--to", "peft"), merged("mb", mlx / "dora/adapter")),
         "loha-r4 --as lora": (bench.run("c", "convert", adapter("loha-r4"), "--to", "peft", "--as", "lora"), adapted_logits(base, adapter("loha-r4"), IDS)),
         "lokr-r4 --as lora": (bench.run("d", "convert", adapter("lokr-r4"), "--to", "peft", "--as", "lora"), adapted_logits(base, adapter("lokr-r4"), IDS)),
+        "lokr-r4, selected": (bench.run("i", "convert", adapter("lokr-r4"), "--to", "peft", "--include", "layers"), adapted_logits(base, adapter("lokr-r4"), IDS)),
+        "lokr-r4-both, selected": (bench.run("j", "convert", adapter("lokr-r4-both"), "--to", "peft", "--include", "layers"), adapted_logits(base, adapter("lokr-r4-both"), IDS)),
         "resize 4 → 8": (bench.run("e", "resize", adapter("lora-patterns"), "--rank", "8"), adapted_logits(base, adapter("lora-patterns"), IDS)),
         "extract of a merge": (
             bench.run("f", "extract", bench.run("f0", "convert", base, "--to", "safetensors", "--dtype", "f32", "--cast-all"),
@@ -86,10 +88,13 @@ def language(bench):
 
 
 def diffusion(bench):
-    """diffusers and LyCORIS on a tiny UNet."""
+    """diffusers and LyCORIS on a tiny UNet, PEFT on its text encoder."""
     try:
         from diffusers import UNet2DConditionModel
         from lycoris import LycorisNetwork, create_lycoris_from_weights
+        from peft import PeftModel
+        from safetensors.torch import load_file, save_file
+        from transformers import CLIPTextModel
     except ImportError as missing:
         print(f"SKIPPED: diffusers and LyCORIS ({missing})")
         return
@@ -124,6 +129,25 @@ def diffusion(bench):
         network.apply_to()
         network.eval()
         bench.row("LyCORIS", f"{case} → comfyui → kohya", output(model), wanted, plain)
+
+    encoder = lambda path: CLIPTextModel.from_pretrained(path / "text_encoder", torch_dtype=torch.float32).eval()
+
+    def encoded(model):
+        with torch.no_grad():
+            return model(torch.tensor([[1, 5, 9, 3, 7, 2]])).last_hidden_state
+
+    plain = encoded(encoder(base))
+    for at, case in enumerate(["lyco-loha", "lyco-lokr", "lyco-lokr-full", "lyco-lokr-both-f4"]):
+        source = kohya / case / "lora.safetensors"
+        wanted = encoded(encoder(bench.run(f"t{at}", "merge", base, source)))
+        made = bench.run(f"u{at}", "convert", source, "--to", "peft", "--include", "^text_encoder")
+        # transformers 5 calls the modules in memory otherwise than its files, and PEFT goes by what is in memory.
+        weights = made / "adapter_model.safetensors"
+        if not hasattr(encoder(base), "text_model"):
+            save_file({name.replace(".text_model.", "."): tensor for name, tensor in load_file(weights).items()}, weights)
+            config = made / "adapter_config.json"
+            config.write_text(config.read_text().replace('"text_model.', '"'))
+        bench.row("PEFT", f"{case} (text encoder) → peft", encoded(PeftModel.from_pretrained(encoder(base), made)), wanted, plain)
 
 
 def adapterhub(bench):

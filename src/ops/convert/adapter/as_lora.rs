@@ -111,7 +111,7 @@ fn layers(adapter: &Adapter, base: &Base) -> BTreeMap<String, Target> {
 }
 
 /// U-Nets are made of convolutions and linear layers; elsewhere the name says so.
-fn may_be_convolution(path: &str) -> bool {
+pub(super) fn may_be_convolution(path: &str) -> bool {
     let last = path.rsplit('.').next().unwrap_or(path);
     components::with_component(path).starts_with("unet.") || last.contains("conv") || path.contains("_unet_")
 }

@@ -13,6 +13,7 @@ mod gguf_rows;
 mod grid;
 mod hashes;
 mod kohya;
+mod lokr;
 mod mlx;
 mod peft;
 mod pieces;

@@ -1,10 +1,11 @@
-//! PEFT: `adapter_config.json` and `adapter_model.safetensors`. Source: PEFT 0.21 `tuners/{lora,loha}/config.py`.
+//! PEFT: `adapter_config.json` and `adapter_model.safetensors`. Source: PEFT 0.21 `tuners/{lora,loha,lokr}/config.py`.
 
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use super::files::{Facts, Files, column};
+use super::lokr::Rule;
 use super::pieces::{Other, Pieces};
 use crate::adapters::config::{CONFIG_NAME, INVOCATION};
 use crate::error::Result;
@@ -154,13 +155,7 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
     let kind = pieces.methods[0].method.kind();
     let (peft_type, prefix) = match kind {
         "LoHa" => ("LOHA", "hada_"),
-        "LoKr" => {
-            let what = format!(
-                "`{}` is changed by LoKr, whose factors PEFT cuts by a rule of its own; this is not written yet",
-                pieces.methods[0].path
-            );
-            return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-        }
+        "LoKr" => ("LOKR", "lokr_"),
         _ => {
             let what = format!(
                 "`{}` is changed by {kind}, which PEFT stores in another form or not at all",
@@ -176,9 +171,11 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
             format!("changes modules by {kind} and by {}; an adapter of PEFT has one method", other.method.kind());
         return Err(facts.refuse(what).hint("make all of them LoRA: --as lora"));
     }
+    let rule = if kind == "LoKr" { Some(Rule::of(&pieces.methods, facts)?) } else { None };
     let mut numbers = NewAdapter { inherited: inherited(facts), ..NewAdapter::default() };
-    for Other { path, method } in &pieces.methods {
-        let (Some(rank), Some(scale)) = (method.rank(), method.scale()) else {
+    for (at, Other { path, method }) in pieces.methods.iter().enumerate() {
+        let rank = rule.as_ref().map(|rule| rule.ranks[at]).or_else(|| method.rank());
+        let Some((rank, scale)) = rank.zip(method.scale()) else {
             return Err(facts.refuse(format!("the scale of `{path}` is not known")));
         };
         for (role, tensor) in method.tensors() {
@@ -227,6 +224,10 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
     config.insert("alpha".into(), rendered["lora_alpha"].clone());
     let has =
         |role: &str| pieces.methods.iter().any(|other| other.method.tensors().iter().any(|(own, _)| *own == role));
-    config.insert("use_effective_conv2d".into(), has("hada_t1").into());
+    config.insert("use_effective_conv2d".into(), (has("hada_t1") || has("lokr_t2")).into());
+    if let Some(Rule { both, factor, .. }) = rule {
+        config.insert("decompose_both".into(), both.into());
+        config.insert("decompose_factor".into(), factor.into());
+    }
     Ok(Value::Object(config))
 }
