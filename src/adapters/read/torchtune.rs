@@ -15,6 +15,7 @@ use crate::adapters::gather::gather;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, json};
 use crate::naming::arch::{Arch, Spelling, arch};
+use crate::naming::gguf::interleaved;
 use crate::naming::peft::Key;
 use crate::naming::scheme::{Scheme, scheme};
 use crate::naming::{Role, peft};
@@ -76,11 +77,12 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
     else {
         return Ok(stored.clone());
     };
-    turn::reordered(stored, |row| {
-        let (start, within) = (row / head * head, row % head);
-        let (half, at) = (within / (head / 2), within % (head / 2));
-        start + 2 * at + half
-    })
+    if stored.info.bytes == 0 {
+        return Ok(stored.clone());
+    }
+    let narrow = |count: u64| usize::try_from(count).expect("a mapped tensor has fewer rows than the address space");
+    let order = interleaved(narrow(rows), narrow(rows / head)).expect("heads have an even number of rows");
+    Ok(turn::scattered(stored, order))
 }
 
 /// How many rows a head of queries or keys has of so many; `None` where torchtune keeps them as transformers does. `model` is what

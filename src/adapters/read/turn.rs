@@ -37,26 +37,6 @@ pub(super) fn transposed(stored: &Stored) -> Result<Stored> {
     Ok(Stored::held(&stored.map, info, bytes))
 }
 
-/// The rows of the first dimension in another order: row `i` of the result is row `source(i)`.
-///
-/// # Errors
-/// When the file is no longer there as it was mapped.
-pub(super) fn reordered(stored: &Stored, source: impl Fn(u64) -> u64) -> Result<Stored> {
-    let data = stored.view()?.data;
-    let rows = stored.info.shape.as_slice().first().copied().unwrap_or(0);
-    let narrow = |row: u64| usize::try_from(row).expect("a mapped tensor has fewer rows than the address space");
-    if rows == 0 || data.is_empty() {
-        return Ok(stored.clone());
-    }
-    let length = data.len() / narrow(rows);
-    let mut bytes = Vec::with_capacity(data.len());
-    for row in 0..rows {
-        let at = narrow(source(row)) * length;
-        bytes.extend_from_slice(&data[at..at + length]);
-    }
-    Ok(Stored::held(&stored.map, stored.info.clone(), bytes))
-}
-
 /// Row `i` of the tensor becomes row `order[i]` of the result, which is made when it is first looked at. `order` has every row
 /// once.
 pub(in crate::adapters) fn scattered(stored: &Stored, order: Vec<usize>) -> Stored {

@@ -246,9 +246,9 @@ fn ungrouped(rows: usize, heads: usize, kv_heads: usize) -> Option<Vec<usize>> {
     Some(asking.chain(others).collect())
 }
 
-/// For every row of a GGUF tensor the row of the checkpoint that stands there; `None` where `rows` are no whole number of
-/// heads with an even number of rows.
-fn interleaved(rows: usize, heads: usize) -> Option<Vec<usize>> {
+/// For every row of a GGUF tensor, and of torchtune's, the row of the checkpoint that stands there; `None` where `rows` are no
+/// whole number of heads with an even number of rows.
+pub fn interleaved(rows: usize, heads: usize) -> Option<Vec<usize>> {
     if heads == 0 || !rows.is_multiple_of(2 * heads) {
         return None;
     }

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use super::adapterhub_places::{Planned, plan};
+use super::evened::Evened;
 use super::files::{Facts, Files, column, matrix};
 use super::gguf::Wishes;
-use super::grid::Grid;
 use super::peft::cast;
-use super::pieces::{Other, Pair, Pieces, most_frequent};
+use super::pieces::{Other, Pieces, most_frequent};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
@@ -107,35 +107,29 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
 /// The factors, and what the config says of them.
 fn loras(pieces: &Pieces, facts: &Facts<'_>, planned: &Planned, name: &str, files: &mut Files) -> Result<Value> {
     let pairs = &pieces.pairs;
-    let rank = pairs.iter().map(Pair::rank).max().unwrap_or(1);
     let dora = refuse_dora(pieces, facts, planned)?;
     // Its forward pass takes the norms of DoRA without the scale, its merge both without: they agree where the scale is 1.
     let scale = if dora { 1.0 } else { most_frequent(pairs) };
-    let mut rounded = 0;
+    let mut evened = Evened::new(pairs, scale);
+    let rank = evened.rank;
     for pair in pairs {
         let key = |part: &str| format!("{}.loras.{name}.{part}", pair.path);
-        let (inputs, outputs) = (pair.down.size.1, pair.up.size.0);
-        let ratio = if pair.scale == scale { 1.0 } else { pair.scale / scale };
-        files.folded += usize::from(ratio != 1.0);
-        files.padded += usize::from(pair.rank() != rank);
-        let up = pair.up.clone().padded(outputs, rank).scaled(ratio);
-        rounded += usize::from(up.rounds() && !pair.up.rounds());
-        files.tensors.push(matrix(key("lora_A"), pair.down.clone().padded(rank, inputs), facts.float));
+        let (down, up) = evened.factors(pair, files);
+        files.tensors.push(matrix(key("lora_A"), down, facts.float));
         files.tensors.push(matrix(key("lora_B"), up, facts.float));
         if let Some(magnitude) = facts.magnitude(pair, "AdapterHub")? {
-            files.tensors.push(column(key("m.weight"), magnitude, &[outputs, 1], facts.float));
+            files.tensors.push(column(key("m.weight"), magnitude, &[pair.up.size.0, 1], facts.float));
         }
     }
     for (path, like) in &planned.filled {
         let like = &pairs[*like];
         let key = |part: &str| format!("{path}.loras.{name}.{part}");
         let float = facts.float.or(Some(like.up.float()));
-        files.tensors.push(matrix(key("lora_A"), Grid::zero((rank, like.down.size.1)), float));
-        files.tensors.push(matrix(key("lora_B"), Grid::zero((like.up.size.0, rank)), float));
+        let (down, up) = evened.nothing(like.down.size.1, like.up.size.0);
+        files.tensors.push(matrix(key("lora_A"), down, float));
+        files.tensors.push(matrix(key("lora_B"), up, float));
     }
-    if rounded > 0 {
-        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
-    }
+    evened.tell(files);
     filled(planned, "zeros", files);
     Ok(settings(planned, rank, scale * rank as f64, ("add", "lora"), dora))
 }

@@ -74,6 +74,11 @@ impl Facts<'_> {
     }
 }
 
+/// What is said of so many modules whose scale B could not take exactly.
+pub fn rounded_note(modules: usize) -> Option<String> {
+    (modules > 0).then(|| format!("B of {modules} modules was multiplied by no power of two and rounded once"))
+}
+
 /// A column under the shape it is written with.
 pub fn column(name: String, grid: Grid, shape: &[u64], float: Option<Float>) -> Tensor {
     (name, Shape::from(shape.to_vec()), grid.bytes(float))

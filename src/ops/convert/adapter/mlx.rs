@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::evened::Evened;
 use super::files::{Facts, Files, column, matrix};
-use super::pieces::{Pair, Pieces, most_frequent};
+use super::pieces::{Pieces, most_frequent};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
@@ -22,30 +23,22 @@ pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     let mut files = Files { weights: "adapters.safetensors".into(), ..Files::default() };
     files.metadata.push(("format".into(), "mlx".into()));
     refuse(&pieces, facts)?;
-    let rank = pieces.pairs.iter().map(Pair::rank).max().unwrap_or(1);
     let scale = most_frequent(&pieces.pairs);
+    let mut evened = Evened::new(&pieces.pairs, scale);
+    let rank = evened.rank;
     let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
     let keys: Vec<Value> = pieces.pairs.iter().map(|pair| pair.path.as_str().into()).collect();
-    let mut rounded = 0;
     for pair in pieces.pairs {
         let key = |role: &Role| scheme.print(&pair.path, role).expect("mlx-lm has the roles of LoRA");
         let magnitude = facts.magnitude(&pair, "mlx-lm")?;
-        let ratio = if pair.scale == scale { 1.0 } else { pair.scale / scale };
-        files.folded += usize::from(ratio != 1.0);
-        files.padded += usize::from(pair.rank() != rank);
-        let (inputs, outputs) = (pair.down.size.1, pair.up.size.0);
-        let down = pair.down.clone().padded(rank, inputs).turned();
-        let up = pair.up.clone().padded(outputs, rank).scaled(ratio).turned();
-        rounded += usize::from(up.rounds());
-        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
-        files.tensors.push(matrix(key(&Role::Up), up, facts.float));
+        let (down, up) = evened.factors(&pair, &mut files);
+        files.tensors.push(matrix(key(&Role::Down), down.turned(), facts.float));
+        files.tensors.push(matrix(key(&Role::Up), up.turned(), facts.float));
         if let Some(magnitude) = magnitude {
-            files.tensors.push(column(key(&Role::Magnitude), magnitude, &[outputs], facts.float));
+            files.tensors.push(column(key(&Role::Magnitude), magnitude, &[pair.up.size.0], facts.float));
         }
     }
-    if rounded > 0 {
-        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
-    }
+    evened.tell(&mut files);
     let mut config = json!({
         "fine_tune_type": if dora { "dora" } else { "lora" },
         "num_layers": -1,

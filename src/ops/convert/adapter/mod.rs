@@ -7,6 +7,7 @@ mod adapterhub;
 mod adapterhub_places;
 mod as_lora;
 mod diffusers;
+mod evened;
 mod files;
 mod gguf;
 mod gguf_rows;
@@ -317,9 +318,7 @@ fn translate(
         return Err(Error::unsupported(&adapter.root, "nothing is left of the adapter to be written"));
     }
     let rounded = pieces.pairs.iter().filter(|pair| pair.up.rounds()).count();
-    if rounded > 0 {
-        report.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
-    }
+    report.notes.extend(files::rounded_note(rounded));
     let facts = Facts { adapter, family, float: options.write.dtype };
     let files = match target {
         Target::Peft => peft::write(pieces, &facts)?,

@@ -10,16 +10,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::evened::Evened;
 use super::files::{Facts, Files, column, matrix};
 use super::gguf::Wishes;
 use super::grid::Grid;
-use super::pieces::{Pair, Pieces, most_frequent};
+use super::pieces::{Pieces, most_frequent};
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::torchtune_heads;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::Role;
 use crate::naming::arch::{Spelling, arch};
+use crate::naming::gguf::interleaved;
 use crate::naming::scheme::scheme;
 use crate::ops::new_adapter::Bytes;
 use crate::tensor::Float;
@@ -51,12 +53,13 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     }
     let scheme = scheme("torchtune").expect("the tables are part of the program");
     let names = arch("torchtune").expect("the tables are part of the program");
-    let rank = pieces.pairs.iter().map(Pair::rank).max().unwrap_or(1);
     let scale = most_frequent(&pieces.pairs);
+    let mut evened = Evened::new(&pieces.pairs, scale);
+    let rank = evened.rank;
     let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
     let mut files = Files { weights: "adapter.safetensors".into(), ..Files::default() };
     files.metadata.push(("format".into(), "pt".into()));
-    let (mut sizes, mut present, mut rounded) = (BTreeMap::new(), BTreeSet::new(), 0);
+    let (mut sizes, mut present) = (BTreeMap::new(), BTreeSet::new());
     for pair in &pieces.pairs {
         let Some((module, turned)) = names.renamed(&pair.path, Spelling::Original) else {
             return Err(facts.refuse(format!("`{}` has no name in torchtune", pair.path)));
@@ -73,12 +76,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
             _ => Ok(matrix(key, grid, facts.float)),
         };
         let key = |role: &Role| scheme.print(&module, role).expect("torchtune has the roles of LoRA");
-        let ratio = if pair.scale == scale { 1.0 } else { pair.scale / scale };
-        files.folded += usize::from(ratio != 1.0);
-        files.padded += usize::from(pair.rank() != rank);
-        let up = pair.up.clone().padded(outputs, rank).scaled(ratio);
-        rounded += usize::from(up.rounds() && !pair.up.rounds());
-        files.tensors.push(matrix(key(&Role::Down), pair.down.clone().padded(rank, inputs), facts.float));
+        let (down, up) = evened.factors(pair, &mut files);
+        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
         files.tensors.push(order(up, &[outputs, rank], key(&Role::Up))?);
         if let Some(magnitude) = facts.magnitude(pair, "torchtune")? {
             files.tensors.push(order(magnitude, &[outputs], key(&Role::Magnitude))?);
@@ -92,16 +91,15 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
     for (module, (inputs, outputs)) in &missing {
         let key = |role: &Role| scheme.print(module, role).expect("torchtune has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), Grid::zero((rank, *inputs)), float));
-        files.tensors.push(matrix(key(&Role::Up), Grid::zero((*outputs, rank)), float));
+        let (down, up) = evened.nothing(*inputs, *outputs);
+        files.tensors.push(matrix(key(&Role::Down), down, float));
+        files.tensors.push(matrix(key(&Role::Up), up, float));
     }
     if !missing.is_empty() {
         let what = "modules that are not changed and that torchtune adapts with the others were filled up with zeros";
         files.notes.push(format!("{} {what}", missing.len()));
     }
-    if rounded > 0 {
-        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
-    }
+    evened.tell(&mut files);
     let alpha = scale * rank as f64;
     files.notes.push(format!("rank and α stand in torchtune's recipe: lora_rank {rank}, lora_alpha {alpha}"));
     let kinds: BTreeSet<&str> = present.iter().filter_map(|module| module.rsplit('.').next()).collect();
@@ -183,11 +181,8 @@ fn alternating(
     let (rows, width, head) = (narrow(grid.size.0), narrow(grid.size.1), narrow(head));
     let mut values = vec![0.0; rows * width];
     grid.decode(0..rows, &mut values)?;
-    let mut ordered = Vec::with_capacity(values.len());
-    for row in 0..rows {
-        let (start, within) = (row / head * head, row % head);
-        let from = start + within % 2 * (head / 2) + within / 2;
-        ordered.extend_from_slice(&values[from * width..(from + 1) * width]);
-    }
+    let order = interleaved(rows, rows / head).expect("heads have an even number of rows");
+    let ordered: Vec<f32> =
+        order.into_iter().flat_map(|from| &values[from * width..(from + 1) * width]).copied().collect();
     Ok((key, shape.to_vec().into(), Bytes::held(&ordered, float.unwrap_or_else(|| grid.float()))))
 }

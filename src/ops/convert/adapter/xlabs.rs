@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use super::evened::Evened;
 use super::files::{Facts, Files, matrix};
-use super::grid::Grid;
 use super::pieces::{Pair, Pieces};
 use super::spell::{self, Respelled};
 use crate::adapters::Adapter;
@@ -60,9 +60,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             facts.refuse(format!("`{}.{}` is stored whole, which XLabs has no place for", whole.path, whole.parameter))
         );
     }
-    let rank = pieces.pairs.iter().map(Pair::rank).max().unwrap_or(1);
+    let mut evened = Evened::new(&pieces.pairs, 1.0);
     let mut blocks: BTreeMap<(usize, u64), Vec<&str>> = BTreeMap::new();
-    let mut rounded = 0;
     let width = pieces.pairs.first().map_or(0, width);
     for pair in &pieces.pairs {
         let Some((block, module)) = place(&pair.path) else {
@@ -78,13 +77,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             return Err(facts.refuse(what));
         }
         blocks.entry(block).or_default().push(module);
-        let (inputs, outputs) = (pair.down.size.1, pair.up.size.0);
-        files.folded += usize::from(pair.scale != 1.0);
-        files.padded += usize::from(pair.rank() != rank);
-        let up = pair.up.clone().padded(outputs, rank).scaled(pair.scale);
-        rounded += usize::from(up.rounds() && !pair.up.rounds());
+        let (down, up) = evened.factors(pair, &mut files);
         let key = |role: &Role| scheme.print(&pair.path, role).expect("XLabs has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), pair.down.clone().padded(rank, inputs), facts.float));
+        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
         files.tensors.push(matrix(key(&Role::Up), up, facts.float));
     }
     let mut filled = 0;
@@ -96,8 +91,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             let key = |role: &Role| scheme.print(&path, role).expect("XLabs has the roles of LoRA");
             let inputs = if *module == "linear2" { wide_inputs(pieces).unwrap_or(WIDE * width) } else { width };
             let outputs = if module.ends_with("qkv") { 3 * width } else { width };
-            files.tensors.push(matrix(key(&Role::Down), Grid::zero((rank, inputs)), float));
-            files.tensors.push(matrix(key(&Role::Up), Grid::zero((outputs, rank)), float));
+            let (down, up) = evened.nothing(inputs, outputs);
+            files.tensors.push(matrix(key(&Role::Down), down, float));
+            files.tensors.push(matrix(key(&Role::Up), up, float));
             filled += 1;
         }
     }
@@ -106,9 +102,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             "{filled} modules that are not changed, beside others of their block, were filled up with zeros"
         ));
     }
-    if rounded > 0 {
-        files.notes.push(format!("B of {rounded} modules was multiplied by no power of two and rounded once"));
-    }
+    evened.tell(&mut files);
     Ok(files)
 }
 
