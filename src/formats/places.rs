@@ -4,6 +4,7 @@ use std::hash::BuildHasher;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::weight_file::WeightFile;
 
@@ -11,7 +12,7 @@ use super::weight_file::WeightFile;
 pub(super) type Place = (usize, usize);
 
 /// The places of all tensors of some files, by name.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Places {
     table: HashTable<Place>,
     hasher: RandomState,
@@ -23,16 +24,16 @@ impl Places {
     /// # Errors
     /// With both places of the first name that stands there twice, the later one first.
     pub(super) fn of(files: &[WeightFile]) -> Result<Self, [Place; 2]> {
-        let mut places = Self::default();
+        let count = files.iter().map(|file| file.header.tensors.len()).sum();
+        let mut places = Self { table: HashTable::with_capacity(count), hasher: RandomState::default() };
         let hash = |name: &str| places.hasher.hash_one(name);
-        places.table.reserve(files.iter().map(|file| file.header.tensors.len()).sum(), |_| 0);
         for (at, file) in files.iter().enumerate() {
             for (position, tensor) in file.header.tensors.iter().enumerate() {
                 let same = |place: &Place| name_of(files, *place) == tensor.name;
                 let entry = places.table.entry(hash(&tensor.name), same, |place| hash(name_of(files, *place)));
                 match entry {
-                    hashbrown::hash_table::Entry::Occupied(other) => return Err([(at, position), *other.get()]),
-                    hashbrown::hash_table::Entry::Vacant(free) => free.insert((at, position)),
+                    Entry::Occupied(other) => return Err([(at, position), *other.get()]),
+                    Entry::Vacant(free) => free.insert((at, position)),
                 };
             }
         }

@@ -11,7 +11,6 @@
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
-//!
 //! * [`gguf`]: modules ↔ tensors of a GGUF file.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 

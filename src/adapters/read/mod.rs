@@ -20,9 +20,8 @@ use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 
 pub use adapterhub::ADAPTERHUB_HEADS;
-pub use torchtune::head_of as torchtune_heads;
-
 pub use recognise::{is_adapter, recognise};
+pub use torchtune::head_of as torchtune_heads;
 
 /// File stems under which the libraries store adapters.
 const STEMS: [&str; 5] = ["adapter_model", "adapters", "adapter", "pytorch_adapter", "pytorch_lora_weights"];

@@ -276,10 +276,8 @@ fn spots(row: &Row, place: Place, filling: &Filling, outputs: u64, inputs: u64) 
         (Spelling::Diffusers, _) => {
             let own = row.shares[place.part];
             let size = |share: &Share| match share {
-                Share::Inputs(times) => inputs.checked_mul(*times),
-                Share::Part(of) => inputs.is_multiple_of(*of).then_some(inputs / of),
-                Share::Rows(rows) => Some(*rows),
                 Share::Rest => (own == Share::Rest).then_some(outputs),
+                fixed => fixed.rows(inputs),
             };
             if size(&own) != Some(outputs) {
                 return None;
@@ -301,19 +299,16 @@ fn swapped(swap: Swap, outputs: u64, inputs: u64) -> bool {
 
 /// Rows of every part of a fused weight.
 fn sizes(shares: &[Share], outputs: u64, inputs: u64) -> Option<Vec<u64>> {
-    let fixed = |share: &Share| match share {
-        Share::Inputs(times) => inputs.saturating_mul(*times),
-        Share::Part(of) => inputs / of,
-        Share::Rows(rows) => *rows,
-        Share::Rest => 0,
-    };
-    let taken = shares.iter().try_fold(0_u64, |sum, share| sum.checked_add(fixed(share)))?;
+    let fixed = |share: &Share| if *share == Share::Rest { Some(0) } else { share.rows(inputs) };
+    let sizes = shares.iter().map(fixed).collect::<Option<Vec<u64>>>()?;
+    let taken = sizes.iter().try_fold(0_u64, |sum, size| sum.checked_add(*size))?;
     let rest = outputs.checked_sub(taken)?;
     let among = shares.iter().filter(|share| **share == Share::Rest).count() as u64;
     if among == 0 {
-        return (rest == 0).then(|| shares.iter().map(fixed).collect());
+        return (rest == 0).then_some(sizes);
     }
     let each = rest / among;
     let exact = rest % among == 0 && each > 0;
-    exact.then(|| shares.iter().map(|share| if *share == Share::Rest { each } else { fixed(share) }).collect())
+    let size = |(share, size): (&Share, u64)| if *share == Share::Rest { each } else { size };
+    exact.then(|| shares.iter().zip(sizes).map(size).collect())
 }

@@ -163,6 +163,18 @@ fn rows(raw: &Raw, tails: &BTreeMap<String, Vec<String>>) -> Vec<Row> {
     rows
 }
 
+impl Share {
+    /// Rows of a module with so many inputs; `None` where that is what the others leave, or no whole number.
+    pub fn rows(self, inputs: u64) -> Option<u64> {
+        match self {
+            Self::Inputs(times) => inputs.checked_mul(times),
+            Self::Part(of) => inputs.is_multiple_of(of).then_some(inputs / of),
+            Self::Rows(rows) => Some(rows),
+            Self::Rest => None,
+        }
+    }
+}
+
 fn share(text: &str) -> Share {
     match text {
         "in" => Share::Inputs(1),

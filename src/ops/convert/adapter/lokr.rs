@@ -89,12 +89,13 @@ impl Sizes {
 
     /// An r under which PEFT builds these factors.
     fn rank(&self, both: bool) -> Option<u64> {
+        // The smallest r with which PEFT leaves a factor whole.
         let whole = |size: (u64, u64)| size.0.max(size.1).div_ceil(2);
         let products = [self.ranks.0, self.ranks.1];
         let rank = products.into_iter().flatten().next().unwrap_or_else(|| {
             if both { whole(self.first).max(whole(self.second)) } else { whole(self.second) }.max(1)
         });
-        let is_product = |size: (u64, u64)| rank < whole(size) || 2 * rank < size.0.max(size.1);
+        let is_product = |size: (u64, u64)| rank < whole(size);
         let agrees = |own: Option<u64>, product: bool| own.is_some() == product && own.is_none_or(|own| own == rank);
         (agrees(self.ranks.0, both && is_product(self.first)) && agrees(self.ranks.1, is_product(self.second)))
             .then_some(rank)
