@@ -13,8 +13,12 @@
 //! | 3 | [`formats`] | files ↔ tensors |
 //! | 4 | [`adapters`] | what an adapter file means |
 //! | 4 | [`plan`] | independent jobs within a memory budget |
-//! | 5 | [`ops`] | the verbs |
-//! | 6 | [`report`] | results as text |
+//! | 5 | [`model`] | what a base is |
+//! | 5 | [`pairs`] | low-rank pairs that are to be written |
+//! | 6 | [`placement`] | where each change belongs |
+//! | 7 | [`output`] | how a result reaches the disk |
+//! | 9 | [`ops`] | the verbs |
+//! | 10 | [`report`] | results as text |
 //!
 //! # A merge
 //! ```no_run
@@ -60,8 +64,12 @@ pub mod formats;
 pub mod io;
 pub mod limits;
 pub mod linalg;
+pub mod model;
 pub mod naming;
 pub mod ops;
+pub mod output;
+pub mod pairs;
+pub mod placement;
 pub mod plan;
 pub mod report;
 pub mod tensor;

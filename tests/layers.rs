@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Rooms by layer; a room may import rooms of lower layers only.
-const LAYERS: [(&str, u32); 13] = [
+const LAYERS: [(&str, u32); 17] = [
     ("error", 0),
     ("limits", 0),
     ("tensor", 1),
@@ -19,10 +19,14 @@ const LAYERS: [(&str, u32); 13] = [
     ("formats", 3),
     ("adapters", 4),
     ("plan", 4),
-    ("ops", 5),
-    ("report", 6),
-    ("cli", 7),
-    ("main", 7),
+    ("model", 5),
+    ("pairs", 5),
+    ("placement", 6),
+    ("output", 7),
+    ("ops", 9),
+    ("report", 10),
+    ("cli", 11),
+    ("main", 11),
 ];
 
 /// Crates that only some rooms may name.

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use super::convert::{self, ConvertOptions, Target};
 use super::new_adapter::refuse_file_name;
-use super::output::{Output, Run};
-use super::writing::WriteOptions;
 use super::{Budgeted, RankChoice, Ranking};
 use crate::error::{Error, Result};
 use crate::naming::components;
+use crate::output::WriteOptions;
+use crate::output::{Output, Run};
 use crate::plan::Quiet;
 
 /// How a new adapter is written.

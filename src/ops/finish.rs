@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::output::{PartNote, note_name};
-use super::writing::Part;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Header, looks_like_gguf};
 use crate::formats::json;
 use crate::formats::safetensors::read_header;
 use crate::io::{MappedFile, PartsDir};
+use crate::output::Part;
+use crate::output::files::{PartNote, note_name};
 
 /// What was put together.
 #[derive(Debug, Clone, Serialize)]

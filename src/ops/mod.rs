@@ -1,27 +1,20 @@
 //! The verbs: options and inputs → a plan, or a plain result.
 
-mod base;
 pub mod convert;
 mod dialect;
 pub mod extract;
 pub mod finish;
 mod hashes;
-mod initial;
 pub mod inspect;
 pub mod merge;
 pub mod new_adapter;
 mod new_config;
-mod output;
 mod rank_choice;
-mod recipe;
 pub mod resize;
 pub mod stack;
-mod terms;
 pub mod unmerge;
-mod weight;
-mod writing;
 
+pub use crate::model::Rounding;
+pub use crate::output::{Part, Run, WriteOptions};
 pub use dialect::Dialect;
-pub use output::Run;
 pub use rank_choice::{Budgeted, RankChoice, Ranking};
-pub use writing::{Part, Rounding, WriteOptions};

@@ -3,7 +3,6 @@
 //! Keys and config as PEFT 0.21 reads them (`utils/save_and_load.py`, `tuners/lora/config.py`); the config is made in `new_config`.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,17 +10,18 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::new_config;
-use super::output::Output;
-use super::recipe::SIDECAR;
-use super::writing::WriteOptions;
 use crate::adapters::AdapterConfig;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::{Error, Result};
+use crate::formats::json;
 use crate::formats::layout::OutputFile;
-use crate::formats::{Stored, json};
 use crate::naming::peft;
+use crate::output::Output;
+use crate::output::WriteOptions;
+use crate::output::recipe::SIDECAR;
+use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Dtype, Float, Rounding, Shape, TensorInfo};
+use crate::tensor::{Shape, TensorInfo};
 
 /// The weight file of a PEFT adapter.
 const WEIGHTS_NAME: &str = "adapter_model.safetensors";
@@ -31,120 +31,6 @@ const PREFIX: &str = "base_model.model";
 
 /// The wrapper of a layer that is adapted.
 const FROZEN: &str = "base_layer";
-
-/// What kind of layer a pair belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PairKind {
-    /// A matrix `[out, in]`, or its transpose in a `Conv1D`.
-    Linear,
-    /// A convolution `[out, in, k …]`.
-    Conv {
-        /// The dimensions after `[out, in]`.
-        kernel: Vec<u64>,
-    },
-    /// A table of rows `[vocabulary, dim]`.
-    Embedding,
-    /// A parameter without a layer of its own, for which `target_parameters` stands in the config.
-    Parameter {
-        /// As in `gate_up_proj`.
-        name: String,
-        /// How many other parameters of the module lie deeper than this one.
-        nesting: usize,
-        /// Experts of the stack: A is `[experts · r, in]`, B `[out, r · experts]`.
-        experts: u64,
-    },
-}
-
-/// Where the bytes of a tensor come from.
-#[derive(Clone)]
-pub enum Bytes {
-    /// They were computed.
-    Held {
-        /// Row-major, little-endian.
-        bytes: Vec<u8>,
-        /// Their dtype.
-        float: Float,
-    },
-    /// They are those of an input.
-    Stored(Stored),
-    /// They are computed when they are written.
-    Computed {
-        /// Who computes them, by rows of the first dimension against the others.
-        compute: Arc<dyn Compute>,
-        /// Their dtype.
-        float: Float,
-        /// Their number.
-        count: u64,
-    },
-}
-
-impl Bytes {
-    /// `values` rounded to `float`.
-    pub fn held(values: &[f32], float: Float) -> Self {
-        let mut bytes = vec![0; values.len() * float.bytes()];
-        float.encode(values, Rounding::Nearest, &mut bytes);
-        Self::Held { bytes, float }
-    }
-
-    /// Number of bytes.
-    pub fn count(&self) -> u64 {
-        match self {
-            Self::Held { bytes, .. } => bytes.len() as u64,
-            Self::Stored(stored) => stored.info.bytes,
-            Self::Computed { count, .. } => *count,
-        }
-    }
-
-    /// Their dtype.
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::Held { float, .. } | Self::Computed { float, .. } => float.dtype(),
-            Self::Stored(stored) => stored.info.dtype.clone(),
-        }
-    }
-}
-
-impl fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes of {}", self.count(), self.dtype())
-    }
-}
-
-/// A low-rank change of one module.
-#[derive(Debug, Clone)]
-pub struct NewPair {
-    /// Module path without wrappers.
-    pub path: String,
-    /// The kind of layer.
-    pub kind: PairKind,
-    /// r; of a stack that of one expert.
-    pub rank: usize,
-    /// α; the scale is α/r, or α/√r if [`NewAdapter::rslora`].
-    pub alpha: f64,
-    /// A, `[r, in]`; of a convolution `[r, in, k …]`, of an embedding `[r, vocabulary]`.
-    pub down: Bytes,
-    /// B, `[out, r]`; of an embedding `[dim, r]`.
-    pub up: Bytes,
-    /// Outputs and inputs, a convolution's without its kernel; of an embedding `(dim, vocabulary)`.
-    pub outer: (u64, u64),
-    /// Bias of B, `[out]`.
-    pub up_bias: Option<Bytes>,
-}
-
-/// A parameter that is stored whole.
-#[derive(Debug, Clone)]
-pub struct NewWhole {
-    /// Module path.
-    pub module: String,
-    /// As in `weight`.
-    pub parameter: String,
-    /// Its shape.
-    pub shape: Shape,
-    /// Its values.
-    pub bytes: Bytes,
-    /// The bias of a frozen layer (`bias="all"`), not part of a module that is saved whole.
-    pub frozen_bias: bool,
-}
 
 /// An adapter that is to be written.
 #[derive(Debug, Clone, Default)]
@@ -235,25 +121,6 @@ impl NewAdapter {
             tensors.push((path.join("."), whole.shape, whole.bytes));
         }
         tensors
-    }
-}
-
-impl NewPair {
-    /// Shapes of A and B.
-    fn shapes(&self) -> (Shape, Shape) {
-        let rank = self.rank as u64;
-        let (out, inputs) = self.outer;
-        match &self.kind {
-            PairKind::Linear | PairKind::Embedding => (Shape::from([rank, inputs]), Shape::from([out, rank])),
-            PairKind::Conv { kernel } => {
-                let down: Vec<u64> = [rank, inputs].iter().chain(kernel).copied().collect();
-                let ones = std::iter::repeat_n(1, kernel.len());
-                (Shape::from(down), Shape::from([out, rank].into_iter().chain(ones).collect::<Vec<u64>>()))
-            }
-            PairKind::Parameter { experts, .. } => {
-                (Shape::from([rank * experts, inputs]), Shape::from([out, rank * experts]))
-            }
-        }
     }
 }
 
@@ -362,7 +229,8 @@ impl Compute for Held {
 mod tests {
     use super::*;
     use crate::adapters::{Adapter, Change};
-    use crate::ops::{Rounding, Run};
+    use crate::model::Rounding;
+    use crate::output::Run;
     use crate::plan::{Budget, Quiet};
     use std::sync::atomic::AtomicBool;
 

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::new_adapter::{NewAdapter, NewPair, PairKind};
+use super::new_adapter::NewAdapter;
+use crate::pairs::{NewPair, PairKind};
 
 /// Settings that say where an adapter belongs, not what it does.
 pub const INHERITED: [&str; 6] =
@@ -237,8 +238,8 @@ fn escaped(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::new_adapter::{Bytes, NewWhole};
     use super::*;
+    use crate::pairs::{Bytes, NewWhole};
     use crate::tensor::{Float, Shape};
 
     fn pair(path: &str, rank: usize, alpha: f64) -> NewPair {

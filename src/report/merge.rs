@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::{size, table};
-use crate::ops::merge::{AdapterSummary, Fate, MergeReport, TensorSurvival};
+use crate::ops::merge::{AdapterSummary, MergeReport, TensorSurvival};
+use crate::placement::Fate;
 
 /// Worst tensors that are shown without `-v`.
 const WORST_SHOWN: usize = 3;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Family, RotaryFactors, View, hub_tokenizer};
 use crate::formats::{Lie, Stored, json as files};
-use crate::ops::base::Base;
+use crate::model::base::Base;
 use crate::tensor::{Dtype, Float, Packing};
 
 /// Tensors that are said in the config.

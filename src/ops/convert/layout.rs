@@ -5,9 +5,9 @@ use globset::GlobSet;
 use super::checkpoint::Origin;
 use crate::formats::layout::{OutputFile, shard};
 use crate::formats::{Component, WeightFile};
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
-use crate::ops::merge::arrange::{Placed, with_provenance};
+use crate::model::base::Base;
+use crate::output::WriteOptions;
+use crate::output::arrange::{Placed, with_provenance};
 use crate::tensor::TensorInfo;
 
 /// A tensor of the output.

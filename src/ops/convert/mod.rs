@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Mix, is_gguf_name};
-use crate::ops::{Run, WriteOptions};
+use crate::output::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
 pub(super) use adapter::{PROVENANCE, new_adapter};

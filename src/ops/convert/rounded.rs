@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
-use crate::ops::Rounding;
-use crate::ops::weight::Weight;
+use crate::model::Rounding;
+use crate::model::weight::Weight;
 use crate::plan::Compute;
 use crate::tensor::Float;
 

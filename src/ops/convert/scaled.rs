@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::ops::base::Base;
+use crate::model::base::Base;
 
 /// What tells a loader that weights are scaled FP8 (ComfyUI).
 const MARKER: &str = "scaled_fp8";

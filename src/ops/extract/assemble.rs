@@ -8,9 +8,10 @@ use super::factor::{Factored, part_shape};
 use crate::adapters::BaseRows;
 use crate::error::Result;
 use crate::formats::Lie;
-use crate::ops::base::Base;
-use crate::ops::new_adapter::{Bytes, NewAdapter, NewPair, NewWhole, PairKind};
-use crate::ops::recipe::name_of;
+use crate::model::base::Base;
+use crate::ops::new_adapter::NewAdapter;
+use crate::output::recipe::name_of;
+use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
 
 /// Endings of architecture names and the task PEFT knows them as. Tasks whose heads PEFT saves whole unasked are left out: a head

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
 use crate::linalg::RowSource;
-use crate::ops::weight::Weight;
+use crate::model::weight::Weight;
 use crate::tensor::{Float, Packing, first_not_finite, rounding_variance};
 
 /// Elements that are decoded at once where two dtypes are compared.

@@ -8,9 +8,9 @@ use super::difference::Difference;
 use super::pairing::{Pair, Pairing, module_of};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::base::{Base, PACKED};
 use crate::naming::{embeddings, head};
-use crate::ops::base::{Base, PACKED};
-use crate::ops::output::Run;
+use crate::output::Run;
 use crate::plan::{Budget, map_within};
 use crate::tensor::Shape;
 

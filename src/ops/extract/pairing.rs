@@ -6,10 +6,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::choice::Choice;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::base::Base;
 use crate::naming::buffers::is_buffer;
 use crate::naming::head::{Tie, find_stored_pair};
 use crate::naming::{Names, Shift};
-use crate::ops::base::Base;
 
 /// Names that are listed in a message.
 const LISTED: usize = 6;

@@ -6,8 +6,8 @@ use super::examine::Task;
 use super::factor::{Factored, Form, Spectra, above_noise, by_rule, cut, kept_as, part_shape};
 use crate::error::{Error, Result};
 use crate::linalg::{RankPolicy, RankRule, Spectrum, allocate};
-use crate::ops::output::Run;
 use crate::ops::{Budgeted, RankChoice, Ranking};
+use crate::output::Run;
 use crate::plan::{Budget, map_within};
 
 /// Singular values that are looked at first, as a multiple of the rank that an equal share of the budget would buy: spectra

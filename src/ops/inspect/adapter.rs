@@ -21,7 +21,7 @@ use crate::adapters::config::{Scaling, saves};
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
-use crate::ops::Run;
+use crate::output::Run;
 
 /// An adapter.
 #[derive(Debug, Serialize)]

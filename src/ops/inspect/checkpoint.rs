@@ -15,9 +15,9 @@ use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
+use crate::model::base::is_tied;
 use crate::naming::head::find_tie;
 use crate::naming::{Role, peft};
-use crate::ops::base::is_tied;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;

@@ -11,10 +11,11 @@ use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, hub, json};
 use crate::linalg::{LinearOperator, Streamed};
-use crate::ops::Run;
-use crate::ops::base::Base;
-use crate::ops::merge::landing::{Fate, Lander, Selection, Target};
-use crate::ops::merge::{Applied, delta_norm};
+use crate::model::base::Base;
+use crate::output::Run;
+use crate::placement::Applied;
+use crate::placement::placer::{Fate, Lander, Selection, Target};
+use crate::placement::tile::delta_norm;
 use crate::plan::map_within;
 
 /// Bytes that reading a weight in bands holds.

@@ -47,7 +47,7 @@ use serde_json::{Value, json};
 
 use crate::adapters::recognise;
 use crate::error::{Blame, Error, Result};
-use crate::ops::Run;
+use crate::output::Run;
 use crate::plan::{Budget, map_within};
 
 pub use adapter::{AdapterFacts, Hint, PairGroup, Share};

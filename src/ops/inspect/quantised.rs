@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::formats::Checkpoint;
-use crate::ops::base::{PACKED, SCALE_NAMES};
+use crate::model::base::{PACKED, SCALE_NAMES};
 
 /// One way in which weights are quantised.
 #[derive(Debug, Clone, Serialize)]

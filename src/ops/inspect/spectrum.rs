@@ -21,7 +21,7 @@ use crate::adapters::{Adapter, Change, Factor, Module, Target, Term};
 use crate::error::Result;
 use crate::formats::Checkpoint;
 use crate::linalg::LowRank;
-use crate::ops::Run;
+use crate::output::Run;
 use crate::plan::map_within;
 
 /// Numbers in f64 that a decomposition holds, for one of the factors: the factors themselves, their squares and vectors.

@@ -6,7 +6,7 @@ use super::InspectOptions;
 use super::pairs::Pair;
 use crate::adapters::{Adapter, Factor};
 use crate::error::Result;
-use crate::ops::Run;
+use crate::output::Run;
 use crate::plan::map_within;
 use crate::tensor::{all_zero, first_not_finite};
 

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::arrange::{Placed, arrange};
-use super::landing::{Landed, Target};
-use super::merged::Merged;
-use super::scaled::Scales;
 use super::{MergeOptions, packing};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::ops::base::Base;
-use crate::ops::weight::Weight;
-use crate::ops::{Rounding, WriteOptions};
+use crate::model::Rounding;
+use crate::model::base::Base;
+use crate::model::weight::Weight;
+use crate::output::WriteOptions;
+use crate::output::arrange::{Placed, arrange};
+use crate::placement::merged::Merged;
+use crate::placement::placer::{Landed, Target};
+use crate::placement::scaled::Scales;
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Packing, TensorInfo};
 

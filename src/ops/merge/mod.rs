@@ -1,54 +1,26 @@
 //! `merge`: W′ = W + Σ wᵢ ΔWᵢ, and replacements, streamed in the base's own layout.
 
-pub(super) mod applied;
-pub(super) mod arrange;
 mod assemble;
-mod fit;
-pub(super) mod gguf;
-mod homeless;
-mod landable;
-pub(super) mod landing;
-pub(super) mod merged;
-mod methods;
 mod packing;
-mod places;
-mod prepared;
-pub(super) mod provenance;
 mod reversible;
-pub(super) mod scaled;
-pub(super) mod sides;
-mod split;
-mod stacks;
 pub(super) mod summary;
-pub(super) mod ties;
-pub(super) mod tile;
-pub(super) mod vocabulary;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::adapters::Factor;
+use serde_json::{Map, Value};
+
 use crate::error::Result;
-use crate::formats::Stored;
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
-use crate::ops::output::Run;
+use crate::model::base::Base;
+use crate::output::provenance::{self, Asked, Direction, Edits};
+use crate::output::{Run, WriteOptions, sides};
+use crate::placement::{Applied, Lander, Sources, applied, ties, vocabulary};
 use crate::tensor::Packing;
 use assemble::{Assembled, assemble};
-use landing::Lander;
-use provenance::Edits;
 
-pub(super) use applied::Applied;
+pub use crate::placement::{Fate, Selection};
 pub use assemble::Counts;
-pub(super) use fit::is_transposed;
-pub(super) use landable::{Landable, scale_of};
-pub use landing::{Fate, Selection};
-pub(super) use prepared::{Prepared, prepare};
-pub(super) use summary::delta_norm;
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
-
-/// Elements that are compared at once.
-const COMPARED: usize = 1 << 16;
 
 /// What is merged, and how.
 #[derive(Debug, Clone)]
@@ -79,6 +51,33 @@ pub struct MergeOptions {
     pub write: WriteOptions,
 }
 
+impl MergeOptions {
+    /// What is opened.
+    pub(super) fn open(&self, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
+        let sources = Sources {
+            adapters: &self.adapters,
+            untrained: &self.init_adapters,
+            original: self.original.as_deref(),
+            residual_base: self.residual_base,
+        };
+        applied::open(sources, model)
+    }
+
+    /// What the record tells.
+    pub(super) fn asked(&self) -> Asked<'_> {
+        Asked {
+            selection: &self.selection,
+            allow_unused: &self.allow_unused,
+            quant: self.quant,
+            keep_change: self.keep_change,
+            hash_base: self.hash_base,
+            residual_base: self.residual_base,
+            resize_vocabulary: self.resize_vocabulary,
+            write: &self.write,
+        }
+    }
+}
+
 /// Merges adapters into a model.
 ///
 /// # Errors
@@ -88,20 +87,11 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
     merge_as(options, Direction::PutIn, run)
 }
 
-/// Whether adapters are put into a model or taken out of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Direction {
-    /// W′ = W + ΔW.
-    PutIn,
-    /// W = W′ − ΔW: for changes that are sums and nothing else.
-    TakenOut,
-}
-
 /// Merges in either direction.
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let base = Base::open(&options.base)?;
-    let mut applied = applied::open(options, base.config.as_ref())?;
+    let mut applied = options.open(base.config.as_ref())?;
     sides::check_out(&options.write.out, &[&base], &applied)?;
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
@@ -120,7 +110,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let vocabulary = vocabulary::check(&mut lander)?;
     let landed = lander.landed;
 
-    let recipe = provenance::recipe(options, direction, &base, &applied)?;
+    let recipe = provenance::recipe(options.asked(), direction, &base, &applied)?;
     let assembled = assemble(&base, &landed, options, &provenance::metadata(&recipe))?;
     let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
@@ -135,34 +125,4 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         summary::complete(&mut report, &merged, started.elapsed());
     }
     Ok(report)
-}
-
-/// Whether two tensors hold the same numbers once the left one is stored as the right one is.
-fn same_values(left: &Stored, right: &Stored) -> Result<bool> {
-    if left.info.dtype == right.info.dtype {
-        let same = left.view()?.data == right.view()?.data;
-        release(&[left, right]);
-        return Ok(same);
-    }
-    let Some(float) = right.info.dtype.float() else { return Ok(false) };
-    let ((left_rows, left_cols), wide) = (Factor::new(left)?.shape(), left.info.dtype.float());
-    let Some(wide) = wide else { return Ok(false) };
-    let (left_data, right_data) = (left.view()?.data, right.view()?.data);
-    let mut values = vec![0.0; COMPARED.min(left_rows * left_cols)];
-    let mut stored = vec![0; values.len() * float.bytes()];
-    let pieces = left_data.chunks(COMPARED * wide.bytes()).zip(right_data.chunks(COMPARED * float.bytes()));
-    for (piece, wanted) in pieces {
-        let count = piece.len() / wide.bytes();
-        wide.decode(piece, &mut values[..count]);
-        float.encode(&values[..count], crate::tensor::Rounding::Nearest, &mut stored[..wanted.len()]);
-        if stored[..wanted.len()] != *wanted {
-            return Ok(false);
-        }
-    }
-    release(&[left, right]);
-    Ok(true)
-}
-
-fn release(tensors: &[&Stored]) {
-    tensors.iter().for_each(|tensor| tensor.map.release(tensor.start, tensor.info.bytes));
 }

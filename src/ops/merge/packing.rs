@@ -1,9 +1,10 @@
 //! What a weight that changes is written as in a file of llama.cpp.
 
 use crate::error::{Error, Result};
-use crate::ops::base::Base;
-use crate::ops::weight::Weight;
-use crate::ops::{Rounding, WriteOptions};
+use crate::model::Rounding;
+use crate::model::base::Base;
+use crate::model::weight::Weight;
+use crate::output::WriteOptions;
 use crate::tensor::Packing;
 
 /// What the options ask for, `None` for what each weight is; `quant` is for files of llama.cpp.

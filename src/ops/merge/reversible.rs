@@ -3,11 +3,11 @@
 
 use std::collections::HashMap;
 
-use super::applied::Applied;
-use super::landing::Fate;
 use crate::adapters::{Adapter, Change};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::placement::applied::Applied;
+use crate::placement::placer::Fate;
 
 /// The way out of every refusal here.
 const HINT: &str = "`--base PATH` with the model it was merged into: what was merged is proved, and W taken from there";

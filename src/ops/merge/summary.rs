@@ -8,14 +8,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::MergeOptions;
-use super::applied::Applied;
 use super::assemble::{Assembled, Counts};
-use super::landing::{Fate, Landed};
-use super::merged::Merged;
-use super::tile::Piece;
 use crate::adapters::Change;
 use crate::error::Result;
-use crate::ops::base::Base;
+use crate::model::base::Base;
+use crate::placement::applied::Applied;
+use crate::placement::merged::Merged;
+use crate::placement::placer::{Fate, Landed};
+use crate::placement::tile::delta_norm;
 use crate::tensor::Survival;
 
 /// How many tensors are listed as the worst.
@@ -179,24 +179,6 @@ pub fn begin(
         gb_per_second: 0.0,
         peak_resident_bytes: None,
     })
-}
-
-/// ‖Σ strengthᵢ · ΔWᵢ‖ of deltas that lie side by side, by the Gram identity.
-///
-/// # Errors
-/// When factors cannot be read.
-pub fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
-    let mut regions: Vec<(usize, usize)> = pieces.iter().map(|piece| (piece.row, piece.col)).collect();
-    regions.sort_unstable();
-    if pieces.is_empty() || regions.windows(2).any(|pair| pair[0] == pair[1]) {
-        return Ok(None);
-    }
-    let mut squared = 0.0;
-    for piece in pieces {
-        let Some(operator) = piece.delta.operator()? else { return Ok(None) };
-        squared += piece.strength * piece.strength * operator.frobenius_squared()?;
-    }
-    Ok(Some(squared.sqrt()))
 }
 
 /// What is said of every adapter.

@@ -12,7 +12,7 @@ use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 use crate::ops::convert::PROVENANCE;
-use crate::ops::recipe::{SIDECAR, name_of};
+use crate::output::recipe::{SIDECAR, name_of};
 
 /// What was named.
 pub enum Inputs {

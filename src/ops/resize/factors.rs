@@ -8,8 +8,8 @@ use crate::adapters::{Factor, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::{Certificate, Decomposition, LowRank};
-use crate::ops::new_adapter::Bytes;
-use crate::ops::terms::Slot;
+use crate::pairs::Bytes;
+use crate::placement::terms::Slot;
 use crate::tensor::Float;
 
 /// What a pair is worth at each rank.

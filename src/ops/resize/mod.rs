@@ -17,11 +17,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::dialect::{Dialect, beyond_budget};
-use super::merge::Selection;
-use super::output::{Run, refuse_inputs};
 use super::rank_choice::RankChoice;
-use super::writing::WriteOptions;
 use crate::error::{Blame, Error, Result};
+use crate::output::WriteOptions;
+use crate::output::{Run, refuse_inputs};
+use crate::placement::Selection;
 use batch::Inputs;
 use one::Opened;
 

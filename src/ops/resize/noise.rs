@@ -7,7 +7,7 @@
 
 use crate::error::Result;
 use crate::linalg::LowRank;
-use crate::ops::terms::Slot;
+use crate::placement::terms::Slot;
 use crate::tensor::{Float, rounding_variance};
 
 /// The floor of `slot`; of a stack that of its experts together.

@@ -10,12 +10,12 @@ use super::ranks::{Claim, Request, divide, equal_share, left_of, unit_cost};
 use super::summary::{ModuleResize, Resized};
 use super::{ResizeOptions, written};
 use crate::error::{Error, Result};
-use crate::ops::initial::Original;
-use crate::ops::merge::Applied;
-use crate::ops::merge::Selection;
-use crate::ops::output::{Output, Run};
-use crate::ops::terms::{self, Slot, Terms};
+use crate::model::original::Original;
 use crate::ops::{Budgeted, Ranking};
+use crate::output::{Output, Run};
+use crate::placement::Applied;
+use crate::placement::Selection;
+use crate::placement::terms::{self, Slot, Terms};
 use crate::plan::map_within;
 use crate::tensor::Float;
 

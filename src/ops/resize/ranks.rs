@@ -4,9 +4,9 @@ use super::factors::Spectrum;
 use super::noise;
 use crate::error::{Error, Result};
 use crate::linalg::{self, RankPolicy, RankRule, allocate};
-use crate::ops::new_adapter::PairKind;
-use crate::ops::terms::Slot;
 use crate::ops::{Budgeted, RankChoice, Ranking};
+use crate::pairs::PairKind;
+use crate::placement::terms::Slot;
 
 /// What decides about one pair.
 #[derive(Debug, Clone, Copy, PartialEq)]

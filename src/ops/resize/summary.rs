@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::factors::{Factors, Spectrum};
-use crate::ops::terms::Slot;
+use crate::placement::terms::Slot;
 
 /// What was done to all adapters.
 #[derive(Debug, Clone, Serialize)]

@@ -10,12 +10,13 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
-use crate::ops::new_adapter::{self, Bytes, NewAdapter, NewPair, NewWhole};
+use crate::ops::new_adapter::{self, NewAdapter};
 use crate::ops::new_config;
-use crate::ops::output::Output;
-use crate::ops::recipe::SIDECAR;
-use crate::ops::terms::{Slot, Standing, Terms};
-use crate::ops::writing::WriteOptions;
+use crate::output::Output;
+use crate::output::WriteOptions;
+use crate::output::recipe::SIDECAR;
+use crate::pairs::{Bytes, NewPair, NewWhole};
+use crate::placement::terms::{Slot, Standing, Terms};
 use crate::tensor::{Float, Shape};
 
 /// Settings that name modules by number; they would bring back what was left out.

@@ -5,8 +5,8 @@
 
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
-use crate::ops::merge::Applied;
-use crate::ops::terms::Slot;
+use crate::placement::Applied;
+use crate::placement::terms::Slot;
 use crate::tensor::{Float, Rounding};
 
 /// Averaged factors.
@@ -46,7 +46,7 @@ pub fn average(slot: &Slot, sources: &[Applied], stored: Float) -> Result<Averag
     round(&mut up, stored);
     let (mut norm, mut residual) = (0.0, 0.0);
     for expert in 0..slot.experts() {
-        let sum = LowRank::sum(&slot.products(expert, crate::ops::terms::Share::factor)?);
+        let sum = LowRank::sum(&slot.products(expert, crate::placement::terms::Share::factor)?);
         norm += sum.frobenius_squared()?;
         residual += sum.distance(&one_expert(&down, &up, rank, expert, slot.experts())).powi(2);
     }

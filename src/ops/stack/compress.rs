@@ -11,7 +11,7 @@ use crate::linalg::{
     decompose,
 };
 use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
-use crate::ops::terms::{Moved, Share, Slot};
+use crate::placement::terms::{Moved, Share, Slot};
 use crate::plan::map_within;
 use crate::tensor::Float;
 

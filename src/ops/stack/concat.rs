@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::fold::{Fold, holds};
 use crate::adapters::Factor;
 use crate::error::Result;
-use crate::ops::new_adapter::Bytes;
-use crate::ops::terms::Slot;
+use crate::pairs::Bytes;
+use crate::placement::terms::Slot;
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding};
 

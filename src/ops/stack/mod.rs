@@ -21,17 +21,17 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, beyond_budget};
-use super::initial::Original;
-use super::merge::{Applied, Selection};
 use super::new_adapter::NewAdapter;
-use super::output::{Run, refuse_inputs};
 use super::rank_choice::{RankChoice, Ranking};
-use super::recipe::{hashes, name_of};
-use super::terms;
-use super::writing::WriteOptions;
 use crate::adapters::{Change, weight_files};
 use crate::error::{Error, Result};
 use crate::linalg::Compute;
+use crate::model::original::Original;
+use crate::output::WriteOptions;
+use crate::output::recipe::{hashes, name_of};
+use crate::output::{Run, refuse_inputs};
+use crate::placement::terms;
+use crate::placement::{Applied, Selection};
 
 pub use elementwise::{Contribution, Elementwise, Majority, Pruning, Rule};
 pub use summary::{Input, StackReport, StackedModule};

@@ -8,11 +8,11 @@ use super::summary::StackedModule;
 use super::{Method, StackOptions};
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
-use crate::ops::merge::Applied;
-use crate::ops::new_adapter::{Bytes, NewPair};
-use crate::ops::output::Run;
 use crate::ops::rank_choice::RankChoice;
-use crate::ops::terms::{Share, Slot};
+use crate::output::Run;
+use crate::pairs::{Bytes, NewPair};
+use crate::placement::Applied;
+use crate::placement::terms::{Share, Slot};
 use crate::plan::map_within;
 use crate::tensor::{Float, Rounding};
 

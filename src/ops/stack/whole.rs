@@ -11,10 +11,10 @@ use serde_json::{Map, Value, json};
 use crate::adapters::{BaseRows, Factor, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::ops::base::Base;
-use crate::ops::new_adapter::{Bytes, NewWhole};
-use crate::ops::terms::{Held, Rows, Standing, Terms};
-use crate::ops::weight::Weight;
+use crate::model::base::Base;
+use crate::model::weight::Weight;
+use crate::pairs::{Bytes, NewWhole};
+use crate::placement::terms::{Held, Rows, Standing, Terms};
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, Shape};
 

@@ -8,8 +8,8 @@ use super::expected::{Expected, release, rows_of};
 use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::ops::merge::merged::Merged;
-use crate::ops::merge::scaled::Scales;
+use crate::placement::merged::Merged;
+use crate::placement::scaled::Scales;
 use crate::plan::Compute;
 
 /// Bytes that are compared at once while a tensor is proved.

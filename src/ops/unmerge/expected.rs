@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::formats::Stored;
-use crate::ops::merge::merged::Merged;
+use crate::placement::merged::Merged;
 use crate::plan::Compute;
 
 /// Bytes of an input that stay mapped before they are let go.

@@ -13,16 +13,17 @@ mod summary;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::merge::{self, MergeOptions, MergeReport, merge_as};
 use crate::adapters::{Adapter, Init};
 use crate::error::{Error, Result};
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
-use crate::ops::merge::landing::Lander;
-use crate::ops::merge::provenance::{self, Edits};
-use crate::ops::merge::{
-    self, Direction, MergeOptions, MergeReport, Selection, applied, merge_as, sides, ties, vocabulary,
-};
-use crate::ops::output::Run;
+use crate::model::base::Base;
+use crate::output::Run;
+use crate::output::WriteOptions;
+use crate::output::provenance::Direction;
+use crate::output::provenance::{self, Edits};
+use crate::output::sides;
+use crate::placement::placer::Lander;
+use crate::placement::{Selection, ties, vocabulary};
 use plan::plan;
 
 pub use summary::{DifferingTensor, UnmergeReport};
@@ -106,7 +107,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
         return Err(Error::unsupported(gguf.checkpoint.root(), what)
             .hint("without `--base` the adapters are taken out up to rounding; or keep the base itself"));
     }
-    let applied = applied::open(&as_merge, base.config.as_ref())?;
+    let applied = as_merge.open(base.config.as_ref())?;
     sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
@@ -117,7 +118,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     vocabulary::check(&mut lander)?;
     let landed = lander.landed;
 
-    let mut recipe = provenance::recipe(&as_merge, Direction::PutIn, &base, &applied)?;
+    let mut recipe = provenance::recipe(as_merge.asked(), Direction::PutIn, &base, &applied)?;
     recipe["operation"] = "subtract".into();
     recipe["merged"] = provenance::model_entry(&merged, options.hash_base)?;
     let mut planned = plan(&base, &merged, &landed, &options.write, &provenance::metadata(&recipe))?;

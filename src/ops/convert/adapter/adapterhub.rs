@@ -18,7 +18,7 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::components;
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
 
 /// The version whose rules the file follows; scales were others before 1.1.

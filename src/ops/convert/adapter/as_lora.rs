@@ -13,8 +13,8 @@ use crate::adapters::{Adapter, Factor, Target};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
+use crate::model::base::Base;
 use crate::naming::components;
-use crate::ops::base::Base;
 use crate::tensor::{Float, Rounding, Shape, TensorInfo};
 
 /// Singular values below this share of the largest one are rounding of f32.

@@ -12,8 +12,9 @@ use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::components;
 use crate::naming::scheme::scheme;
-use crate::ops::new_adapter::{Bytes, NewAdapter, NewPair, PairKind};
+use crate::ops::new_adapter::NewAdapter;
 use crate::ops::new_config;
+use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::tensor::Float;
 
 /// The file, alone or in a directory.

@@ -9,7 +9,7 @@ use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::Metadata;
 use crate::naming::arch::Arch;
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
 
 /// Key, shape, values.

@@ -16,7 +16,7 @@ use crate::formats::gguf::{Array, FileType, Metadata, Value};
 use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
-use crate::ops::recipe::name_of;
+use crate::output::recipe::name_of;
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// The types that factors are written as.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::formats::Stored;
 use crate::formats::gguf::{Layout, Metadata};
 use crate::formats::layout::OutputFile;
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Float, GgmlType, Shape, TensorInfo};
 

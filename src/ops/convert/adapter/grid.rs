@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::adapters::Factor;
 use crate::error::Result;
 use crate::formats::Stored;
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, Shape};
 

@@ -6,7 +6,7 @@ use super::files::Tensor;
 use crate::error::Result;
 use crate::formats::safetensors;
 use crate::ops::hashes::{LEGACY, LEGACY_DIGITS, digits, kept, library_order};
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::tensor::TensorInfo;
 
 /// Rows of a tensor that are computed at once.

@@ -9,7 +9,7 @@ use crate::naming::Role;
 use crate::naming::arch;
 use crate::naming::components;
 use crate::naming::scheme::{Scheme, scheme};
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
 
 /// Family → what sd-scripts calls it.

@@ -11,8 +11,9 @@ use crate::adapters::config::{CONFIG_NAME, INVOCATION};
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::components;
-use crate::ops::new_adapter::{Bytes, NewAdapter, NewPair, NewWhole, PairKind};
+use crate::ops::new_adapter::NewAdapter;
 use crate::ops::new_config;
+use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
 
 const PREFIX: &str = "base_model.model";

@@ -8,7 +8,7 @@ use super::stacks::take_apart;
 use crate::adapters::{Adapter, Change, Lora, Method, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::ops::merge::scale_of;
+use crate::placement::scale_of;
 use crate::tensor::Shape;
 
 /// All changes of an adapter.

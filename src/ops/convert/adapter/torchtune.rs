@@ -23,7 +23,7 @@ use crate::naming::Role;
 use crate::naming::arch::{Spelling, arch};
 use crate::naming::gguf::interleaved;
 use crate::naming::scheme::scheme;
-use crate::ops::new_adapter::Bytes;
+use crate::pairs::Bytes;
 use crate::tensor::Float;
 
 /// Models of torchtune whose layers have these names.

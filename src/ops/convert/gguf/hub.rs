@@ -15,8 +15,8 @@ use super::{Made, Source, general};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::formats::gguf::{Hyperparameters, Metadata, Mix, Tokenizer, Value};
+use crate::model::base::{Base, PACKED};
 use crate::naming::gguf::{GgufArch, HeadCounts, RowOrder, gguf_arch, split_parameter};
-use crate::ops::base::{Base, PACKED};
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
 /// Tensors that are computed from others, and never stored in a GGUF file.

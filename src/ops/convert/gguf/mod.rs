@@ -13,9 +13,9 @@ use super::{CheckpointReport, ConvertOptions};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Mix};
 use crate::formats::{Checkpoint, Stored};
-use crate::ops::Rounding;
-use crate::ops::base::Base;
-use crate::ops::output::{Run, refuse_inputs};
+use crate::model::Rounding;
+use crate::model::base::Base;
+use crate::output::{Run, refuse_inputs};
 use crate::tensor::TensorInfo;
 use packed::Packed;
 

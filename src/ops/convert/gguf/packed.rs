@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::super::rounded::{RoundingError, Sums};
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
-use crate::ops::weight::Weight;
+use crate::model::weight::Weight;
 use crate::plan::Compute;
 use crate::tensor::GgmlType;
 

@@ -8,7 +8,7 @@ use super::{Made, Source};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{FileType, Metadata, Mix, Value};
 use crate::formats::{Checkpoint, Stored};
-use crate::ops::weight::Weight;
+use crate::model::weight::Weight;
 use crate::tensor::{GgmlType, Packing, TensorInfo};
 
 /// Tells which revision of the blocks a file has.

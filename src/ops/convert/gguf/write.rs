@@ -12,11 +12,11 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{Layout, cut, is_gguf_name, split_name};
 use crate::formats::layout::OutputFile;
 use crate::formats::{Checkpoint, json as files};
-use crate::ops::WriteOptions;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
-use crate::ops::merge::provenance::checkpoint_entry;
-use crate::ops::output::{Output, Run};
-use crate::ops::recipe::{SIDECAR, sidecar_beside};
+use crate::output::WriteOptions;
+use crate::output::provenance::checkpoint_entry;
+use crate::output::recipe::{SIDECAR, sidecar_beside};
+use crate::output::{Output, Run};
 use crate::plan::{Compute, Plan};
 
 /// Writes what was made, and tells of it.

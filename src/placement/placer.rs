@@ -6,23 +6,23 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::applied::Applied;
+use super::change::Landable;
 use super::fit::check_elements;
-use super::homeless::Homeless;
-use super::landable::Landable;
 use super::methods;
 use super::places::{Place, Places, names_component};
 use super::prepared::{Prepared, prepare};
 use super::tile::Piece;
+use super::unplaced::Homeless;
 use super::vocabulary::{self, Resized, is_resized};
-use super::{split, stacks};
+use super::{expert_stacks, split};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::base::Base;
 use crate::naming::arch::{Spot, parameter as parameter_of};
 use crate::naming::blocks::BlockWeights;
 use crate::naming::{Shift, experts};
-use crate::ops::base::Base;
 
 /// Which modules are changed, and how strongly.
 #[derive(Debug, Clone, Default)]
@@ -114,7 +114,7 @@ pub struct Landed {
 
 /// Finds the place of one adapter after the other.
 pub struct Lander<'a> {
-    pub(super) base: &'a Base,
+    pub(crate) base: &'a Base,
     places: Places,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
@@ -191,7 +191,7 @@ impl<'a> Lander<'a> {
 
     /// The places of the rows of the job's module, where they are those of other modules.
     #[allow(clippy::type_complexity, reason = "outputs and inputs of the change, and where its rows go")]
-    pub(super) fn spots(&self, job: &Landable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
+    pub(crate) fn spots(&self, job: &Landable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
         let Some(size) = size_of(&job.module.change) else { return Ok(None) };
         match self.places.find(self.base, &job.path, Some(size))? {
             Some(Place::Rows(spots)) => Ok(Some((size, spots))),
@@ -237,7 +237,7 @@ impl<'a> Lander<'a> {
         }
     }
 
-    pub(super) fn base_name(&self) -> String {
+    pub(crate) fn base_name(&self) -> String {
         self.base.checkpoint.root().display().to_string()
     }
 
@@ -265,7 +265,7 @@ impl<'a> Lander<'a> {
             }
             let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
             if target.info.shape.as_slice().len() == 3 && parameters.contains(&"weight") {
-                return stacks::land(self, job, lora);
+                return expert_stacks::land(self, job, lora);
             }
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
             match prepare(self.base, job, lora, &target)? {
@@ -288,11 +288,11 @@ impl<'a> Lander<'a> {
         if let Some((_, spots)) = self.spots(job)? {
             return split::land_lora(self, job, lora, &spots);
         }
-        stacks::land(self, job, lora)
+        expert_stacks::land(self, job, lora)
     }
 
     /// The name of `parameter` of the job's module in the output, if there is a place for it.
-    pub(super) fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
+    pub(crate) fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
         let has =
             |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
         // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
@@ -306,7 +306,7 @@ impl<'a> Lander<'a> {
     }
 
     /// The base's tensor that `name` starts from: itself, or the embedding for a tied head.
-    pub(super) fn target(&self, name: &str) -> Stored {
+    pub(crate) fn target(&self, name: &str) -> Stored {
         let source = self.base.tie.as_ref().filter(|tie| tie.head == name).map_or(name, |tie| tie.embedding.as_str());
         self.base.stored(source)
     }
@@ -347,7 +347,7 @@ impl<'a> Lander<'a> {
         Ok(Some(Fate::Merged))
     }
 
-    pub(super) fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
+    pub(crate) fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
         // Values that are stored as codes have to be scaled first: that is a computation, not a copy.
         let float = self.base.checkpoint.info(name).and_then(|info| info.dtype.float());
         let scaled = float.is_some_and(|float| self.base.scale_of(name, float).is_some());
@@ -379,7 +379,7 @@ impl<'a> Lander<'a> {
         }
         let name = format!("{}.{parameter}", job.path);
         if let Some(earlier) = self.landed.targets.get(&name).and_then(|target| target.replacement.as_ref()) {
-            if !super::same_values(tensor, earlier)? {
+            if !crate::model::same_values(tensor, earlier)? {
                 let problem = "both bring a new tensor of this name, and the base has none to add them to";
                 return Err(Error::mismatch(describe(tensor), describe(earlier), problem));
             }
@@ -397,7 +397,7 @@ impl<'a> Lander<'a> {
         let Some(name) = self.tensor_of(job, parameter) else { return Ok(None) };
         let target = self.target(&name);
         check_elements(tensor, &target)?;
-        if super::same_values(tensor, &target)? {
+        if crate::model::same_values(tensor, &target)? {
             return Ok(Some(Fate::SameAsBase));
         }
         if parameter != "bias" {
@@ -439,7 +439,7 @@ impl<'a> Lander<'a> {
         Ok(Some(Fate::Merged))
     }
 
-    pub(super) fn add(&mut self, name: &str, piece: Piece, cols: Option<usize>) {
+    pub(crate) fn add(&mut self, name: &str, piece: Piece, cols: Option<usize>) {
         let target = self.entry(name);
         target.cols = target.cols.or(cols);
         target.pieces.push(piece);

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
 
-use super::writing::{Part, WriteOptions};
+use super::options::{Part, WriteOptions};
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::io::{PartsDir, PositionalFile, Staging, available_bytes};

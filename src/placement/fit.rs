@@ -1,11 +1,11 @@
 //! Whether a change fits its place: shapes, orientation, and what to say if not.
 
-use super::landable::Landable;
+use super::change::Landable;
 use super::vocabulary::{self, is_resized, is_vocabulary};
 use crate::adapters::{Lora, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::ops::base::Base;
+use crate::model::base::Base;
 
 /// Whether the weight keeps its inputs in rows. Decided by shape; where it is square, by what kind of model it is.
 ///

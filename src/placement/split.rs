@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::landable::Landable;
-use super::landing::{Fate, Lander};
+use super::change::Landable;
+use super::placer::{Fate, Lander};
 use super::tile::Piece;
 use crate::adapters::{
     Axis, Delta, Dora, Lora, LowRankDelta, Magnitudes, Method, Target, Term, Window, describe, magnitudes,

@@ -4,12 +4,12 @@
 
 use std::ops::Range;
 
+use super::WriteOptions;
 use super::arrange::Placed;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{FileType, Layout, Metadata, Value, View, cut, is_gguf_name, split_name, split_prefix};
 use crate::formats::layout::OutputFile;
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
+use crate::model::base::Base;
 use crate::tensor::{Shape, TensorInfo};
 
 /// The key that counts the tensors of all files.

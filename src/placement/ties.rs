@@ -5,14 +5,14 @@
 //! as it was, a change to the head alone leaves the embedding.
 
 use super::applied::Applied;
-use super::landing::{Lander, Target};
-use super::same_values;
+use super::placer::{Lander, Target};
 use super::tile::Piece;
 use crate::adapters::{Adapter, Change, Factor, Lora, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::base::Base;
+use crate::model::same_values;
 use crate::naming::head::Tie;
-use crate::ops::base::Base;
 
 /// Decoders of these types scale what goes into a tied head, and only into a tied one: untying changes more than a tensor.
 const SCALED_BEFORE_HEAD: [&str; 5] = ["t5", "mt5", "umt5", "longt5", "switch_transformers"];

@@ -1,6 +1,6 @@
 //! Tensors of an adapter that have no place in the base: one message names all of them, and what they may have meant.
 
-use super::landing::Lander;
+use super::placer::Lander;
 use crate::adapters::Adapter;
 use crate::error::Error;
 
@@ -14,7 +14,7 @@ pub struct Homeless {
 
 impl Lander<'_> {
     /// The refusal of an adapter with such modules.
-    pub(super) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
+    pub(crate) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
         const SHOWN: usize = 3;
         let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::change::Landable;
 use super::fit::{check_magnitude, check_same_shape, is_transposed};
-use super::landable::Landable;
 use crate::adapters::{Dora, Initialiser, Lora, LowRankDelta, Target, magnitudes};
 use crate::error::Result;
 use crate::formats::Stored;
-use crate::ops::base::Base;
+use crate::model::base::Base;
 
 /// A change in the orientation of its weight.
 pub enum Prepared {

@@ -11,8 +11,8 @@ use super::tile::{Piece, Place, TILE_COLS, TILE_ROWS, Tiled, coarse, cuts, least
 use crate::adapters::{BaseRows, Columns};
 use crate::error::{Error, Result};
 use crate::formats::Lie;
-use crate::ops::Rounding;
-use crate::ops::weight::Weight;
+use crate::model::Rounding;
+use crate::model::weight::Weight;
 use crate::plan::Compute;
 use crate::tensor::{self, Float, NotFinite, Packing, Survival, Tally, add_to_f64, encode_surveyed, encode_values};
 

@@ -8,14 +8,14 @@ mod source;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::initial::Original;
-use super::merge::{Applied, Landable, Selection};
-use super::new_adapter::PairKind;
+use super::{Applied, Landable, Selection};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
+use crate::model::original::Original;
+use crate::pairs::PairKind;
 use crate::tensor::Float;
 use parameters::Parameters;
 
@@ -136,7 +136,7 @@ pub fn gather(sources: &[Applied], selection: &Selection, base: Option<&Original
 }
 
 /// One change on its way.
-struct Taken<'a> {
+pub(crate) struct Taken<'a> {
     job: Landable<'a>,
     source: usize,
     parameters: &'a Parameters,

@@ -5,20 +5,51 @@ use std::path::PathBuf;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
-use super::applied::Applied;
-use super::{Direction, MergeOptions};
+use super::WriteOptions;
+use super::recipe::{SIDECAR, hashes, name_of};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
-use crate::ops::base::Base;
-use crate::ops::recipe::{SIDECAR, hashes, name_of};
-use crate::ops::{Rounding, WriteOptions};
+use crate::model::Rounding;
+use crate::model::base::Base;
+use crate::placement::{Applied, Selection};
+use crate::tensor::Packing;
+
+/// Whether adapters are put into a model or taken out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// W′ = W + ΔW.
+    PutIn,
+    /// W = W′ − ΔW: for changes that are sums and nothing else.
+    TakenOut,
+}
+
+/// What a merge was asked for, as far as its record tells it.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Which modules.
+    pub selection: &'a Selection,
+    /// Patterns of adapter tensors that may stay unused.
+    pub allow_unused: &'a [String],
+    /// What weights that change are written as in a GGUF file.
+    pub quant: Option<Packing>,
+    /// Whether stochastic rounding may be chosen where rounding to nearest would take a change back.
+    pub keep_change: bool,
+    /// Whether the base's files are hashed as well.
+    pub hash_base: bool,
+    /// The base is the one an initialiser left behind.
+    pub residual_base: bool,
+    /// The vocabulary may change its size.
+    pub resize_vocabulary: bool,
+    /// How the result is written.
+    pub write: &'a WriteOptions,
+}
 
 /// How the output was made. Depends on the inputs and options alone: no time, no path, no machine.
 ///
 /// # Errors
 /// When a file to be hashed cannot be read.
-pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied: &[Applied]) -> Result<Value> {
+pub fn recipe(asked: Asked<'_>, direction: Direction, base: &Base, applied: &[Applied]) -> Result<Value> {
     let entry = |applied: &Applied| -> Result<Value> {
         let adapter = &applied.adapter;
         let mut entry = json!({
@@ -29,7 +60,7 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
         });
         if let Some((original, _)) = &applied.original {
             let mut taken_from = json!({ "name": name_of(original.base.checkpoint.root()) });
-            if options.hash_base {
+            if asked.hash_base {
                 taken_from["blake3"] = hashes(&files_of(&original.base.checkpoint))?;
             }
             entry["init"] = json!({ "base": taken_from });
@@ -47,9 +78,9 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": operation,
-        model: model_entry(base, options.hash_base)?,
+        model: model_entry(base, asked.hash_base)?,
         "adapters": adapters,
-        "options": chosen(options, base.view.is_some()),
+        "options": chosen(asked, base.view.is_some()),
     }))
 }
 
@@ -83,22 +114,22 @@ fn files_of(checkpoint: &Checkpoint) -> Vec<PathBuf> {
 }
 
 /// The options that differ from their defaults and change bytes.
-fn chosen(options: &MergeOptions, is_gguf: bool) -> Value {
+fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     let mut chosen = Map::new();
     let mut set = |key: &str, value: Value| chosen.insert(key.into(), value);
     let patterns = |patterns: &[regex::Regex]| patterns.iter().map(ToString::to_string).collect::<Vec<String>>();
-    let (write, selection) = (&options.write, &options.selection);
+    let (write, selection) = (asked.write, asked.selection);
     if let Some(float) = write.dtype {
         set("dtype", float.dtype().name().into());
     }
-    if let Some(quant) = options.quant {
+    if let Some(quant) = asked.quant {
         set("quant", quant.to_string().into());
     }
     if write.cast_all {
         set("cast_all", true.into());
     }
     match write.rounding {
-        Rounding::Nearest if is_gguf && !options.keep_change => set("rounding", "nearest".into()),
+        Rounding::Nearest if is_gguf && !asked.keep_change => set("rounding", "nearest".into()),
         Rounding::Nearest => None,
         Rounding::PeftSafe => set("rounding", "peft-safe".into()),
         Rounding::Stochastic { seed } => set("rounding", json!({ "stochastic": seed })),
@@ -115,14 +146,14 @@ fn chosen(options: &MergeOptions, is_gguf: bool) -> Value {
     if let Some(blocks) = &selection.blocks {
         set("lbw", blocks.written().into());
     }
-    if options.residual_base {
+    if asked.residual_base {
         set("residual_base", true.into());
     }
-    if options.resize_vocabulary {
+    if asked.resize_vocabulary {
         set("resize_vocab", true.into());
     }
-    if !options.allow_unused.is_empty() {
-        set("allow_unused", options.allow_unused.clone().into());
+    if !asked.allow_unused.is_empty() {
+        set("allow_unused", asked.allow_unused.to_vec().into());
     }
     chosen.into()
 }

@@ -8,10 +8,10 @@ use crate::adapters::{Columns, Delta, Tile};
 use crate::error::Result;
 
 /// Columns of a tile: 16 rows of a decoded factor take 32 KiB.
-pub(super) const TILE_COLS: usize = 2048;
+pub(crate) const TILE_COLS: usize = 2048;
 
 /// Rows of a tile: with [`TILE_COLS`] 256 KiB of f32, half the second-level cache of the machine this was measured on.
-pub(super) const TILE_ROWS: usize = 64;
+pub(crate) const TILE_ROWS: usize = 64;
 
 /// A delta and where it lands in the weight.
 #[derive(Clone)]
@@ -27,15 +27,15 @@ pub struct Piece {
 }
 
 impl Piece {
-    pub(super) fn rows(&self) -> Range<usize> {
+    pub(crate) fn rows(&self) -> Range<usize> {
         self.row..self.row + self.delta.shape().0
     }
 
-    pub(super) fn cols(&self) -> Range<usize> {
+    pub(crate) fn cols(&self) -> Range<usize> {
         self.col..self.col + self.delta.shape().1
     }
 
-    pub(super) fn is_active(&self, rows: &Range<usize>, cols: &Range<usize>) -> bool {
+    pub(crate) fn is_active(&self, rows: &Range<usize>, cols: &Range<usize>) -> bool {
         let (mine, across) = (self.rows(), self.cols());
         let (start, end) = (rows.start.max(mine.start), rows.end.min(mine.end));
         let overlaps = start < end && cols.start < across.end && across.start < cols.end;
@@ -52,7 +52,7 @@ pub struct Tiled<'a> {
 }
 
 /// Where a tile lies, and what it starts from.
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     pub band: &'a Range<usize>,
     pub cols: &'a Range<usize>,
     pub base: &'a [f32],
@@ -60,7 +60,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    pub(super) fn add(&self, piece: &Piece, columns: &mut dyn Columns, value: &mut [f32]) -> Result<()> {
+    pub(crate) fn add(&self, piece: &Piece, columns: &mut dyn Columns, value: &mut [f32]) -> Result<()> {
         let rows = self.band.start - piece.row..self.band.end - piece.row;
         let cols = self.cols.start - piece.col..self.cols.end - piece.col;
         columns.add(piece.strength, &mut Tile { rows, cols, base: self.base, value, fresh: self.fresh })
@@ -68,12 +68,12 @@ impl Place<'_> {
 }
 
 /// `step` as a multiple of `grain`.
-pub(super) fn coarse(step: usize, grain: usize) -> usize {
+pub(crate) fn coarse(step: usize, grain: usize) -> usize {
     (step / grain).max(1) * grain
 }
 
 /// The least common multiple.
-pub(super) fn least_common(left: usize, right: usize) -> usize {
+pub(crate) fn least_common(left: usize, right: usize) -> usize {
     let (mut small, mut large) = (left.min(right), left.max(right));
     while small > 0 {
         (small, large) = (large % small, small);
@@ -82,12 +82,30 @@ pub(super) fn least_common(left: usize, right: usize) -> usize {
 }
 
 /// Cuts `range` into pieces of at most `step`, and at both ends of every one of `regions`.
-pub(super) fn cuts(range: Range<usize>, step: usize, regions: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+pub(crate) fn cuts(range: Range<usize>, step: usize, regions: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
     let mut marks: BTreeSet<usize> = range.clone().step_by(step).collect();
     marks.extend(regions.flat_map(|region| [region.start, region.end]).filter(|mark| range.contains(mark)));
     marks.insert(range.end);
     let marks: Vec<usize> = marks.into_iter().collect();
     marks.windows(2).map(|pair| pair[0]..pair[1]).collect()
+}
+
+/// ‖Σ strengthᵢ · ΔWᵢ‖ of deltas that lie side by side, by the Gram identity.
+///
+/// # Errors
+/// When factors cannot be read.
+pub fn delta_norm(pieces: &[Piece]) -> Result<Option<f64>> {
+    let mut regions: Vec<(usize, usize)> = pieces.iter().map(|piece| (piece.row, piece.col)).collect();
+    regions.sort_unstable();
+    if pieces.is_empty() || regions.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Ok(None);
+    }
+    let mut squared = 0.0;
+    for piece in pieces {
+        let Some(operator) = piece.delta.operator()? else { return Ok(None) };
+        squared += piece.strength * piece.strength * operator.frobenius_squared()?;
+    }
+    Ok(Some(squared.sqrt()))
 }
 
 #[cfg(test)]

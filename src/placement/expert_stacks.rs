@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use super::change::Landable;
 use super::fit::check_magnitude;
-use super::landable::Landable;
-use super::landing::{Fate, Lander};
+use super::placer::{Fate, Lander};
 use super::tile::Piece;
 use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
 use crate::error::{Error, Result};

@@ -3,8 +3,8 @@
 use super::{Share, Slot, Taken, Terms};
 use crate::adapters::{Lora, Method, Target, describe};
 use crate::error::{Error, Result};
-use crate::ops::merge::Landable;
-use crate::ops::new_adapter::PairKind;
+use crate::pairs::PairKind;
+use crate::placement::Landable;
 
 /// Names of layers that are convolutions, or may be: parts of a path's segments.
 const CONVOLUTIONS: [&str; 9] = [
@@ -27,7 +27,7 @@ const WAY_OUT: &str =
 ///
 /// # Errors
 /// When `lora` is one.
-pub(super) fn refuse_stack(job: &Landable<'_>, lora: &Lora) -> Result<()> {
+pub(crate) fn refuse_stack(job: &Landable<'_>, lora: &Lora) -> Result<()> {
     if job.applied.adapter.dialect != "mlx" || lora.down.info.shape.as_slice().len() < 3 {
         return Ok(());
     }
@@ -37,7 +37,7 @@ pub(super) fn refuse_stack(job: &Landable<'_>, lora: &Lora) -> Result<()> {
 
 impl Terms {
     /// Takes a change by another method as a product.
-    pub(super) fn take_method(&mut self, taken: &Taken<'_>, method: &dyn Method) -> Result<()> {
+    pub(crate) fn take_method(&mut self, taken: &Taken<'_>, method: &dyn Method) -> Result<()> {
         let Taken { job, source, home, .. } = taken;
         let target = home.and_then(|home| home.target(job, method));
         let Some(term) = method.low_rank(target.as_ref())? else { return Err(no_product(job, method, &target)) };

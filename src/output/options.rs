@@ -4,39 +4,9 @@ use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_PARTS;
+use crate::model::Rounding;
 use crate::plan::Budget;
-use crate::tensor::{self, Float};
-
-/// How results are rounded to their dtype.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Rounding {
-    /// To nearest, ties to even, once: what PEFT's `merge_and_unload()` does.
-    #[default]
-    Nearest,
-    /// Up or down by chance, so that small changes survive on average.
-    Stochastic {
-        /// Other seeds give other choices.
-        seed: u64,
-    },
-    /// The delta first, then the sum: what PEFT's `safe_merge=True` does.
-    PeftSafe,
-}
-
-impl Rounding {
-    /// The rounding of the elements of tensor `name` from `index` on.
-    pub fn at(self, name: &str, index: u64) -> tensor::Rounding {
-        match self {
-            Self::Nearest | Self::PeftSafe => tensor::Rounding::Nearest,
-            Self::Stochastic { seed } => {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
-                let digest = hasher.finalize();
-                let first = digest.as_bytes().first_chunk().expect("a digest has 32 bytes");
-                tensor::Rounding::Stochastic { seed: u64::from_le_bytes(*first), index }
-            }
-        }
-    }
-}
+use crate::tensor::Float;
 
 /// One of several runs that together make an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,16 +77,5 @@ mod tests {
         for text in ["0/3", "4/3", "1", "a/b", "1/0", "-1/2", "1/99999999"] {
             assert!(text.parse::<Part>().expect_err(text).to_string().contains(text), "{text}");
         }
-    }
-
-    #[test]
-    fn tensors_draw_different_chances() {
-        let rounding = Rounding::Stochastic { seed: 1 };
-        let seed = |name: &str| match rounding.at(name, 0) {
-            tensor::Rounding::Stochastic { seed, .. } => seed,
-            tensor::Rounding::Nearest => panic!("stochastic rounding draws"),
-        };
-        assert_ne!(seed("a"), seed("b"));
-        assert_eq!(seed("a"), seed("a"));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::merged::Merged;
 use crate::adapters::BaseRows;
 use crate::error::Result;
-use crate::ops::weight::{ScaleGrid, Weight};
+use crate::model::weight::{ScaleGrid, Weight};
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, Survival, Tally, encode_surveyed};
 

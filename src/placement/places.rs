@@ -5,9 +5,9 @@ use std::collections::HashMap;
 
 use crate::error::{Error, Result};
 use crate::formats::Container;
+use crate::model::base::Base;
 use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
 use crate::naming::components::{ADAPTED, below, of_blocks, of_prefix, split, with_component};
-use crate::ops::base::Base;
 
 /// Where a change goes.
 #[derive(Debug, PartialEq, Eq)]

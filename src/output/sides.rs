@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::applied::Applied;
+use super::WriteOptions;
 use super::arrange::indexes;
+use super::files::Output;
 use super::provenance::{Edits, edited_config};
+use super::recipe::{SIDECAR, sidecar_beside};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::{Container, companions, json};
 use crate::io::MappedFile;
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
-use crate::ops::output::Output;
-use crate::ops::recipe::{SIDECAR, sidecar_beside};
+use crate::model::base::Base;
+use crate::placement::applied::Applied;
 use crate::plan::Plan;
 
 /// What was said while the side files were put together.

@@ -8,11 +8,11 @@ use super::{Share, Terms};
 use crate::adapters::{Adapter, Change, Delta, Dora, Lora, LowRankDelta, Method, Target, Term, Tile, describe};
 use crate::error::{Error, Result};
 use crate::linalg::RowSource;
+use crate::model::base::Base;
+use crate::model::original::Original;
+use crate::model::weight::Weight;
 use crate::naming::Shift;
-use crate::ops::base::Base;
-use crate::ops::initial::Original;
-use crate::ops::merge::{Landable, Prepared, is_transposed, prepare};
-use crate::ops::weight::Weight;
+use crate::placement::{Landable, Prepared, is_transposed, prepare};
 use crate::plan::{Budget, map_within};
 
 /// A change that waits for the weight it belongs to.

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::Map;
 
+use super::WriteOptions;
 use super::gguf;
 use crate::error::Result;
 use crate::formats::layout::{self, OutputFile, shard};
 use crate::formats::{Component, Container, json};
-use crate::ops::WriteOptions;
-use crate::ops::base::Base;
+use crate::model::base::Base;
 use crate::tensor::TensorInfo;
 
 /// A tensor of the output and where it comes from.

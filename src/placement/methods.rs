@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::landable::Landable;
-use super::landing::{Fate, Lander};
+use super::change::Landable;
+use super::placer::{Fate, Lander};
 use super::split;
 use super::tile::Piece;
 use crate::adapters::{Delta, Method, Target, Turned, describe};

@@ -1,13 +1,13 @@
 //! The adapters of a merge, opened, with what tells their ΔW from what an initialiser took out of the base.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::MergeOptions;
 use crate::adapters::{Adapter, Init, Initialiser};
 use crate::error::{Error, Result};
-use crate::ops::initial::{Original, initialiser};
+use crate::model::original::{Original, initialiser};
 
 /// An adapter and how strongly it is applied.
 pub struct Applied {
@@ -21,21 +21,34 @@ pub struct Applied {
     pub strength: f64,
 }
 
+/// What is opened, and what tells where it started from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// Adapters with their weights, in order.
+    pub adapters: &'a [(PathBuf, f64)],
+    /// Untrained factors for the adapters that need them, in order.
+    pub untrained: &'a [PathBuf],
+    /// The model that PiSSA or OLoRA started from.
+    pub original: Option<&'a Path>,
+    /// The base is the one an adapter's initialiser left behind.
+    pub residual_base: bool,
+}
+
 /// Opens all adapters, for the model with the config `model`.
 ///
 /// # Errors
 /// When one cannot be read, or cannot be merged, or belongs to a base that its initialiser changed and nothing tells how.
-pub fn open(options: &MergeOptions, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
-    let original = options.original.as_deref().map(Original::open).transpose()?.map(Arc::new);
-    let mut untrained = options.init_adapters.iter();
+pub fn open(sources: Sources<'_>, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
+    let original = sources.original.map(Original::open).transpose()?.map(Arc::new);
+    let mut untrained = sources.untrained.iter();
     let mut all = Vec::new();
-    for (path, strength) in &options.adapters {
+    for (path, strength) in sources.adapters {
         let adapter = Adapter::open_for(path, model)?;
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
         let (mut init, mut taken) = (None, None);
-        if adapter.config.init.0 != Init::Plain && !options.residual_base {
+        if adapter.config.init.0 != Init::Plain && !sources.residual_base {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, &original) {
                 (Some(saved), _) => init = Some(Adapter::open_for(saved, model)?),

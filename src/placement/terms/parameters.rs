@@ -10,8 +10,8 @@ use super::narrow;
 use crate::adapters::{Adapter, Change, Lora, Module};
 use crate::error::{Error, Result};
 use crate::naming::experts::DEFINITION_ORDER;
-use crate::ops::merge::Applied;
-use crate::ops::new_adapter::PairKind;
+use crate::pairs::PairKind;
+use crate::placement::Applied;
 
 /// The parameters of every module that some adapter adapts without a layer, innermost first.
 pub struct Parameters(BTreeMap<String, Vec<String>>);

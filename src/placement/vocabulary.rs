@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::landable::Landable;
-use super::landing::Lander;
+use super::change::Landable;
+use super::placer::Lander;
 use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -38,7 +38,7 @@ impl Lander<'_> {
     ///
     /// # Errors
     /// When it is not the only change, at full strength.
-    pub(super) fn resize(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored, target: &Stored) -> Result<()> {
+    pub(crate) fn resize(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored, target: &Stored) -> Result<()> {
         if job.strength != 1.0 {
             let problem =
                 format!("its weight is {}: a matrix of another size can only be taken as it is", job.strength);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::adapters::{Adapter, Change, Init};
 use crate::error::{Error, Result};
-use crate::ops::initial::{Original, initialiser};
-use crate::ops::merge::Applied;
+use crate::model::original::{Original, initialiser};
+use crate::placement::Applied;
 
 /// Opens adapters that are to be summed, with what tells their ΔW from what an initialiser took out of the base: untrained factors,
 /// in order, for those that need them, or else the model they started from.

@@ -1,0 +1,63 @@
+//! Where the bytes of a tensor that is to be written come from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::formats::Stored;
+use crate::plan::Compute;
+use crate::tensor::{Dtype, Float, Rounding};
+
+/// Where the bytes of a tensor come from.
+#[derive(Clone)]
+pub enum Bytes {
+    /// They were computed.
+    Held {
+        /// Row-major, little-endian.
+        bytes: Vec<u8>,
+        /// Their dtype.
+        float: Float,
+    },
+    /// They are those of an input.
+    Stored(Stored),
+    /// They are computed when they are written.
+    Computed {
+        /// Who computes them, by rows of the first dimension against the others.
+        compute: Arc<dyn Compute>,
+        /// Their dtype.
+        float: Float,
+        /// Their number.
+        count: u64,
+    },
+}
+
+impl Bytes {
+    /// `values` rounded to `float`.
+    pub fn held(values: &[f32], float: Float) -> Self {
+        let mut bytes = vec![0; values.len() * float.bytes()];
+        float.encode(values, Rounding::Nearest, &mut bytes);
+        Self::Held { bytes, float }
+    }
+
+    /// Number of bytes.
+    pub fn count(&self) -> u64 {
+        match self {
+            Self::Held { bytes, .. } => bytes.len() as u64,
+            Self::Stored(stored) => stored.info.bytes,
+            Self::Computed { count, .. } => *count,
+        }
+    }
+
+    /// Their dtype.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::Held { float, .. } | Self::Computed { float, .. } => float.dtype(),
+            Self::Stored(stored) => stored.info.dtype.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of {}", self.count(), self.dtype())
+    }
+}

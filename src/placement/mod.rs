@@ -1,0 +1,38 @@
+//! Where each change of an adapter belongs: on tensors and rows of a model, or by its path alone.
+//!
+//! | file | idea |
+//! |---|---|
+//! | `applied` | the adapters of a run, opened, with their weights |
+//! | `change` | one change on its way to its place |
+//! | `placer` | which tensor, which rows, which way round |
+//! | `places` | names: components, prefixes, flattened names |
+//! | `fit`, `prepared` | whether a change fits its tensor, and its delta |
+//! | `expert_stacks`, `split` | parts of stacked and of fused tensors |
+//! | `methods` | changes by other methods than LoRA |
+//! | `ties`, `vocabulary` | heads that share a tensor, and rows that are added |
+//! | `unplaced` | what found no place, and what it may have meant |
+//! | `tile`, `merged`, `scaled` | the arithmetic of a changed tensor |
+//! | `terms` | changes without a base, as terms of a sum |
+
+pub mod applied;
+pub mod change;
+mod expert_stacks;
+mod fit;
+pub mod merged;
+mod methods;
+pub mod placer;
+mod places;
+mod prepared;
+pub mod scaled;
+mod split;
+pub mod terms;
+pub mod ties;
+pub mod tile;
+mod unplaced;
+pub mod vocabulary;
+
+pub use applied::{Applied, Sources};
+pub use change::{Landable, scale_of};
+pub use fit::is_transposed;
+pub use placer::{Fate, Lander, Selection};
+pub use prepared::{Prepared, prepare};
