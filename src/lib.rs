@@ -59,6 +59,7 @@
 //! ```
 
 pub mod adapters;
+pub mod dialects;
 pub mod error;
 pub mod formats;
 pub mod io;

@@ -8,7 +8,7 @@ use foldhash::HashMap;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
-use super::gguf::LlamaCpp;
+use super::LlamaCpp;
 use super::initial::Initialiser;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};

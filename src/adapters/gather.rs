@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use foldhash::HashMap;
 
+use super::adapter::{Change, Lora, Module};
 use super::config::AdapterConfig;
 use super::methods::KINDS;
 use super::parts::{Context, Parts};
-use super::peft::{Change, Lora, Module};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::Role;

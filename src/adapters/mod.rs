@@ -4,38 +4,37 @@
 //! orientation) is decided by `ops` with the base at hand; the result is a [`Delta`], the single home of each method's
 //! mathematics.
 
+mod adapter;
 pub mod config;
 mod delta;
 mod dora;
 mod factor;
 mod gather;
-pub mod gguf;
 mod initial;
+mod llama_cpp;
 mod low_rank;
 mod magnitudes;
 mod method;
 pub mod methods;
 mod parts;
-mod peft;
-mod read;
-mod refused;
+pub mod refused;
 mod rows;
 mod spare;
 mod turned;
 mod whole;
 
+pub use adapter::{Adapter, Change, Lora, Module, describe, weight_files};
 pub use config::{AdapterConfig, Init};
 pub use delta::{BaseRows, Columns, Delta, Tile};
 pub use dora::{Axis, Dora, Magnitudes, Manner};
 pub use factor::Factor;
-pub use gather::{Gathered, gather};
+pub use gather::{Gathered, gather, has_magnitudes};
 pub use initial::{Initial, Initialiser};
+pub use llama_cpp::LlamaCpp;
 pub use low_rank::{LowRankDelta, Term};
 pub use magnitudes::{decomposed, magnitudes};
 pub use method::{Inserted, Method, ParameterChange, Target};
 pub use parts::{Context, Parts, number};
-pub use peft::{Adapter, Change, Lora, Module, describe, weight_files};
-pub use read::{ADAPTERHUB_HEADS, is_adapter, recognise, torchtune_heads};
 pub use rows::TokenRows;
 pub use turned::{Turned, Window};
 pub use whole::{Difference, Whole};

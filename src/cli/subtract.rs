@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::adapters::is_adapter;
+use lorakit::dialects::is_adapter;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::stack::{Method, StackOptions};

@@ -8,8 +8,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::convert::{self, ConvertOptions, Target};
-use super::new_adapter::refuse_file_name;
 use super::{Budgeted, RankChoice, Ranking};
+use crate::dialects::peft::new_adapter::refuse_file_name;
 use crate::error::{Error, Result};
 use crate::naming::components;
 use crate::output::WriteOptions;

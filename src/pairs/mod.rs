@@ -7,6 +7,7 @@
 //! | `matrix` | a matrix that is cut, turned and scaled when it is written |
 
 mod bytes;
+pub mod matrix;
 mod pair;
 
 pub use bytes::Bytes;

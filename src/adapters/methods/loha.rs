@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use super::named::{Named, check_rank, room};
 use super::tucker::Down;
+use crate::adapters::adapter::describe;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::magnitudes::{LYCORIS_NAME, decomposed};
 use crate::adapters::method::{Method, ParameterChange, Target};
 use crate::adapters::parts::{Context, Parts};
-use crate::adapters::peft::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 

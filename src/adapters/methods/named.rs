@@ -1,8 +1,8 @@
 //! The tensors of one module of a method, by the suffixes it is written with.
 
+use crate::adapters::adapter::describe;
 use crate::adapters::factor::Factor;
 use crate::adapters::parts::{Context, Parts, number};
-use crate::adapters::peft::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 

@@ -18,7 +18,7 @@ use std::str::FromStr;
 use regex::Regex;
 use serde::Serialize;
 
-use crate::adapters::is_adapter;
+use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Mix, is_gguf_name};
 use crate::output::{Run, WriteOptions};

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::adapters::is_adapter;
+use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::WEIGHT_STEMS;
 use crate::formats::gguf::parse_name;

@@ -6,10 +6,10 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::dialects::metadata_hashes::{LEGACY, LEGACY_DIGITS, digits, kept, library_order};
 use crate::error::Result;
 use crate::formats::Checkpoint;
 use crate::io::MappedFile;
-use crate::ops::hashes::{LEGACY, LEGACY_DIGITS, digits, kept, library_order};
 use crate::tensor::TensorInfo;
 
 /// Bytes that are read before they are let go.

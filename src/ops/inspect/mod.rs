@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::adapters::recognise;
+use crate::dialects::recognise;
 use crate::error::{Blame, Error, Result};
 use crate::output::Run;
 use crate::plan::{Budget, map_within};

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ResizeOptions;
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::is_adapter;
+use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
 use crate::ops::convert::PROVENANCE;

@@ -21,9 +21,9 @@ use std::time::Instant;
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, beyond_budget};
-use super::new_adapter::NewAdapter;
 use super::rank_choice::{RankChoice, Ranking};
 use crate::adapters::{Change, weight_files};
+use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Error, Result};
 use crate::linalg::Compute;
 use crate::model::original::Original;

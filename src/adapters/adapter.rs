@@ -1,0 +1,219 @@
+//! An opened adapter: its changes by module, in the one form that all dialects are brought to, PEFT's.
+//!
+//! Facts: PEFT 0.21 `tuners/lora/layer.py`, `utils/save_and_load.py`. The rank of a module is the one of its tensors, and has to
+//! be the one its config gives it, since the scale depends on it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::config::AdapterConfig;
+use super::factor::Factor;
+use super::low_rank::{LowRankDelta, Term};
+use super::method::{Inserted, Method};
+use crate::error::{Error, Result};
+use crate::formats::{Checkpoint, Stored};
+use crate::tensor::first_not_finite;
+
+/// An opened adapter.
+#[derive(Debug)]
+pub struct Adapter {
+    /// The directory it was read from, or the file that says everything itself.
+    pub root: PathBuf,
+    /// The naming scheme it is written in.
+    pub dialect: &'static str,
+    /// Its settings.
+    pub config: AdapterConfig,
+    /// Its tensors.
+    pub tensors: Checkpoint,
+    /// Its changes by module path, as the adapter names it.
+    pub modules: Vec<Module>,
+}
+
+/// One change of one module.
+#[derive(Debug, Clone)]
+pub struct Module {
+    /// Path without wrappers.
+    pub path: String,
+    /// How deep the pair is nested: tells the parameters of one module apart.
+    pub nesting: usize,
+    /// What happens to it.
+    pub change: Change,
+}
+
+/// What an adapter does to a module.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A low-rank change of its weight.
+    Lora(Box<Lora>),
+    /// A change of its parameters by another method.
+    Method(Arc<dyn Method>),
+    /// Something that is no change of a weight.
+    Inserted(Box<Inserted>),
+    /// A parameter (`weight`, `bias` …) that takes the place of the base's.
+    Whole(String, Stored),
+    /// A parameter of the frozen layer, saved along: a copy of the base's, or what the base's became.
+    Frozen(String, Stored),
+    /// Rows that replace rows of the weight.
+    TokenRows(Stored),
+    /// A tensor whose meaning is not known.
+    Unknown(Stored),
+}
+
+/// A LoRA pair and what belongs to it.
+#[derive(Debug, Clone)]
+pub struct Lora {
+    /// A, `[r, in]` or `[r, in, k …]`.
+    pub down: Stored,
+    /// B, `[out, r]` or `[out, r, 1 …]`.
+    pub up: Stored,
+    /// Bias of B, `[out]`.
+    pub bias: Option<Stored>,
+    /// DoRA magnitudes, one per output.
+    pub magnitude: Option<Stored>,
+    /// The weight is a table of rows, `[vocabulary, dim]`: ΔW = s · (B·A)ᵀ.
+    pub embedding: bool,
+}
+
+impl Lora {
+    /// r, as the tensors have it; r times the number of experts for a stack.
+    pub fn rank(&self) -> u64 {
+        self.down.info.shape.rows_cols().0
+    }
+
+    /// Inputs, counting every position of a convolution's kernel.
+    pub fn inputs(&self) -> u64 {
+        self.down.info.shape.rows_cols().1
+    }
+
+    /// Outputs.
+    pub fn outputs(&self) -> u64 {
+        self.up.info.shape.rows_cols().0
+    }
+
+    /// `scale · B·A` as it is to be added to `[out, in]`.
+    ///
+    /// # Errors
+    /// When a factor holds no floating point numbers.
+    pub fn term(&self, scale: f64) -> Result<Term> {
+        Ok(Term { up: Factor::new(&self.up)?, down: Factor::new(&self.down)?, scale })
+    }
+
+    /// The tensors of the pair.
+    pub fn tensors(&self) -> impl Iterator<Item = &Stored> {
+        [Some(&self.down), Some(&self.up), self.bias.as_ref(), self.magnitude.as_ref()].into_iter().flatten()
+    }
+}
+
+impl Change {
+    /// The tensors behind it.
+    pub fn tensors(&self) -> Vec<&Stored> {
+        match self {
+            Self::Lora(lora) => lora.tensors().collect(),
+            Self::Method(method) => method.tensors().into_iter().map(|(_, tensor)| tensor).collect(),
+            Self::Inserted(inserted) => inserted.tensors.iter().map(|(_, tensor)| tensor).collect(),
+            Self::Whole(_, tensor) | Self::Frozen(_, tensor) | Self::TokenRows(tensor) | Self::Unknown(tensor) => {
+                vec![tensor]
+            }
+        }
+    }
+}
+
+impl Term {
+    /// The same change for a weight that is stored as `[in, out]`.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        Self { up: self.down.transposed(), down: self.up.transposed(), scale: self.scale }
+    }
+}
+
+impl From<Term> for LowRankDelta {
+    fn from(term: Term) -> Self {
+        Self::new(vec![term])
+    }
+}
+
+/// The files of an opened adapter: config and weights.
+pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
+    let weights = adapter.tensors.files().iter().map(|file| file.map.path().to_path_buf());
+    std::iter::once(adapter.config.path.clone()).chain(weights).collect()
+}
+
+impl Adapter {
+    /// Refuses tensors without elements and values that are not finite.
+    ///
+    /// # Errors
+    /// `Numeric` or `Malformed`, naming the first such tensor.
+    pub fn check_values(&self) -> Result<()> {
+        for module in &self.modules {
+            for tensor in module.change.tensors() {
+                check_tensor(tensor)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses pairs whose factors do not fit each other.
+    ///
+    /// # Errors
+    /// `Mismatch` or `Malformed`, naming both tensors.
+    pub fn check_pairs(&self) -> Result<()> {
+        for module in &self.modules {
+            let Change::Lora(lora) = &module.change else { continue };
+            lora.tensors().try_for_each(check_elements)?;
+            let up_rank = lora.up.info.shape.as_slice().get(1).copied();
+            if up_rank == Some(lora.rank()) && lora.up.info.shape.rows_cols().1 != lora.rank() {
+                let problem = format!("has shape {}: beyond the rank every dimension of B is 1", lora.up.info.shape);
+                return Err(Error::malformed(lora.up.path(), format!("tensor `{}`", lora.up.info.name), problem));
+            }
+            if up_rank != Some(lora.rank()) {
+                let problem = format!(
+                    "A has rank {}, B has {}",
+                    lora.rank(),
+                    up_rank.map_or("none".into(), |rank| rank.to_string())
+                );
+                let error = Error::mismatch(describe(&lora.down), describe(&lora.up), problem);
+                // B of a grouped convolution is [out, r / groups, 1 …].
+                let groups = up_rank
+                    .filter(|rank| *rank > 0 && lora.rank() % rank == 0 && lora.up.info.shape.as_slice().len() > 2);
+                return Err(match groups {
+                    Some(rank) => error.hint(format!(
+                        "a convolution in {} groups; neither PEFT nor lorakit merges a LoRA into one",
+                        lora.rank() / rank
+                    )),
+                    None => error,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tensor for messages: file, name, shape.
+pub fn describe(tensor: &Stored) -> String {
+    format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)
+}
+
+fn check_elements(tensor: &Stored) -> Result<()> {
+    if tensor.info.bytes > 0 {
+        return Ok(());
+    }
+    let problem = format!("has shape {} and no elements", tensor.info.shape);
+    Err(Error::malformed(tensor.path(), format!("tensor `{}`", tensor.info.name), problem)
+        .hint("ZeRO-3 and FSDP leave such tensors behind when an adapter is saved without gathering its shards"))
+}
+
+fn check_tensor(tensor: &Stored) -> Result<()> {
+    check_elements(tensor)?;
+    let view = tensor.view()?;
+    let Some(float) = view.float() else { return Ok(()) };
+    let found = first_not_finite(float, view.data);
+    tensor.map.release(tensor.start, tensor.info.bytes);
+    match found {
+        None => Ok(()),
+        Some(at) => {
+            let mut value = [0.0];
+            float.decode(&view.data[at * float.bytes()..(at + 1) * float.bytes()], &mut value);
+            Err(Error::numeric(tensor.path(), &tensor.info.name, format!("element {at} is {}", value[0])))
+        }
+    }
+}

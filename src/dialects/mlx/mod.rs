@@ -1,0 +1,4 @@
+//! mlx-lm: factors the other way round, and a scale that multiplies them as it is.
+
+pub mod read;
+pub mod write;

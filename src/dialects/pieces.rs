@@ -1,0 +1,242 @@
+//! An adapter's changes in the one form every target is written from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::expert_pairs::take_apart;
+use crate::adapters::{Adapter, Change, Lora, Method, Module};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::pairs::matrix::Grid;
+use crate::placement::scale_of;
+use crate::tensor::Shape;
+
+/// All changes of an adapter.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    /// Low-rank pairs.
+    pub pairs: Vec<Pair>,
+    /// Changes by other methods.
+    pub methods: Vec<Other>,
+    /// Parameters stored whole.
+    pub whole: Vec<WholePiece>,
+}
+
+/// A low-rank change.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// Module path.
+    pub path: String,
+    /// A.
+    pub down: Grid,
+    /// B.
+    pub up: Grid,
+    /// Bias of B.
+    pub bias: Option<Column>,
+    /// DoRA magnitudes.
+    pub magnitude: Option<Magnitude>,
+    /// ΔW = (B·A)ᵀ, a table of rows.
+    pub embedding: bool,
+    /// What multiplies the product.
+    pub scale: f64,
+}
+
+/// One value per output.
+#[derive(Debug, Clone)]
+pub struct Column(pub Grid);
+
+/// Magnitudes of DoRA.
+#[derive(Debug, Clone)]
+pub enum Magnitude {
+    /// One per output.
+    Outputs(Grid),
+    /// One per input.
+    Inputs(Grid),
+}
+
+/// A change by another method.
+#[derive(Debug, Clone)]
+pub struct Other {
+    /// Module path.
+    pub path: String,
+    /// What it is.
+    pub method: Arc<dyn Method>,
+}
+
+/// A parameter stored whole.
+#[derive(Debug, Clone)]
+pub struct WholePiece {
+    /// Module path.
+    pub path: String,
+    /// Its parameter.
+    pub parameter: String,
+    /// Its values.
+    pub tensor: Stored,
+    /// It is the bias of a layer, not part of a module that was trained whole.
+    pub frozen: bool,
+}
+
+impl Column {
+    /// A tensor of any shape, as one column.
+    fn of(tensor: &Stored) -> Grid {
+        let mut tensor = tensor.clone();
+        let count = tensor.info.shape.elements().unwrap_or(0);
+        tensor.info.shape = Shape::from([count, 1]);
+        Grid::of(&tensor)
+    }
+}
+
+impl Magnitude {
+    /// The values as one column.
+    pub fn grid(&self) -> &Grid {
+        match self {
+            Self::Outputs(grid) | Self::Inputs(grid) => grid,
+        }
+    }
+
+    /// Whether there is one per input.
+    pub fn is_input(&self) -> bool {
+        matches!(self, Self::Inputs(_))
+    }
+
+    /// `change` where the rows are outputs.
+    #[must_use]
+    pub fn map_rows(self, change: impl FnOnce(Grid) -> Grid) -> Self {
+        match self {
+            Self::Outputs(grid) => Self::Outputs(change(grid)),
+            Self::Inputs(grid) => Self::Inputs(grid),
+        }
+    }
+}
+
+impl Pieces {
+    /// The paths of all changes.
+    pub fn paths(&self) -> impl Iterator<Item = &String> {
+        let pairs = self.pairs.iter().map(|pair| &pair.path);
+        pairs.chain(self.methods.iter().map(|other| &other.path)).chain(self.whole.iter().map(|whole| &whole.path))
+    }
+
+    /// The same, to be changed.
+    pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let pairs = self.pairs.iter_mut().map(|pair| &mut pair.path);
+        let methods = self.methods.iter_mut().map(|other| &mut other.path);
+        pairs.chain(methods).chain(self.whole.iter_mut().map(|whole| &mut whole.path))
+    }
+
+    /// Those of what is no pair.
+    pub fn other_paths_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let methods = self.methods.iter_mut().map(|other| &mut other.path);
+        methods.chain(self.whole.iter_mut().map(|whole| &mut whole.path))
+    }
+}
+
+impl Pair {
+    /// r.
+    pub fn rank(&self) -> u64 {
+        self.down.size.0
+    }
+
+    /// α that gives the scale by α/r.
+    pub fn alpha(&self) -> f64 {
+        self.scale * self.rank() as f64
+    }
+
+    /// Whether it changes a convolution.
+    pub fn is_conv(&self) -> bool {
+        !self.down.kernel.is_empty()
+    }
+}
+
+/// What becomes of pairs that adapt a stack of experts.
+#[derive(Debug, Clone, Copy)]
+pub enum Stacks {
+    /// They are refused.
+    Refused,
+    /// Those of single experts; the width of the model tells how they lie.
+    Apart(Option<u64>),
+}
+
+/// The scale that most modules have: where a target has one for all, it needs no folding there.
+pub fn most_frequent(pairs: &[Pair]) -> f64 {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    pairs
+        .iter()
+        .filter(|pair| pair.scale != 0.0)
+        .for_each(|pair| *counts.entry(pair.scale.to_bits()).or_default() += 1);
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
+}
+
+/// The changes of `adapter`.
+///
+/// # Errors
+/// When a change has no such form, with the reason.
+pub fn collect(adapter: &Adapter, stacks: Stacks) -> Result<Pieces> {
+    let mut pieces = Pieces::default();
+    for module in &adapter.modules {
+        let refuse = |what: String| Err(Error::unsupported(&adapter.root, what));
+        let path = module.path.clone();
+        match &module.change {
+            Change::Lora(lora) => match stacks {
+                Stacks::Apart(hidden) if is_stack(adapter, module) => {
+                    pieces.pairs.extend(take_apart(adapter, module, lora, hidden)?);
+                }
+                _ => pieces.pairs.push(pair(adapter, module, lora)?),
+            },
+            Change::Method(method) => pieces.methods.push(Other { path, method: Arc::clone(method) }),
+            Change::Whole(parameter, tensor) => {
+                let frozen = parameter == "bias" && !trained_whole(adapter, &path);
+                pieces.whole.push(WholePiece { path, parameter: parameter.clone(), tensor: tensor.clone(), frozen });
+            }
+            Change::Frozen(parameter, tensor) => {
+                let frozen = true;
+                pieces.whole.push(WholePiece { path, parameter: parameter.clone(), tensor: tensor.clone(), frozen });
+            }
+            Change::TokenRows(tensor) => {
+                let what = format!("tensor `{}` holds rows of single tokens, which only PEFT stores", tensor.info.name);
+                return refuse(what);
+            }
+            Change::Inserted(inserted) => {
+                let what =
+                    format!("`{path}` is {}: {}, and no other dialect stores it", inserted.kind, inserted.reason);
+                return refuse(what);
+            }
+            Change::Unknown(tensor) => return refuse(format!("what tensor `{}` means is not known", tensor.info.name)),
+        }
+    }
+    Ok(pieces)
+}
+
+fn trained_whole(adapter: &Adapter, path: &str) -> bool {
+    adapter.config.modules_to_save.iter().any(|saved| crate::adapters::config::saves(saved, path))
+}
+
+/// Whether a pair adapts a parameter without a layer of its own.
+fn is_stack(adapter: &Adapter, module: &Module) -> bool {
+    module.nesting > 0 || !adapter.config.parameters_of(&module.path).is_empty()
+}
+
+fn pair(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {
+    let path = &module.path;
+    let stacked = is_stack(adapter, module);
+    // Three dimensions are a convolution of one, or in mlx-lm's names a stack of experts.
+    if stacked || adapter.dialect == "mlx" && lora.down.info.shape.as_slice().len() > 2 {
+        let what = format!("`{path}` adapts parameters without a layer of their own, which only PEFT stores");
+        return Err(Error::unsupported(&adapter.root, what));
+    }
+    let scale = scale_of(adapter, path, lora.rank())?;
+    Ok(Pair {
+        path: path.clone(),
+        down: Grid::of(&lora.down),
+        up: Grid::of(&lora.up),
+        bias: lora.bias.as_ref().map(|bias| Column(Column::of(bias))),
+        magnitude: lora.magnitude.as_ref().map(|tensor| {
+            // LyCORIS' shape tells the axis by its first dimension; PEFT's and mlx-lm's have one entry per output.
+            let shape = tensor.info.shape.as_slice();
+            let several = shape.len() > 1 && shape[0] == 1 && (lora.outputs() != 1 || lora.inputs() == shape[1]);
+            let input = tensor.info.name.ends_with("dora_scale") && several;
+            if input { Magnitude::Inputs(Column::of(tensor)) } else { Magnitude::Outputs(Column::of(tensor)) }
+        }),
+        embedding: lora.embedding,
+        scale,
+    })
+}

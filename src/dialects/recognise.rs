@@ -1,0 +1,87 @@
+//! Whether a file or directory is an adapter: by its config, else by the names of its tensors.
+
+use std::path::Path;
+
+use super::gguf::read as gguf;
+use crate::adapters::config::CONFIG_NAME;
+use crate::error::Error;
+use crate::formats::Checkpoint;
+use crate::naming::scheme::{Scheme, schemes};
+use crate::naming::{Role, peft};
+
+/// How diffusers names its file.
+const DIFFUSERS_FILE: &str = "pytorch_lora_weights";
+
+/// Endings of files that can hold an adapter.
+const ENDINGS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz"];
+
+/// Begins of parts that no model names its own parameters by.
+const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_norm", "lora_mid", "set_weight", "a1"];
+
+/// Whether `path` is an adapter rather than a model. Headers are read at most.
+pub fn is_adapter(path: &Path) -> bool {
+    recognise(path).0
+}
+
+/// Whether `path` is an adapter rather than a model, and the file itself where it had to be opened to find out.
+pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
+    if path.is_dir() {
+        return (path.join(CONFIG_NAME).is_file() || has_adapter_file(path) || gguf::is_adapter(path), None);
+    }
+    if gguf::file_of(path).is_some() {
+        let opened = Checkpoint::open(path).ok();
+        return (opened.as_ref().is_some_and(gguf::says_so), opened);
+    }
+    let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
+    let config = path.parent().is_some_and(|directory| {
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        directory.join(CONFIG_NAME).is_file()
+    });
+    if named && config {
+        return (true, None);
+    }
+    let ending = path.extension().map(|ending| ending.to_string_lossy().into_owned()).unwrap_or_default();
+    let opened = ENDINGS.contains(&ending.as_str()).then(|| Checkpoint::open(path).ok()).flatten();
+    (opened.as_ref().is_some_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name))), opened)
+}
+
+/// Whether a directory without a config holds a file that diffusers would load.
+pub(crate) fn has_adapter_file(directory: &Path) -> bool {
+    ENDINGS.iter().any(|ending| directory.join(format!("{DIFFUSERS_FILE}.{ending}")).is_file())
+}
+
+/// Whether the names of the tensors belong to a dialect whose files need no config.
+pub(crate) fn speaks_for_itself(tensors: &Checkpoint) -> bool {
+    tensors.tensors().any(|info| scheme_of(&info.name).is_some_and(Scheme::has_alphas) && !is_pefts(&info.name))
+}
+
+/// The scheme of a key, if it is an adapter's beyond doubt.
+pub(crate) fn scheme_of(key: &str) -> Option<&'static Scheme> {
+    schemes().iter().find(|scheme| scheme.parse(key).is_some_and(|key| is_strong(&key.role) || scheme.is_flattened()))
+}
+
+/// Whether no other part of a model has such a name.
+pub(crate) fn is_adapters(key: &str) -> bool {
+    scheme_of(key).is_some() || is_strong(&peft::parse(key).role)
+}
+
+/// Keys with PEFT's factors below no component: their α stands in a config.
+pub(crate) fn is_pefts(key: &str) -> bool {
+    let diffusers = schemes().iter().any(|scheme| scheme.names_component(key));
+    let factor = [".lora_A", ".lora_B", ".lora_embedding_", ".lora_magnitude"].iter().any(|part| key.contains(part));
+    factor && !diffusers && !key.starts_with("diffusion_model.")
+}
+
+fn is_strong(role: &Role) -> bool {
+    match role {
+        Role::Down | Role::Up | Role::EmbeddingDown | Role::EmbeddingUp => true,
+        Role::Part(name) => {
+            STRONG_PARTS.iter().any(|part| name.starts_with(part)) || name.contains('_') && name != "dora_scale"
+        }
+        _ => false,
+    }
+}
+
+pub(crate) fn no_adapter(path: &Path) -> Error {
+    Error::unsupported(path, "holds no adapter: neither `adapter_config.json` nor tensors with the names of one")
+}

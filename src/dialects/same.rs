@@ -1,0 +1,92 @@
+//! The same dialect in a file of its own: another container, another dtype.
+
+use std::path::PathBuf;
+
+use super::files::Files;
+use super::peft::write::cast;
+use crate::adapters::Adapter;
+use crate::adapters::config::CONFIG_NAME;
+use crate::dialects::ADAPTERHUB_HEADS;
+use crate::error::Result;
+use crate::formats::{Checkpoint, Stored, json, safetensors};
+use crate::ops::convert::ConvertOptions;
+use crate::tensor::{Float, TensorInfo};
+
+/// Names of weight files by dialect; a dialect that is not listed has a single file.
+const NAMES: [(&str, &str); 4] = [
+    ("peft", "adapter_model.safetensors"),
+    ("mlx", "adapters.safetensors"),
+    ("adapterhub", "adapter.safetensors"),
+    ("torchtune", "adapter.safetensors"),
+];
+
+/// The config of the model that tells torchtune's heads.
+const MODEL: &str = "config.json";
+
+/// What AdapterHub calls the config of a prediction head.
+const HEAD_CONFIG: &str = "head_config.json";
+
+/// Tensors, config and metadata as they are.
+///
+/// # Errors
+/// When a config beside the weights cannot be read.
+pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
+    let named = NAMES.iter().find(|(dialect, _)| *dialect == adapter.dialect).map(|(_, name)| *name);
+    let mut files = Files {
+        weights: named.unwrap_or("adapter.safetensors").into(),
+        metadata: adapter.tensors.files()[0].header.metadata.clone(),
+        single: named.is_none() || !adapter.config.path.ends_with(CONFIG_NAME),
+        ..Files::default()
+    };
+    files.hashed = files.metadata.iter().any(|(key, _)| key.starts_with("sshs_") || key == "modelspec.hash_sha256");
+    if files.metadata.is_empty() {
+        files.metadata.push(("format".into(), "pt".into()));
+    }
+    for stored in adapter.tensors.all() {
+        files.tensors.push((
+            stored.info.name.clone(),
+            stored.info.shape.clone(),
+            cast(&stored, wanted(&stored, options.write.dtype)),
+        ));
+    }
+    if !files.single {
+        files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&adapter.config.raw)));
+        if adapter.dialect == "adapterhub" {
+            head(adapter, &mut files)?;
+        }
+        let model = adapter.root.join(MODEL);
+        if adapter.dialect == "torchtune" && model.is_file() {
+            files.beside.push((PathBuf::from(MODEL), json::render(&json::read_object(&model)?)));
+        }
+    }
+    Ok(files)
+}
+
+/// The prediction head that lies beside an adapter of AdapterHub, as it is.
+fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
+    let config = adapter.root.join(HEAD_CONFIG);
+    if config.is_file() {
+        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&json::read_object(&config)?)));
+    }
+    let name = PathBuf::from(ADAPTERHUB_HEADS[0]);
+    let [safe, pickled] = ADAPTERHUB_HEADS.map(|name| adapter.root.join(name));
+    if safe.is_file() {
+        files.copied.push((name, safe));
+    } else if pickled.is_file() {
+        let tensors = Checkpoint::open(&pickled)?;
+        let (mut infos, mut data) = (Vec::new(), Vec::new());
+        for stored in tensors.all() {
+            infos.push(TensorInfo { offset: data.len() as u64, ..stored.info.clone() });
+            data.extend_from_slice(stored.view()?.data);
+        }
+        let mut bytes = safetensors::render_header(&[("format".into(), "pt".into())], &infos);
+        bytes.append(&mut data);
+        files.beside.push((name, bytes));
+    }
+    Ok(())
+}
+
+/// Single numbers such as α keep their dtype: they count too much to be rounded, and take no room.
+fn wanted(stored: &Stored, float: Option<Float>) -> Option<Float> {
+    float.filter(|_| stored.info.shape.elements().is_some_and(|count| count > 1))
+}
