@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Rooms by layer; a room may import rooms of lower layers only.
-const LAYERS: [(&str, u32); 17] = [
+const LAYERS: [(&str, u32); 18] = [
     ("error", 0),
     ("limits", 0),
     ("tensor", 1),
@@ -21,8 +21,9 @@ const LAYERS: [(&str, u32); 17] = [
     ("plan", 4),
     ("model", 5),
     ("pairs", 5),
-    ("placement", 6),
-    ("output", 7),
+    ("dialects", 6),
+    ("placement", 7),
+    ("output", 8),
     ("ops", 9),
     ("report", 10),
     ("cli", 11),

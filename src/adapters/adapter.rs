@@ -188,6 +188,27 @@ impl Adapter {
     }
 }
 
+/// The scale the config of `adapter` gives `path`, whose tensors have rank `rank`.
+///
+/// # Errors
+/// When the config has another rank, or none.
+pub fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
+    let config = &adapter.config;
+    let Some(scaling) = &config.scaling else {
+        let what = format!("has LoRA tensors for `{path}`, its config says `{}`", config.method);
+        return Err(Error::unsupported(&adapter.root, what));
+    };
+    let configured = scaling.rank(path);
+    if configured != rank {
+        let problem =
+            format!("the tensors of `{path}` have rank {rank}, the config says {configured}: the scale is ambiguous");
+        let left = adapter.tensors.root().display().to_string();
+        return Err(Error::mismatch(left, config.path.display().to_string(), problem)
+            .hint("correct `r` or `rank_pattern`; alpha counts for the rank the adapter was trained with"));
+    }
+    Ok(scaling.scale(path))
+}
+
 /// A tensor for messages: file, name, shape.
 pub fn describe(tensor: &Stored) -> String {
     format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)

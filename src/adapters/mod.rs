@@ -23,7 +23,7 @@ mod spare;
 mod turned;
 mod whole;
 
-pub use adapter::{Adapter, Change, Lora, Module, describe, weight_files};
+pub use adapter::{Adapter, Change, Lora, Module, describe, scale_of, weight_files};
 pub use config::{AdapterConfig, Init};
 pub use delta::{BaseRows, Columns, Delta, Tile};
 pub use dora::{Axis, Dora, Magnitudes, Manner};

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::expert_pairs::take_apart;
-use crate::adapters::{Adapter, Change, Lora, Method, Module};
+use crate::adapters::{Adapter, Change, Lora, Method, Module, scale_of};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::pairs::matrix::Grid;
-use crate::placement::scale_of;
 use crate::tensor::Shape;
 
 /// All changes of an adapter.

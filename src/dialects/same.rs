@@ -9,7 +9,6 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::ADAPTERHUB_HEADS;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored, json, safetensors};
-use crate::ops::convert::ConvertOptions;
 use crate::tensor::{Float, TensorInfo};
 
 /// Names of weight files by dialect; a dialect that is not listed has a single file.
@@ -30,7 +29,7 @@ const HEAD_CONFIG: &str = "head_config.json";
 ///
 /// # Errors
 /// When a config beside the weights cannot be read.
-pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
+pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
     let named = NAMES.iter().find(|(dialect, _)| *dialect == adapter.dialect).map(|(_, name)| *name);
     let mut files = Files {
         weights: named.unwrap_or("adapter.safetensors").into(),
@@ -46,7 +45,7 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
         files.tensors.push((
             stored.info.name.clone(),
             stored.info.shape.clone(),
-            cast(&stored, wanted(&stored, options.write.dtype)),
+            cast(&stored, wanted(&stored, float)),
         ));
     }
     if !files.single {

@@ -63,6 +63,12 @@ fn not_regular(path: &Path, kind: FileType) -> Error {
     }
 }
 
+/// The last component of a path, which is all that is told of it.
+pub fn name_of(path: &Path) -> String {
+    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    full.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

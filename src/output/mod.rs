@@ -6,15 +6,18 @@
 //! | `files` | a planned output on disk, whole or in parts |
 //! | `arrange`, `gguf` | which tensor of an output lies in which file |
 //! | `sides` | config, companions, index and record beside the weights |
+//! | `tensors`, `new_adapter` | weight files of what was computed; a new PEFT adapter |
 //! | `provenance`, `recipe` | what an output says about its own making |
 
 pub mod arrange;
 pub mod files;
 pub mod gguf;
+pub mod new_adapter;
 mod options;
 pub mod provenance;
 pub mod recipe;
 pub mod sides;
+pub mod tensors;
 
 pub use files::{Output, Run, refuse_inputs};
 pub use options::{Part, WriteOptions};

@@ -6,10 +6,11 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
 use super::WriteOptions;
-use super::recipe::{SIDECAR, hashes, name_of};
+use super::recipe::{SIDECAR, hashes};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
+use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::placement::{Applied, Selection};

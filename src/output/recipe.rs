@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::Result;
-use crate::io::MappedFile;
+use crate::io::{MappedFile, name_of};
 
 /// File that tells how an output was made.
 pub const SIDECAR: &str = "lorakit.json";
@@ -37,10 +37,4 @@ pub fn hashes(paths: &[PathBuf]) -> Result<Value> {
         digests.insert(name_of(path), hasher.finalize().to_hex().to_string().into());
     }
     Ok(digests.into())
-}
-
-/// The last component of a path, which is all that is told of it.
-pub fn name_of(path: &Path) -> String {
-    let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
-    full.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

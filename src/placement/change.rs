@@ -1,7 +1,7 @@
 //! One change of one adapter on its way to its place.
 
 use super::applied::Applied;
-use crate::adapters::{Adapter, Change, Lora, Module};
+use crate::adapters::{Change, Lora, Module, scale_of};
 use crate::error::{Error, Result};
 
 /// One change of one adapter on its way.
@@ -61,25 +61,4 @@ impl<'a> Landable<'a> {
         let is_pair = |module: &Module| module.path == self.module.path && matches!(module.change, Change::Lora(_));
         self.applied.adapter.modules.iter().position(is_pair) == Some(self.at)
     }
-}
-
-/// The scale the config of `adapter` gives `path`, whose tensors have rank `rank`.
-///
-/// # Errors
-/// When the config has another rank, or none.
-pub fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
-    let config = &adapter.config;
-    let Some(scaling) = &config.scaling else {
-        let what = format!("has LoRA tensors for `{path}`, its config says `{}`", config.method);
-        return Err(Error::unsupported(&adapter.root, what));
-    };
-    let configured = scaling.rank(path);
-    if configured != rank {
-        let problem =
-            format!("the tensors of `{path}` have rank {rank}, the config says {configured}: the scale is ambiguous");
-        let left = adapter.tensors.root().display().to_string();
-        return Err(Error::mismatch(left, config.path.display().to_string(), problem)
-            .hint("correct `r` or `rank_pattern`; alpha counts for the rank the adapter was trained with"));
-    }
-    Ok(scaling.scale(path))
 }

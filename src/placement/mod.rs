@@ -32,7 +32,7 @@ mod unplaced;
 pub mod vocabulary;
 
 pub use applied::{Applied, Sources};
-pub use change::{Landable, scale_of};
+pub use change::Landable;
 pub use fit::is_transposed;
 pub use placer::{Fate, Lander, Selection};
 pub use prepared::{Prepared, prepare};

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use lorakit::adapters::{Adapter, Change, is_adapter};
+use lorakit::adapters::{Adapter, Change};
+use lorakit::dialects::is_adapter;
 
 use crate::support::{read_model, reference_part};
 

@@ -1,6 +1,7 @@
 //! What the files of many trainers look like, and how each of them is read.
 
-use lorakit::adapters::{Adapter, Change, is_adapter};
+use lorakit::adapters::{Adapter, Change};
+use lorakit::dialects::is_adapter;
 use serde_json::json;
 
 use crate::support::{Bench, Tensor, noise, write};

@@ -13,10 +13,10 @@ use crate::dialects::pieces::{Pair, Pieces, WholePiece};
 use crate::dialects::spell::{self, Respelled};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, FileType, Metadata, Value};
+use crate::io::name_of;
 use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
-use crate::output::recipe::name_of;
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// The types that factors are written as.

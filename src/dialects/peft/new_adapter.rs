@@ -1,30 +1,21 @@
-//! A new PEFT adapter: pairs and whole tensors → `adapter_config.json`, `adapter_model.safetensors`, `lorakit.json`.
+//! A new PEFT adapter: pairs and whole tensors → the keys of its weight file.
 //!
 //! Keys and config as PEFT 0.21 reads them (`utils/save_and_load.py`, `tuners/lora/config.py`); the config is made in `new_config`.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::new_config;
 use crate::adapters::AdapterConfig;
-use crate::adapters::config::CONFIG_NAME;
 use crate::error::{Error, Result};
-use crate::formats::json;
-use crate::formats::layout::OutputFile;
 use crate::naming::peft;
-use crate::output::Output;
-use crate::output::WriteOptions;
-use crate::output::recipe::SIDECAR;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
-use crate::plan::{Compute, Plan};
-use crate::tensor::{Shape, TensorInfo};
+use crate::tensor::Shape;
 
 /// The weight file of a PEFT adapter.
-const WEIGHTS_NAME: &str = "adapter_model.safetensors";
+pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
 
 /// What PEFT puts in front of every key.
 const PREFIX: &str = "base_model.model";
@@ -80,15 +71,6 @@ impl NewAdapter {
     pub fn tensor_bytes(&self) -> u64 {
         let pairs = self.pairs.iter().flat_map(|pair| [Some(&pair.down), Some(&pair.up), pair.up_bias.as_ref()]);
         pairs.flatten().chain(self.whole.iter().map(|whole| &whole.bytes)).map(Bytes::count).sum()
-    }
-
-    /// The output in a directory. `recipe` tells how the adapter was made.
-    pub fn output(self, options: &WriteOptions, recipe: &Value) -> Output {
-        let config = json::render(&new_config::render(&self));
-        let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
-        let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
-        let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-        Output { plan, written, copied: Vec::new(), single_file: false }
     }
 
     /// Keys, shapes, values.
@@ -155,167 +137,4 @@ pub(crate) fn refuse_file_name(out: &Path) -> Result<()> {
         return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
     Ok(())
-}
-
-/// One weight file that holds `tensors`.
-pub(crate) fn lay_out(tensors: Vec<(String, Shape, Bytes)>, metadata: &[(String, String)], job_bytes: u64) -> Plan {
-    lay_out_as(WEIGHTS_NAME, tensors, metadata, job_bytes)
-}
-
-/// As [`lay_out`], under another name.
-pub(crate) fn lay_out_as(
-    name: &str,
-    mut tensors: Vec<(String, Shape, Bytes)>,
-    metadata: &[(String, String)],
-    job_bytes: u64,
-) -> Plan {
-    for (name, shape, bytes) in &tensors {
-        let bits = shape.elements().zip(bytes.dtype().bits()).map(|(count, bits)| count * u64::from(bits));
-        assert!(
-            bits.is_none_or(|bits| bits == bytes.count() * 8),
-            "`{name}` has as many bytes as its shape {shape} needs"
-        );
-    }
-    // Wide elements first, so that every tensor lies at a multiple of its element's width.
-    tensors.sort_by(|(left, _, left_bytes), (right, _, right_bytes)| {
-        (right_bytes.dtype().bits(), left).cmp(&(left_bytes.dtype().bits(), right))
-    });
-    let infos = tensors.iter().map(|(name, shape, bytes)| TensorInfo {
-        name: name.clone(),
-        dtype: bytes.dtype(),
-        shape: shape.clone(),
-        offset: 0,
-        bytes: bytes.count(),
-    });
-    let file = OutputFile::new(name.into(), metadata, infos.collect());
-    let mut plan = Plan::default();
-    for (info, (_, _, bytes)) in file.tensors.iter().zip(tensors) {
-        schedule(&mut plan, file.start_of(info), info, bytes, job_bytes);
-    }
-    plan.files.push(file);
-    plan
-}
-
-fn schedule(plan: &mut Plan, offset: u64, info: &TensorInfo, bytes: Bytes, job_bytes: u64) {
-    let count = bytes.count();
-    let rows = info.shape.rows_cols().0;
-    let row_bytes = count.checked_div(rows).unwrap_or(0);
-    let compute: Arc<dyn Compute> = match bytes {
-        Bytes::Stored(stored) => return plan.copy(0, offset, &stored.map, stored.start, count),
-        Bytes::Held { bytes, .. } => Arc::new(Held { bytes, row_bytes: usize::try_from(row_bytes).unwrap_or(0) }),
-        Bytes::Computed { compute, .. } => compute,
-    };
-    if count > 0 {
-        let rows = usize::try_from(rows).expect("a tensor with so many rows was never read");
-        plan.compute(0, offset, &compute, 0..rows, row_bytes, job_bytes);
-        plan.computed.push(compute);
-    }
-}
-
-/// A tensor that is in memory.
-struct Held {
-    bytes: Vec<u8>,
-    row_bytes: usize,
-}
-
-impl Compute for Held {
-    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        out.copy_from_slice(&self.bytes[rows.start * self.row_bytes..rows.end * self.row_bytes]);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::adapters::{Adapter, Change};
-    use crate::model::Rounding;
-    use crate::output::Run;
-    use crate::plan::{Budget, Quiet};
-    use std::sync::atomic::AtomicBool;
-
-    fn options(out: PathBuf) -> WriteOptions {
-        WriteOptions {
-            out,
-            force: false,
-            dtype: None,
-            cast_all: false,
-            rounding: Rounding::Nearest,
-            max_shard_bytes: None,
-            budget: Budget { threads: 2, max_bytes: 64 << 20 },
-            dry_run: false,
-            part: None,
-            durable: false,
-        }
-    }
-
-    fn pair(path: &str, kind: PairKind, rank: usize, outer: (u64, u64), per_input: u64) -> NewPair {
-        let values = |count: u64| (0..count).map(|at| at as f32).collect::<Vec<f32>>();
-        NewPair {
-            path: path.into(),
-            kind,
-            rank,
-            alpha: rank as f64,
-            down: Bytes::held(&values(rank as u64 * outer.1 * per_input), Float::Bf16),
-            up: Bytes::held(&values(rank as u64 * outer.0), Float::F32),
-            outer,
-            up_bias: None,
-        }
-    }
-
-    #[test]
-    fn what_is_written_is_read_again() {
-        let place = tempfile::tempdir().expect("a directory");
-        let out = place.path().join("new");
-        let mut attention = pair("net.attn", PairKind::Linear, 2, (12, 4), 1);
-        attention.up_bias = Some(Bytes::held(&[1.0; 12], Float::F32));
-        let adapter = NewAdapter {
-            pairs: vec![
-                attention,
-                pair("net.attn.out_proj", PairKind::Linear, 2, (4, 4), 1),
-                pair("net.conv", PairKind::Conv { kernel: vec![3, 3] }, 1, (5, 2), 9),
-                pair("net.embed", PairKind::Embedding, 3, (4, 7), 1),
-            ],
-            whole: vec![NewWhole {
-                module: "net.attn".into(),
-                parameter: "bias".into(),
-                shape: Shape::from([3]),
-                bytes: Bytes::held(&[1.0, 2.0, 3.0], Float::F16),
-                frozen_bias: true,
-            }],
-            ..NewAdapter::default()
-        };
-        let options = options(out.clone());
-        let output = adapter.output(&options, &serde_json::json!({"operation": "test"}));
-        output.write(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet }).expect("written");
-        let read = Adapter::open(&out).expect("an adapter");
-        let names: Vec<&str> = read.tensors.tensors().map(|info| info.name.as_str()).collect();
-        assert!(names.contains(&"base_model.model.net.attn.base_layer.out_proj.lora_A.weight"), "{names:?}");
-        assert!(names.contains(&"base_model.model.net.attn.base_layer.bias"), "{names:?}");
-        let shapes: Vec<String> = read
-            .modules
-            .iter()
-            .filter_map(|module| match &module.change {
-                Change::Lora(lora) => Some(format!("{} {} {}", module.path, lora.down.info.shape, lora.up.info.shape)),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(
-            shapes,
-            [
-                "net.attn [2, 4] [12, 2]",
-                "net.attn.out_proj [2, 4] [4, 2]",
-                "net.conv [1, 2, 3, 3] [5, 1, 1, 1]",
-                "net.embed [3, 7] [4, 3]",
-            ]
-        );
-        let scaling = read.config.scaling.as_ref().expect("LoRA has a scale");
-        assert!(read.modules.iter().all(|module| scaling.scale(&module.path) == 1.0));
-    }
-
-    #[test]
-    fn a_file_is_no_place_for_an_adapter() {
-        let message = refuse_file_name(Path::new("new.safetensors")).expect_err("refused").to_string();
-        assert_eq!(message, "--out: `new.safetensors` is named like a file, a PEFT adapter is a directory");
-    }
 }

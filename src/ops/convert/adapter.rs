@@ -19,7 +19,7 @@ use crate::dialects::files::{self, Facts, Files};
 use crate::dialects::gguf::write::Wishes;
 use crate::dialects::gguf::{rows as gguf_rows, write as gguf};
 use crate::dialects::mlx::write as mlx;
-use crate::dialects::peft::new_adapter::{lay_out_as, refuse_file_name};
+use crate::dialects::peft::new_adapter::refuse_file_name;
 use crate::dialects::peft::write as peft;
 use crate::dialects::pieces::{Pieces, Stacks};
 use crate::dialects::spell::{Respelled, Wanted};
@@ -28,10 +28,12 @@ use crate::dialects::{as_lora, diffusers, hashes, kohya, pieces, same, spell, xl
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::{hub, json};
+use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::{Base, config_of};
 use crate::naming::{arch, components};
-use crate::output::recipe::{SIDECAR, hashes as digests, name_of};
+use crate::output::recipe::{SIDECAR, hashes as digests};
+use crate::output::tensors;
 use crate::output::{Output, Run, refuse_inputs};
 
 /// Where a file for llama.cpp says how it was made.
@@ -135,7 +137,7 @@ fn output(
     let mut report = empty_report(options, adapter, to);
     let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
     let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all && adapter.dialect != "gguf" {
-        same::write(adapter, options)?
+        same::write(adapter, options.write.dtype)?
     } else {
         translate(adapter, target, options, model, &mut report)?
     };
@@ -363,7 +365,7 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
     if files.hashed {
         hashes::refresh(&mut tensors, &mut metadata)?;
     }
-    let plan = lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
+    let plan = tensors::lay_out(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
     let mut written = files.beside;
     if !files.single {
         written.push((PathBuf::from(SIDECAR), json::render(recipe)));

@@ -9,8 +9,8 @@ use crate::adapters::BaseRows;
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::Result;
 use crate::formats::Lie;
+use crate::io::name_of;
 use crate::model::base::Base;
-use crate::output::recipe::name_of;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
 

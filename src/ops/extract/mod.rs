@@ -24,12 +24,13 @@ pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
 
 use super::{Budgeted, Dialect, RankChoice, Ranking};
 use crate::error::{Error, Result};
+use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::base::Base;
 use crate::naming::experts;
 use crate::ops::dialect::beyond_budget;
 use crate::output::WriteOptions;
-use crate::output::recipe::name_of;
+use crate::output::new_adapter::peft_output;
 use crate::output::{Run, refuse_inputs};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
@@ -108,7 +109,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     run.progress.finish();
     complete(&mut report, &examined, &factored, spent, options);
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
-    let output = adapter.output(&options.write, &recipe);
+    let output = peft_output(adapter, &options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
     let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));

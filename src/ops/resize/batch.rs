@@ -11,8 +11,9 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json};
+use crate::io::name_of;
 use crate::ops::convert::PROVENANCE;
-use crate::output::recipe::{SIDECAR, name_of};
+use crate::output::recipe::SIDECAR;
 
 /// What was named.
 pub enum Inputs {

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::ResizeOptions;
 use crate::adapters::weight_files;
 use crate::error::Result;
-use crate::output::recipe::{hashes, name_of};
+use crate::io::name_of;
+use crate::output::recipe::hashes;
 use crate::placement::Applied;
 
 /// How the output is made. Depends on the inputs and options alone.

@@ -8,13 +8,15 @@ use serde_json::{Map, Value};
 use super::factors::Factors;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
-use crate::dialects::peft::new_adapter::{self, NewAdapter};
+use crate::dialects::peft::new_adapter::{NewAdapter, WEIGHTS_NAME};
 use crate::dialects::peft::new_config;
 use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
 use crate::output::Output;
 use crate::output::WriteOptions;
+use crate::output::new_adapter::peft_output;
 use crate::output::recipe::SIDECAR;
+use crate::output::tensors::lay_out;
 use crate::pairs::{Bytes, NewPair, NewWhole};
 use crate::placement::terms::{Slot, Standing, Terms};
 use crate::tensor::{Float, Shape};
@@ -40,11 +42,11 @@ pub fn output(
     options: &WriteOptions,
 ) -> Result<Output> {
     if !keeps_its_form(adapter, terms) {
-        return Ok(renewed(adapter, terms, pairs)?.output(options, recipe));
+        return Ok(peft_output(renewed(adapter, terms, pairs)?, options, recipe));
     }
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
-    let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
+    let plan = lay_out(WEIGHTS_NAME, tensors, &metadata(adapter, recipe), options.budget.job_bytes());
     let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
     Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
 }
@@ -60,7 +62,7 @@ pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
     // No rank grows where a budget is divided, so neither does the header.
     let tensors = adapter.tensors.all();
     let tensors = tensors.map(|own| (own.info.name.clone(), own.info.shape.clone(), Bytes::Stored(own)));
-    new_adapter::lay_out(tensors.collect(), &metadata(adapter, recipe), u64::MAX).bytes() - paired
+    lay_out(WEIGHTS_NAME, tensors.collect(), &metadata(adapter, recipe), u64::MAX).bytes() - paired
 }
 
 /// Whether the adapter stays what it is but for its ranks: PEFT's LoRA. Everything else becomes one.

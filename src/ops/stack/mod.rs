@@ -25,10 +25,12 @@ use super::rank_choice::{RankChoice, Ranking};
 use crate::adapters::{Change, weight_files};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Error, Result};
+use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::original::Original;
 use crate::output::WriteOptions;
-use crate::output::recipe::{hashes, name_of};
+use crate::output::new_adapter::peft_output;
+use crate::output::recipe::hashes;
 use crate::output::{Run, refuse_inputs};
 use crate::placement::terms;
 use crate::placement::{Applied, Selection};
@@ -110,7 +112,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
         return Err(nothing_left(options, &report));
     }
     adapter.check_readable(first_input(options))?;
-    let output = adapter.output(&options.write, &recipe);
+    let output = peft_output(adapter, &options.write, &recipe);
     let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run)?;
     report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
     report.notes.extend(written.notes);
