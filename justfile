@@ -47,7 +47,7 @@ peers python="python3" *args:
     {{python}} tests/peers/real.py {{args}}
 
 # Does OLD, a binary from before, do the same? Some 2100 command lines of all verbs: every output byte, exit code and report.
-# Two minutes. `--only REGEX`, `--times 4`, `--strict-reports`; what is meant to differ: tests/same/allowed.txt.
+# A minute or two. `--only REGEX`, `--times 4`, `--strict-reports`; what is meant to differ: tests/same/allowed.txt.
 same old *args:
     cargo build --release
     python3 tests/same/same.py {{old}} {{args}}
