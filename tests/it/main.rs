@@ -31,6 +31,7 @@ mod mlx;
 mod options;
 mod pickle;
 mod pipeline;
+mod range;
 mod resize;
 mod robust;
 mod stack;
