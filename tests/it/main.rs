@@ -7,6 +7,7 @@ mod archs;
 mod bad;
 mod blocks;
 mod combined;
+mod companions;
 mod containers;
 mod convert;
 mod convert_adapters;
