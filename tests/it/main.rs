@@ -23,6 +23,7 @@ mod experts;
 mod extract;
 mod gguf_adapters;
 mod golden;
+mod hostile_names;
 mod initial;
 mod kohya;
 mod layout;
