@@ -12,6 +12,7 @@ use super::gguf::LlamaCpp;
 use super::initial::Initialiser;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
+use crate::io::is_there;
 use crate::naming::experts::DEFINITION_ORDER;
 
 /// File name of the config.
@@ -155,7 +156,7 @@ impl AdapterConfig {
     /// When it is missing, is not PEFT's, or a setting that matters cannot be understood.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_NAME);
-        if !path.is_file() {
+        if !is_there(&path)? {
             return Err(Error::unsupported(
                 directory,
                 format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown"),

@@ -1,7 +1,7 @@
 //! `lorakit inspect`.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
@@ -97,5 +97,5 @@ fn expand(written: &OsStr) -> Vec<Result<PathBuf>> {
 
 /// Whether a word has to be compared with what there is.
 fn is_pattern(written: &str) -> bool {
-    written.contains(['*', '?', '[']) && !Path::new(written).exists()
+    written.contains(['*', '?', '[']) && std::fs::symlink_metadata(written).is_err()
 }

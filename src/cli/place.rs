@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lorakit::error::{Error, Result};
 use lorakit::formats::hub;
@@ -23,8 +23,9 @@ pub fn path(written: &OsStr) -> Result<PathBuf> {
 
 /// An adapter and its weight: `path`, `path:0.7`, `org/name@rev:-1`. If all of it is an existing path, it is a path.
 pub fn adapter(written: &OsStr) -> Result<(PathBuf, f64)> {
-    if Path::new(written).exists() {
-        return Ok((written.into(), 1.0));
+    // A link to nothing is a path too, and refused where it is opened.
+    if std::fs::symlink_metadata(written).is_ok() {
+        return Ok((path(written)?, 1.0));
     }
     let bytes = written.as_bytes();
     let Some(colon) = bytes.iter().rposition(|byte| *byte == b':') else { return Ok((path(written)?, 1.0)) };
@@ -65,6 +66,7 @@ pub fn size(option: &str, written: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn sizes_are_decimal_or_binary_as_written() {

@@ -11,9 +11,10 @@ use super::gguf::{Gguf, Metadata, View, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
 use super::places::Places;
+use super::side;
 use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
-use crate::io::read_start;
+use crate::io::{is_there, read_start};
 use crate::tensor::TensorInfo;
 
 /// How the tensors were found on disk.
@@ -137,7 +138,7 @@ impl Checkpoint {
         }
         let mut files = Vec::with_capacity(shards.len());
         for (name, tensors) in &shards {
-            if !directory.join(name).exists() {
+            if !is_there(&directory.join(name))? {
                 let problem = format!("the shard `{name}` with {} tensors is missing", tensors.len());
                 return Err(Error::malformed(&path, "`weight_map`", problem).hint("the download is incomplete"));
             }
@@ -266,8 +267,7 @@ impl Checkpoint {
     /// # Errors
     /// When the file is there and cannot be read as a JSON object.
     pub fn config(&self) -> Result<Option<Map<String, Value>>> {
-        let path = self.directory().join("config.json");
-        if path.is_file() { json::read_object(&path).map(Some) } else { Ok(None) }
+        side::look_up(&self.directory().join("config.json"))
     }
 }
 

@@ -6,6 +6,7 @@
 //! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
 //! * [`gguf`]: files of llama.cpp, read and written.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
+//! * [`side`], [`companions`]: what lies beside the weights, and may be taken along.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
 mod checkpoint;
@@ -22,6 +23,7 @@ pub mod pickle;
 mod pipeline;
 mod places;
 pub mod safetensors;
+pub mod side;
 mod weight_file;
 mod zip;
 

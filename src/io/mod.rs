@@ -30,7 +30,7 @@ mod target;
 pub use mapped::{MappedFile, exit_on_lost_mapping};
 pub use parts::PartsDir;
 pub use positional::PositionalFile;
-pub use regular::{read_small, read_start};
+pub use regular::{is_there, read_small, read_start};
 pub use space::available_bytes;
 pub use staging::Staging;
 

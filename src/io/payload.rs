@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
@@ -12,7 +13,11 @@ use super::positional::PositionalFile;
 use super::regular::open_regular;
 use crate::error::{Error, Result};
 
-/// The directory. Permissions of everything in it follow the umask, as for files a shell writes.
+/// All may read and write, nobody executes: what the umask takes from.
+const READ_WRITE: u32 = 0o666;
+
+/// The directory. Permissions of everything in it follow the umask, as for files a shell writes; a copy is never open to more
+/// people than its source.
 #[derive(Debug)]
 pub(super) struct Payload {
     root: PathBuf,
@@ -50,13 +55,13 @@ impl Payload {
     }
 
     pub(super) fn write(&self, relative: &Path, contents: &[u8]) -> Result<()> {
-        let (path, mut file) = self.create_plain(relative)?;
+        let (path, mut file) = self.create_plain(relative, READ_WRITE)?;
         file.write_all(contents).map_err(|source| Error::io(path, "cannot write", source))
     }
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
-        let (mut input, _) = open_regular(source)?;
-        let (path, mut file) = self.create_plain(relative)?;
+        let (mut input, found) = open_regular(source)?;
+        let (path, mut file) = self.create_plain(relative, found.permissions().mode() & READ_WRITE)?;
         let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
         io::copy(&mut input, &mut file).map_err(cannot_copy)
     }
@@ -66,9 +71,11 @@ impl Payload {
         sync_tree(&self.root)
     }
 
-    fn create_plain(&self, relative: &Path) -> Result<(PathBuf, File)> {
+    /// A new file with `mode`, as far as the umask lets it.
+    fn create_plain(&self, relative: &Path, mode: u32) -> Result<(PathBuf, File)> {
         let path = self.place(relative)?;
-        let file = File::create_new(&path).map_err(|source| Error::io(&path, "cannot create", source))?;
+        let created = File::options().write(true).create_new(true).mode(mode).open(&path);
+        let file = created.map_err(|source| Error::io(&path, "cannot create", source))?;
         Ok((path, file))
     }
 }
@@ -152,8 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copied_file_follows_links_and_leaves_the_mode_behind() {
-        use std::os::unix::fs::PermissionsExt;
+    fn a_copied_file_follows_links_and_is_open_to_no_more_people() {
         let (directory, payload) = payload();
         let source = directory.path().join("run.sh");
         fs::write(&source, b"#!/bin/sh").unwrap();
@@ -167,7 +173,8 @@ mod tests {
         let mode = |name: &str| fs::symlink_metadata(payload.root().join(name)).unwrap().mode();
         use std::os::unix::fs::MetadataExt;
         assert_eq!(fs::read(payload.root().join("run.sh")).unwrap(), b"#!/bin/sh");
-        assert_eq!(mode("run.sh"), mode("plain"));
+        assert_eq!(mode("run.sh") & 0o777, 0o600, "nobody else may read it, nobody executes it");
+        assert_eq!(mode("plain") & 0o777, mode("plain") & 0o666);
     }
 
     #[test]

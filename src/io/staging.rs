@@ -93,8 +93,8 @@ impl Staging {
         self.payload.write(relative, contents)
     }
 
-    /// Copies a companion file, and returns its length in bytes. Links are followed; permissions follow the umask,
-    /// not the source.
+    /// Copies a companion file, and returns its length in bytes. Links are followed; permissions are the source's
+    /// for reading and writing, as far as the umask lets them.
     ///
     /// # Errors
     /// As [`create`](Self::create), and when `source` is not a readable regular file.

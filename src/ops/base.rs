@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::weight::{ScaleGrid, Weight};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, View, hub_config};
-use crate::formats::{Checkpoint, Format, Stored, json};
+use crate::formats::{Checkpoint, Format, Stored, side};
 use crate::naming::gguf::gguf_arch;
 use crate::naming::head::{Tie, find_stored_pair, find_tie};
 use crate::naming::{Names, conv1d};
@@ -200,9 +200,8 @@ fn is_fp8(packing: Packing) -> bool {
 /// # Errors
 /// When it cannot be read, or there is none.
 pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
-    let beside = path.join("config.json");
-    if beside.is_file() {
-        return json::read_object(&beside);
+    if let Some(config) = side::look_up(&path.join("config.json"))? {
+        return Ok(config);
     }
     let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
     Base::open(path)?.config.ok_or_else(none)

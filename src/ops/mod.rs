@@ -12,6 +12,7 @@ pub mod merge;
 pub mod new_adapter;
 mod new_config;
 mod output;
+mod range;
 mod rank_choice;
 mod recipe;
 pub mod resize;

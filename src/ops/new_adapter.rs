@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::new_config;
 use super::output::Output;
+use super::range::beyond;
 use super::recipe::SIDECAR;
 use super::writing::WriteOptions;
 use crate::adapters::AdapterConfig;
@@ -21,7 +22,7 @@ use crate::formats::layout::OutputFile;
 use crate::formats::{Stored, json};
 use crate::naming::peft;
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Dtype, Float, Rounding, Shape, TensorInfo};
+use crate::tensor::{Dtype, Float, Shape, TensorInfo};
 
 /// The weight file of a PEFT adapter.
 const WEIGHTS_NAME: &str = "adapter_model.safetensors";
@@ -79,11 +80,14 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    /// `values` rounded to `float`.
-    pub fn held(values: &[f32], float: Float) -> Self {
+    /// `values` rounded to `float`; `path` and `tensor` say whose they are.
+    ///
+    /// # Errors
+    /// When one is beyond the range of `float`.
+    pub fn held(values: &[f32], float: Float, (path, tensor): (&Path, &str)) -> Result<Self> {
         let mut bytes = vec![0; values.len() * float.bytes()];
-        float.encode(values, Rounding::Nearest, &mut bytes);
-        Self::Held { bytes, float }
+        float.encode_finite(values, &mut bytes).map_err(|found| beyond(path, tensor, 0, &found))?;
+        Ok(Self::Held { bytes, float })
     }
 
     /// Number of bytes.
@@ -366,6 +370,10 @@ mod tests {
     use crate::plan::{Budget, Quiet};
     use std::sync::atomic::AtomicBool;
 
+    fn held(values: &[f32], float: Float) -> Bytes {
+        Bytes::held(values, float, (Path::new("a"), "x")).expect("finite")
+    }
+
     fn options(out: PathBuf) -> WriteOptions {
         WriteOptions {
             out,
@@ -388,8 +396,8 @@ mod tests {
             kind,
             rank,
             alpha: rank as f64,
-            down: Bytes::held(&values(rank as u64 * outer.1 * per_input), Float::Bf16),
-            up: Bytes::held(&values(rank as u64 * outer.0), Float::F32),
+            down: held(&values(rank as u64 * outer.1 * per_input), Float::Bf16),
+            up: held(&values(rank as u64 * outer.0), Float::F32),
             outer,
             up_bias: None,
         }
@@ -400,7 +408,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let out = place.path().join("new");
         let mut attention = pair("net.attn", PairKind::Linear, 2, (12, 4), 1);
-        attention.up_bias = Some(Bytes::held(&[1.0; 12], Float::F32));
+        attention.up_bias = Some(held(&[1.0; 12], Float::F32));
         let adapter = NewAdapter {
             pairs: vec![
                 attention,
@@ -412,7 +420,7 @@ mod tests {
                 module: "net.attn".into(),
                 parameter: "bias".into(),
                 shape: Shape::from([3]),
-                bytes: Bytes::held(&[1.0, 2.0, 3.0], Float::F16),
+                bytes: held(&[1.0, 2.0, 3.0], Float::F16),
                 frozen_bias: true,
             }],
             ..NewAdapter::default()

@@ -111,7 +111,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint
         Ok(modules)
     });
     config.raw = raw;
-    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| root.join(head).is_file()) {
+    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| std::fs::symlink_metadata(root.join(head)).is_ok()) {
         tensors.note(format!(
             "a prediction head lies beside it (`{head}`): it belongs to the task, and only a conversion of the whole adapter to \
              adapterhub takes it along"

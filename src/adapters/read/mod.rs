@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use super::config::{AdapterConfig, CONFIG_NAME};
 use super::peft::Module;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, json};
+use crate::formats::{Checkpoint, side};
 
 pub use adapterhub::ADAPTERHUB_HEADS;
 pub use recognise::{is_adapter, recognise};
@@ -49,7 +49,9 @@ enum Settings {
 /// When a file is missing or malformed, or is no adapter's.
 pub(super) fn open(path: &Path, file: Option<Checkpoint>) -> Result<Opened> {
     let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
-    if let Some(found) = gguf::file_of(path).filter(|_| !kind.is_dir() || !path.join(CONFIG_NAME).is_file()) {
+    if let Some(found) =
+        gguf::file_of(path).filter(|_| !kind.is_dir() || std::fs::symlink_metadata(path.join(CONFIG_NAME)).is_err())
+    {
         return gguf::open(file.map_or_else(|| Checkpoint::open(&found), Ok)?);
     }
     let (root, settings) = if kind.is_dir() {
@@ -79,11 +81,7 @@ pub(super) fn open(path: &Path, file: Option<Checkpoint>) -> Result<Opened> {
 }
 
 fn settings(directory: &Path) -> Result<Option<Settings>> {
-    let path = directory.join(CONFIG_NAME);
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let raw = json::read_object(&path)?;
+    let Some(raw) = side::look_up(&directory.join(CONFIG_NAME))? else { return Ok(None) };
     let has = |key: &str| raw.contains_key(key);
     Ok(Some(if has("peft_type") {
         Settings::Peft

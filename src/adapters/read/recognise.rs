@@ -26,7 +26,7 @@ pub fn is_adapter(path: &Path) -> bool {
 /// Whether `path` is an adapter rather than a model, and the file itself where it had to be opened to find out.
 pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     if path.is_dir() {
-        return (path.join(CONFIG_NAME).is_file() || has_adapter_file(path) || gguf::is_adapter(path), None);
+        return (is_named(&path.join(CONFIG_NAME)) || has_adapter_file(path) || gguf::is_adapter(path), None);
     }
     if gguf::file_of(path).is_some() {
         let opened = Checkpoint::open(path).ok();
@@ -35,7 +35,7 @@ pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     let named = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("adapter"));
     let config = path.parent().is_some_and(|directory| {
         let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-        directory.join(CONFIG_NAME).is_file()
+        is_named(&directory.join(CONFIG_NAME))
     });
     if named && config {
         return (true, None);
@@ -45,9 +45,14 @@ pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     (opened.as_ref().is_some_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name))), opened)
 }
 
+/// Whether anything has that name: what cannot be read is an error of its reader, with the reason.
+fn is_named(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok()
+}
+
 /// Whether a directory without a config holds a file that diffusers would load.
 pub(super) fn has_adapter_file(directory: &Path) -> bool {
-    ENDINGS.iter().any(|ending| directory.join(format!("{DIFFUSERS_FILE}.{ending}")).is_file())
+    ENDINGS.iter().any(|ending| is_named(&directory.join(format!("{DIFFUSERS_FILE}.{ending}"))))
 }
 
 /// Whether the names of the tensors belong to a dialect whose files need no config.

@@ -13,7 +13,7 @@ use super::{Opened, turn};
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::gather::gather;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored, json};
+use crate::formats::{Checkpoint, Stored, side};
 use crate::naming::arch::{Arch, Spelling, arch};
 use crate::naming::gguf::interleaved;
 use crate::naming::peft::Key;
@@ -61,7 +61,7 @@ fn renamed(root: &Path, names: &Arch, key: Key, stored: Stored) -> Result<(Key, 
 
 fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
     let path = root.join(MODEL);
-    if !path.is_file() {
+    let Some(model) = side::look_up(&path)? else {
         let problem = format!(
             "tensor `{}` has its rows in the order of torchtune's heads, whose number `{MODEL}` tells, and there is none",
             stored.info.name
@@ -69,8 +69,7 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
         return Err(Error::unsupported(&path, problem).hint(
             "copy the base model's `config.json` beside the adapter, or let torchtune save it in PEFT's format",
         ));
-    }
-    let model = json::read_object(&path)?;
+    };
     let rows = stored.info.shape.as_slice().first().copied().unwrap_or(0);
     let Some(head) = head_of(&path, &model, module, rows)
         .map_err(|problem| problem.hint(format!("it is tensor `{}`", stored.info.name)))?

@@ -15,9 +15,10 @@ use super::rounded::{Rounded, RoundingError, summarise};
 use super::scaled::Scaled;
 use super::{ConvertOptions, Target, from_gguf};
 use crate::error::{Error, Result};
+use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
-use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
+use crate::formats::{Checkpoint, Container, Stored, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
@@ -317,13 +318,15 @@ fn beside(
     if [Container::File, Container::Split].contains(container) {
         return Ok(());
     }
+    let found = companions::list(base.checkpoint.directory())?;
     if base.view.is_none()
+        && !found.is_left(Path::new("config.json"), Left::LinkOut)
         && let Some((contents, changes)) = edited_config(base, write, edits)
     {
         output.written.push((PathBuf::from("config.json"), contents));
         report.config_changes = changes;
     }
-    let found = companions::list(base.checkpoint.directory())?;
+    report.notes.extend(found.notes(|path| !output.written.iter().any(|(written, _)| written == path)));
     for path in found.copied {
         if !output.written.iter().any(|(written, _)| *written == path) {
             let source = base.checkpoint.directory().join(&path);
@@ -331,7 +334,7 @@ fn beside(
         }
     }
     let own = |path: &Path| base.checkpoint.files().iter().any(|file| Path::new(&file.name) == path);
-    let left = found.left.iter().filter(|path| !own(path) && !path.to_string_lossy().ends_with(".index.json"));
+    let left = found.weights.iter().filter(|path| !own(path) && !path.to_string_lossy().ends_with(".index.json"));
     let left: Vec<String> = left.map(|path| format!("`{}`", path.display())).collect();
     if !left.is_empty() {
         report.notes.push(format!("not copied, since they are other weights: {}", left.join(", ")));

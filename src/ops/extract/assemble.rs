@@ -54,7 +54,7 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
             let weight = tuned.weight(&whole.tuned, None)?;
             let mut values = vec![0.0; weight.rows * weight.cols];
             weight.read(0..weight.rows, 0..weight.cols, &mut values)?;
-            Bytes::held(&values, Float::F32)
+            Bytes::held(&values, Float::F32, (weight.tensor.path(), &whole.tuned))?
         } else {
             Bytes::Stored(stored)
         };

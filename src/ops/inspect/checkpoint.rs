@@ -184,7 +184,7 @@ fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Res
         }
         own.insert(index);
     }
-    let left = companions::list(checkpoint.directory())?.left;
+    let left = companions::list(checkpoint.directory())?.weights;
     let left: Vec<String> = left.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let others: Vec<&str> = left.iter().map(String::as_str).filter(|name| !own.contains(*name)).collect();
     if !others.is_empty() {

@@ -60,7 +60,9 @@ fn is_model(path: &Path) -> bool {
         ["safetensors", "safetensors.index.json", "bin", "bin.index.json", "pth"]
             .map(|end| path.join(format!("{stem}.{end}")))
     };
-    path.join(PIPELINE).is_file() || stems().any(|stem| names(stem).iter().any(|name| name.exists()))
+    // What has such a name and cannot be read is told by its reader, with the reason.
+    let is_named = |path: &Path| std::fs::symlink_metadata(path).is_ok();
+    is_named(&path.join(PIPELINE)) || stems().any(|stem| names(stem).iter().any(|name| is_named(name)))
 }
 
 fn walk(folder: &Path, depth: usize, found: &mut Found) -> Result<()> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::MergeOptions;
+use super::{MergeOptions, Selection};
 use crate::adapters::{Adapter, Init, Initialiser};
 use crate::error::{Error, Result};
 use crate::ops::initial::{Original, initialiser};
@@ -19,6 +19,22 @@ pub struct Applied {
     pub original: Option<(Arc<Original>, Initialiser)>,
     /// Its weight.
     pub strength: f64,
+}
+
+impl Applied {
+    /// Its weight at the module `path`.
+    ///
+    /// # Errors
+    /// When changes, which are computed in f32, cannot be multiplied by it.
+    pub fn strength_at(&self, selection: &Selection, path: &str) -> Result<f64> {
+        let strength = self.strength * selection.strength(path);
+        if strength.abs() <= f64::from(f32::MAX) {
+            return Ok(strength);
+        }
+        let problem =
+            format!("the weight {strength:e} of `{path}` is beyond the range of f32, in which changes are computed");
+        Err(Error::invalid("ADAPTER[:W]", problem))
+    }
 }
 
 /// Opens all adapters, for the model with the config `model`.

@@ -151,7 +151,7 @@ impl<'a> Lander<'a> {
         for (at, module) in adapter.modules.iter().enumerate() {
             let path = self.located(module, shift.apply(&module.path))?;
             self.paths.insert(path.clone());
-            let strength = applied.strength * self.selection.strength(&path);
+            let strength = applied.strength_at(self.selection, &path)?;
             if strength == 0.0 || !self.selection.takes(&path) {
                 self.settle(module, Fate::LeftOut);
                 continue;

@@ -9,7 +9,7 @@ use super::applied::Applied;
 use super::{Direction, MergeOptions};
 use crate::adapters::weight_files;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, json as files};
+use crate::formats::{Checkpoint, json as files, side};
 use crate::ops::base::Base;
 use crate::ops::recipe::{SIDECAR, hashes, name_of};
 use crate::ops::{Rounding, WriteOptions};
@@ -71,9 +71,8 @@ pub fn checkpoint_entry(checkpoint: &Checkpoint, hashed: bool) -> Result<Value> 
     if hashed {
         entry.insert("blake3".into(), hashes(&files_of(checkpoint))?);
     }
-    let earlier = checkpoint.directory().join(SIDECAR);
-    if earlier.is_file() {
-        entry.insert("lorakit".into(), files::read_object(&earlier)?.into());
+    if let Some(earlier) = side::read(checkpoint.directory(), SIDECAR)? {
+        entry.insert("lorakit".into(), earlier.into());
     }
     Ok(entry.into())
 }

@@ -8,14 +8,18 @@ use super::applied::Applied;
 use super::arrange::indexes;
 use super::provenance::{Edits, edited_config};
 use crate::error::{Error, Result};
+use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
-use crate::formats::{Container, companions, json};
+use crate::formats::{Container, json};
 use crate::io::MappedFile;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::Output;
 use crate::ops::recipe::{SIDECAR, sidecar_beside};
 use crate::plan::Plan;
+
+/// What the owner of the config has to do.
+const UNTIED: &str = "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model";
 
 /// What was said while the side files were put together.
 #[derive(Debug, Default)]
@@ -102,10 +106,7 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
         output.written.push((sidecar_beside(&write.out), sidecar));
         // llama.cpp looks whether there is a head.
         if edits.untied && base.view.is_none() {
-            added.notes.push(
-                "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model"
-                    .into(),
-            );
+            added.notes.push(UNTIED.into());
         }
         return Ok(added);
     }
@@ -115,7 +116,13 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
         return Ok(added);
     }
     let found = companions::list(base.checkpoint.directory())?;
-    let config = edited_config(base, write, edits).filter(|_| base.view.is_none());
+    let config_left = found.is_left(Path::new("config.json"), Left::LinkOut);
+    let config = edited_config(base, write, edits).filter(|_| base.view.is_none() && !config_left);
+    let written = |path: &Path| output.written.iter().any(|(other, _)| other == path);
+    added.notes.extend(found.notes(|path| !written(path)));
+    if config_left && edits.untied {
+        added.notes.push(UNTIED.into());
+    }
     for path in found.copied {
         let written = output.written.iter().any(|(other, _)| *other == path);
         if path == Path::new("config.json") && config.is_some() || written {
@@ -130,7 +137,7 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
     }
     let own: Vec<PathBuf> = base.checkpoint.files().iter().map(|file| PathBuf::from(&file.name)).collect();
     let left: Vec<String> = found
-        .left
+        .weights
         .iter()
         .filter(|path| !own.contains(path) && !path.to_string_lossy().ends_with(".index.json"))
         .map(|path| format!("`{}`", path.display()))

@@ -174,7 +174,8 @@ impl Opened {
             return Err(Error::unsupported(&adapter.root, what).hint("allow a larger error or budget"));
         }
         report.total(lost);
-        let output = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
+        let (output, notes) = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
+        report.notes.extend(notes);
         report.bytes_before = adapter.tensors.files().iter().map(|file| file.map.len()).sum();
         report.bytes = output.plan.bytes();
         Ok((output, report))

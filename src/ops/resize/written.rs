@@ -1,7 +1,7 @@
 //! The resized adapter as files: every tensor under its own key, the config as it was but for what ranks and scales say.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -27,7 +27,8 @@ const ENTRY_BYTES: u64 = 128;
 /// A tensor of the output: key, shape, values.
 type Tensor = (String, Shape, Bytes);
 
-/// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out.
+/// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out. With them what is
+/// to be said of the side files.
 ///
 /// # Errors
 /// When the adapter's directory cannot be listed.
@@ -37,15 +38,16 @@ pub fn output(
     pairs: Vec<Option<Factors>>,
     recipe: &Value,
     options: &WriteOptions,
-) -> Result<Output> {
+) -> Result<(Output, Vec<String>)> {
     if !keeps_its_form(adapter, terms) {
-        return Ok(renewed(adapter, terms, pairs)?.output(options, recipe));
+        return Ok((renewed(adapter, terms, pairs)?.output(options, recipe), Vec::new()));
     }
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
     let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
     let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-    Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
+    let (copied, notes) = beside(adapter, &written)?;
+    Ok((Output { plan, copied, written, single_file: false }, notes))
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
@@ -190,12 +192,14 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
-fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<Vec<(PathBuf, PathBuf)>> {
+fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
-    let found = companions::list(&adapter.root)?.copied.into_iter();
-    let own = found.filter(|path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path));
-    Ok(own.map(|path| (path.clone(), adapter.root.join(path))).collect())
+    let found = companions::list(&adapter.root)?;
+    let is_own = |path: &Path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path);
+    let notes = found.notes(is_own);
+    let own = found.copied.into_iter().filter(|path| is_own(path));
+    Ok((own.map(|path| (path.clone(), adapter.root.join(path))).collect(), notes))
 }

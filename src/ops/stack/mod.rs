@@ -119,6 +119,15 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     Ok(report)
 }
 
+impl StackOptions {
+    /// The first adapter that changes `slot`, for messages.
+    fn root_of(&self, slot: &terms::Slot) -> &Path {
+        let products = slot.shares.iter().map(|share| share.source);
+        let first = products.chain(slot.multiplied.iter().map(|multiplied| multiplied.source)).next().unwrap_or(0);
+        self.adapters.get(first).map_or(Path::new(""), |(path, _)| path)
+    }
+}
+
 /// Options that do not go together.
 fn check(options: &StackOptions) -> Result<()> {
     options.dialect.check_out(&options.write.out)?;

@@ -121,7 +121,7 @@ pub fn gather(sources: &[Applied], selection: &Selection, base: Option<&Original
         let home = base.map(|base| Home::of(base, &applied.adapter)).transpose()?;
         for (at, module) in applied.adapter.modules.iter().enumerate() {
             paths.insert(module.path.clone());
-            let strength = applied.strength * selection.strength(&module.path);
+            let strength = applied.strength_at(selection, &module.path)?;
             if strength == 0.0 || !selection.takes(&module.path) {
                 terms.left_out += module.change.tensors().len();
                 continue;

@@ -177,7 +177,7 @@ fn vectors(pieces: &Pieces, facts: &Facts<'_>, planned: &Planned, name: &str, fi
     for (path, like) in &planned.filled {
         let (outputs, float) = sizes[*like];
         let ones = vec![1.0; usize::try_from(outputs).unwrap_or(0)];
-        let bytes = Bytes::held(&ones, facts.float.unwrap_or(float));
+        let bytes = Bytes::held(&ones, facts.float.unwrap_or(float), (&facts.adapter.root, path))?;
         files.tensors.push((key(path), Shape::from([outputs, 1]), bytes));
     }
     filled(planned, "ones", files);

@@ -43,6 +43,7 @@ use crate::ops::Rounding;
 use crate::ops::base::{Base, config_of};
 use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
 use crate::ops::output::{Output, Run, refuse_inputs};
+use crate::ops::range::vanished_note;
 use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
 use files::{Facts, Files};
 use gguf::Wishes;
@@ -121,6 +122,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     let (output, mut report) = output(&adapter, options, target, model.as_ref(), &recipe)?;
     if !options.write.dry_run {
         output.write(&options.write, run)?;
+        report.notes.extend(vanished_note(&output.plan.vanished()));
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)

@@ -7,7 +7,8 @@ use super::peft::cast;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{ADAPTERHUB_HEADS, Adapter};
 use crate::error::Result;
-use crate::formats::{Checkpoint, Stored, json, safetensors};
+use crate::formats::{Checkpoint, Stored, json, safetensors, side};
+use crate::io::is_there;
 use crate::ops::convert::ConvertOptions;
 use crate::tensor::{Float, TensorInfo};
 
@@ -53,9 +54,10 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
         if adapter.dialect == "adapterhub" {
             head(adapter, &mut files)?;
         }
-        let model = adapter.root.join(MODEL);
-        if adapter.dialect == "torchtune" && model.is_file() {
-            files.beside.push((PathBuf::from(MODEL), json::render(&json::read_object(&model)?)));
+        if adapter.dialect == "torchtune"
+            && let Some(model) = side::read(&adapter.root, MODEL)?
+        {
+            files.beside.push((PathBuf::from(MODEL), json::render(&model)));
         }
     }
     Ok(files)
@@ -63,15 +65,16 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
 
 /// The prediction head that lies beside an adapter of AdapterHub, as it is.
 fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
-    let config = adapter.root.join(HEAD_CONFIG);
-    if config.is_file() {
-        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&json::read_object(&config)?)));
+    if let Some(config) = side::read(&adapter.root, HEAD_CONFIG)? {
+        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&config)));
     }
     let name = PathBuf::from(ADAPTERHUB_HEADS[0]);
     let [safe, pickled] = ADAPTERHUB_HEADS.map(|name| adapter.root.join(name));
-    if safe.is_file() {
+    if is_there(&safe)? {
+        // Read as weights first: whatever else it is stays behind.
+        Checkpoint::open(&safe)?;
         files.copied.push((name, safe));
-    } else if pickled.is_file() {
+    } else if is_there(&pickled)? {
         let tensors = Checkpoint::open(&pickled)?;
         let (mut infos, mut data) = (Vec::new(), Vec::new());
         for stored in tensors.all() {
