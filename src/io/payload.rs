@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::inputs::note;
 use super::positional::PositionalFile;
 use super::regular::open_regular;
 use crate::error::{Error, Result};
@@ -55,7 +56,8 @@ impl Payload {
     }
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
-        let (mut input, _) = open_regular(source)?;
+        let (mut input, found) = open_regular(source)?;
+        note(source, &found);
         let (path, mut file) = self.create_plain(relative)?;
         let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
         io::copy(&mut input, &mut file).map_err(cannot_copy)
