@@ -6,6 +6,7 @@
 mod archs;
 mod bad;
 mod blocks;
+mod changed;
 mod combined;
 mod containers;
 mod convert;
@@ -29,6 +30,7 @@ mod merge_gguf;
 mod methods;
 mod mlx;
 mod options;
+mod outputs;
 mod pickle;
 mod pipeline;
 mod resize;

@@ -1,7 +1,7 @@
 //! The resized adapter as files: every tensor under its own key, the config as it was but for what ranks and scales say.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -44,8 +44,9 @@ pub fn output(
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
     let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
-    let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-    Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
+    let written = vec![(PathBuf::from(CONFIG_NAME), config)];
+    let record = Some(recipe.clone());
+    Ok(Output { plan, copied: beside(adapter, &written)?, written, record, single_file: false })
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
@@ -190,12 +191,17 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
-fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<Vec<(PathBuf, PathBuf)>> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<Vec<(PathBuf, PathBuf)>> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
         return Ok(Vec::new());
     }
     let found = companions::list(&adapter.root)?.copied.into_iter();
-    let own = found.filter(|path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path));
+    let own = found.filter(|path| {
+        path.components().count() == 1 && path != Path::new(SIDECAR) && !written.iter().any(|(other, _)| other == path)
+    });
     Ok(own.map(|path| (path.clone(), adapter.root.join(path))).collect())
 }
