@@ -34,7 +34,7 @@ pub use low_rank::{LowRankDelta, Term};
 pub use magnitudes::{decomposed, magnitudes};
 pub use method::{Inserted, Method, ParameterChange, Target};
 pub use parts::{Context, Parts, number};
-pub use peft::{Adapter, Change, Lora, Module, describe, weight_files};
+pub use peft::{Adapter, Change, Lora, Module, describe};
 pub use read::{ADAPTERHUB_HEADS, is_adapter, recognise, torchtune_heads};
 pub use rows::TokenRows;
 pub use turned::{Turned, Window};

@@ -133,12 +133,6 @@ impl From<Term> for LowRankDelta {
     }
 }
 
-/// The files of an opened adapter: config and weights.
-pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
-    let weights = adapter.tensors.files().iter().map(|file| file.map.path().to_path_buf());
-    std::iter::once(adapter.config.path.clone()).chain(weights).collect()
-}
-
 impl Adapter {
     /// Opens the adapter in the directory `path`, or the weight file `path`, with its config beside it where its dialect has one.
     ///

@@ -7,16 +7,20 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `inputs` | what a run has opened: kept apart from its output, and unchanged to its end |
 //! | `regular` | opening an input, refusing what is not a file |
 //! | `mapped` | a file as a byte slice; the only `unsafe` of the room |
 //! | `positional` | an output file that many threads write at once |
 //! | `space` | asking for disk space before the work |
 //! | `payload` | a directory being filled, that nothing escapes |
+//! | `earlier` | what stands under the final name already: an output of ours and nothing else? |
 //! | `target` | the final name, and the renames onto it |
 //! | `lock` | is the process that left this alive? |
 //! | `staging` | one run: everything or nothing |
 //! | `parts` | one output made by several processes, one after another or at once |
 
+mod earlier;
+mod inputs;
 mod lock;
 mod mapped;
 mod parts;
@@ -27,12 +31,15 @@ mod space;
 mod staging;
 mod target;
 
+pub use earlier::{RECORD, RECORDED_FILES, old_record_beside, record_beside};
+pub use inputs::{Inputs, unwatched};
 pub use mapped::{MappedFile, exit_on_lost_mapping};
 pub use parts::PartsDir;
 pub use positional::PositionalFile;
 pub use regular::{is_there, read_small, read_start};
 pub use space::available_bytes;
 pub use staging::Staging;
+pub use target::{Form, check_parent, check_place, is_replaceable};
 
 /// A length in memory as a length on disk.
 fn disk_length(length: usize) -> u64 {

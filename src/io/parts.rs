@@ -19,7 +19,7 @@ use super::lock::{Lock, Owner};
 use super::payload::{Payload, remove_any};
 use super::positional::PositionalFile;
 use super::staging::Staging;
-use super::target::Target;
+use super::target::{Form, Target};
 use crate::error::{Error, Result};
 
 const PURPOSE: &str = "parts";
@@ -50,7 +50,7 @@ impl PartsDir {
     /// As [`Staging::begin`]; when the same part is being written by another process, or `name` is no file name.
     pub fn open(target: &Path, name: &str, replace: bool) -> Result<Self> {
         let target = Target::new(target, replace)?;
-        target.check_free()?;
+        target.check(Form::Unknown)?;
         let directory = format!("{PART}{name}");
         if Path::new(&directory).file_name() != Some(directory.as_ref()) {
             return Err(Error::unsupported(target.path(), format!("part name `{name}` is not a file name")));
@@ -306,13 +306,20 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let target = root.path().join("tuned");
         fs::create_dir(&target).unwrap();
+        let record = r#"{"lorakit": "0.1.0", "operation": "merge", "files": ["old"]}"#;
         fs::write(target.join("old"), b"old").unwrap();
+        fs::write(target.join("lorakit.json"), record).unwrap();
 
         let error = PartsDir::open(&target, "1", false).unwrap_err().to_string();
         assert!(error.ends_with("tuned: already exists"), "{error}");
         let part = PartsDir::open(&target, "1", true).unwrap();
         part.write(Path::new("new"), b"new").unwrap();
-        part.commit_directory(false).unwrap();
+        fs::write(target.join("mine"), b"mine").unwrap();
+        let error = part.commit_directory(false).unwrap_err().to_string();
+        assert!(error.ends_with("it holds 1 file that lorakit did not make: `mine`"), "{error}");
+        assert_eq!(names(&target), ["lorakit.json", "mine", "old"]);
+        fs::remove_file(target.join("mine")).unwrap();
+        PartsDir::open(&target, "1", true).unwrap().commit_directory(false).unwrap();
 
         assert_eq!(names(&target), ["new"]);
         assert_eq!(names(root.path()), ["tuned"]);

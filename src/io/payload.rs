@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::inputs::note;
 use super::positional::PositionalFile;
 use super::regular::open_regular;
 use crate::error::{Error, Result};
@@ -61,6 +62,7 @@ impl Payload {
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
         let (mut input, found) = open_regular(source)?;
+        note(source, &found);
         let (path, mut file) = self.create_plain(relative, found.permissions().mode() & READ_WRITE)?;
         let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
         io::copy(&mut input, &mut file).map_err(cannot_copy)

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::inputs::note;
 use crate::error::{Error, Result};
 
 /// Whether something has the name `path`, a link that leads somewhere included.
@@ -46,6 +47,7 @@ fn leads_nowhere(path: &Path) -> Error {
 /// When it cannot be opened or read, is not a regular file (links are followed), or is longer than `max_bytes`.
 pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_regular(path)?;
+    note(path, &metadata);
     let too_long = |bytes| Error::limit(path, "the size in bytes", bytes, max_bytes);
     if metadata.len() > max_bytes {
         return Err(too_long(metadata.len()));
@@ -59,7 +61,7 @@ pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     if bytes > max_bytes { Err(too_long(bytes)) } else { Ok(contents) }
 }
 
-/// The first `count` bytes of a file, or all where it has fewer.
+/// The first `count` bytes of a file, or all where it has fewer; to find out what it is. It does not become an input by that.
 ///
 /// # Errors
 /// When it cannot be opened or read, or is not a regular file.

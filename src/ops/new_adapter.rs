@@ -13,8 +13,7 @@ use serde_json::{Map, Value};
 use super::new_config;
 use super::output::Output;
 use super::range::beyond;
-use super::recipe::SIDECAR;
-use super::writing::WriteOptions;
+use super::writing::{WriteOptions, named_like};
 use crate::adapters::AdapterConfig;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::{Error, Result};
@@ -205,8 +204,8 @@ impl NewAdapter {
         let config = json::render(&new_config::render(&self));
         let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
         let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
-        let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-        Output { plan, written, copied: Vec::new(), single_file: false }
+        let written = vec![(PathBuf::from(CONFIG_NAME), config)];
+        Output { plan, written, copied: Vec::new(), record: Some(recipe.clone()), single_file: false }
     }
 
     /// Keys, shapes, values.
@@ -287,7 +286,7 @@ fn nested(kind: &PairKind) -> String {
 /// # Errors
 /// When `out` is named like a file.
 pub(super) fn refuse_file_name(out: &Path) -> Result<()> {
-    if out.extension().is_some_and(|extension| extension == "safetensors") {
+    if named_like(out).is_some() {
         let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
         return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
@@ -366,6 +365,7 @@ impl Compute for Held {
 mod tests {
     use super::*;
     use crate::adapters::{Adapter, Change};
+    use crate::io::Inputs;
     use crate::ops::{Rounding, Run};
     use crate::plan::{Budget, Quiet};
     use std::sync::atomic::AtomicBool;
@@ -427,7 +427,8 @@ mod tests {
         };
         let options = options(out.clone());
         let output = adapter.output(&options, &serde_json::json!({"operation": "test"}));
-        output.write(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet }).expect("written");
+        let run = Run { cancel: &AtomicBool::new(false), progress: &Quiet };
+        output.write(&options, &run, &Inputs::watch()).expect("written");
         let read = Adapter::open(&out).expect("an adapter");
         let names: Vec<&str> = read.tensors.tensors().map(|info| info.name.as_str()).collect();
         assert!(names.contains(&"base_model.model.net.attn.base_layer.out_proj.lora_A.weight"), "{names:?}");

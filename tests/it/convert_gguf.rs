@@ -73,7 +73,7 @@ fn without_a_dtype_the_matrices_keep_theirs() {
     convert(&bases.join("tiny-hf-bf16"), &bench.path("own.gguf"), &["--to", "gguf"]).ok();
     let (ours, theirs) = (Read::open(&bench.path("own.gguf")), Read::open(&bases.join("tiny-bf16.gguf")));
     assert!(ours.tensors == theirs.tensors);
-    assert_eq!(bench.listing(), ["own.gguf", "own.lorakit.json"]);
+    assert_eq!(bench.listing(), ["own.gguf", "own.gguf.lorakit.json"]);
 }
 
 /// The mixes of llama.cpp, and which of its reference files have the same types: all tensors, or those but the embedding, which

@@ -83,7 +83,7 @@ fn a_single_file_gives_a_single_file() {
     );
     merge(&base, &adapter, &bench.path("out.safetensors"), &[]).ok();
     assert_eq!(read(&bench.path("out.safetensors")).len(), 1);
-    assert_eq!(bench.listing(), ["adapter", "in", "out.lorakit.json", "out.safetensors"]);
+    assert_eq!(bench.listing(), ["adapter", "in", "out.safetensors", "out.safetensors.lorakit.json"]);
 }
 
 #[test]

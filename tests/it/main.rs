@@ -6,6 +6,7 @@
 mod archs;
 mod bad;
 mod blocks;
+mod changed;
 mod combined;
 mod companions;
 mod containers;
@@ -31,6 +32,7 @@ mod merge_gguf;
 mod methods;
 mod mlx;
 mod options;
+mod outputs;
 mod pickle;
 mod pipeline;
 mod range;

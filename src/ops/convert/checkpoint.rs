@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
 use super::scaled::Scaled;
-use super::{ConvertOptions, Target, from_gguf};
+use super::{ConvertOptions, Target, from_gguf, watch};
 use crate::error::{Error, Result};
 use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
@@ -22,8 +22,8 @@ use crate::formats::{Checkpoint, Container, Stored, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
-use crate::ops::output::{Output, Run, refuse_inputs};
-use crate::ops::recipe::{SIDECAR, sidecar_beside};
+use crate::ops::output::{Expected, Output, Run, check_early};
+use crate::ops::recipe::SIDECAR;
 use crate::ops::weight::Weight;
 use crate::ops::{Rounding, WriteOptions};
 use crate::plan::{Compute, Plan};
@@ -92,10 +92,10 @@ pub enum Origin {
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointReport> {
     let started = Instant::now();
     check(options)?;
+    let inputs = watch(options);
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
     let base = Base::open(&options.input)?;
-    let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
-    refuse_inputs(&write.out, of_files.chain([base.checkpoint.root()]))?;
+    check_early(write, &inputs, &Expected::Planned)?;
     let Sorted { outputs, cast, folded } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();
     let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
@@ -111,7 +111,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let is_single = single.is_some();
     let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
-    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_single };
+    let record = Some(recipe.clone());
+    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), record, single_file: is_single };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
@@ -144,10 +145,10 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     if !is_single {
         output.written.extend(made.written);
     }
-    beside(&mut output, &mut report, write, &base, &edits, &recipe)?;
+    beside(&mut output, &mut report, write, &base, &edits)?;
     report.bytes = output.bytes();
+    output.write(write, run, &inputs)?;
     if !write.dry_run {
-        output.write(write, run)?;
         (report.rounding, report.worst) = summarise(cast.iter().map(Arc::as_ref)).unzip();
     }
     report.seconds = started.elapsed().as_secs_f64();
@@ -292,18 +293,15 @@ fn schedule(files: Vec<(OutputFile, Vec<Origin>)>, write: &WriteOptions, cast: &
     plan
 }
 
-/// Adds index, sidecar, config and companions.
+/// Adds index, config and companions.
 fn beside(
     output: &mut Output,
     report: &mut CheckpointReport,
     write: &WriteOptions,
     base: &Base,
     edits: &Edits,
-    recipe: &Value,
 ) -> Result<()> {
-    let sidecar = files::render(recipe);
     if output.single_file {
-        output.written.push((sidecar_beside(&write.out), sidecar));
         return Ok(());
     }
     let container = base.checkpoint.container();
@@ -314,7 +312,6 @@ fn beside(
         let index = layout::index(Map::new(), &files_of);
         output.written.push((PathBuf::from(layout::index_name("model")), files::render(&index)));
     }
-    output.written.push((PathBuf::from(SIDECAR), sidecar));
     if [Container::File, Container::Split].contains(container) {
         return Ok(());
     }
@@ -328,7 +325,7 @@ fn beside(
     }
     report.notes.extend(found.notes(|path| !output.written.iter().any(|(written, _)| written == path)));
     for path in found.copied {
-        if !output.written.iter().any(|(written, _)| *written == path) {
+        if path != Path::new(SIDECAR) && !output.written.iter().any(|(written, _)| *written == path) {
             let source = base.checkpoint.directory().join(&path);
             output.copied.push((path, source));
         }

@@ -20,7 +20,9 @@ use serde::Serialize;
 
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
+use crate::formats::Checkpoint;
 use crate::formats::gguf::{Mix, is_gguf_name};
+use crate::io::Inputs;
 use crate::ops::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
@@ -130,6 +132,17 @@ impl Converted {
             Self::Adapter(report) => report.peak_resident_bytes = bytes,
         }
     }
+}
+
+/// The files that a conversion reads from now on. What is named as its base is none of its outputs, used or not.
+fn watch(options: &ConvertOptions) -> Inputs {
+    let inputs = Inputs::watch();
+    if let Some(base) = &options.base {
+        inputs.keep(base);
+        // What of it is used may be the config alone, and that it cannot be read is said where it is needed.
+        let _ = Checkpoint::open(base);
+    }
+    inputs
 }
 
 /// Converts a checkpoint or an adapter.

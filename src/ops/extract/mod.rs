@@ -23,12 +23,13 @@ pub use ranks::Spent;
 pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
 
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::linalg::Compute;
 use crate::naming::experts;
 use crate::ops::base::Base;
 use crate::ops::dialect::beyond_budget;
 use crate::ops::new_adapter::NewWhole;
-use crate::ops::output::{Run, refuse_inputs};
+use crate::ops::output::{Run, check_early};
 use crate::ops::recipe::name_of;
 use crate::ops::{Budgeted, Dialect, RankChoice, Ranking, WriteOptions};
 use crate::plan::Quiet;
@@ -75,9 +76,10 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let started = Instant::now();
     check_dtype(options.write.dtype)?;
     options.dialect.check_out(&options.write.out)?;
+    let inputs = Inputs::watch();
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
-    refuse_inputs(&options.write.out, [&base, &tuned].into_iter().map(|model| model.checkpoint.root()))?;
+    check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
     let pairing = pairing::pair(&base, &tuned, &options.choice)?;
     let budget = options.write.budget;
     let examined = examine(&base, &tuned, pairing, &options.choice, &budget, run)?;
@@ -109,7 +111,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
     let output = adapter.output(&options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
-    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet)?;
+    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet, &inputs)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -30,6 +30,7 @@ use std::time::Instant;
 use crate::adapters::Factor;
 use crate::error::Result;
 use crate::formats::Stored;
+use crate::io::Inputs;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::output::Run;
@@ -100,9 +101,10 @@ pub(super) enum Direction {
 /// Merges in either direction.
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
+    let inputs = Inputs::watch();
     let base = Base::open(&options.base)?;
     let mut applied = applied::open(options, base.config.as_ref())?;
-    sides::check_out(&options.write.out, &[&base], &applied)?;
+    sides::check_out(&options.write, &base, &inputs)?;
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
@@ -130,8 +132,8 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();
+    output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        output.write(&options.write, run)?;
         summary::complete(&mut report, &merged, started.elapsed());
     }
     Ok(report)

@@ -1,17 +1,14 @@
 //! What the result says about its own making, and what its config must say differently.
 
-use std::path::PathBuf;
-
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
 use super::applied::Applied;
 use super::{Direction, MergeOptions};
-use crate::adapters::weight_files;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, json as files, side};
+use crate::formats::{Checkpoint, json as files};
 use crate::ops::base::Base;
-use crate::ops::recipe::{SIDECAR, hashes, name_of};
+use crate::ops::recipe::{adapter_hashes, checkpoint_hashes, earlier_record, name_of};
 use crate::ops::{Rounding, WriteOptions};
 
 /// How the output was made. Depends on the inputs and options alone: no time, no path, no machine.
@@ -25,17 +22,17 @@ pub fn recipe(options: &MergeOptions, direction: Direction, base: &Base, applied
             "name": name_of(&adapter.root),
             "method": adapter.config.method,
             "weight": if direction == Direction::TakenOut { -applied.strength } else { applied.strength },
-            "blake3": hashes(&weight_files(adapter))?,
+            "blake3": adapter_hashes(adapter)?,
         });
         if let Some((original, _)) = &applied.original {
             let mut taken_from = json!({ "name": name_of(original.base.checkpoint.root()) });
             if options.hash_base {
-                taken_from["blake3"] = hashes(&files_of(&original.base.checkpoint))?;
+                taken_from["blake3"] = checkpoint_hashes(&original.base.checkpoint)?;
             }
             entry["init"] = json!({ "base": taken_from });
         }
         if let Some(init) = &applied.init {
-            entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+            entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
         }
         Ok(entry)
     };
@@ -69,16 +66,10 @@ pub fn checkpoint_entry(checkpoint: &Checkpoint, hashed: bool) -> Result<Value> 
     let mut entry = Map::new();
     entry.insert("name".into(), name_of(checkpoint.root()).into());
     if hashed {
-        entry.insert("blake3".into(), hashes(&files_of(checkpoint))?);
+        entry.insert("blake3".into(), checkpoint_hashes(checkpoint)?);
     }
-    if let Some(earlier) = side::read(checkpoint.directory(), SIDECAR)? {
-        entry.insert("lorakit".into(), earlier.into());
-    }
+    entry.extend(earlier_record(checkpoint)?.map(|record| ("lorakit".to_owned(), record)));
     Ok(entry.into())
-}
-
-fn files_of(checkpoint: &Checkpoint) -> Vec<PathBuf> {
-    checkpoint.files().iter().map(|file| file.map.path().into()).collect()
 }
 
 /// The options that differ from their defaults and change bytes.

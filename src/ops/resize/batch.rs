@@ -10,12 +10,14 @@ use super::ResizeOptions;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::is_adapter;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, json};
+use crate::formats::Checkpoint;
+use crate::io::{is_replaceable, unwatched};
 use crate::ops::convert::PROVENANCE;
-use crate::ops::recipe::{SIDECAR, name_of};
+use crate::ops::output::record_of;
+use crate::ops::recipe::name_of;
 
 /// What was named.
-pub enum Inputs {
+pub enum Named {
     /// A single adapter.
     One(PathBuf),
     /// Adapters with the names of their outputs.
@@ -26,13 +28,13 @@ pub enum Inputs {
 ///
 /// # Errors
 /// When a folder holds no adapters, or two adapters have one name.
-pub fn inputs(paths: &[PathBuf]) -> Result<Inputs> {
+pub fn inputs(paths: &[PathBuf]) -> Result<Named> {
     let mut all = Vec::new();
     for path in paths {
         if path.is_dir() && !is_adapter(path) {
             all.extend(adapters_in(path)?);
         } else if paths.len() == 1 {
-            return Ok(Inputs::One(path.clone()));
+            return Ok(Named::One(path.clone()));
         } else {
             all.push(path.clone());
         }
@@ -49,7 +51,7 @@ pub fn inputs(paths: &[PathBuf]) -> Result<Inputs> {
             return Err(Error::mismatch(left, right, problem).hint("resize one of them on its own"));
         }
     }
-    Ok(Inputs::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
+    Ok(Named::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
 }
 
 fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -95,16 +97,16 @@ pub fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
     if recipe_of(out).is_some_and(|found| found == *recipe) {
         return Ok(true);
     }
-    Err(Error::unsupported(out, "exists, and was not made from this adapter with these options")
-        .hint("`--force` replaces it"))
+    let hint = if is_replaceable(out) { "`--force` replaces it" } else { "name another output" };
+    Err(Error::unsupported(out, "exists, and was not made from this adapter with these options").hint(hint))
 }
 
 /// How what lies at `out` was made, if it says so: beside its weights, or a single file in its header.
 fn recipe_of(out: &Path) -> Option<Value> {
     if out.is_dir() {
-        return json::read_object(&out.join(SIDECAR)).ok().map(Value::Object);
+        return record_of(out);
     }
-    let file = Checkpoint::open(out).ok()?;
+    let file = unwatched(|| Checkpoint::open(out)).ok()?;
     let text = match file.gguf() {
         Some(metadata) => metadata.text(PROVENANCE)?,
         None => file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit").map(|(_, text)| text)?,

@@ -3,10 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::ResizeOptions;
-use crate::adapters::weight_files;
 use crate::error::Result;
 use crate::ops::merge::Applied;
-use crate::ops::recipe::{hashes, name_of};
+use crate::ops::recipe::{adapter_hashes, name_of};
 
 /// How the output is made. Depends on the inputs and options alone.
 ///
@@ -17,10 +16,10 @@ pub fn recipe(source: &Applied, options: &ResizeOptions) -> Result<Value> {
     let mut entry = json!({
         "name": name_of(&adapter.root),
         "method": adapter.config.method,
-        "blake3": hashes(&weight_files(adapter))?,
+        "blake3": adapter_hashes(adapter)?,
     });
     if let Some(init) = &source.init {
-        entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+        entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
     }
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),

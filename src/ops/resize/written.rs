@@ -45,9 +45,9 @@ pub fn output(
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
     let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
-    let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
+    let written = vec![(PathBuf::from(CONFIG_NAME), config)];
     let (copied, notes) = beside(adapter, &written)?;
-    Ok((Output { plan, copied, written, single_file: false }, notes))
+    Ok((Output { plan, copied, written, record: Some(recipe.clone()), single_file: false }, notes))
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
@@ -192,13 +192,18 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
-fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
         return Ok(Default::default());
     }
     let found = companions::list(&adapter.root)?;
-    let is_own = |path: &Path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path);
+    let is_own = |path: &Path| {
+        path.components().count() == 1 && path != Path::new(SIDECAR) && !written.iter().any(|(other, _)| other == path)
+    };
     let notes = found.notes(is_own);
     let own = found.copied.into_iter().filter(|path| is_own(path));
     Ok((own.map(|path| (path.clone(), adapter.root.join(path))).collect(), notes))

@@ -24,13 +24,14 @@ use super::dialect::{Dialect, beyond_budget};
 use super::initial::Original;
 use super::merge::{Applied, Selection};
 use super::new_adapter::NewAdapter;
-use super::output::{Run, refuse_inputs};
+use super::output::{Run, check_early};
 use super::rank_choice::{RankChoice, Ranking};
-use super::recipe::{hashes, name_of};
+use super::recipe::{adapter_hashes, name_of};
 use super::terms;
 use super::writing::WriteOptions;
-use crate::adapters::{Change, weight_files};
+use crate::adapters::Change;
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::linalg::Compute;
 
 pub use elementwise::{Contribution, Elementwise, Majority, Pruning, Rule};
@@ -81,11 +82,11 @@ pub struct StackOptions {
 pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let started = Instant::now();
     check(options)?;
+    let inputs = Inputs::watch();
     let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
     let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref())?;
     let base = original.as_ref().map(|original| &original.base);
-    let roots = sources.iter().flat_map(|source| [Some(&source.adapter), source.init.as_ref()]).flatten();
-    refuse_inputs(&options.write.out, roots.map(|adapter| adapter.root.as_path()).chain(options.base.as_deref()))?;
+    check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
     let mut gathered = terms::gather(&sources, &options.selection, original.as_deref())?;
     let mut report = begin(options, &sources, gathered.left_out);
     report.notes.extend(gathered.resolve(&options.write.budget, run.cancel)?);
@@ -111,7 +112,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     }
     adapter.check_readable(first_input(options))?;
     let output = adapter.output(&options.write, &recipe);
-    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run)?;
+    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run, &inputs)?;
     report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;
@@ -261,10 +262,10 @@ fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
         let mut entry = json!({
             "name": name_of(&source.adapter.root),
             "weight": source.strength,
-            "blake3": hashes(&weight_files(&source.adapter))?,
+            "blake3": adapter_hashes(&source.adapter)?,
         });
         if let Some(init) = &source.init {
-            entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+            entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
         }
         if let Some((original, _)) = &source.original {
             entry["init"] = json!({ "base": { "name": name_of(original.base.checkpoint.root()) } });

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use crate::adapters::{Adapter, Init};
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
 use crate::ops::merge::landing::Lander;
@@ -99,6 +100,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     if options.write.dtype.is_some() {
         return Err(Error::invalid("--dtype", "the result has the dtypes of `--base`").hint("leave `--dtype` away"));
     }
+    let inputs = Inputs::watch();
     let as_merge = as_merge(options, base, taken_from(options, base)?);
     let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
     if let Some(gguf) = [&base, &merged].into_iter().find(|model| model.view.is_some()) {
@@ -107,7 +109,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
             .hint("without `--base` the adapters are taken out up to rounding; or keep the base itself"));
     }
     let applied = applied::open(&as_merge, base.config.as_ref())?;
-    sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
+    sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
     applied.iter().try_for_each(|applied| lander.land(applied))?;
@@ -146,8 +148,8 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let mut output = sides::output(std::mem::take(&mut planned.plan), &options.write, &base);
     report.notes.extend(sides::add(&mut output, &options.write, &base, &Edits::default(), &recipe)?.notes);
     report.bytes = output.bytes();
+    output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        output.write(&options.write, run)?;
         report.complete(&planned, |tensor| landed.targets.contains_key(tensor), started.elapsed());
     }
     Ok(report)

@@ -32,19 +32,19 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::globs;
-use super::{ConvertOptions, Target};
+use super::{ConvertOptions, Target, watch};
 use crate::adapters::config::INVOCATION;
-use crate::adapters::{Adapter, Init, weight_files};
+use crate::adapters::{Adapter, Init};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
-use crate::formats::{hub, json};
+use crate::formats::hub;
 use crate::naming::{arch, components};
 use crate::ops::Rounding;
 use crate::ops::base::{Base, config_of};
 use crate::ops::new_adapter::{lay_out_as, refuse_file_name};
-use crate::ops::output::{Output, Run, refuse_inputs};
+use crate::ops::output::{Expected, Output, Run, check_early};
 use crate::ops::range::vanished_note;
-use crate::ops::recipe::{SIDECAR, hashes as digests, name_of};
+use crate::ops::recipe::{adapter_hashes, name_of};
 use files::{Facts, Files};
 use gguf::Wishes;
 use pieces::{Pieces, Stacks};
@@ -106,24 +106,17 @@ pub struct AdapterReport {
 /// When it is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport> {
     let started = Instant::now();
+    let inputs = watch(options);
     let Opened { adapter, model, target } = open(options)?;
     adapter.check_values()?;
     if options.write.part.is_some() {
         return Err(Error::invalid("--part", "an adapter is written in one piece"));
     }
-    let files_of = adapter.tensors.files().iter().map(|file| file.map.path());
-    refuse_inputs(
-        &options.write.out,
-        files_of
-            .chain([adapter.root.as_path()])
-            .filter(|path| path.is_file() || adapter.config.path.is_file() && *path == adapter.root),
-    )?;
+    check_early(&options.write, &inputs, &Expected::Planned)?;
     let recipe = recipe(&adapter, options, target)?;
     let (output, mut report) = output(&adapter, options, target, model.as_ref(), &recipe)?;
-    if !options.write.dry_run {
-        output.write(&options.write, run)?;
-        report.notes.extend(vanished_note(&output.plan.vanished()));
-    }
+    output.write(&options.write, run, &inputs)?;
+    report.notes.extend(vanished_note(&output.plan.vanished()));
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -369,7 +362,7 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         metadata.retain(|key| !stripped.is_match(key));
         metadata.set(PROVENANCE, recipe.to_string().as_str().into());
         let plan = gguf_rows::lay_out(&files.weights, &metadata, tensors, options.write.budget.job_bytes())?;
-        return Ok(Output { plan, written: files.beside, copied: Vec::new(), single_file: files.single });
+        return Ok(Output { plan, written: files.beside, copied: Vec::new(), record: None, single_file: files.single });
     }
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
@@ -381,11 +374,9 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         hashes::refresh(&mut tensors, &mut metadata)?;
     }
     let plan = lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
-    let mut written = files.beside;
-    if !files.single {
-        written.push((PathBuf::from(SIDECAR), json::render(recipe)));
-    }
-    Ok(Output { plan, written, copied: files.copied, single_file: files.single })
+    // A file of its own says it in its header.
+    let record = (!files.single).then(|| recipe.clone());
+    Ok(Output { plan, written: files.beside, copied: files.copied, record, single_file: files.single })
 }
 
 fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {
@@ -396,11 +387,10 @@ fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result
     if options.as_lora {
         chosen["as"] = "lora".into();
     }
-    let own: Vec<PathBuf> = weight_files(adapter).into_iter().filter(|path| path.is_file()).collect();
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": "convert",
-        "adapters": [{ "name": name_of(&options.input), "dialect": adapter.dialect, "blake3": digests(&own)? }],
+        "adapters": [{ "name": name_of(&options.input), "dialect": adapter.dialect, "blake3": adapter_hashes(adapter)? }],
         "options": chosen,
     }))
 }
