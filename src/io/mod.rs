@@ -12,11 +12,13 @@
 //! | `positional` | an output file that many threads write at once |
 //! | `space` | asking for disk space before the work |
 //! | `payload` | a directory being filled, that nothing escapes |
+//! | `copying` | a whole file copied: in blocks, holes left open |
 //! | `target` | the final name, and the renames onto it |
 //! | `lock` | is the process that left this alive? |
 //! | `staging` | one run: everything or nothing |
 //! | `parts` | one output made by several processes, one after another or at once |
 
+mod copying;
 mod lock;
 mod mapped;
 mod parts;
@@ -28,11 +30,12 @@ mod staging;
 mod target;
 
 pub use mapped::{MappedFile, exit_on_lost_mapping};
-pub use parts::PartsDir;
+pub use parts::{PartsDir, plain_files};
+pub use payload::stays_inside;
 pub use positional::PositionalFile;
 pub use regular::{read_small, read_start};
 pub use space::available_bytes;
-pub use staging::Staging;
+pub use staging::{Staging, sweep_leftovers};
 
 /// A length in memory as a length on disk.
 fn disk_length(length: usize) -> u64 {

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::copying::copy_whole;
 use super::positional::PositionalFile;
 use super::regular::open_regular;
 use crate::error::{Error, Result};
@@ -31,8 +32,7 @@ impl Payload {
 
     /// The path of `relative` in here.
     pub(super) fn join(&self, relative: &Path) -> Result<PathBuf> {
-        let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
-        if stays && relative.file_name().is_some() {
+        if stays_inside(relative) {
             return Ok(self.root.join(relative));
         }
         Err(Error::unsupported(relative, "is not a file name inside the output directory"))
@@ -55,10 +55,10 @@ impl Payload {
     }
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
-        let (mut input, _) = open_regular(source)?;
-        let (path, mut file) = self.create_plain(relative)?;
-        let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
-        io::copy(&mut input, &mut file).map_err(cannot_copy)
+        let (input, metadata) = open_regular(source)?;
+        let (path, file) = self.create_plain(relative)?;
+        copy_whole(&input, &file, &path, source, metadata.len())?;
+        Ok(metadata.len())
     }
 
     /// Returns after everything in here has reached the disk. Files that were synced before cost nothing again.
@@ -71,6 +71,11 @@ impl Payload {
         let file = File::create_new(&path).map_err(|source| Error::io(&path, "cannot create", source))?;
         Ok((path, file))
     }
+}
+
+/// Whether `name` is that of a file inside a directory, with nothing in it that leads elsewhere.
+pub fn stays_inside(name: &Path) -> bool {
+    name.file_name().is_some() && name.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Returns after the names in a directory have reached the disk.

@@ -18,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::{Lock, Owner};
+use super::parts;
 use super::payload::{Payload, remove_any};
 use super::positional::PositionalFile;
 use super::target::{Target, exists};
@@ -178,7 +179,10 @@ fn claim(target: &Target) -> Result<(PathBuf, Lock)> {
             outcome => outcome.map_err(|source| Error::io(&root, "cannot create the staging directory", source))?,
         }
         // None: a sweep of another run took it for a leftover in the instant before it was locked.
-        if let Some(lock) = Lock::create(&root.join(LOCK))? {
+        let lock = Lock::create(&root.join(LOCK)).inspect_err(|_| {
+            let _ = clear(&root, target);
+        })?;
+        if let Some(lock) = lock {
             return Ok((root, lock));
         }
     }
@@ -186,8 +190,15 @@ fn claim(target: &Target) -> Result<(PathBuf, Lock)> {
     Err(Error::unsupported(target.path(), what).hint("remove the `.lorakit-tmp-` directories beside it"))
 }
 
-/// Removes the stagings of this target whose runs are dead, and counts them.
+/// Removes what runs to `target` that did not end well left beside it, and counts it. What belongs to a run that is
+/// still alive stays.
+pub fn sweep_leftovers(target: &Path) -> usize {
+    Target::new(target, false).map_or(0, |target| sweep(&target))
+}
+
+/// Removes the stagings of this target whose runs are dead, and counts them; and what a `finish` that was killed at its end left.
 fn sweep(target: &Target) -> usize {
+    let parts = usize::from(parts::sweep(target));
     let prefix = target.sibling_name(PURPOSE);
     let is_ours = |entry: &fs::DirEntry| {
         let name = entry.file_name();
@@ -202,7 +213,7 @@ fn sweep(target: &Target) -> usize {
         Owner::Unknown => fs::remove_dir(&root).is_ok(),
     };
     let entries = fs::read_dir(target.parent()).into_iter().flatten().flatten();
-    entries.filter(is_ours).filter(|entry| remove(entry.path())).count()
+    entries.filter(is_ours).filter(|entry| remove(entry.path())).count() + parts
 }
 
 /// Removes a staging directory, the lock last. An old target that was set aside is put back if it is the only one.

@@ -202,7 +202,7 @@ impl NewAdapter {
         let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
         let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
         let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-        Output { plan, written, copied: Vec::new(), single_file: false }
+        Output { plan, written, copied: Vec::new(), single_file: false, inputs: Vec::new() }
     }
 
     /// Keys, shapes, values.

@@ -10,7 +10,7 @@ mod unmerge;
 
 use serde::Serialize;
 
-use crate::ops::finish::FinishReport;
+use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
 pub use extract::extract;
@@ -29,6 +29,12 @@ pub fn json(result: &impl Serialize) -> Vec<u8> {
 pub fn finish(report: &FinishReport) -> String {
     let FinishReport { out, parts, files, bytes } = report;
     format!("{}: {parts} parts, {files} weight files, {}\n", out.display(), size(*bytes))
+}
+
+/// What `finish --discard` threw away.
+pub fn discard(report: &DiscardReport) -> String {
+    let DiscardReport { out, discarded } = report;
+    format!("{}: {discarded} parts thrown away; nothing was put together\n", out.display())
 }
 
 /// Bytes in decimal units, as disks and downloads count.

@@ -19,6 +19,7 @@ use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
 use crate::ops::base::{Base, PACKED};
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
 use crate::ops::output::{Output, Run, refuse_inputs};
@@ -110,7 +111,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let is_single = single.is_some();
     let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
-    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_single };
+    let inputs = fingerprints(write.part, [&base.checkpoint])?;
+    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_single, inputs };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),

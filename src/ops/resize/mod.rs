@@ -22,7 +22,8 @@ use super::output::{Run, refuse_inputs};
 use super::rank_choice::RankChoice;
 use super::writing::WriteOptions;
 use crate::error::{Blame, Error, Result};
-use batch::Inputs;
+use crate::io::sweep_leftovers;
+use batch::{Inputs, OutFolder};
 use one::Opened;
 
 pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
@@ -78,11 +79,15 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
                 let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
                 return Err(Error::invalid("--init-adapter", problem));
             }
-            batch::make_folder(options)?;
+            let _folder = OutFolder::make(options)?;
             for (path, name) in inputs {
                 let out = options.write.out.join(options.dialect.file_name(&name));
                 let write = WriteOptions { out: out.clone(), ..options.write.clone() };
                 let own = ResizeOptions { write, ..options.clone() };
+                if !own.write.dry_run {
+                    // Of a run that was killed after this one was done, which is then not written again.
+                    sweep_leftovers(&out);
+                }
                 let outcome = match resize_or_skip(&path, &own, run) {
                     Ok(outcome) => outcome,
                     Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),

@@ -45,7 +45,7 @@ pub fn output(
     let tensors = tensors(adapter, terms, pairs);
     let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
     let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-    Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
+    Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false, inputs: Vec::new() })
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.

@@ -66,7 +66,7 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
             return Err(refuse(what));
         }
         let product = LowRank::from_rows(values(&term.up)?, values(&term.down)?, rank, 1.0);
-        let found = product.decompose();
+        let found = product.decompose()?;
         let first = found.values().first().copied().unwrap_or(0.0);
         let needed = found.values().iter().take_while(|value| **value > first * NEGLIGIBLE).count().max(1);
         let cut = found.cut(needed, float.unwrap_or(Float::F32), &product)?;

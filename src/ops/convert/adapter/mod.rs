@@ -367,7 +367,13 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         metadata.retain(|key| !stripped.is_match(key));
         metadata.set(PROVENANCE, recipe.to_string().as_str().into());
         let plan = gguf_rows::lay_out(&files.weights, &metadata, tensors, options.write.budget.job_bytes())?;
-        return Ok(Output { plan, written: files.beside, copied: Vec::new(), single_file: files.single });
+        return Ok(Output {
+            plan,
+            written: files.beside,
+            copied: Vec::new(),
+            single_file: files.single,
+            inputs: Vec::new(),
+        });
     }
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
@@ -383,7 +389,7 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
     if !files.single {
         written.push((PathBuf::from(SIDECAR), json::render(recipe)));
     }
-    Ok(Output { plan, written, copied: files.copied, single_file: files.single })
+    Ok(Output { plan, written, copied: files.copied, single_file: files.single, inputs: Vec::new() })
 }
 
 fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {

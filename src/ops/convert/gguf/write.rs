@@ -14,6 +14,7 @@ use crate::formats::layout::OutputFile;
 use crate::formats::{Checkpoint, json as files};
 use crate::ops::WriteOptions;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::provenance::checkpoint_entry;
 use crate::ops::output::{Output, Run};
 use crate::ops::recipe::{SIDECAR, sidecar_beside};
@@ -51,7 +52,8 @@ pub fn write(
     });
     let sidecar = if single { sidecar_beside(&write.out) } else { SIDECAR.into() };
     let written = vec![(sidecar, files::render(&recipe))];
-    let output = Output { plan, written, copied: Vec::new(), single_file: single };
+    let output =
+        Output { plan, written, copied: Vec::new(), single_file: single, inputs: fingerprints(write.part, [input])? };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
