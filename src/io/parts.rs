@@ -11,7 +11,7 @@
 //!
 //! A file of a part becomes visible by a rename, so `files/` holds complete files only. A killed part leaves its own
 //! unfinished files and nothing else; the next run of the same part removes them. `files/` is made first and becomes the
-//! target last: a shared directory with notes and without it is what a killed end left, and the next run removes it.
+//! target last: a shared directory without it is what a killed end left, and the next run removes it.
 //!
 //! Other users may write to the directory of the target, so no link in here is followed.
 
@@ -31,6 +31,9 @@ const FILES: &str = "files";
 const NOTES: &str = "notes";
 const PART: &str = "part-";
 const LOCK: &str = ".lock";
+
+/// What the notes are called once they are not needed any more.
+const DONE: &str = "done";
 
 /// The part that puts the others together, or throws them away.
 const LAST: &str = "finish";
@@ -91,7 +94,8 @@ impl PartsDir {
     pub fn left_notes(target: &Path) -> Option<PathBuf> {
         let target = Target::new(target, true).ok()?;
         let root = root_of(&target);
-        (target.exists() && is_left(&root)).then(|| root.join(NOTES))
+        let notes = root.join(NOTES);
+        (target.exists() && is_left(&root) && exists(&notes)).then_some(notes)
     }
 
     /// Throws away what the parts of `target` have made so far, and counts their notes.
@@ -241,8 +245,8 @@ pub fn plain_files(directory: &Path) -> Result<Vec<PathBuf>> {
 /// Removes what the killed end of an output left: its notes, the files being in place.
 pub(super) fn sweep(target: &Target) -> bool {
     let root = root_of(target);
-    // An empty one is what is left when that is killed as well.
-    if is_left(&root) { remove_shared(&root).is_ok() } else { fs::remove_dir(&root).is_ok() }
+    // An empty one may be about to be filled: it goes in one step, or not.
+    is_left(&root) && (fs::remove_dir(&root).is_ok() || remove_shared(&root).is_ok())
 }
 
 fn root_of(target: &Target) -> PathBuf {
@@ -250,18 +254,20 @@ fn root_of(target: &Target) -> PathBuf {
 }
 
 fn is_left(root: &Path) -> bool {
-    check_directory(root).is_ok() && !exists(&root.join(FILES)) && exists(&root.join(NOTES))
+    check_directory(root).is_ok() && !exists(&root.join(FILES))
 }
 
-/// Removes a shared directory, the notes last: without `files/` they say that nothing in it is needed any more.
+/// Removes a shared directory. The notes go in one step, so that nobody takes some of them for all.
 fn remove_shared(root: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let path = entry?.path();
-        if path.file_name() != Some(NOTES.as_ref()) {
-            remove_any(&path)?;
-        }
+    let (notes, done) = (root.join(NOTES), root.join(DONE));
+    remove_any(&done)?;
+    match fs::rename(&notes, &done) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
-    remove_any(&root.join(NOTES))?;
+    for entry in fs::read_dir(root)? {
+        remove_any(&entry?.path())?;
+    }
     fs::remove_dir(root)
 }
 

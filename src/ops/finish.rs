@@ -49,6 +49,8 @@ pub fn finish(out: &Path, force: bool, durable: bool) -> Result<FinishReport> {
         sweep_leftovers(out);
         return report;
     }
+    // Or while it removed them: then nothing but the output is left that could be checked.
+    sweep_leftovers(out);
     let shared = PartsDir::open_last(out, force)?;
     let report = check(shared.notes(), shared.path(), out)?;
     shared.commit_directory(durable)?;
