@@ -63,6 +63,7 @@ pub struct Run {
 const SYSCALL_STOP: c_int = 0x80;
 
 /// Runs the program with `words` in `place`, with `fault` at the call of that number.
+#[allow(clippy::zombie_processes, reason = "it is waited for by its number, as its threads are")]
 pub fn traced(place: &Path, words: &[&str], fault: Option<(usize, Fault<'_>)>) -> Run {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin("lorakit"));
     command.args(words).current_dir(place).env("NO_COLOR", "1").env_remove("HF_HOME");
