@@ -6,6 +6,7 @@
 //! | layer | room | purpose |
 //! |---|---|---|
 //! | 0 | [`error`], [`limits`] | words for what goes wrong; numbers that are refused |
+//! | 1 | [`interrupt`] | is the work of a thread still wanted? |
 //! | 1 | [`tensor`] | what a tensor is, and how its bytes become f32 and back |
 //! | 2 | [`io`] | bytes in, bytes out |
 //! | 2 | [`linalg`] | matrices known by their factors |
@@ -57,6 +58,7 @@
 pub mod adapters;
 pub mod error;
 pub mod formats;
+pub mod interrupt;
 pub mod io;
 pub mod limits;
 pub mod linalg;

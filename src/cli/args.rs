@@ -224,6 +224,9 @@ pub struct Finish {
     /// Replace an output that exists
     #[arg(long)]
     pub force: bool,
+    /// Throw away the parts that were written, and put nothing together
+    #[arg(long, conflicts_with_all = ["force", "sync"])]
+    pub discard: bool,
     /// Return only when the output has reached the disk itself
     #[arg(long)]
     pub sync: bool,

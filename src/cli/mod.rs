@@ -41,7 +41,8 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => return refuse(&words, error),
     };
     args.color.apply();
-    match perform(&args.verb).and_then(|text| print(&text)) {
+    watch::allow_many_files();
+    match perform(&args.verb).and_then(|text| print(&text).map_err(|error| after_all(&args.verb, error))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -95,6 +96,14 @@ fn print(text: &[u8]) -> Result<()> {
     match stdout.write_all(text).and_then(|()| stdout.flush()) {
         Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("stdout", "cannot write", source)),
         _ => Ok(()),
+    }
+}
+
+/// What is said where a verb has done its work and its report cannot be written.
+fn after_all(verb: &Verb, error: Error) -> Error {
+    match verb {
+        Verb::Inspect(_) | Verb::Completions { .. } | Verb::Man => error,
+        _ => error.hint("only the report is lost: the output, if one was asked for, is in place"),
     }
 }
 

@@ -6,13 +6,13 @@ use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::merge::Selection;
-use lorakit::ops::resize::{ResizeOptions, resize};
+use lorakit::ops::resize::{Outcome, ResizeOptions, resize};
 use lorakit::report;
 
 use super::progress::Bar;
 use super::rank::Rank;
 use super::write_adapter::{To, WriteAdapter};
-use super::{place, print, watch, words};
+use super::{notice, place, print, watch, words};
 
 /// Options of `resize`.
 #[derive(Debug, Group)]
@@ -84,6 +84,16 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
         return Ok(text);
     }
     print(&text)?;
+    for adapter in &result.adapters {
+        if let Outcome::Failed { problem, hint } = &adapter.outcome {
+            notice(problem);
+            hint.iter().for_each(|hint| notice(&format!("  hint: {hint}")));
+        }
+    }
     let what = format!("{} of {} adapters could not be resized", result.failed, result.adapters.len());
-    Err(Error::unsupported(&result.out, what).hint("the others are done; a second run does only what is missing"))
+    let error = Error::unsupported(&result.out, what);
+    Err(match result.failed < result.adapters.len() {
+        true => error.hint("the others are done; a second run does only what is missing"),
+        false => error,
+    })
 }

@@ -14,11 +14,13 @@
 //! | `space` | asking for disk space before the work |
 //! | `payload` | a directory being filled, that nothing escapes |
 //! | `earlier` | what stands under the final name already: an output of ours and nothing else? |
+//! | `copying` | a whole file copied: in blocks, holes left open |
 //! | `target` | the final name, and the renames onto it |
 //! | `lock` | is the process that left this alive? |
 //! | `staging` | one run: everything or nothing |
 //! | `parts` | one output made by several processes, one after another or at once |
 
+mod copying;
 mod earlier;
 mod inputs;
 mod lock;
@@ -34,11 +36,12 @@ mod target;
 pub use earlier::{RECORD, RECORDED_FILES, old_record_beside, record_beside};
 pub use inputs::{Inputs, unwatched};
 pub use mapped::{MappedFile, exit_on_lost_mapping};
-pub use parts::PartsDir;
+pub use parts::{PartsDir, plain_files};
+pub use payload::stays_inside;
 pub use positional::PositionalFile;
 pub use regular::{is_there, read_small, read_start};
 pub use space::available_bytes;
-pub use staging::Staging;
+pub use staging::{Staging, sweep_leftovers};
 pub use target::{Form, check_parent, check_place, is_replaceable};
 
 /// A length in memory as a length on disk.

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::copying::copy_whole;
 use super::inputs::note;
 use super::positional::PositionalFile;
 use super::regular::open_regular;
@@ -37,8 +38,7 @@ impl Payload {
 
     /// The path of `relative` in here.
     pub(super) fn join(&self, relative: &Path) -> Result<PathBuf> {
-        let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
-        if stays && relative.file_name().is_some() {
+        if stays_inside(relative) {
             return Ok(self.root.join(relative));
         }
         Err(Error::unsupported(relative, "is not a file name inside the output directory"))
@@ -61,11 +61,11 @@ impl Payload {
     }
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
-        let (mut input, found) = open_regular(source)?;
+        let (input, found) = open_regular(source)?;
         note(source, &found);
-        let (path, mut file) = self.create_plain(relative, found.permissions().mode() & READ_WRITE)?;
-        let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
-        io::copy(&mut input, &mut file).map_err(cannot_copy)
+        let (path, file) = self.create_plain(relative, found.permissions().mode() & READ_WRITE)?;
+        copy_whole(&input, &file, &path, source, found.len())?;
+        Ok(found.len())
     }
 
     /// Returns after everything in here has reached the disk. Files that were synced before cost nothing again.
@@ -80,6 +80,11 @@ impl Payload {
         let file = created.map_err(|source| Error::io(&path, "cannot create", source))?;
         Ok((path, file))
     }
+}
+
+/// Whether `name` is that of a file inside a directory, with nothing in it that leads elsewhere.
+pub fn stays_inside(name: &Path) -> bool {
+    name.file_name().is_some() && name.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Returns after the names in a directory have reached the disk.

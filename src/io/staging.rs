@@ -18,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::{Lock, Owner};
+use super::parts;
 use super::payload::{Payload, remove_any};
 use super::positional::PositionalFile;
 use super::target::{Form, Target, exists};
@@ -190,8 +191,15 @@ fn claim(target: &Target) -> Result<(PathBuf, Lock)> {
     Err(Error::unsupported(target.path(), what).hint("remove the `.lorakit-tmp-` directories beside it"))
 }
 
-/// Removes the stagings of this target whose runs are dead, and counts them.
+/// Removes what runs to `target` that did not end well left beside it, and counts it. What belongs to a run that is
+/// still alive stays.
+pub fn sweep_leftovers(target: &Path) -> usize {
+    Target::new(target, false).map_or(0, |target| sweep(&target))
+}
+
+/// Removes the stagings of this target whose runs are dead, and counts them; and what a `finish` that was killed at its end left.
 fn sweep(target: &Target) -> usize {
+    let parts = usize::from(parts::sweep(target));
     let prefix = target.sibling_name(PURPOSE);
     let is_ours = |entry: &fs::DirEntry| {
         let name = entry.file_name();
@@ -206,7 +214,7 @@ fn sweep(target: &Target) -> usize {
         Owner::Unknown => fs::remove_dir(&root).is_ok(),
     };
     let entries = fs::read_dir(target.parent()).into_iter().flatten().flatten();
-    entries.filter(is_ours).filter(|entry| remove(entry.path())).count()
+    entries.filter(is_ours).filter(|entry| remove(entry.path())).count() + parts
 }
 
 /// Removes a staging directory, the lock last. An old target that was set aside is put back if it is the only one.

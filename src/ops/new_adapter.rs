@@ -205,7 +205,14 @@ impl NewAdapter {
         let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
         let plan = lay_out(self.into_tensors(), &metadata, options.budget.job_bytes());
         let written = vec![(PathBuf::from(CONFIG_NAME), config)];
-        Output { plan, written, copied: Vec::new(), record: Some(recipe.clone()), single_file: false }
+        Output {
+            plan,
+            written,
+            copied: Vec::new(),
+            record: Some(recipe.clone()),
+            single_file: false,
+            inputs: Vec::new(),
+        }
     }
 
     /// Keys, shapes, values.

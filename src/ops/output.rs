@@ -1,18 +1,20 @@
 //! A planned output on disk: written whole and committed, or in parts that `finish` puts together.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use serde::{Deserialize, Serialize};
-
 use serde_json::Value;
 
+use super::fingerprint::{Fingerprint, of_copied};
+use super::part_note::{NotedFile, PartNote, note_name, part_name};
 use super::recipe::{SIDECAR, is_record_beside, sidecar_beside};
 use super::writing::{Part, WriteOptions, check_name};
 use crate::error::{Error, Result};
 use crate::formats::gguf::looks_like_gguf;
 use crate::formats::json;
+use crate::interrupt;
 use crate::io::{
     Form, Inputs, PartsDir, PositionalFile, RECORDED_FILES, Staging, available_bytes, check_parent, check_place,
     unwatched,
@@ -31,17 +33,8 @@ pub struct Output {
     pub record: Option<Value>,
     /// The output is one file: the record goes beside it.
     pub single_file: bool,
-}
-
-/// What a part leaves for `finish`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PartNote {
-    /// Digest of the whole plan: parts of different plans do not fit together.
-    pub plan: String,
-    /// Number of parts.
-    pub parts: u32,
-    /// Weight files this part wrote, and their bytes.
-    pub files: Vec<(String, u64)>,
+    /// The inputs whose contents the headers and small files do not tell, where it is written in parts.
+    pub inputs: Vec<Fingerprint>,
 }
 
 /// Who watches and stops a run.
@@ -59,6 +52,14 @@ impl Output {
         self.plan.bytes() + self.written.iter().map(|(_, contents)| contents.len() as u64).sum::<u64>() + recorded
     }
 
+    /// Bytes that the copied files will take; holes in them stay holes.
+    fn copied_bytes(&self) -> u64 {
+        /// Bytes of a block, as stat(2) counts them.
+        const STAT_BLOCK: u64 = 512;
+        let found = self.copied.iter().filter_map(|(_, source)| std::fs::metadata(source).ok());
+        found.map(|found| found.len().min(found.blocks().saturating_mul(STAT_BLOCK))).sum()
+    }
+
     /// Writes everything, or one part of it; in a dry run looks only whether that could be done. Nothing appears under the final
     /// name before it is complete, and nothing at all if one of the `inputs` has changed by then.
     ///
@@ -74,7 +75,7 @@ impl Output {
             let mine = self.plan.slice(part.part, part.parts);
             self.plan.bytes() - self.plan.files[mine].iter().map(|file| file.bytes).sum::<u64>()
         });
-        self.check_space(&options.out, self.bytes() - others)?;
+        self.check_space(&options.out, self.bytes() - others + self.copied_bytes())?;
         let executor = Executor { budget: options.budget, cancel: run.cancel, progress: run.progress };
         match options.part {
             None => self.write_whole(options, &executor, inputs),
@@ -148,7 +149,7 @@ impl Output {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn stage(&self, options: &WriteOptions, run: &Run<'_>) -> Result<Staging> {
-        self.check_space(&options.out, self.bytes())?;
+        self.check_space(&options.out, self.bytes() + self.copied_bytes())?;
         let staging = Staging::begin(&options.out, options.force || options.dry_run)?;
         let executor = Executor { budget: options.budget, cancel: run.cancel, progress: run.progress };
         self.fill(&staging, options, &executor)?;
@@ -180,33 +181,39 @@ impl Output {
         for (path, contents) in self.written.iter().chain(&self.record(&options.out)) {
             staging.write(path, contents)?;
         }
-        for (path, source) in self.copied(&options.out) {
-            staging.copy_in(path, source)?;
-        }
-        Ok(())
+        self.copy(&options.out, executor, |path, source| staging.copy_in(path, source))
+    }
+
+    /// Copies the files that are copied whole. An interrupt is seen in the middle of one, and after the last.
+    fn copy(&self, out: &Path, executor: &Executor<'_>, copy: impl Fn(&Path, &Path) -> Result<u64>) -> Result<()> {
+        interrupt::watching(executor.cancel, || {
+            self.copied(out).into_iter().try_for_each(|(path, source)| copy(path, source).map(drop))?;
+            interrupt::check()
+        })
     }
 
     fn write_part(&self, options: &WriteOptions, part: Part, executor: &Executor<'_>, inputs: &Inputs) -> Result<()> {
-        let parts = PartsDir::open(&options.out, &note_name(part), options.force)?;
+        let parts = PartsDir::open(&options.out, &part_name(part), options.force)?;
+        let note_path = PathBuf::from(note_name(part));
+        // From here on the part is not done, until it is.
+        parts.remove_note(&note_path)?;
+        let mut note = interrupt::watching(executor.cancel, || self.note(part, &options.out))?;
         let range = self.plan.slice(part.part, part.parts);
         let files = self.create(range.clone(), |path, bytes| parts.create(path, bytes))?;
         executor.run(&self.plan, range.clone(), &files)?;
         inputs.check_unchanged()?;
-        let mut note = PartNote { plan: self.digest(&options.out), parts: part.parts, files: Vec::new() };
         for (file, planned) in files.iter().zip(&self.plan.files[range]) {
             file.finish(options.durable)?;
             parts.publish(Path::new(&planned.name))?;
-            note.files.push((planned.name.clone(), planned.bytes));
+            note.weights.push(NotedFile::of(planned.name.clone(), planned.bytes, &planned.header));
         }
         // Every part knows the side files; whoever writes them writes the same bytes.
         for (path, contents) in self.written.iter().chain(&self.record(&options.out)) {
             parts.write(path, contents)?;
         }
-        for (path, source) in self.copied(&options.out) {
-            parts.copy_in(path, source)?;
-        }
+        self.copy(&options.out, executor, |path, source| parts.copy_in(path, source))?;
         inputs.check_unchanged()?;
-        parts.write_note(Path::new(&format!("{}.json", note_name(part))), &json::render(&note))
+        parts.write_note(&note_path, &json::render(&note))
     }
 
     /// Creates the files of `range` with their headers.
@@ -218,26 +225,50 @@ impl Output {
         let file = |planned: &crate::formats::layout::OutputFile| {
             let file = create(Path::new(&planned.name), planned.bytes)?;
             file.write_at(0, &planned.header)?;
+            // Until somebody fills it: there may be more files than a process may have open.
+            file.close();
             Ok(file)
         };
         self.plan.files[range].iter().map(file).collect()
     }
 
-    fn digest(&self, out: &Path) -> String {
+    /// The note of `part`, without weight files.
+    fn note(&self, part: Part, out: &Path) -> Result<PartNote> {
+        let name = |path: &Path| path.to_string_lossy().into_owned();
+        let record = self.record(out);
+        let written = self.written.iter().chain(&record);
+        let written = written.map(|(path, contents)| NotedFile::of(name(path), contents.len() as u64, contents));
+        let sources: Vec<(PathBuf, PathBuf)> = self.copied(out).into_iter().cloned().collect();
+        let copied = of_copied(&sources)?.into_iter().zip(&sources);
+        let copied =
+            copied.map(|((bytes, blake3), (path, _))| NotedFile { name: name(path), bytes, hashed: bytes, blake3 });
+        let beside: Vec<NotedFile> = written.chain(copied).collect();
+        let inputs = self.inputs.clone();
+        Ok(PartNote {
+            plan: self.digest(&beside),
+            part: part.part,
+            parts: part.parts,
+            weights: Vec::new(),
+            beside,
+            inputs,
+        })
+    }
+
+    /// The digest of the plan: of everything that is written, and of the contents of the inputs. Where they lie and when they
+    /// were written is not in it: parts may read copies.
+    fn digest(&self, beside: &[NotedFile]) -> String {
         let mut hasher = blake3::Hasher::new();
         for file in &self.plan.files {
             hasher.update(file.name.as_bytes()).update(&file.bytes.to_le_bytes()).update(&file.header);
         }
-        for (path, contents) in self.written.iter().chain(&self.record(out)) {
-            hasher.update(path.to_string_lossy().as_bytes()).update(contents);
+        for file in beside {
+            hasher.update(file.name.as_bytes()).update(&file.bytes.to_le_bytes()).update(file.blake3.as_bytes());
+        }
+        for input in &self.inputs {
+            hasher.update(&input.bytes.to_le_bytes()).update(input.blake3.as_bytes());
         }
         hasher.finalize().to_hex().to_string()
     }
-}
-
-/// Name of a part and of its note.
-pub fn note_name(part: Part) -> String {
-    format!("{}-of-{}", part.part, part.parts)
 }
 
 /// The directory a path lies in.

@@ -6,6 +6,7 @@
 mod executor;
 mod pool;
 mod progress;
+mod workers;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::shown::{is_hostile, line};
-use crate::ops::finish::FinishReport;
+use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
 pub use extract::extract;
@@ -56,6 +56,12 @@ pub(crate) fn shown(path: &Path) -> String {
 pub fn finish(report: &FinishReport) -> String {
     let FinishReport { out, parts, files, bytes } = report;
     format!("{}: {parts} parts, {files} weight files, {}\n", shown(out), size(*bytes))
+}
+
+/// What `finish --discard` threw away.
+pub fn discard(report: &DiscardReport) -> String {
+    let DiscardReport { out, discarded } = report;
+    format!("{}: {discarded} parts thrown away; nothing was put together\n", shown(out))
 }
 
 /// Bytes in decimal units, as disks and downloads count.

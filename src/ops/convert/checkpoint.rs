@@ -20,6 +20,7 @@ use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, json as files};
 use crate::ops::base::{Base, PACKED};
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::arrange::indexes;
 use crate::ops::merge::provenance::{Edits, edited_config, metadata, model_entry};
 use crate::ops::output::{Expected, Output, Run, check_early};
@@ -112,7 +113,9 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
     let record = Some(recipe.clone());
-    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), record, single_file: is_single };
+    let fingerprints = fingerprints(write.part, [&base.checkpoint])?;
+    let mut output =
+        Output { plan, written: Vec::new(), copied: Vec::new(), record, single_file: is_single, inputs: fingerprints };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),

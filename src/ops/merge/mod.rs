@@ -33,6 +33,7 @@ use crate::formats::Stored;
 use crate::io::Inputs;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::output::Run;
 use crate::tensor::Packing;
 use assemble::{Assembled, assemble};
@@ -127,6 +128,9 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
+    let originals = applied.iter().filter_map(|applied| applied.original.as_ref());
+    let models = originals.map(|(original, _)| &original.base.checkpoint).chain([&base.checkpoint]);
+    output.inputs = fingerprints(options.write.part, models)?;
     let added =
         sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary, ..Edits::default() }, &recipe)?;
     report.config_changes = added.config_changes;

@@ -68,7 +68,7 @@ fn check_format(out: &Path, base: &Base) -> Result<()> {
 pub fn output(plan: Plan, write: &WriteOptions, base: &Base) -> Output {
     let single = base.view.is_some() || base.checkpoint.container() == &Container::File;
     let single_file = single && has_weight_name(&write.out);
-    Output { plan, written: Vec::new(), copied: Vec::new(), record: None, single_file }
+    Output { plan, written: Vec::new(), copied: Vec::new(), record: None, single_file, inputs: Vec::new() }
 }
 
 /// Adds config, companions, index and sidecar.

@@ -74,16 +74,31 @@ fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Makes the folder that the outputs of several adapters lie in.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn make_folder(options: &ResizeOptions) -> Result<()> {
-    let out = &options.write.out;
-    if options.write.dry_run || out.is_dir() {
-        return Ok(());
+/// The folder that the outputs of several adapters lie in. Where it was made for them and none came, it goes again.
+pub struct OutFolder<'a> {
+    made: Option<&'a Path>,
+}
+
+impl<'a> OutFolder<'a> {
+    /// Makes the folder, unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(options: &'a ResizeOptions) -> Result<Self> {
+        let out = &options.write.out;
+        if options.write.dry_run || out.is_dir() {
+            return Ok(Self { made: None });
+        }
+        fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))?;
+        Ok(Self { made: Some(out) })
     }
-    fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))
+}
+
+impl Drop for OutFolder<'_> {
+    fn drop(&mut self) {
+        // Only an empty folder can be removed like this.
+        let _ = self.made.map(fs::remove_dir);
+    }
 }
 
 /// Whether `out` is what `recipe` makes.

@@ -51,12 +51,12 @@ impl Decomposed {
     /// Decomposes what `slot` adds, divided by `divisor`.
     ///
     /// # Errors
-    /// When factors cannot be read.
+    /// When factors cannot be read, or the run is interrupted.
     pub fn new(slot: &Slot, divisor: f64) -> Result<Self> {
         let part = |expert: usize| {
             let mut products = slot.products(expert, |share| share.factor() / divisor)?;
             let product = if products.len() == 1 { products.remove(0) } else { LowRank::sum(&products) };
-            let found = product.decompose();
+            let found = product.decompose()?;
             if !found.norm_squared().is_finite() {
                 let (path, name) = origin(slot);
                 return Err(Error::numeric(

@@ -22,8 +22,8 @@ use super::output::{Run, check_early};
 use super::rank_choice::RankChoice;
 use super::writing::WriteOptions;
 use crate::error::{Blame, Error, Result};
-use crate::io::Inputs;
-use batch::Named;
+use crate::io::{Inputs, sweep_leftovers};
+use batch::{Named, OutFolder};
 use one::Opened;
 
 pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
@@ -79,13 +79,17 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
                 let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
                 return Err(Error::invalid("--init-adapter", problem));
             }
-            batch::make_folder(options)?;
+            let _folder = OutFolder::make(options)?;
             for (path, name) in inputs {
                 let out = options.write.out.join(options.dialect.file_name(&name));
                 // A dry run makes no folder: there is a place in it if there is one for it.
                 let place = if options.write.out.is_dir() { &out } else { &options.write.out };
                 let write = WriteOptions { out: place.clone(), ..options.write.clone() };
                 let own = ResizeOptions { write, ..options.clone() };
+                if !own.write.dry_run {
+                    // Of a run that was killed after this one was done, which is then not written again.
+                    sweep_leftovers(&out);
+                }
                 let outcome = match resize_or_skip(&path, &own, run) {
                     Ok(outcome) => outcome,
                     Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),

@@ -47,7 +47,7 @@ pub fn output(
     let plan = new_adapter::lay_out(tensors, &metadata(adapter, recipe), options.budget.job_bytes());
     let written = vec![(PathBuf::from(CONFIG_NAME), config)];
     let (copied, notes) = beside(adapter, &written)?;
-    Ok((Output { plan, copied, written, record: Some(recipe.clone()), single_file: false }, notes))
+    Ok((Output { plan, copied, written, record: Some(recipe.clone()), single_file: false, inputs: Vec::new() }, notes))
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.

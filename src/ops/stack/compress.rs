@@ -194,7 +194,7 @@ impl Work<'_> {
     fn decomposed(&self, slot: &Slot, operator: &Operator<'_>, rule: &RankRule) -> Result<Decomposition> {
         let found = match operator {
             Operator::Sum(sum) => {
-                let found = sum.product.decompose();
+                let found = sum.product.decompose()?;
                 // Terms that cancel leave nothing that is worth a rank.
                 let nothing = found.norm_squared().sqrt() <= sum.floor;
                 let (rows, cols) = slot.shape();

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::io::Inputs;
 use crate::ops::WriteOptions;
 use crate::ops::base::Base;
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::landing::Lander;
 use crate::ops::merge::provenance::{self, Edits};
 use crate::ops::merge::{
@@ -146,6 +147,9 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
         peak_resident_bytes: None,
     };
     let mut output = sides::output(std::mem::take(&mut planned.plan), &options.write, &base);
+    let originals = applied.iter().filter_map(|applied| applied.original.as_ref());
+    let models = originals.map(|(original, _)| &original.base.checkpoint);
+    output.inputs = fingerprints(options.write.part, models.chain([&base.checkpoint, &merged.checkpoint]))?;
     report.notes.extend(sides::add(&mut output, &options.write, &base, &Edits::default(), &recipe)?.notes);
     report.bytes = output.bytes();
     output.write(&options.write, run, &inputs)?;

@@ -67,7 +67,7 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
             return Err(refuse(what));
         }
         let product = LowRank::from_rows(values(&term.up)?, values(&term.down)?, rank, 1.0);
-        let found = product.decompose();
+        let found = product.decompose()?;
         if !found.norm_squared().is_finite() {
             let problem = "its change is beyond the range of F32, in which it is computed";
             return Err(Error::numeric(&adapter.root, &other.path, problem));

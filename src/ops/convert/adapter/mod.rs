@@ -362,7 +362,14 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         metadata.retain(|key| !stripped.is_match(key));
         metadata.set(PROVENANCE, recipe.to_string().as_str().into());
         let plan = gguf_rows::lay_out(&files.weights, &metadata, tensors, options.write.budget.job_bytes())?;
-        return Ok(Output { plan, written: files.beside, copied: Vec::new(), record: None, single_file: files.single });
+        return Ok(Output {
+            plan,
+            written: files.beside,
+            copied: Vec::new(),
+            record: None,
+            single_file: files.single,
+            inputs: Vec::new(),
+        });
     }
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
@@ -376,7 +383,14 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
     let plan = lay_out_as(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
     // A file of its own says it in its header.
     let record = (!files.single).then(|| recipe.clone());
-    Ok(Output { plan, written: files.beside, copied: files.copied, record, single_file: files.single })
+    Ok(Output {
+        plan,
+        written: files.beside,
+        copied: files.copied,
+        record,
+        single_file: files.single,
+        inputs: Vec::new(),
+    })
 }
 
 fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {

@@ -15,6 +15,7 @@ use crate::formats::layout::OutputFile;
 use crate::io::Inputs;
 use crate::ops::WriteOptions;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
+use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::provenance::checkpoint_entry;
 use crate::ops::output::{Output, Run};
 use crate::plan::{Compute, Plan};
@@ -51,7 +52,8 @@ pub fn write(
         "options": chosen,
     });
     let (written, copied) = (Vec::new(), Vec::new());
-    let output = Output { plan, written, copied, record: Some(recipe), single_file: single };
+    let fingerprints = fingerprints(write.part, [input])?;
+    let output = Output { plan, written, copied, record: Some(recipe), single_file: single, inputs: fingerprints };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
