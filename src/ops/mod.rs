@@ -6,6 +6,7 @@ mod dialect;
 pub mod extract;
 pub mod finish;
 mod hashes;
+mod heads;
 mod initial;
 pub mod inspect;
 pub mod merge;
@@ -19,6 +20,7 @@ pub mod stack;
 mod terms;
 pub mod unmerge;
 mod weight;
+mod wrapping;
 mod writing;
 
 pub use dialect::Dialect;

@@ -92,7 +92,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let started = Instant::now();
     check(options)?;
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
-    let base = Base::open(&options.input)?;
+    let base = Base::open_as_it_is(&options.input)?;
     let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
     refuse_inputs(&write.out, of_files.chain([base.checkpoint.root()]))?;
     let Sorted { outputs, cast, folded } = sort(&base, options)?;

@@ -76,6 +76,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     check_dtype(options.write.dtype)?;
     options.dialect.check_out(&options.write.out)?;
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
     refuse_inputs(&options.write.out, [&base, &tuned].into_iter().map(|model| model.checkpoint.root()))?;
     let pairing = pairing::pair(&base, &tuned, &options.choice)?;

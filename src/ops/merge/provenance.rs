@@ -11,6 +11,7 @@ use crate::adapters::weight_files;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
 use crate::ops::base::Base;
+use crate::ops::heads;
 use crate::ops::recipe::{SIDECAR, hashes, name_of};
 use crate::ops::{Rounding, WriteOptions};
 
@@ -154,7 +155,7 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     let config = base.config.as_ref()?;
     let mut edited = config.clone();
     if edits.untied {
-        set_everywhere(&mut edited, "tie_word_embeddings", &false.into(), true);
+        heads::untie(&mut edited);
     }
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);
