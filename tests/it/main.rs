@@ -24,6 +24,7 @@ mod extract;
 mod gguf_adapters;
 mod golden;
 mod heads;
+mod hints;
 mod initial;
 mod kohya;
 mod layout;

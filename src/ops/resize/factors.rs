@@ -97,7 +97,8 @@ impl Decomposed {
                 .as_ref()
                 .map_or_else(Default::default, |(down, _)| (down.path().to_path_buf(), down.info.name.clone()));
             let problem = format!("its factors at rank {rank} are beyond the range of {float}");
-            return Err(Error::numeric(path, name, problem).hint("`--dtype f32` has the range"));
+            let error = Error::numeric(path, name, problem);
+            return Err(if float == Float::F32 { error } else { error.hint("`--dtype f32` has the range") });
         }
         Ok(Factors {
             rank,
