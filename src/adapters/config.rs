@@ -150,6 +150,14 @@ pub struct AdapterConfig {
 }
 
 impl AdapterConfig {
+    /// The modules that are saved whole: those that the config names, and the heads that PEFT adds by itself for the task, which
+    /// old versions did not write into it.
+    pub fn saved_modules(&self) -> impl Iterator<Item = &str> {
+        let task = self.raw.get("task_type").and_then(Value::as_str).unwrap_or_default();
+        let of_task = TASK_HEADS.iter().filter(move |(tasks, _)| tasks.contains(&task)).flat_map(|(_, heads)| *heads);
+        self.modules_to_save.iter().map(String::as_str).chain(of_task.copied())
+    }
+
     /// Reads the config in the adapter directory `directory`.
     ///
     /// # Errors
@@ -258,6 +266,10 @@ impl AdapterConfig {
         })
     }
 }
+
+/// Tasks, and the heads that PEFT saves whole for them. Source: PEFT, `PeftModelFor…` in `peft_model.py`.
+const TASK_HEADS: [(&[&str], &[&str]); 2] =
+    [(&["SEQ_CLS", "TOKEN_CLS"], &["classifier", "score"]), (&["QUESTION_ANS"], &["qa_outputs"])];
 
 /// Whether the module or parameter `name` belongs to the entry `saved` of `modules_to_save`: the module of that name and
 /// everything below it, as PEFT matches it.

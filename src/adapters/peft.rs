@@ -180,10 +180,35 @@ impl Adapter {
         Ok(())
     }
 
+    /// A pair for each expert in two tensors of three dimensions: A `[E, r, in]`, B `[E, out, r]`, either with one for all.
+    fn refuse_experts(&self, lora: &Lora) -> Result<()> {
+        let (&[first, rank, _], &[second, outputs, inner]) =
+            (lora.down.info.shape.as_slice(), lora.up.info.shape.as_slice())
+        else {
+            return Ok(());
+        };
+        // A convolution over one dimension has A `[r, in, k]`, B `[out, r, 1]`.
+        let is_convolution = outputs == first && inner == 1 && self.dialect != "mlx";
+        if is_convolution || rank != inner || (first != second && first != 1 && second != 1) {
+            return Ok(());
+        }
+        let what = format!(
+            "tensors `{}` {} and `{}` {} hold a pair for each of {} experts in one tensor each; such pairs are not read yet",
+            lora.down.info.name,
+            lora.down.info.shape,
+            lora.up.info.name,
+            lora.up.info.shape,
+            first.max(second)
+        );
+        let error = Error::unsupported(lora.down.path(), what);
+        Err(if self.dialect == "mlx" { error.hint("`mlx_lm.fuse` merges them into the model") } else { error })
+    }
+
     fn check_pairs(&self) -> Result<()> {
         for module in &self.modules {
             let Change::Lora(lora) = &module.change else { continue };
             lora.tensors().try_for_each(check_elements)?;
+            self.refuse_experts(lora)?;
             let up_rank = lora.up.info.shape.as_slice().get(1).copied();
             if up_rank == Some(lora.rank()) && lora.up.info.shape.rows_cols().1 != lora.rank() {
                 let problem = format!("has shape {}: beyond the rank every dimension of B is 1", lora.up.info.shape);

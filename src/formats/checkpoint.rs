@@ -195,6 +195,27 @@ impl Checkpoint {
         Ok((Self { gguf: Some(metadata), ..seen }, Some(view)))
     }
 
+    /// The same tensors under other names: `names` holds one for each, in the order of [`tensors`](Self::tensors), or `None` for a
+    /// tensor that is left out.
+    ///
+    /// # Errors
+    /// When two tensors get one name.
+    pub fn renamed(self, names: Vec<Option<String>>) -> Result<Self> {
+        let mut names = names.into_iter();
+        let rename = |file: WeightFile| {
+            let tensors = file.header.tensors.clone().into_iter().enumerate();
+            let named = tensors.zip(names.by_ref()).filter_map(|((at, info), name)| {
+                let name = name?.into();
+                Some((at, TensorInfo { name, ..info }))
+            });
+            let named: Vec<(usize, TensorInfo)> = named.collect();
+            file.with_tensors(named)
+        };
+        let files = self.files.into_iter().map(rename).collect();
+        let renamed = Self::assemble(&self.root, self.container, files)?;
+        Ok(Self { gguf: self.gguf, ..renamed })
+    }
+
     /// How the weights are stored.
     pub fn container(&self) -> &Container {
         &self.container

@@ -9,6 +9,8 @@
 //! * [`buffers`]: tensors that are no parameters.
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
+//! * [`head`]: output heads and the embeddings they share, by class, as a table.
+//! * [`wrappers`]: what training tools put around a model.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
 //! * [`gguf`]: modules ↔ tensors of a GGUF file.
@@ -26,8 +28,9 @@ pub mod gguf;
 pub mod head;
 mod names;
 pub mod peft;
-mod renamed;
+pub mod renamed;
 pub mod scheme;
+pub mod wrappers;
 
 pub use names::{Names, Shift};
 

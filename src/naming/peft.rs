@@ -4,16 +4,8 @@
 //! versions and third parties leave the prefix out, keep the adapter's name (`lora_A.default.weight`) or the in-memory
 //! wrappers (`modules_to_save.default`).
 
-use std::borrow::Cow;
-
 use super::Role;
-
-/// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
-const PREFIXES: [&str; 3] = ["module.", "base_model.model.", "base_model."];
-
-/// Modules that wrap others wherever they stand, and mean nothing for what the key belongs to (FSDP, activation checkpointing,
-/// `torch.compile` in torch 2; Lightning).
-const WRAPPERS: [&str; 4] = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "_forward_module"];
+use super::wrappers::{FRONTS, without_wrappers};
 
 /// What stands before the first underscore of the other methods' tensors (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
 const TUNERS: [&str; 33] = [
@@ -73,7 +65,7 @@ pub struct Key {
 pub fn parse(key: &str) -> Key {
     let bare = without_wrappers(key);
     let mut rest = bare.as_ref();
-    for prefix in PREFIXES {
+    for prefix in FRONTS {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
     let segments: Vec<&str> = rest.split('.').collect();
@@ -93,13 +85,6 @@ pub fn parse(key: &str) -> Key {
         role => role,
     };
     Key { module, nesting, role }
-}
-
-fn without_wrappers(key: &str) -> Cow<'_, str> {
-    if !WRAPPERS.iter().any(|wrapper| key.contains(wrapper)) {
-        return key.into();
-    }
-    key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect::<Vec<&str>>().join(".").into()
 }
 
 /// Where the module path ends, and what follows it.

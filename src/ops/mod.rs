@@ -7,6 +7,7 @@ pub mod extract;
 mod fingerprint;
 pub mod finish;
 mod hashes;
+mod heads;
 mod initial;
 pub mod inspect;
 pub mod merge;
@@ -22,6 +23,7 @@ pub mod stack;
 mod terms;
 pub mod unmerge;
 mod weight;
+mod wrapping;
 mod writing;
 
 pub use dialect::Dialect;

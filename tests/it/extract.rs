@@ -607,7 +607,7 @@ fn models_that_do_not_fit_are_refused_with_what_does_not() {
                 ("norm.weight", vector.clone()),
                 ("a.k_proj.weight", weight(&[4, 6])),
             ],
-            &["`a.k_proj.weight`", "most like", "--skip"],
+            &["`a.k_proj.weight`", "most like", "--full"],
         ),
         (
             vec![("a.q_proj.weight", nan), ("norm.weight", vector.clone())],

@@ -331,7 +331,7 @@ fn what_llama_cpp_does_not_have_is_refused_with_the_way_out() {
     let of = |case: &str| root.join(case).join("adapter");
     to_gguf(&of("dora"), &base, &out, &[]).refused(1, &["has magnitudes of DoRA", "merge it into the model"]);
     to_gguf(&of("lora-mts-norm"), &base, &out, &[])
-        .refused(1, &["`model.layers.0.input_layernorm.weight` is stored whole", "--exclude"]);
+        .refused(1, &["`model.layers.0.input_layernorm.weight` is stored whole", "lorakit merge"]);
     to_gguf(&of("lora-mts-norm"), &base, &out, &["--exclude", "layernorm"]).ok();
     fs::remove_file(&out).unwrap();
     let loha = root.join("../peft/loha-r4/adapter");

@@ -95,7 +95,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     check(options)?;
     let inputs = watch(options);
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
-    let base = Base::open(&options.input)?;
+    let base = Base::open_as_it_is(&options.input)?;
     check_early(write, &inputs, &Expected::Planned)?;
     let Sorted { outputs, cast, folded } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();

@@ -82,8 +82,11 @@ impl Rounded {
                 .hint("`--exclude` leaves the tensor as it is");
         }
         let problem = format!("the value at {place:?} is {value}, {out} ends at {max}");
-        Error::numeric(self.source.tensor.path(), &self.name, problem)
-            .hint("`--dtype bf16` has room for it, `--exclude` leaves the tensor as it is")
+        let error = Error::numeric(self.source.tensor.path(), &self.name, problem);
+        match self.out {
+            Float::Bf16 | Float::F32 => error.hint("`--exclude` leaves the tensor as it is"),
+            _ => error.hint("`--dtype bf16` has room for it, `--exclude` leaves the tensor as it is"),
+        }
     }
 }
 

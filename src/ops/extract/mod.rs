@@ -78,6 +78,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     options.dialect.check_out(&options.write.out)?;
     let inputs = Inputs::watch();
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
     check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
     let pairing = pairing::pair(&base, &tuned, &options.choice)?;

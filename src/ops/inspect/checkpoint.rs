@@ -15,9 +15,9 @@ use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
-use crate::naming::head::find_tie;
+use crate::naming::Names;
 use crate::naming::{Role, peft};
-use crate::ops::base::is_tied;
+use crate::ops::heads;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
@@ -90,7 +90,9 @@ impl CheckpointFacts {
         }));
         problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
         let has = |name: &str| checkpoint.info(name).is_some();
-        let tie = config.as_ref().filter(|config| is_tied(config)).and_then(|_| find_tie(has));
+        let names = || Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
+        let tied = config.as_ref().filter(|config| heads::is_tied(config));
+        let tie = tied.and_then(|config| heads::of(config).tie(&names()));
         let gguf = GgufFacts::of(&checkpoint);
         problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&checkpoint)));
         // A file of llama.cpp without a head takes the embedding for it.

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::applied::Applied;
 use super::fit::check_elements;
-use super::homeless::Homeless;
+use super::homeless::{Homeless, Lost};
 use super::landable::Landable;
 use super::methods;
 use super::places::{Place, Places, names_component};
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter as parameter_of};
 use crate::naming::blocks::BlockWeights;
-use crate::naming::{Shift, experts};
+use crate::naming::{Shift, experts, head, renamed};
 use crate::ops::base::Base;
 
 /// Which modules are changed, and how strongly.
@@ -120,6 +120,8 @@ pub struct Lander<'a> {
     allow_unused: &'a globset::GlobSet,
     /// Whether the vocabulary may get another size.
     resizes: bool,
+    /// Modules of the tie: number of the adapter, position in it, and whether it is the head.
+    pub(super) tied: Vec<(usize, usize, bool)>,
     /// What has landed so far.
     pub landed: Landed,
     /// Every module path seen.
@@ -130,7 +132,8 @@ impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
         let (places, landed) = (Places::new(base), Landed::default());
-        Self { base, places, selection, allow_unused, resizes: false, landed, paths: BTreeSet::new() }
+        let (tied, paths) = (Vec::new(), BTreeSet::new());
+        Self { base, places, selection, allow_unused, resizes: false, tied, landed, paths }
     }
 
     /// The same, and whether the vocabulary may get another size.
@@ -151,6 +154,7 @@ impl<'a> Lander<'a> {
         for (at, module) in adapter.modules.iter().enumerate() {
             let path = self.located(module, shift.apply(&module.path))?;
             self.paths.insert(path.clone());
+            self.note_tied(at, &path);
             let strength = applied.strength_at(self.selection, &path)?;
             if strength == 0.0 || !self.selection.takes(&path) {
                 self.settle(module, Fate::LeftOut);
@@ -165,12 +169,24 @@ impl<'a> Lander<'a> {
                     if tensors.iter().all(|name| self.allow_unused.is_match(name)) {
                         self.settle(module, Fate::AllowedUnused);
                     } else {
-                        homeless.push(Homeless { tensors, wanted: job.path.clone() });
+                        if let Some(error) = self.packed_place(&job) {
+                            return Err(error);
+                        }
+                        homeless.push(Homeless { tensors, wanted: job.path.clone(), lost: Lost::of(&module.change) });
                     }
                 }
             }
         }
         if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless)) }
+    }
+
+    /// Remembers a module of the tie, under whatever name the adapter has it.
+    fn note_tied(&mut self, at: usize, path: &str) {
+        let Some(tie) = self.base.tie.as_ref().or(self.base.stored_tie.as_ref()) else { return };
+        let is = |tensor: &str| tensor.strip_suffix(".weight") == Some(path);
+        if is(&tie.head) || is(&tie.embedding) {
+            self.tied.push((self.landed.fates.len() - 1, at, is(&tie.head)));
+        }
     }
 
     fn settle(&mut self, module: &Module, fate: Fate) {
@@ -206,6 +222,8 @@ impl<'a> Lander<'a> {
                 && experts::layer_of_stack(&module.path).is_none()
                 && experts::expert_of(&module.path).is_none()
                 && !names_component(&module.path)
+                // A head stands outside of what a prefix is put before.
+                && !(head::is_head(&module.path) && self.base.names.has_module(&module.path))
         };
         let modules: Vec<&str> = adapter.modules.iter().filter(is_plain).map(|module| module.path.as_str()).collect();
         if let Some(located) = self.base.names.all_located(&modules) {
@@ -297,11 +315,18 @@ impl<'a> Lander<'a> {
             |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
         // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
         let packed = (parameter == "weight").then(|| format!("{}.in_proj_weight", job.path));
-        let paths = std::iter::once(job.path.clone()).chain(experts::aliases(&job.path));
-        paths
-            .map(|path| if path.is_empty() { parameter.to_owned() } else { format!("{path}.{parameter}") })
+        let paths = || std::iter::once(job.path.clone()).chain(experts::aliases(&job.path));
+        let named = |path: &str, parameter: &str| match path {
+            "" => parameter.to_owned(),
+            path => format!("{path}.{parameter}"),
+        };
+        let renamed = renamed::parameters(parameter)
+            .flat_map(|other| paths().map(|path| named(&path, &other)).collect::<Vec<String>>());
+        paths()
+            .map(|path| named(&path, parameter))
             .chain(packed)
             .chain(std::iter::once(parameter_of(&job.path, parameter)))
+            .chain(renamed)
             .find(has)
     }
 
@@ -338,6 +363,11 @@ impl<'a> Lander<'a> {
     fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
         let Some(name) = self.tensor_of(job, parameter) else { return self.land_new(job, parameter, tensor) };
         let target = self.target(&name);
+        // A copy of a shared embedding is no reason to give its head another tensor.
+        let is_shared = self.base.tie.as_ref().is_some_and(|tie| tie.embedding == name);
+        if is_shared && tensor.info.shape == target.info.shape && super::same_values(tensor, &target)? {
+            return Ok(Some(Fate::SameAsBase));
+        }
         if self.resizes && is_resized(tensor, &target) {
             self.resize(job, &name, tensor, &target)?;
         } else {
@@ -373,8 +403,9 @@ impl<'a> Lander<'a> {
 
     /// A module the base does not have: a new head that the adapter declares.
     fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let declared = job.applied.adapter.config.modules_to_save.iter().any(|saved| saves(saved, &job.path));
-        if !declared || self.base.names.has_module(&job.path) || job.strength != 1.0 {
+        let declared = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path));
+        let is_there = self.base.names.has_module(&job.path) && !self.base.is_tied_head(&job.path);
+        if !declared || is_there || job.strength != 1.0 {
             return Ok(None);
         }
         let name = format!("{}.{parameter}", job.path);

@@ -104,8 +104,13 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let started = Instant::now();
     let inputs = Inputs::watch();
     let base = Base::open(&options.base)?;
+    if direction == Direction::TakenOut {
+        base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
+    }
     let mut applied = applied::open(options, base.config.as_ref())?;
     sides::check_out(&options.write, &base, &inputs)?;
+    let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
+    let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }

@@ -8,6 +8,7 @@ use super::{Direction, MergeOptions};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
 use crate::ops::base::Base;
+use crate::ops::heads;
 use crate::ops::recipe::{adapter_hashes, checkpoint_hashes, earlier_record, name_of};
 use crate::ops::{Rounding, WriteOptions};
 
@@ -144,7 +145,7 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     let config = base.config.as_ref()?;
     let mut edited = config.clone();
     if edits.untied {
-        set_everywhere(&mut edited, "tie_word_embeddings", &false.into(), true);
+        heads::untie(&mut edited);
     }
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);

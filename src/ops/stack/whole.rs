@@ -123,7 +123,7 @@ fn unknown(name: &str, parts: &[(f64, &Stored)]) -> Error {
         count => format!("`{name}` is held whole by {count} adapters, differently: W + Σ wᵢ·(Tᵢ − W) depends on W"),
     };
     Error::unsupported(tensor.path(), what)
-        .hint("`--base PATH` with the model the adapters were trained on computes it; `--exclude REGEX` leaves it out")
+        .hint("`--base PATH` with the model the adapters were trained on computes it")
 }
 
 fn token_rows(terms: &Terms, base: Option<&Base>, dtype: Option<Float>, combined: &mut Combined) -> Result<()> {

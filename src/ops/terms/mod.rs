@@ -171,7 +171,7 @@ impl Terms {
             Change::Method(method) => self.take_method(taken, method.as_ref()),
             Change::Inserted(inserted) => {
                 let what = format!("`{}` is {}: {}", module.path, inserted.kind, inserted.reason);
-                Err(Error::unsupported(&applied.adapter.root, what).hint("`--exclude REGEX` leaves it out"))
+                Err(Error::unsupported(&applied.adapter.root, what))
             }
             Change::Unknown(tensor) => {
                 let what = format!("tensor `{}` belongs to LoRA in a way that is not known", tensor.info.name);
@@ -223,9 +223,8 @@ impl Terms {
             {
                 let other = share.stored.as_ref().map_or_else(|| module.clone(), |(down, _)| describe(down));
                 let problem = format!("module `{module}` is saved whole by one and adapted by the other");
-                return Err(Error::mismatch(describe(&saved.tensor), other, problem).hint(
-                    "an adapter can hold a module in one way only; `merge` takes both, `--exclude REGEX` leaves it out",
-                ));
+                return Err(Error::mismatch(describe(&saved.tensor), other, problem)
+                    .hint("an adapter can hold a module in one way only; `merge` takes both"));
             }
         }
         Ok(())

@@ -104,12 +104,15 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let inputs = Inputs::watch();
     let as_merge = as_merge(options, base, taken_from(options, base)?);
     let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
+    merged.wrapping.refuse_inside(&merged.checkpoint, "the merged model")?;
     if let Some(gguf) = [&base, &merged].into_iter().find(|model| model.view.is_some()) {
         let what = "is a GGUF file, and `--base` compares models of other formats only";
         return Err(Error::unsupported(gguf.checkpoint.root(), what)
             .hint("without `--base` the adapters are taken out up to rounding; or keep the base itself"));
     }
     let applied = applied::open(&as_merge, base.config.as_ref())?;
+    let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
+    let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs(&options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);

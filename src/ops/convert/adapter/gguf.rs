@@ -146,7 +146,8 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     let known = |path: &String| arch.place(path).is_some();
     let expert = || experts::expert_of(&path);
     let others = expert().into_iter().flat_map(|(layer, expert, part)| {
-        let names = SPLIT.iter().map(move |split| split.tensor(layer, expert, part));
+        let has = SPLIT.iter().filter(move |split| split.has().contains(&part));
+        let names = has.map(move |split| split.tensor(layer, expert, part));
         names.map(|tensor| tensor.trim_end_matches(".weight").to_owned())
     });
     let other = experts::aliases(&path).into_iter().chain(others).find(known);
@@ -218,8 +219,7 @@ fn wished(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<Option<&'static Gguf
 
 /// What llama.cpp does not load.
 fn refuse(adapter: &Adapter, pieces: &Pieces) -> Result<()> {
-    const WAY_OUT: &str =
-        "merge it into the model instead, `lorakit merge`, and serve that; or leave it out with --exclude";
+    const WAY_OUT: &str = "merge it into the model instead, `lorakit merge`, and serve that";
     let error = |what: String| Error::unsupported(&adapter.root, what);
     if let Some(path) = pieces.paths().find(|path| components::split(path).is_some()) {
         return Err(error(format!(
@@ -268,7 +268,7 @@ fn check_head(adapter: &Adapter, pairs: &[Pair], wishes: &Wishes<'_>) -> Result<
                 pair.path
             );
             Err(Error::unsupported(&adapter.root, what)
-                .hint("leave it out with --exclude, or merge it into the model, which unties the head"))
+                .hint("merge it into the model, `lorakit merge`, which unties the head"))
         }
     }
 }

@@ -49,7 +49,11 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     check_early(&options.write, &inputs, &Expected::Planned)?;
     let made = match input.gguf() {
         Some(metadata) => requantised::make(&input, metadata, mix)?,
-        None => hub::make(&Base::open(&options.input)?, mix)?,
+        None => {
+            let base = Base::open(&options.input)?;
+            base.wrapping.refuse_inside(&base.checkpoint, "the model")?;
+            hub::make(&base, mix)?
+        }
     };
     write::write(options, &input, made, &inputs, run, started)
 }
