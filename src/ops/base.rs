@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::weight::{ScaleGrid, Weight};
+use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, View, hub_config};
 use crate::formats::{Checkpoint, Format, Stored, json};
@@ -59,6 +60,10 @@ impl Base {
         let checkpoint = Checkpoint::open(path)?;
         if checkpoint.gguf().and_then(|metadata| metadata.text("general.type")) == Some("adapter") {
             return Err(Error::unsupported(path, "is an adapter, and the base must be a model"));
+        }
+        if is_bare_adapter(&checkpoint) {
+            return Err(Error::unsupported(path, "is an adapter, and a model is expected here")
+                .hint("`merge MODEL ADAPTER` puts it into a model, `stack` adds adapters"));
         }
         let (checkpoint, view) = checkpoint.in_hub_names()?;
         let config = match checkpoint.gguf() {

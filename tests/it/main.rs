@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
+mod adapters_as_found;
+mod alpha;
 mod archs;
 mod bad;
 mod blocks;
@@ -30,6 +32,7 @@ mod methods;
 mod mlx;
 mod options;
 mod pickle;
+mod pickles_as_found;
 mod pipeline;
 mod resize;
 mod robust;

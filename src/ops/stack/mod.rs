@@ -29,7 +29,7 @@ use super::rank_choice::{RankChoice, Ranking};
 use super::recipe::{hashes, name_of};
 use super::terms;
 use super::writing::WriteOptions;
-use crate::adapters::{Change, weight_files};
+use crate::adapters::{Change, ReadOptions, weight_files};
 use crate::error::{Error, Result};
 use crate::linalg::Compute;
 
@@ -54,6 +54,8 @@ pub struct StackOptions {
     pub operation: &'static str,
     /// Adapters with their weights, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
     /// The model the adapters were trained on: for tensors they hold whole, DoRA, and what PiSSA or OLoRA took out of it.
@@ -82,7 +84,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let started = Instant::now();
     check(options)?;
     let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref())?;
+    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
     let base = original.as_ref().map(|original| &original.base);
     let roots = sources.iter().flat_map(|source| [Some(&source.adapter), source.init.as_ref()]).flatten();
     refuse_inputs(&options.write.out, roots.map(|adapter| adapter.root.as_path()).chain(options.base.as_deref()))?;
@@ -167,7 +169,13 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
             };
             rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
         }
-        Input { path: source.adapter.root.clone(), weight: source.strength, modules: ranks.values().sum(), ranks }
+        Input {
+            path: source.adapter.root.clone(),
+            weight: source.strength,
+            modules: ranks.values().sum(),
+            ranks,
+            alpha_from: source.adapter.config.alpha_from.clone(),
+        }
     };
     let files = sources.iter().flat_map(|source| source.adapter.tensors.files());
     StackReport {
@@ -187,7 +195,7 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
         parameters: 0,
         bytes_before: files.map(|file| file.map.len()).sum(),
         bytes: 0,
-        notes: Vec::new(),
+        notes: sources.iter().flat_map(|source| source.adapter.reading_notes()).collect(),
         seconds: 0.0,
         peak_resident_bytes: None,
     }
