@@ -39,6 +39,7 @@
 //! let options = MergeOptions {
 //!     base: "base".into(),
 //!     adapters: vec![("adapter".into(), 1.0)],
+//!     read: lorakit::adapters::ReadOptions::default(),
 //!     init_adapters: Vec::new(),
 //!     original: None,
 //!     residual_base: false,

@@ -5,11 +5,12 @@
 use std::path::{Path, PathBuf};
 
 use foldhash::HashMap;
-use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::gguf::LlamaCpp;
 use super::initial::Initialiser;
+use super::pattern::Pattern;
+use super::read::AlphaFrom;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
 use crate::io::is_there;
@@ -41,9 +42,6 @@ const REFUSED: [(&str, &str); 7] = [
 /// The tokens after which an activated LoRA begins to act.
 pub const INVOCATION: &str = "alora_invocation_tokens";
 
-/// Largest compiled pattern, in bytes; a full module path takes about 10 kB.
-const MAX_PATTERN_BYTES: usize = 128 << 10;
-
 /// What the initialiser did to the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Init {
@@ -61,8 +59,8 @@ pub struct Scaling {
     rank: u64,
     alpha: f64,
     rslora: bool,
-    rank_pattern: Vec<(Regex, u64)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<(Pattern, u64)>,
+    alpha_pattern: Vec<(Pattern, f64)>,
     /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
     exact: HashMap<String, (u64, f64)>,
 }
@@ -114,7 +112,7 @@ impl Scaling {
     }
 }
 
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
@@ -127,6 +125,8 @@ pub struct AdapterConfig {
     pub method: String,
     /// Rank, alpha and the patterns over them; `None` for methods without.
     pub scaling: Option<Scaling>,
+    /// Where α stands, for methods that have one.
+    pub alpha_from: Option<AlphaFrom>,
     /// Magnitudes are expected.
     pub dora: bool,
     /// The base keeps its weights as `[in, out]`, as far as the writer knew.
@@ -165,11 +165,9 @@ impl AdapterConfig {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_NAME);
         if !is_there(&path)? {
-            return Err(Error::unsupported(
-                directory,
-                format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown"),
-            )
-            .hint("the file is written beside the weights by PEFT's `save_pretrained`"));
+            let what = format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown");
+            return Err(Error::unsupported(directory, what)
+                .hint("the file is written beside the weights by PEFT's `save_pretrained`"));
         }
         Self::parse(path.clone(), json::read_object(&path)?)
     }
@@ -193,6 +191,7 @@ impl AdapterConfig {
         };
         let token_key = if method == "TRAINABLE_TOKENS" { "token_indices" } else { "trainable_token_indices" };
         Ok(Self {
+            alpha_from: scaling.as_ref().map(|_| AlphaFrom::File(CONFIG_NAME.to_owned())),
             scaling,
             dora: fields.flag("use_dora")?,
             fan_in_fan_out: fields.flag("fan_in_fan_out")?,
@@ -215,6 +214,7 @@ impl AdapterConfig {
             path: path.to_path_buf(),
             method: method.to_owned(),
             scaling,
+            alpha_from: None,
             dora: false,
             fan_in_fan_out: false,
             init: (Init::Plain, String::new()),
@@ -320,11 +320,21 @@ impl Fields<'_> {
     }
 
     fn rank(&self, key: &str, value: &Value) -> Result<u64> {
-        value.as_u64().filter(|rank| *rank > 0).ok_or_else(|| self.wrong(key, "a whole number above zero", value))
+        let text = || value.as_str().and_then(|text| text.trim().parse().ok());
+        value
+            .as_u64()
+            .or_else(text)
+            .filter(|rank| *rank > 0)
+            .ok_or_else(|| self.wrong(key, "a whole number above zero", value))
     }
 
     fn alpha(&self, key: &str, value: &Value) -> Result<f64> {
-        value.as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| self.wrong(key, "a finite number", value))
+        let text = || value.as_str().and_then(|text| text.trim().parse().ok());
+        value
+            .as_f64()
+            .or_else(text)
+            .filter(|alpha: &f64| alpha.is_finite())
+            .ok_or_else(|| self.wrong(key, "a finite number", value))
     }
 
     fn scaling(&self, alpha: &str) -> Result<Scaling> {
@@ -343,7 +353,7 @@ impl Fields<'_> {
     }
 
     /// Patterns in file order. PEFT matches `(.*\.)?(pattern)$` from the start of the module path; the first match wins.
-    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Pattern, T)>> {
         let object = match self.value(key) {
             None => return Ok(Vec::new()),
             Some(Value::Object(object)) => object,
@@ -351,16 +361,9 @@ impl Fields<'_> {
         };
         let compile = |(pattern, value): (&String, &Value)| {
             let at = format!("{key}: {pattern}");
-            let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .size_limit(MAX_PATTERN_BYTES)
-                .build()
-                .map_err(|problem| {
-                    Error::malformed(
-                        self.path,
-                        &at,
-                        format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
-                    )
-                })?;
+            let regex = Pattern::new(pattern).map_err(|problem| {
+                Error::malformed(self.path, &at, format!("is not a usable regular expression: {problem}"))
+            })?;
             Ok((regex, read(&at, value)?))
         };
         object.iter().map(compile).collect()
@@ -411,10 +414,6 @@ fn shorten(value: &Value) -> String {
         Some((end, _)) => format!("{} …", &text[..end]),
         None => text,
     }
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
 }
 
 #[cfg(test)]

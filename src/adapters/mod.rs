@@ -16,6 +16,7 @@ mod magnitudes;
 mod method;
 pub mod methods;
 mod parts;
+mod pattern;
 mod peft;
 mod read;
 mod refused;
@@ -35,7 +36,10 @@ pub use magnitudes::{decomposed, magnitudes};
 pub use method::{Inserted, Method, ParameterChange, Target};
 pub use parts::{Context, Parts, number};
 pub use peft::{Adapter, Change, Lora, Module, describe};
-pub use read::{ADAPTERHUB_HEADS, is_adapter, recognise, torchtune_heads};
+pub use read::{
+    ADAPTERHUB_HEADS, AlphaFrom, Needed, ReadOptions, is_adapter, is_bare_adapter, is_model, is_saved_beside,
+    of_a_folder, of_a_model, recognise, torchtune_heads,
+};
 pub use rows::TokenRows;
 pub use turned::{Turned, Window};
 pub use whole::{Difference, Whole};

@@ -10,7 +10,7 @@ use super::config::AdapterConfig;
 use super::factor::Factor;
 use super::low_rank::{LowRankDelta, Term};
 use super::method::{Inserted, Method};
-use super::read::{self, Opened};
+use super::read::{self, AlphaFrom, Needed, Opened, ReadOptions};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::tensor::first_not_finite;
@@ -28,6 +28,8 @@ pub struct Adapter {
     pub tensors: Checkpoint,
     /// Its changes by module path, as the adapter names it.
     pub modules: Vec<Module>,
+    /// What had to be told to read it.
+    pub needed: Needed,
 }
 
 /// One change of one module.
@@ -140,7 +142,7 @@ impl Adapter {
     /// When a file is missing or malformed, and when tensors that belong together do not fit: half a pair, ranks that
     /// disagree with each other or with the config.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::open_for(path, None)
+        Self::open_for(path, None, &ReadOptions::default())
     }
 
     /// Opens an adapter to be described: also gives the problem for which [`Adapter::open`] refuses it. `modules` is empty
@@ -148,21 +150,25 @@ impl Adapter {
     ///
     /// # Errors
     /// When a file is missing or malformed.
-    pub fn examine(path: &Path) -> Result<(Self, Option<Error>)> {
-        Self::examine_opened(path, None)
+    pub fn examine(path: &Path, options: &ReadOptions) -> Result<(Self, Option<Error>)> {
+        Self::examine_opened(path, None, options)
     }
 
     /// As [`Adapter::examine`]; `file` is the weight file at `path`, if it is open already.
     ///
     /// # Errors
     /// When a file is missing or malformed.
-    pub fn examine_opened(path: &Path, file: Option<Checkpoint>) -> Result<(Self, Option<Error>)> {
-        let Opened { root, dialect, config, tensors, modules } = read::open(path, file)?;
+    pub fn examine_opened(
+        path: &Path,
+        file: Option<Checkpoint>,
+        options: &ReadOptions,
+    ) -> Result<(Self, Option<Error>)> {
+        let Opened { root, dialect, config, tensors, modules, needed } = read::open(path, file, options)?;
         let (modules, problem) = match modules {
             Ok(modules) => (modules, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let adapter = Self { root, dialect, config, tensors, modules };
+        let adapter = Self { root, dialect, config, tensors, modules, needed };
         let problem = problem.or_else(|| adapter.check_pairs().err());
         Ok((adapter, problem))
     }
@@ -202,6 +208,22 @@ impl Adapter {
         );
         let error = Error::unsupported(lora.down.path(), what);
         Err(if self.dialect == "mlx" { error.hint("`mlx_lm.fuse` merges them into the model") } else { error })
+    }
+
+    /// What a user should know of how it was read: also where α stands, if that is not beside the factors or in a config.
+    pub fn reading_notes(&self) -> Vec<String> {
+        let alpha = match self.config.alpha_from.as_ref() {
+            Some(from @ (AlphaFrom::Header(_) | AlphaFrom::Told)) => {
+                Some(format!("alpha of `{}` is from {from}", self.root.display()))
+            }
+            _ => None,
+        };
+        self.tensors.notes().cloned().chain(alpha).collect()
+    }
+
+    /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined.
+    pub fn is_self_contained(&self) -> bool {
+        self.needed == Needed::default() && !self.tensors.all().any(|stored| read::is_saved_beside(&stored))
     }
 
     fn check_pairs(&self) -> Result<()> {

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
+use super::reading::Reading;
+
 /// Transforms model files: merges LoRA adapters into weights, inspects checkpoints and adapters.
 #[derive(Debug, Parser)]
 #[command(name = "lorakit", version, max_term_width = 100, propagate_version = true)]
@@ -79,6 +81,8 @@ pub struct Merge {
     pub write: Write,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub read: Reading,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<OsString>,
@@ -200,6 +204,8 @@ pub struct Inspect {
     /// The model that the adapters are for: their share of it, and whether every module has a place
     #[arg(long, value_name = "PATH")]
     pub base: Option<OsString>,
+    #[command(flatten)]
+    pub read: Reading,
     /// Read the values too: zeros, what is not finite, hashes
     #[arg(long)]
     pub check: bool,

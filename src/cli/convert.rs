@@ -12,6 +12,7 @@ use lorakit::report;
 use super::args::Write;
 use super::merge::write_options;
 use super::progress::Bar;
+use super::reading::Reading;
 use super::{place, watch, words};
 
 #[derive(Debug, Group)]
@@ -20,6 +21,8 @@ pub struct Convert {
     pub input: OsString,
     #[command(flatten)]
     pub write: Write,
+    #[command(flatten)]
+    pub read: Reading,
     /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune, safetensors; a checkpoint becomes safetensors
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
@@ -49,6 +52,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
     write.cast_all |= write.dtype.is_some();
     let options = ConvertOptions {
         input: place::path(&args.input)?,
+        read: args.read.options()?,
         to: args.to.as_deref().map(str::parse).transpose()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         caches: place::caches(),

@@ -19,6 +19,7 @@ const HASHED: u64 = 8 << 20;
 pub fn run(args: &Inspect) -> Result<Vec<u8>> {
     let named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
     let options = InspectOptions {
+        read: args.read.options()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         caches: place::caches(),
         spectrum: args.spectrum,

@@ -8,6 +8,7 @@ mod merge;
 mod place;
 mod progress;
 mod rank;
+mod reading;
 mod resize;
 mod stack;
 mod subtract;

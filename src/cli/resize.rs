@@ -11,6 +11,7 @@ use lorakit::report;
 
 use super::progress::Bar;
 use super::rank::Rank;
+use super::reading::ReadingInputs;
 use super::write_adapter::{To, WriteAdapter};
 use super::{notice, place, print, watch, words};
 
@@ -24,6 +25,8 @@ pub struct Resize {
     pub write: WriteAdapter,
     #[command(flatten)]
     pub to: To,
+    #[command(flatten)]
+    pub read: ReadingInputs,
     /// The model the adapters are for: for methods that need its weights, names and heads for --to, and what PiSSA or OLoRA took
     /// out of it
     #[arg(long, value_name = "PATH")]
@@ -55,6 +58,7 @@ pub enum Compat {
 pub fn run(args: &Resize) -> Result<Vec<u8>> {
     let options = ResizeOptions {
         adapters: args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         ranks: args.rank.required()?,
         alpha: args.alpha,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::adapters::is_adapter;
+use lorakit::adapters::recognise;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::stack::{Method, StackOptions};
@@ -13,6 +13,7 @@ use lorakit::report;
 
 use super::args::{RoundingMode, Weights, Write};
 use super::progress::Bar;
+use super::reading::ReadingInputs;
 use super::stack::Sum;
 use super::{merge, notice, place, stack, watch};
 
@@ -34,6 +35,8 @@ pub struct Subtract {
     pub base: Option<OsString>,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub read: ReadingInputs,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<OsString>,
@@ -51,7 +54,7 @@ pub struct Subtract {
 /// Subtracts, and gives the report.
 pub fn run(args: &Subtract) -> Result<Vec<u8>> {
     let (from, weight) = place::adapter(&args.from)?;
-    if is_adapter(&from) {
+    if recognise(&from).0 {
         return from_adapter(args, from, weight);
     }
     if weight != 1.0 {
@@ -69,6 +72,7 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         merged: from,
         adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
         base: args.base.as_deref().map(place::path).transpose()?,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         residual_base: args.residual_base,
         selection: merge::selection(&args.write, &args.weights)?,
@@ -125,6 +129,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
     let options = StackOptions {
         operation: "subtract",
         adapters,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         method: Method::Concat,

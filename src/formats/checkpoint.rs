@@ -164,6 +164,17 @@ impl Checkpoint {
         Ok(Self { root: root.into(), container, files, gguf: None, by_name })
     }
 
+    /// The same with the tensors of the file `name` in `directory`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds a tensor of a name that is there.
+    pub fn with_file(self, directory: &Path, name: &str) -> Result<Self> {
+        let Self { root, container, mut files, gguf, .. } = self;
+        files.push(WeightFile::open(directory, name)?);
+        let joined = Self::assemble(&root, container, files)?;
+        Ok(Self { gguf, ..joined })
+    }
+
     /// The path that was opened.
     pub fn root(&self) -> &Path {
         &self.root

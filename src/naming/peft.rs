@@ -4,6 +4,8 @@
 //! versions and third parties leave the prefix out, keep the adapter's name (`lora_A.default.weight`) or the in-memory
 //! wrappers (`modules_to_save.default`).
 
+use std::borrow::Cow;
+
 use super::Role;
 use super::wrappers::{FRONTS, without_wrappers};
 
@@ -87,6 +89,58 @@ pub fn parse(key: &str) -> Key {
     Key { module, nesting, role }
 }
 
+/// Parts of LoRA after which an adapter's name can stand.
+const NAMED: [&str; 7] = [
+    "lora_A",
+    "lora_B",
+    "lora_E",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "trainable_tokens_delta",
+];
+
+/// What an adapter's name is not.
+const PARAMETERS: [&str; 2] = ["weight", "bias"];
+
+/// The adapter's name in a key, where it still stands there: `reference` in `a.lora_A.reference.weight`.
+pub fn adapter_name(key: &str) -> Option<&str> {
+    name_at(key).map(|(from, to)| &key[from..to])
+}
+
+/// The key without the adapter's name. A wrapper of modules that are saved whole keeps it: a path follows there.
+pub fn without_name(key: &str) -> Cow<'_, str> {
+    match name_at(key) {
+        Some((from, to)) if !key[..from].ends_with("modules_to_save.") => {
+            format!("{}{}", &key[..from - 1], &key[to..]).into()
+        }
+        _ => key.into(),
+    }
+}
+
+/// Where the adapter's name begins and ends.
+fn name_at(key: &str) -> Option<(usize, usize)> {
+    let mut end = key.len();
+    let mut after: Option<(usize, usize)> = None;
+    let mut last = true;
+    while let Some(dot) = key[..end].rfind('.') {
+        let name = after.map(|(from, to)| &key[from..to]);
+        let segment = &key[dot + 1..end];
+        let is_name = name.is_some_and(|name| !PARAMETERS.contains(&name));
+        let is_number = name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        let tuner = segment.split_once('_').is_some_and(|(method, _)| TUNERS.contains(&method));
+        if NAMED.contains(&segment) || segment == "modules_to_save" || tuner {
+            // A module that is saved whole has a parameter behind the name.
+            let fits = is_name && !(tuner && is_number) && !(segment == "modules_to_save" && last);
+            return after.filter(|_| fits);
+        }
+        last = after.is_none();
+        after = Some((dot + 1, end));
+        end = dot;
+    }
+    None
+}
+
 /// Where the module path ends, and what follows it.
 fn role_of(segments: &[&str]) -> (usize, Role) {
     for (at, segment) in segments.iter().enumerate().rev() {
@@ -146,6 +200,30 @@ mod tests {
     fn parsed(key: &str) -> (String, usize, Role) {
         let Key { module, nesting, role } = parse(key);
         (module, nesting, role)
+    }
+
+    #[test]
+    fn names_of_adapters_are_found_and_left_out() {
+        for (key, name, rest) in [
+            ("base_model.model.a.lora_A.weight", None, "base_model.model.a.lora_A.weight"),
+            ("base_model.model.a.lora_B.bias", None, "base_model.model.a.lora_B.bias"),
+            ("a.lora_A.default.weight", Some("default"), "a.lora_A.weight"),
+            ("a.lora_B.my_ref.bias", Some("my_ref"), "a.lora_B.bias"),
+            ("a.lora_A.1.weight", Some("1"), "a.lora_A.weight"),
+            ("a.lora_embedding_A.speech", Some("speech"), "a.lora_embedding_A"),
+            ("a.lora_magnitude_vector.x.weight", Some("x"), "a.lora_magnitude_vector.weight"),
+            ("a.ia3_l.mine", Some("mine"), "a.ia3_l"),
+            ("a.lily_A.0.weight", None, "a.lily_A.0.weight"),
+            ("a.oft_R.b.weight", Some("b"), "a.oft_R.weight"),
+            ("h.modules_to_save.x.dense.bias", Some("x"), "h.modules_to_save.x.dense.bias"),
+            ("h.modules_to_save.weight", None, "h.modules_to_save.weight"),
+            ("oft_unet_x.alpha", None, "oft_unet_x.alpha"),
+            ("lora_unet_x.lora_down.weight", None, "lora_unet_x.lora_down.weight"),
+            ("a.base_layer.weight", None, "a.base_layer.weight"),
+            ("foo", None, "foo"),
+        ] {
+            assert_eq!((adapter_name(key), without_name(key).as_ref()), (name, rest), "{key}");
+        }
     }
 
     #[test]

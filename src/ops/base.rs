@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::heads;
 use super::weight::{ScaleGrid, Weight};
 use super::wrapping::Wrapping;
+use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, View, hub_config};
 use crate::formats::{Checkpoint, Format, Stored, side};
@@ -78,6 +79,10 @@ impl Base {
     fn of(checkpoint: Checkpoint, wrapping: Wrapping, path: &Path) -> Result<Self> {
         if checkpoint.gguf().and_then(|metadata| metadata.text("general.type")) == Some("adapter") {
             return Err(Error::unsupported(path, "is an adapter, and the base must be a model"));
+        }
+        if is_bare_adapter(&checkpoint) {
+            return Err(Error::unsupported(path, "is an adapter, and a model is expected here")
+                .hint("`merge MODEL ADAPTER` puts it into a model, `stack` adds adapters"));
         }
         let (checkpoint, view) = checkpoint.in_hub_names()?;
         let config = match checkpoint.gguf() {

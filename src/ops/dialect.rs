@@ -136,6 +136,7 @@ impl Dialect {
         let quiet = Run { cancel: run.cancel, progress: &Quiet };
         let staged = peft.stage(options, &quiet)?;
         let wanted = ConvertOptions {
+            read: crate::adapters::ReadOptions::default(),
             quant: None,
             input: staged.path().to_owned(),
             to: Some(target),

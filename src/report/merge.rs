@@ -87,6 +87,9 @@ pub(super) fn describe(adapter: &AdapterSummary) -> String {
         Some((low, high)) => parts.push(format!("scales {low:.4} … {high:.4}")),
         None => {}
     }
+    if let Some(from) = &adapter.alpha_from {
+        parts.push(format!("alpha from {from}"));
+    }
     for (fate, count) in &adapter.tensors {
         let what = match fate {
             Fate::Merged => continue,

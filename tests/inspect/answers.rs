@@ -300,6 +300,7 @@ fn a_large_checkpoint_is_described_without_its_data() {
     fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     let budget = lorakit::plan::Budget { threads: 1, max_bytes: 1 << 30 };
     let options = lorakit::ops::inspect::InspectOptions {
+        read: lorakit::adapters::ReadOptions::default(),
         base: None,
         caches: Vec::new(),
         spectrum: false,

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 
+mod adapters_as_found;
+mod alpha;
 mod archs;
 mod bad;
 mod blocks;
@@ -39,6 +41,7 @@ mod options;
 mod outputs;
 mod parts;
 mod pickle;
+mod pickles_as_found;
 mod pipeline;
 mod range;
 mod resize;

@@ -117,7 +117,7 @@ pub(super) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint
              adapterhub takes it along"
         ));
     }
-    Ok(Opened { root: root.to_path_buf(), dialect: "adapterhub", config, tensors, modules })
+    Ok(Opened::new(root, "adapterhub", config, tensors, modules))
 }
 
 /// Whether a library of this version multiplied by nothing, whatever its config says: before 1.1 the loader takes α for r.

@@ -1,9 +1,15 @@
 //! Any adapter on disk → its modules. What it is, its config tells where there is one, else the names of its tensors.
 
 mod adapterhub;
+mod alphas;
+mod beside;
+mod found;
 mod gguf;
 mod metadata;
+mod mistral;
 mod mlx;
+mod mlx_vlm;
+mod options;
 mod peft;
 mod recognise;
 mod torchtune;
@@ -17,10 +23,14 @@ use serde_json::{Map, Value};
 use super::config::{AdapterConfig, CONFIG_NAME};
 use super::peft::Module;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, side};
+use crate::formats::{Checkpoint, WEIGHT_STEMS, side};
+use unaided::Beside;
 
 pub use adapterhub::ADAPTERHUB_HEADS;
-pub use recognise::{is_adapter, recognise};
+pub use beside::is_saved_beside;
+pub use found::{is_model, of_a_folder, of_a_model};
+pub use options::{AlphaFrom, Needed, ReadOptions};
+pub use recognise::{is_adapter, is_bare_adapter, recognise};
 pub use torchtune::head_of as torchtune_heads;
 
 /// File stems under which the libraries store adapters.
@@ -34,54 +44,143 @@ pub(super) struct Opened {
     pub tensors: Checkpoint,
     /// The changes, or why they cannot be put together.
     pub modules: Result<Vec<Module>>,
+    pub needed: Needed,
+}
+
+impl Opened {
+    fn new(
+        root: &Path,
+        dialect: &'static str,
+        config: AdapterConfig,
+        tensors: Checkpoint,
+        modules: Result<Vec<Module>>,
+    ) -> Self {
+        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), name: false };
+        Self { root: root.to_path_buf(), dialect, config, tensors, modules, needed }
+    }
 }
 
 /// Whose config lies beside the weights.
 enum Settings {
     Peft,
     Mlx(Map<String, Value>),
+    MlxVlm(Map<String, Value>),
     AdapterHub(Map<String, Value>),
+    Mistral(Map<String, Value>),
 }
 
 /// Reads headers and config of the adapter at `path`; `file` is that file, if it is open already.
 ///
 /// # Errors
 /// When a file is missing or malformed, or is no adapter's.
-pub(super) fn open(path: &Path, file: Option<Checkpoint>) -> Result<Opened> {
+pub(super) fn open(path: &Path, file: Option<Checkpoint>, options: &ReadOptions) -> Result<Opened> {
     let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
-    if let Some(found) =
-        gguf::file_of(path).filter(|_| !kind.is_dir() || std::fs::symlink_metadata(path.join(CONFIG_NAME)).is_err())
+    let named = options.name.as_deref().and_then(|name| beside::folder_of(path, name)).filter(|_| kind.is_dir());
+    if let Some(folder) = named {
+        let inner = ReadOptions { name: None, ..options.clone() };
+        let opened = open(&folder, None, &inner)?;
+        let needed = Needed { name: true, ..opened.needed };
+        return Ok(Opened { needed, ..opened });
+    }
+    if let Some(found) = gguf::file_of(path).filter(|_| !kind.is_dir() || !recognise::is_named(&path.join(CONFIG_NAME)))
     {
         return gguf::open(file.map_or_else(|| Checkpoint::open(&found), Ok)?);
     }
-    let (root, settings) = if kind.is_dir() {
-        (path, settings(path)?)
-    } else {
-        let root = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        (root, settings(root)?)
+    let root = match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        _ if kind.is_dir() => path,
+        parent => parent.unwrap_or(Path::new(".")),
     };
-    if kind.is_dir() && settings.is_none() && !recognise::has_adapter_file(path) {
-        return Err(AdapterConfig::read(path).err().unwrap_or_else(|| recognise::no_adapter(path)));
-    }
+    let settings = settings(root)?;
     let tensors = match file {
         Some(file) => file,
-        None if kind.is_dir() => Checkpoint::open_directory(path, &STEMS)?,
+        None if kind.is_dir() => weights(path, settings.as_ref())?,
         None => Checkpoint::open(path)?,
     };
-    if !kind.is_dir() && recognise::speaks_for_itself(&tensors) {
-        return unaided::open(root, tensors);
-    }
-    match settings {
-        None => unaided::open(root, tensors),
+    let whole_folder = kind.is_dir() || settings.is_some() && beside::stands_for(root, path);
+    let tensors = if whole_folder { beside::join(root, tensors)? } else { tensors };
+    let (chosen, is_named) = match options::Chosen::of(&tensors, options) {
+        Ok(chosen) => chosen,
+        Err(several) => {
+            let config = match settings {
+                Some(Settings::Peft) => AdapterConfig::read(root)?,
+                _ => AdapterConfig::synthetic(path, "LORA", None),
+            };
+            return Ok(Opened::new(root, "peft", config, tensors, Err(several)));
+        }
+    };
+    let mut opened = match settings {
         Some(Settings::Peft) if torchtune::is_ours(&tensors) => torchtune::open(root, tensors),
-        Some(Settings::Peft) => peft::open(root, tensors),
+        // One of several files, of which the config may mean another.
+        Some(Settings::Peft)
+            if !whole_folder && recognise::speaks_for_itself(&tensors) && !beside::is_meant(root, &tensors) =>
+        {
+            unaided::open(root, tensors, Beside::Nothing, &chosen, options)
+        }
+        Some(Settings::Peft) if recognise::needs_scheme(&tensors) => {
+            let beside = match AdapterConfig::read(root) {
+                Ok(config) if whole_folder || !recognise::has_own_alphas(&tensors) => Beside::Peft(Box::new(config)),
+                Err(problem) if whole_folder => return Err(problem),
+                _ => Beside::Nothing,
+            };
+            unaided::open(root, tensors, beside, &chosen, options)
+        }
+        Some(Settings::Peft) => peft::open(root, tensors, &chosen, options),
+        _ if !kind.is_dir() && recognise::speaks_for_itself(&tensors) => {
+            unaided::open(root, tensors, Beside::Nothing, &chosen, options)
+        }
+        None => unaided::open(root, tensors, Beside::of_model(root, &chosen)?, &chosen, options),
+        Some(Settings::Mistral(lora)) => unaided::open(root, tensors, Beside::Mistral(lora), &chosen, options),
         Some(Settings::Mlx(raw)) => mlx::open(root, raw, tensors),
+        Some(Settings::MlxVlm(raw)) => mlx_vlm::open(root, raw, tensors, &chosen),
         Some(Settings::AdapterHub(raw)) => adapterhub::open(root, raw, tensors),
+    }?;
+    opened.needed.name = is_named;
+    if let Some(name) = chosen.name() {
+        opened.tensors.note(format!("it holds several adapters: `{name}` is the one that is read"));
+    }
+    if whole_folder {
+        beside::name_the_rest(root, &mut opened.tensors);
+    }
+    Ok(opened)
+}
+
+/// The weights of the adapter in `directory`.
+fn weights(directory: &Path, settings: Option<&Settings>) -> Result<Checkpoint> {
+    let stems: Vec<&str> = STEMS.into_iter().chain(WEIGHT_STEMS).collect();
+    match settings {
+        Some(Settings::Mistral(_)) => Checkpoint::open(&directory.join(mistral::WEIGHTS)),
+        Some(_) if found::has_no_weights(directory) => Err(found::config_alone(directory)),
+        Some(_) => {
+            let tensors = Checkpoint::open_directory(directory, &stems)?;
+            let of_model = !beside::has_stem(&tensors, &STEMS) && beside::has_stem(&tensors, &WEIGHT_STEMS);
+            if of_model && !recognise::holds_factors(&tensors) {
+                return Err(found::config_beside_model(directory));
+            }
+            Ok(tensors)
+        }
+        None => {
+            let tensors = Checkpoint::open_directory(directory, &stems);
+            match tensors {
+                Ok(tensors) if recognise::holds_factors(&tensors) => Ok(tensors),
+                // What is known of the file says more than that it is no adapter's.
+                Ok(tensors) if beside::has_stem(&tensors, &STEMS) => Ok(tensors),
+                Ok(tensors) => Err(found::nothing(directory, Some(&tensors))),
+                Err(problem)
+                    if recognise::has_adapter_file(directory) || beside::weight_files(directory).len() == 1 =>
+                {
+                    Err(problem)
+                }
+                Err(_) => Err(found::nothing(directory, None)),
+            }
+        }
     }
 }
 
 fn settings(directory: &Path) -> Result<Option<Settings>> {
-    let Some(raw) = side::look_up(&directory.join(CONFIG_NAME))? else { return Ok(None) };
+    let Some(raw) = side::look_up(&directory.join(CONFIG_NAME))? else {
+        let lora = mistral::settings(directory)?;
+        return Ok(lora.filter(|_| recognise::is_named(&directory.join(mistral::WEIGHTS))).map(Settings::Mistral));
+    };
     let has = |key: &str| raw.contains_key(key);
     Ok(Some(if has("peft_type") {
         Settings::Peft
@@ -89,6 +188,8 @@ fn settings(directory: &Path) -> Result<Option<Settings>> {
         Settings::Mlx(raw)
     } else if raw.get("config").is_some_and(Value::is_object) || has("hidden_size") && has("model_type") {
         Settings::AdapterHub(raw)
+    } else if mlx_vlm::is_config(&raw) {
+        Settings::MlxVlm(raw)
     } else {
         Settings::Peft
     }))

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use super::gguf;
+use foldhash::HashSet;
+
+use super::{STEMS, gguf, mistral};
 use crate::adapters::config::CONFIG_NAME;
-use crate::error::Error;
-use crate::formats::Checkpoint;
+use crate::formats::{Checkpoint, WEIGHT_STEMS};
 use crate::naming::scheme::{Scheme, schemes};
 use crate::naming::{Role, peft};
 
@@ -18,15 +19,18 @@ const ENDINGS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz"];
 /// Begins of parts that no model names its own parameters by.
 const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_norm", "lora_mid", "set_weight", "a1"];
 
-/// Whether `path` is an adapter rather than a model. Headers are read at most.
+/// The model's config, beside which weights are the model's.
+const MODEL: &str = "config.json";
+
+/// Whether `path` is an adapter rather than a model. Headers are read at most. A folder is one by its config or the names of its files.
 pub fn is_adapter(path: &Path) -> bool {
-    recognise(path).0
+    if path.is_dir() { is_adapters_folder(path) } else { recognise(path).0 }
 }
 
 /// Whether `path` is an adapter rather than a model, and the file itself where it had to be opened to find out.
 pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     if path.is_dir() {
-        return (is_named(&path.join(CONFIG_NAME)) || has_adapter_file(path) || gguf::is_adapter(path), None);
+        return (is_adapters_folder(path) || holds_one(path), None);
     }
     if gguf::file_of(path).is_some() {
         let opened = Checkpoint::open(path).ok();
@@ -46,8 +50,58 @@ pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
 }
 
 /// Whether anything has that name: what cannot be read is an error of its reader, with the reason.
-fn is_named(path: &Path) -> bool {
+pub(super) fn is_named(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
+}
+
+fn is_adapters_folder(path: &Path) -> bool {
+    let of_mistral =
+        || path.join(mistral::WEIGHTS).is_file() && mistral::settings(path).is_ok_and(|lora| lora.is_some());
+    is_named(&path.join(CONFIG_NAME)) || has_adapter_file(path) || gguf::is_adapter(path) || of_mistral()
+}
+
+/// Whether the only weights of a directory are an adapter's, and no model's with its adapters still on it.
+fn holds_one(path: &Path) -> bool {
+    if path.join(MODEL).is_file() {
+        return false;
+    }
+    let stems: Vec<&str> = STEMS.into_iter().chain(WEIGHT_STEMS).collect();
+    let opened = Checkpoint::open_directory(path, &stems).ok();
+    opened.is_some_and(|tensors| holds_factors(&tensors) && !tensors.tensors().any(|info| is_frozen(&info.name)))
+}
+
+fn is_frozen(key: &str) -> bool {
+    key.contains(".base_layer.")
+}
+
+/// Whether most tensors are an adapter's, and none is of the layers that it was trained on.
+pub fn is_bare_adapter(tensors: &Checkpoint) -> bool {
+    // Names of models are many.
+    let can_be = |key: &str| ["lora", "hada_", "lokr_", "ia3_", "oft_", "vera_"].iter().any(|part| key.contains(part));
+    let own = tensors.tensors().filter(|info| can_be(&info.name) && is_adapters(&info.name)).count();
+    own > 0 && own * 2 >= tensors.count() && !tensors.tensors().any(|info| is_frozen(&info.name))
+}
+
+/// Whether any tensor is one of an adapter.
+pub(super) fn holds_factors(tensors: &Checkpoint) -> bool {
+    tensors.tensors().any(|info| is_adapters(&info.name))
+}
+
+/// Whether some keys are not spelled as PEFT spells them: flattened, with other suffixes, or with α beside the factors.
+pub(super) fn needs_scheme(tensors: &Checkpoint) -> bool {
+    let other = |key: &str| {
+        let scheme = scheme_of(key).filter(|scheme| scheme.has_alphas());
+        scheme.is_some_and(|scheme| scheme.is_flattened() || !is_strong(&peft::parse(key).role))
+    };
+    tensors.tensors().any(|info| other(&info.name)) || has_own_alphas(tensors)
+}
+
+/// Whether α stands beside the factors of some module.
+pub(super) fn has_own_alphas(tensors: &Checkpoint) -> bool {
+    let modules: HashSet<&str> = tensors.tensors().filter_map(|info| info.name.strip_suffix(".alpha")).collect();
+    let module = |key: &str| [".lora_", ".hada_", ".lokr_"].iter().find_map(|part| key.find(part));
+    !modules.is_empty()
+        && tensors.tensors().any(|info| module(&info.name).is_some_and(|end| modules.contains(&info.name[..end])))
 }
 
 /// Whether a directory without a config holds a file that diffusers would load.
@@ -85,8 +139,4 @@ fn is_strong(role: &Role) -> bool {
         }
         _ => false,
     }
-}
-
-pub(super) fn no_adapter(path: &Path) -> Error {
-    Error::unsupported(path, "holds no adapter: neither `adapter_config.json` nor tensors with the names of one")
 }

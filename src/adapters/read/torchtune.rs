@@ -44,7 +44,7 @@ pub(super) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
         });
     }
     let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);
-    Ok(Opened { root: root.to_path_buf(), dialect: "torchtune", config, tensors, modules })
+    Ok(Opened::new(root, "torchtune", config, tensors, modules))
 }
 
 fn table() -> &'static Scheme {

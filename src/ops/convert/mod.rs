@@ -18,7 +18,7 @@ use std::str::FromStr;
 use regex::Regex;
 use serde::Serialize;
 
-use crate::adapters::is_adapter;
+use crate::adapters::{ReadOptions, of_a_folder, recognise};
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
 use crate::formats::gguf::{Mix, is_gguf_name};
@@ -92,6 +92,8 @@ impl FromStr for Target {
 pub struct ConvertOptions {
     /// A checkpoint or an adapter.
     pub input: PathBuf,
+    /// What an adapter's files leave open.
+    pub read: ReadOptions,
     /// What is written; a checkpoint becomes safetensors if nothing is said, or GGUF where the output or `quant` says so.
     pub to: Option<Target>,
     /// The model an adapter belongs to, where its names or shapes are needed.
@@ -150,7 +152,7 @@ fn watch(options: &ConvertOptions) -> Inputs {
 /// # Errors
 /// When the input is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
-    if is_adapter(&options.input) {
+    if recognise(&options.input).0 || options.read.name.is_some() || options.read.alpha.is_some() {
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
     if options.as_lora {
@@ -158,11 +160,12 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
         return Err(Error::invalid("--as", problem));
     }
     let named = is_gguf_name(&options.write.out);
-    let mut report = match options.to {
-        None if named || options.quant.is_some() => gguf::convert(options, run)?,
-        Some(Target::Gguf) => gguf::convert(options, run)?,
-        _ => checkpoint::convert(options, run)?,
+    let converted = match options.to {
+        None if named || options.quant.is_some() => gguf::convert(options, run),
+        Some(Target::Gguf) => gguf::convert(options, run),
+        _ => checkpoint::convert(options, run),
     };
+    let mut report = converted.map_err(|problem| of_a_folder(&options.input).unwrap_or(problem))?;
     let unused = [(options.base.is_some(), "--base"), (options.arch.is_some(), "--arch")];
     for (_, option) in unused.iter().filter(|(given, _)| *given) {
         report.notes.push(format!("`{option}` was not used: a checkpoint says itself what it is"));

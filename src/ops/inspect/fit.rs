@@ -109,7 +109,7 @@ impl BaseFit {
     }
 
     fn place(&mut self, path: &Path, base: &Base, options: &InspectOptions, run: &Run<'_>) -> Result<()> {
-        let adapter = match Adapter::open_for(path, base.config.as_ref()) {
+        let adapter = match Adapter::open_for(path, base.config.as_ref(), &options.read) {
             Ok(adapter) => adapter,
             Err(error) => {
                 self.misfit = Some(error.to_string());

@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::adapters::recognise;
+use crate::adapters::{ReadOptions, recognise};
 use crate::error::{Blame, Error, Result};
 use crate::ops::Run;
 use crate::plan::{Budget, map_within};
@@ -69,6 +69,8 @@ pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 /// What is looked at beside headers and configs.
 #[derive(Debug, Clone)]
 pub struct InspectOptions {
+    /// What an adapter's files leave open.
+    pub read: ReadOptions,
     /// The model an adapter is for.
     pub base: Option<PathBuf>,
     /// Where models are looked for by name, if none is given.
@@ -99,7 +101,8 @@ pub enum Inspection {
 /// When headers or configs cannot be read.
 pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Inspection> {
     let (is_adapter, file) = recognise(path);
-    if !is_adapter {
+    let told = options.read.alpha.is_some() || options.read.name.is_some();
+    if !is_adapter && !told {
         return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)));
     }
     match AdapterFacts::read(path, file, options, run) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{MergeOptions, Selection};
-use crate::adapters::{Adapter, Init, Initialiser};
+use crate::adapters::{Adapter, Init, Initialiser, ReadOptions, is_model, recognise};
 use crate::error::{Error, Result};
 use crate::ops::initial::{Original, initialiser};
 
@@ -43,10 +43,11 @@ impl Applied {
 /// When one cannot be read, or cannot be merged, or belongs to a base that its initialiser changed and nothing tells how.
 pub fn open(options: &MergeOptions, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
     let original = options.original.as_deref().map(Original::open).transpose()?.map(Arc::new);
+    let untold = ReadOptions::default();
     let mut untrained = options.init_adapters.iter();
     let mut all = Vec::new();
     for (path, strength) in &options.adapters {
-        let adapter = Adapter::open_for(path, model)?;
+        let adapter = Adapter::open_for(path, model, &options.read)?;
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
@@ -54,7 +55,7 @@ pub fn open(options: &MergeOptions, model: Option<&Map<String, Value>>) -> Resul
         if adapter.config.init.0 != Init::Plain && !options.residual_base {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, &original) {
-                (Some(saved), _) => init = Some(Adapter::open_for(saved, model)?),
+                (Some(saved), _) => init = Some(Adapter::open_for(saved, model, &untold)?),
                 (None, Some(original)) => taken = initialiser(&adapter)?.map(|how| (Arc::clone(original), how)),
                 (None, None) => return Err(changed_base(&adapter)),
             }
@@ -67,10 +68,20 @@ pub fn open(options: &MergeOptions, model: Option<&Map<String, Value>>) -> Resul
         let problem = format!("`{}` belongs to no adapter: none left needs its untrained factors", extra.display());
         return Err(Error::invalid("--init-adapter", problem));
     }
+    options.read.check_needed("--alpha", all.iter().map(|applied: &Applied| &applied.adapter))?;
     if original.is_some() && all.iter().all(|applied| applied.original.is_none()) {
         return Err(Error::invalid("--base", "none of the adapters was started by PiSSA or OLoRA: nothing needs it"));
     }
     Ok(all)
+}
+
+/// Why the base cannot be opened: `problem`, unless the arguments are the wrong way round.
+pub fn swapped(options: &MergeOptions, problem: Error) -> Error {
+    let base = options.base.display();
+    let model = options.adapters.iter().find(|(path, _)| is_model(path)).filter(|_| recognise(&options.base).0);
+    let Some((model, _)) = model else { return problem };
+    let what = format!("is an adapter, and `{}` is a model: the arguments are the wrong way round", model.display());
+    Error::unsupported(&options.base, what).hint(format!("`lorakit merge {} {base} -o OUT`", model.display()))
 }
 
 fn changed_base(adapter: &Adapter) -> Error {

@@ -16,7 +16,7 @@ use super::tile::Piece;
 use super::vocabulary::{self, Resized, is_resized};
 use super::{split, stacks};
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
+use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe, is_saved_beside};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter as parameter_of};
@@ -122,6 +122,8 @@ pub struct Lander<'a> {
     resizes: bool,
     /// Modules of the tie: number of the adapter, position in it, and whether it is the head.
     pub(super) tied: Vec<(usize, usize, bool)>,
+    /// Whether the adapter that lands calls the base's modules as the base does.
+    same_paths: bool,
     /// What has landed so far.
     pub landed: Landed,
     /// Every module path seen.
@@ -132,8 +134,17 @@ impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
         let (places, landed) = (Places::new(base), Landed::default());
-        let (tied, paths) = (Vec::new(), BTreeSet::new());
-        Self { base, places, selection, allow_unused, resizes: false, tied, landed, paths }
+        Self {
+            base,
+            places,
+            selection,
+            allow_unused,
+            resizes: false,
+            same_paths: false,
+            tied: Vec::new(),
+            landed,
+            paths: BTreeSet::new(),
+        }
     }
 
     /// The same, and whether the vocabulary may get another size.
@@ -150,6 +161,7 @@ impl<'a> Lander<'a> {
         self.landed.fates.push(HashMap::new());
         let adapter = &applied.adapter;
         let shift = self.shift(adapter)?;
+        self.same_paths = shift.is_identity();
         let mut homeless = Vec::new();
         for (at, module) in adapter.modules.iter().enumerate() {
             let path = self.located(module, shift.apply(&module.path))?;
@@ -403,7 +415,8 @@ impl<'a> Lander<'a> {
 
     /// A module the base does not have: a new head that the adapter declares.
     fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let declared = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path));
+        let declared = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path))
+            || self.same_paths && is_saved_beside(tensor);
         let is_there = self.base.names.has_module(&job.path) && !self.base.is_tied_head(&job.path);
         if !declared || is_there || job.strength != 1.0 {
             return Ok(None);

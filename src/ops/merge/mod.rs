@@ -27,7 +27,7 @@ pub(super) mod vocabulary;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::adapters::Factor;
+use crate::adapters::{Factor, ReadOptions};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::io::Inputs;
@@ -59,6 +59,8 @@ pub struct MergeOptions {
     pub base: PathBuf,
     /// Adapters with their weights, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
     /// The model that PiSSA or OLoRA started from: gives the untrained factors of adapters that lost them.
@@ -103,7 +105,7 @@ pub(super) enum Direction {
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let inputs = Inputs::watch();
-    let base = Base::open(&options.base)?;
+    let base = Base::open(&options.base).map_err(|problem| applied::swapped(options, problem))?;
     if direction == Direction::TakenOut {
         base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
     }

@@ -13,7 +13,7 @@ use super::assemble::{Assembled, Counts};
 use super::landing::{Fate, Landed};
 use super::merged::Merged;
 use super::tile::Piece;
-use crate::adapters::Change;
+use crate::adapters::{AlphaFrom, Change};
 use crate::error::Result;
 use crate::ops::base::Base;
 use crate::tensor::Survival;
@@ -97,6 +97,8 @@ pub struct AdapterSummary {
     pub ranks: BTreeMap<u64, usize>,
     /// Smallest and largest scale in front of B·A.
     pub scales: Option<(f64, f64)>,
+    /// Where its α stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// What became of its tensors, by number.
     pub tensors: BTreeMap<Fate, usize>,
 }
@@ -232,7 +234,8 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
     let said = adapter.dialect == "peft" || kinds.is_empty();
     let method = if said { adapter.config.method.clone() } else { kinds.into_iter().collect::<Vec<_>>().join(" + ") };
     let path = adapter.root.clone();
-    AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, tensors }
+    let alpha_from = adapter.config.alpha_from.clone();
+    AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, alpha_from, tensors }
 }
 
 /// What the deltas found while they were measured, once each, and not more than people read.

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::ResizeOptions;
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::is_adapter;
+use crate::adapters::{is_adapter, recognise};
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
 use crate::io::{is_replaceable, unwatched};
@@ -31,8 +31,11 @@ pub enum Named {
 pub fn inputs(paths: &[PathBuf]) -> Result<Named> {
     let mut all = Vec::new();
     for path in paths {
-        if path.is_dir() && !is_adapter(path) {
-            all.extend(adapters_in(path)?);
+        let folder = if path.is_dir() && !is_adapter(path) { Some(adapters_in(path)) } else { None };
+        // Without adapters below it, a folder may hold the weights of one.
+        let folder = folder.filter(|below| below.is_ok() || !recognise(path).0);
+        if let Some(below) = folder {
+            all.extend(below?);
         } else if paths.len() == 1 {
             return Ok(Named::One(path.clone()));
         } else {

@@ -21,6 +21,7 @@ use super::merge::Selection;
 use super::output::{Run, check_early};
 use super::rank_choice::RankChoice;
 use super::writing::WriteOptions;
+use crate::adapters::ReadOptions;
 use crate::error::{Blame, Error, Result};
 use crate::io::{Inputs, sweep_leftovers};
 use batch::{Named, OutFolder};
@@ -33,6 +34,8 @@ pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
 pub struct ResizeOptions {
     /// Adapters, or folders of adapters. The output of a single adapter is an adapter, that of several a folder of them.
     pub adapters: Vec<PathBuf>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// The untrained factors of a single adapter that needs them.
     pub init_adapters: Vec<PathBuf>,
     /// How ranks are chosen.

@@ -42,7 +42,8 @@ impl Opened {
     /// When it cannot be read, or its changes are no low-rank products.
     pub fn read(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Self> {
         let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref())?;
+        let mut sources =
+            terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref(), &options.read)?;
         let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref())?;
         terms.resolve(&options.write.budget, run.cancel)?;
         if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
@@ -153,7 +154,8 @@ impl Opened {
         let adapter = &self.source.adapter;
         let copied = self.terms.whole.values().map(Vec::len).sum::<usize>()
             + self.terms.rows.values().map(Vec::len).sum::<usize>();
-        let mut report = Resized { copied, ..Resized::default() };
+        let (notes, alpha_from) = (adapter.reading_notes(), adapter.config.alpha_from.clone());
+        let mut report = Resized { copied, notes, alpha_from, ..Resized::default() };
         let mut lost = 0.0;
         for ((job, spectrum), pair) in jobs.iter().zip(spectra).zip(&pairs) {
             let numbers = |rank: usize| unit_cost(job.slot, Budgeted::Parameters(0), 0) * rank as u64;

@@ -67,7 +67,8 @@ pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
 /// Whether the adapter stays what it is but for its ranks: PEFT's LoRA. Everything else becomes one.
 fn keeps_its_form(adapter: &Adapter, terms: &Terms) -> bool {
     let stored = terms.slots.values().all(|slot| slot.shares.first().is_some_and(|share| share.stored.is_some()));
-    adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME) && adapter.config.method == "LORA" && stored
+    let is_pefts = adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME);
+    is_pefts && adapter.config.method == "LORA" && adapter.is_self_contained() && stored
 }
 
 /// The adapter as a LoRA of PEFT's.

@@ -29,7 +29,7 @@ use super::rank_choice::{RankChoice, Ranking};
 use super::recipe::{adapter_hashes, name_of};
 use super::terms;
 use super::writing::WriteOptions;
-use crate::adapters::Change;
+use crate::adapters::{Change, ReadOptions};
 use crate::error::{Error, Result};
 use crate::io::Inputs;
 use crate::linalg::Compute;
@@ -55,6 +55,8 @@ pub struct StackOptions {
     pub operation: &'static str,
     /// Adapters with their weights, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
     /// The model the adapters were trained on: for tensors they hold whole, DoRA, and what PiSSA or OLoRA took out of it.
@@ -84,7 +86,7 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     check(options)?;
     let inputs = Inputs::watch();
     let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref())?;
+    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
     let base = original.as_ref().map(|original| &original.base);
     check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
     let mut gathered = terms::gather(&sources, &options.selection, original.as_deref())?;
@@ -177,7 +179,13 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
             };
             rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
         }
-        Input { path: source.adapter.root.clone(), weight: source.strength, modules: ranks.values().sum(), ranks }
+        Input {
+            path: source.adapter.root.clone(),
+            weight: source.strength,
+            modules: ranks.values().sum(),
+            ranks,
+            alpha_from: source.adapter.config.alpha_from.clone(),
+        }
     };
     let files = sources.iter().flat_map(|source| source.adapter.tensors.files());
     StackReport {
@@ -197,7 +205,7 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
         parameters: 0,
         bytes_before: files.map(|file| file.map.len()).sum(),
         bytes: 0,
-        notes: Vec::new(),
+        notes: sources.iter().flat_map(|source| source.adapter.reading_notes()).collect(),
         seconds: 0.0,
         peak_resident_bytes: None,
     }

@@ -13,7 +13,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::adapters::{Adapter, Init};
+use crate::adapters::{Adapter, Init, ReadOptions};
 use crate::error::{Error, Result};
 use crate::io::Inputs;
 use crate::ops::WriteOptions;
@@ -36,6 +36,8 @@ pub struct UnmergeOptions {
     pub merged: PathBuf,
     /// Adapters with the weights they were merged with, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// The model they were merged into, if it is at hand.
     pub base: Option<PathBuf>,
     /// Untrained factors for the adapters that need them, in order.
@@ -83,6 +85,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
     MergeOptions {
         base: model.into(),
         adapters: options.adapters.clone(),
+        read: options.read.clone(),
         init_adapters: options.init_adapters.clone(),
         original,
         residual_base: options.residual_base,
@@ -169,7 +172,7 @@ fn taken_from(options: &UnmergeOptions, base: &Path) -> Result<Option<PathBuf>> 
     }
     let mut lacking = 0;
     for (path, _) in &options.adapters {
-        lacking += usize::from(Adapter::examine(path)?.0.config.init.0 != Init::Plain);
+        lacking += usize::from(Adapter::examine(path, &options.read)?.0.config.init.0 != Init::Plain);
     }
     Ok((lacking > options.init_adapters.len()).then(|| base.into()))
 }

@@ -24,6 +24,7 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     page.line("method", &method(facts));
     page.line("base", &base(facts));
     page.line("task", facts.task_type.as_deref().unwrap_or_default());
+    page.line("alpha", &facts.alpha_from.as_ref().map_or(String::new(), |from| format!("from {from}")));
     page.line("written by", facts.trainer.as_deref().unwrap_or_default());
     page.line("trained", &trained(facts));
     stored(page, &facts.weights);

@@ -34,7 +34,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::globs;
 use super::{ConvertOptions, Target, watch};
 use crate::adapters::config::INVOCATION;
-use crate::adapters::{Adapter, Init};
+use crate::adapters::{Adapter, AlphaFrom, Init};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::hub;
@@ -90,6 +90,8 @@ pub struct AdapterReport {
     pub made_pairs: usize,
     /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
     pub error: Option<f64>,
+    /// Where α of the adapter stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// Bytes of the output.
     pub bytes: u64,
     /// Things worth knowing.
@@ -108,6 +110,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     let started = Instant::now();
     let inputs = watch(options);
     let Opened { adapter, model, target } = open(options)?;
+    options.read.check_needed("--alpha", std::iter::once(&adapter))?;
     adapter.check_values()?;
     if options.write.part.is_some() {
         return Err(Error::invalid("--part", "an adapter is written in one piece"));
@@ -143,7 +146,7 @@ fn output(
 ) -> Result<(Output, AdapterReport)> {
     let to = target.name();
     let mut report = empty_report(options, adapter, to);
-    let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
+    let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora && same::is_whole(adapter);
     let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all && adapter.dialect != "gguf" {
         same::write(adapter, options)?
     } else {
@@ -152,7 +155,7 @@ fn output(
     report.folded = files.folded;
     report.padded = files.padded;
     report.notes.append(&mut files.notes);
-    report.notes.extend(adapter.tensors.notes().cloned());
+    report.notes.extend(adapter.reading_notes());
     if !files.single {
         refuse_file_name(&options.write.out)?;
     }
@@ -174,7 +177,7 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         return Err(Error::invalid("--rounding", "the factors of an adapter are rounded to nearest"));
     }
     let model = options.base.as_deref().map(config_of).transpose();
-    let (said, _) = Adapter::examine(&options.input)?;
+    let (said, _) = Adapter::examine(&options.input, &options.read)?;
     let is_gguf = said.config.llama_cpp.is_some();
     let named = is_gguf_name(&options.write.out);
     let target = options.to.unwrap_or(if is_gguf || named { Target::Gguf } else { Target::Safetensors });
@@ -196,9 +199,9 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         model
     };
     if is_gguf && target == Target::Gguf && model.is_none() {
-        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input)?, model, target });
+        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input, &options.read)?, model, target });
     }
-    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref())?, model, target })
+    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref(), &options.read)?, model, target })
 }
 
 /// Whether what is written depends on the config of the model.
@@ -230,6 +233,7 @@ fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> Adapte
         padded: 0,
         made_pairs: 0,
         error: None,
+        alpha_from: adapter.config.alpha_from.clone(),
         bytes: 0,
         notes: Vec::new(),
         seconds: 0.0,

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use super::files::Files;
 use super::peft::cast;
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::{ADAPTERHUB_HEADS, Adapter};
+use crate::adapters::{ADAPTERHUB_HEADS, Adapter, AlphaFrom};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored, json, safetensors, side};
 use crate::io::is_there;
@@ -13,9 +15,10 @@ use crate::ops::convert::ConvertOptions;
 use crate::tensor::{Float, TensorInfo};
 
 /// Names of weight files by dialect; a dialect that is not listed has a single file.
-const NAMES: [(&str, &str); 4] = [
+const NAMES: [(&str, &str); 5] = [
     ("peft", "adapter_model.safetensors"),
     ("mlx", "adapters.safetensors"),
+    ("mlx-vlm", "adapters.safetensors"),
     ("adapterhub", "adapter.safetensors"),
     ("torchtune", "adapter.safetensors"),
 ];
@@ -25,6 +28,13 @@ const MODEL: &str = "config.json";
 
 /// What AdapterHub calls the config of a prediction head.
 const HEAD_CONFIG: &str = "head_config.json";
+
+/// Whether an adapter's own files say all that was read: nothing was told, and no config counts that would not be written.
+pub fn is_whole(adapter: &Adapter) -> bool {
+    let writes_config = NAMES.iter().any(|(dialect, _)| *dialect == adapter.dialect);
+    let is_config = matches!(adapter.config.alpha_from, Some(AlphaFrom::File(_)));
+    adapter.is_self_contained() && (writes_config || !is_config)
+}
 
 /// Tensors, config and metadata as they are.
 ///
@@ -50,7 +60,11 @@ pub fn write(adapter: &Adapter, options: &ConvertOptions) -> Result<Files> {
         ));
     }
     if !files.single {
-        files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&adapter.config.raw)));
+        // What Python writes for numbers that JSON does not have means nothing to others.
+        let lost = |value: &Value| value.as_str().is_some_and(|text| json::NOT_FINITE.contains(&text));
+        let mut config = adapter.config.raw.clone();
+        config.values_mut().filter(|value| lost(value)).for_each(|value| *value = Value::Null);
+        files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
         if adapter.dialect == "adapterhub" {
             head(adapter, &mut files)?;
         }
