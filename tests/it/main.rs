@@ -25,6 +25,7 @@ mod golden;
 mod initial;
 mod kohya;
 mod layout;
+mod machine;
 mod merge_gguf;
 mod methods;
 mod mlx;
