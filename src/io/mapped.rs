@@ -442,8 +442,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "is the child of another test"]
     fn lost_mapping_child() {
-        let Ok(path) = std::env::var(LOST_FILE) else { return };
+        let path = std::env::var(LOST_FILE).unwrap();
         exit_on_lost_mapping("an input became shorter while it was being read").unwrap();
         let file = MappedFile::open(Path::new(&path)).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();

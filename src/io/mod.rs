@@ -61,13 +61,20 @@ mod testing {
     use std::path::Path;
     use std::process::{Child, Command, Stdio};
 
-    /// A command that runs only the test `name` of this binary, in a process of its own that sees `variable`.
+    /// A command that runs only the test `name` of this binary, in a process of its own that sees `variable`. That test is
+    /// `#[ignore = "is the child of another test"]`.
     /// `umask` is the octal file creation mask of that process.
     pub(super) fn rerun(name: &str, umask: &str, variable: &str, value: &Path) -> Command {
         let (_, name) = name.split_once("::").expect("a test name starts with the crate");
         let mut command = Command::new("sh");
         command.args(["-c", &format!("umask {umask} && exec \"$0\" \"$@\"")]);
-        command.arg(std::env::current_exe().unwrap()).args([name, "--exact", "--nocapture", "--test-threads=1"]);
+        command.arg(std::env::current_exe().unwrap()).args([
+            name,
+            "--exact",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
         command.env(variable, value);
         command
     }
@@ -86,21 +93,19 @@ mod testing {
         child
     }
 
-    /// A small tmpfs, or `None` (said loudly) where this user cannot mount one.
+    /// A small tmpfs. A test that asks for one has `#[cfg_attr(not(mounts), ignore = "needs the right to mount")]`: build.rs.
     pub(super) struct SmallDisk(tempfile::TempDir);
 
     impl SmallDisk {
-        pub(super) fn mount(kibibytes: u32) -> Option<Self> {
+        pub(super) fn mount(kibibytes: u32) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let mounted = Command::new("mount")
                 .args(["-t", "tmpfs", "-o", &format!("size={kibibytes}k"), "tmpfs"])
                 .arg(directory.path())
                 .output()
                 .is_ok_and(|output| output.status.success());
-            if !mounted {
-                eprintln!("SKIPPED: cannot mount a tmpfs, so the full disk is not tested");
-            }
-            mounted.then_some(Self(directory))
+            assert!(mounted, "the build was allowed to mount, the test is not");
+            Self(directory)
         }
 
         pub(super) fn path(&self) -> &Path {

@@ -403,8 +403,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "is the child of another test"]
     fn parts_killed_child() {
-        let Ok(target) = std::env::var(TARGET) else { return };
+        let target = std::env::var(TARGET).unwrap();
         let part = PartsDir::open(Path::new(&target), "1", false).unwrap();
         part.write(Path::new("done"), b"1").unwrap();
         part.create(Path::new("half"), 10).unwrap();

@@ -34,6 +34,7 @@ mod initial;
 mod kohya;
 mod layout;
 mod limited;
+mod machine;
 mod merge_gguf;
 mod methods;
 mod mlx;
