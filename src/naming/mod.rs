@@ -9,6 +9,7 @@
 //! * [`buffers`]: tensors that are no parameters.
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
+//! * [`Endings`]: lists of names that mean the ends of paths.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
 //! * [`gguf`]: modules ↔ tensors of a GGUF file.
@@ -21,6 +22,7 @@ pub mod buffers;
 pub mod components;
 pub mod conv1d;
 pub mod embeddings;
+mod endings;
 pub mod experts;
 pub mod gguf;
 pub mod head;
@@ -29,6 +31,7 @@ pub mod peft;
 mod renamed;
 pub mod scheme;
 
+pub use endings::{Endings, ends};
 pub use names::{Names, Shift};
 
 /// What a tensor is to its module.

@@ -42,6 +42,7 @@ pub(super) use applied::Applied;
 pub use assemble::Counts;
 pub(super) use fit::is_transposed;
 pub(super) use landable::{Landable, scale_of};
+pub(super) use places::{Place as BasePlace, Places as BasePlaces};
 pub use landing::{Fate, Selection};
 pub(super) use prepared::{Prepared, prepare};
 pub(super) use summary::delta_norm;

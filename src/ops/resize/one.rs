@@ -43,7 +43,7 @@ impl Opened {
     pub fn read(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Self> {
         let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
         let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref())?;
-        let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref())?;
+        let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref(), None)?;
         terms.resolve(&options.write.budget, run.cancel)?;
         if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
             let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
