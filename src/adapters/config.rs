@@ -3,15 +3,17 @@
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use foldhash::HashMap;
-use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::gguf::LlamaCpp;
 use super::initial::Initialiser;
+use super::patterns::Patterns;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
+use crate::naming::ends;
 use crate::naming::experts::DEFINITION_ORDER;
 
 /// File name of the config.
@@ -40,9 +42,6 @@ const REFUSED: [(&str, &str); 7] = [
 /// The tokens after which an activated LoRA begins to act.
 pub const INVOCATION: &str = "alora_invocation_tokens";
 
-/// Largest compiled pattern, in bytes; a full module path takes about 10 kB.
-const MAX_PATTERN_BYTES: usize = 128 << 10;
-
 /// What the initialiser did to the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Init {
@@ -60,8 +59,8 @@ pub struct Scaling {
     rank: u64,
     alpha: f64,
     rslora: bool,
-    rank_pattern: Vec<(Regex, u64)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Patterns<u64>,
+    alpha_pattern: Patterns<f64>,
     /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
     exact: HashMap<String, (u64, f64)>,
 }
@@ -79,7 +78,7 @@ impl Scaling {
     pub fn exact(exact: impl IntoIterator<Item = (String, (u64, f64))>) -> Self {
         let exact: HashMap<String, (u64, f64)> = exact.into_iter().collect();
         let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);
-        let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
+        let (rank_pattern, alpha_pattern) = (Patterns::default(), Patterns::default());
         Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
     }
 
@@ -93,13 +92,13 @@ impl Scaling {
     /// The rank the config gives `module`.
     pub fn rank(&self, module: &str) -> u64 {
         let exact = self.exact.get(module).map(|(rank, _)| *rank);
-        exact.or_else(|| first_match(&self.rank_pattern, module)).unwrap_or(self.rank)
+        exact.or_else(|| self.rank_pattern.find(module)).unwrap_or(self.rank)
     }
 
     /// The alpha the config gives `module`.
     pub fn alpha(&self, module: &str) -> f64 {
         let exact = self.exact.get(module).map(|(_, alpha)| *alpha);
-        exact.or_else(|| first_match(&self.alpha_pattern, module)).unwrap_or(self.alpha)
+        exact.or_else(|| self.alpha_pattern.find(module)).unwrap_or(self.alpha)
     }
 
     /// Whether the scale is α/√r (Kalajdzievski 2023) instead of α/r.
@@ -111,10 +110,6 @@ impl Scaling {
     pub fn scale(&self, module: &str) -> f64 {
         self.of(module).2
     }
-}
-
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
 /// The settings of an adapter that change its numbers, and where they were read.
@@ -146,6 +141,8 @@ pub struct AdapterConfig {
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
     pub raw: Map<String, Value>,
+    /// What stands in front of the names of `target_parameters` → their places there, once asked for.
+    owners: OnceLock<HashMap<String, Vec<usize>>>,
 }
 
 impl AdapterConfig {
@@ -197,6 +194,7 @@ impl AdapterConfig {
             method,
             path,
             raw,
+            owners: OnceLock::new(),
         })
     }
 
@@ -216,6 +214,7 @@ impl AdapterConfig {
             base_model: None,
             llama_cpp: None,
             raw: Map::new(),
+            owners: OnceLock::new(),
         }
     }
 
@@ -227,11 +226,26 @@ impl AdapterConfig {
 
     /// The parameters of `module` that are adapted without a layer of their own, in the order the module defines them.
     pub fn parameters_of(&self, module: &str) -> Vec<&str> {
+        if self.target_parameters.is_empty() {
+            return Vec::new();
+        }
+        let owners = self.owners.get_or_init(|| {
+            let mut owners: HashMap<String, Vec<usize>> = HashMap::default();
+            for (at, target) in self.target_parameters.iter().enumerate() {
+                let owner = target.rsplit_once('.').map_or("", |(owner, _)| owner);
+                owners.entry(owner.to_owned()).or_default().push(at);
+            }
+            owners
+        });
+        // An entry without an owner means any module.
+        let ends = ends(module).filter(|end| !end.is_empty()).chain([""]);
+        let mut serving: Vec<usize> = ends.filter_map(|end| owners.get(end)).flatten().copied().collect();
+        serving.sort_unstable();
         let mut names: Vec<&str> = Vec::new();
-        for target in &self.target_parameters {
-            let (owner, name) = target.rsplit_once('.').unwrap_or(("", target));
-            let serves = owner.is_empty() || module == owner || module.ends_with(&format!(".{owner}"));
-            if serves && !names.contains(&name) {
+        for at in serving {
+            let target = self.target_parameters[at].as_str();
+            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
+            if !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -329,28 +343,16 @@ impl Fields<'_> {
         })
     }
 
-    /// Patterns in file order. PEFT matches `(.*\.)?(pattern)$` from the start of the module path; the first match wins.
-    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+    /// Patterns in file order.
+    fn pattern<T: Copy>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Patterns<T>> {
         let object = match self.value(key) {
-            None => return Ok(Vec::new()),
+            None => return Ok(Patterns::default()),
             Some(Value::Object(object)) => object,
             Some(other) => return Err(self.wrong(key, "an object of patterns", other)),
         };
-        let compile = |(pattern, value): (&String, &Value)| {
-            let at = format!("{key}: {pattern}");
-            let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .size_limit(MAX_PATTERN_BYTES)
-                .build()
-                .map_err(|problem| {
-                    Error::malformed(
-                        self.path,
-                        &at,
-                        format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
-                    )
-                })?;
-            Ok((regex, read(&at, value)?))
-        };
-        object.iter().map(compile).collect()
+        let one = |(pattern, value): (&'_ String, &Value)| read(&format!("{key}: {pattern}"), value);
+        let values = object.iter().map(one).collect::<Result<Vec<T>>>()?;
+        Patterns::read(self.path, key, object.keys().map(String::as_str).zip(values))
     }
 
     fn init(&self) -> (Init, String) {
@@ -398,10 +400,6 @@ fn shorten(value: &Value) -> String {
         Some((end, _)) => format!("{} …", &text[..end]),
         None => text,
     }
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
 }
 
 #[cfg(test)]

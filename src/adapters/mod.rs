@@ -16,6 +16,7 @@ mod magnitudes;
 mod method;
 pub mod methods;
 mod parts;
+mod patterns;
 mod peft;
 mod read;
 mod refused;

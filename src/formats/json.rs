@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::read_small;
-use crate::limits::MAX_JSON_BYTES;
+use crate::limits::{MAX_JSON_BYTES, MAX_JSON_VALUES};
 
 /// Reads a JSON file that must hold one object. Key order is kept.
 ///
@@ -16,11 +16,30 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
     let bytes = read_small(path, MAX_JSON_BYTES)?;
     // Editors on Windows like to put a byte order mark in front.
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let values = count_values(text);
+    if values > MAX_JSON_VALUES {
+        return Err(Error::limit(path, "number of values in it", values, MAX_JSON_VALUES));
+    }
     match serde_json::from_slice(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => Err(Error::malformed(path, "byte 0", format!("must hold a JSON object, holds {}", kind(&other)))),
         Err(problem) => Err(Error::malformed(path, "JSON", problem.to_string())),
     }
+}
+
+/// How many values a JSON text has at most, told by its commas and brackets before anything is allocated for them.
+fn count_values(text: &[u8]) -> u64 {
+    let (mut count, mut in_text, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
 }
 
 /// The text of a JSON file as Hugging Face tools write it: two spaces, a line end at the end.
@@ -47,5 +66,17 @@ pub fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a text",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_without_being_read() {
+        for (text, count) in [("{}", 2), (r#"{"a": [1, 2], "b": "x,[\",{"}"#, 5), ("7", 1), ("[[],[]]", 5)] {
+            assert_eq!(count_values(text.as_bytes()), count, "{text}");
+        }
     }
 }

@@ -27,12 +27,14 @@ pub mod experts;
 pub mod gguf;
 pub mod head;
 mod names;
+mod nesting;
 pub mod peft;
 mod renamed;
 pub mod scheme;
 
 pub use endings::{Endings, ends};
 pub use names::{Names, Shift};
+pub use nesting::layers_within_layers;
 
 /// What a tensor is to its module.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

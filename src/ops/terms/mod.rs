@@ -243,12 +243,7 @@ impl Terms {
     }
 
     /// Takes a change whose rows lie in other modules than its own.
-    fn take_rows<'a>(
-        &mut self,
-        taken: &dyn Fn(&str) -> Taken<'a>,
-        module: &Module,
-        spots: &[Spot],
-    ) -> Result<()> {
+    fn take_rows<'a>(&mut self, taken: &dyn Fn(&str) -> Taken<'a>, module: &Module, spots: &[Spot]) -> Result<()> {
         let whole = taken(&spots[0].module);
         let Change::Lora(lora) = &module.change else { return Err(spellings::not_cut(&whole.job, spots)) };
         if moved::needs_weight(&whole.job, lora) || whole.job.applied.init.is_some() {
@@ -328,7 +323,7 @@ fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Resu
             bias: pair.bias.clone(),
         })
     };
-        let own = match &slot.kind {
+    let own = match &slot.kind {
         PairKind::Parameter { name, .. } => format!("{}.{name}", job.module.path),
         _ => job.module.path.clone(),
     };
@@ -358,7 +353,8 @@ fn lies_as_stored(job: &Landable<'_>, untrained: &Lora) -> bool {
 impl Slot {
     /// A convolution of one position is a matrix, and is stored as either: here as the convolution, if one of both is.
     fn widen(&mut self, other: &Self) {
-        let pointwise = |slot: &Self| matches!(slot.kind, PairKind::Linear | PairKind::Conv { .. }) && slot.positions() == 1;
+        let pointwise =
+            |slot: &Self| matches!(slot.kind, PairKind::Linear | PairKind::Conv { .. }) && slot.positions() == 1;
         if pointwise(self) && pointwise(other) && self.kind == PairKind::Linear {
             self.kind = other.kind.clone();
         }
@@ -366,7 +362,8 @@ impl Slot {
 
     /// What another adapter does to the module has to be of the same kind and shape.
     fn check_alike(&self, other: &Self, what: impl Fn() -> String) -> Result<()> {
-        let both_pointwise = matches!((&self.kind, &other.kind), (PairKind::Conv { .. }, PairKind::Linear)) && self.positions() == 1;
+        let both_pointwise =
+            matches!((&self.kind, &other.kind), (PairKind::Conv { .. }, PairKind::Linear)) && self.positions() == 1;
         if (self.kind == other.kind || both_pointwise) && self.outer == other.outer {
             return Ok(());
         }

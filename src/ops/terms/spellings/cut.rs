@@ -21,7 +21,9 @@ pub fn cut(lora: &Lora, spots: &[Spot]) -> Result<Vec<(String, Lora)>> {
              is cut",
             lora.up.info.name, spots[0].module
         );
-        return Err(Error::unsupported(lora.up.path(), what).hint("`merge` takes both; `--exclude REGEX` leaves it out"));
+        return Err(
+            Error::unsupported(lora.up.path(), what).hint("`merge` takes both; `--exclude REGEX` leaves it out")
+        );
     }
     let mut modules: BTreeMap<&str, Vec<&Spot>> = BTreeMap::new();
     spots.iter().for_each(|spot| modules.entry(&spot.module).or_default().push(spot));
@@ -46,11 +48,13 @@ pub fn not_cut(job: &Landable<'_>, spots: &[Spot]) -> Error {
 fn rows_at(stored: &Stored, spots: &[&Spot]) -> Result<Stored> {
     let shape = stored.info.shape.as_slice();
     let outputs = shape.first().copied().unwrap_or(0);
-    let total = spots.iter().map(|spot| spot.of.unwrap_or(spot.at + spot.take.end - spot.take.start)).max().unwrap_or(0);
+    let total =
+        spots.iter().map(|spot| spot.of.unwrap_or(spot.at + spot.take.end - spot.take.start)).max().unwrap_or(0);
     let row = stored.info.bytes.checked_div(outputs).unwrap_or(0);
     let within = |spot: &&&Spot| spot.take.end <= outputs && spot.at + (spot.take.end - spot.take.start) <= total;
     let bytes = total.checked_mul(row).and_then(|bytes| usize::try_from(bytes).ok());
-    let (Some(bytes), true) = (bytes, row * outputs == stored.info.bytes && spots.iter().all(|spot| within(&spot))) else {
+    let (Some(bytes), true) = (bytes, row * outputs == stored.info.bytes && spots.iter().all(|spot| within(&spot)))
+    else {
         let problem = format!("its rows do not fit `{}` of {total} rows", spots[0].module);
         return Err(Error::malformed(stored.path(), describe(stored), problem));
     };

@@ -25,7 +25,8 @@ use own::{Own, of_sources};
 use prefix::{Prefixes, Relation};
 
 /// What every refusal offers.
-const WAYS_OUT: &str = "`--base PATH` with the model tells which modules are one; or bring both into one spelling first: `convert --to`";
+const WAYS_OUT: &str =
+    "`--base PATH` with the model tells which modules are one; or bring both into one spelling first: `convert --to`";
 
 /// Where a module of an adapter goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,7 +238,11 @@ impl Known {
         }
         Some(match spots.as_slice() {
             [spot] if spot.take == (0..outputs) && spot.of == Some(outputs) && spot.at == 0 => {
-                if spot.module == path { Place::Own } else { Place::Named(spot.module.clone()) }
+                if spot.module == path {
+                    Place::Own
+                } else {
+                    Place::Named(spot.module.clone())
+                }
             }
             _ => Place::Rows(spots),
         })

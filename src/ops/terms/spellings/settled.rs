@@ -2,8 +2,8 @@
 
 use foldhash::HashMap;
 
-use super::own::Own;
 use super::Place;
+use super::own::Own;
 use crate::adapters::{Adapter, Change};
 use crate::naming::Shift;
 use crate::naming::arch::parameter;
