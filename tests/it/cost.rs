@@ -84,14 +84,11 @@ fn twenty_thousand_modules_are_a_matter_of_seconds_in_every_verb() {
     let other: Vec<String> = modules.iter().map(|path| path.replacen("model.", "model.language_model.", 1)).collect();
     let c = adapter(&bench, "ccc", &other, json!({"target_modules": other}));
     let (base, tuned, out) = (bench.path("base"), bench.path("tuned"), bench.path("out"));
-    let runs: [&[&dyn AsRef<OsStr>]; 11] = [
+    let runs: [&[&dyn AsRef<OsStr>]; 8] = [
         &[&"merge", &base, &a, &"-o", &out],
-        &[&"stack", &a, &b, &"-o", &out],
         &[&"stack", &a, &c, &"-o", &out],
         &[&"stack", &a, &b, &"-o", &out, &"--rank", &"1"],
-        &[&"subtract", &a, &b, &"-o", &out, &"--base", &base],
         &[&"resize", &a, &"-o", &out, &"--energy", &"0.9"],
-        &[&"resize", &a, &"-o", &out, &"--rank", &"2"],
         &[&"extract", &base, &tuned, &"-o", &out, &"--rank", &"1"],
         &[&"convert", &a, &"-o", &out, &"--to", &"mlx"],
         &[&"inspect", &a, &"--json"],
@@ -186,7 +183,7 @@ fn compressed_files_hold_no_more_together_than_a_few() {
         fs::write(folder.join(format!("{at}.npz")), &zeros).unwrap();
     }
     let told = limited(&[&"inspect", &folder, &"--json", &"-j", &"2", &"--max-memory", &"128MiB"]).ok();
-    assert_eq!(told.stdout.matches("w").count() > 0, true);
+    assert!(!told.stdout.contains("\"error\""), "{}", told.stdout);
     let shards = bench.path("shards");
     fs::create_dir_all(&shards).unwrap();
     let mut map = Map::new();
@@ -198,9 +195,7 @@ fn compressed_files_hold_no_more_together_than_a_few() {
     fs::write(shards.join("pytorch_model.bin.index.json"), json!({"metadata": {}, "weight_map": map}).to_string())
         .unwrap();
     let out = bench.path("out");
-    for words in
-        [&[&"inspect" as &dyn AsRef<OsStr>, &shards] as &[_], &[&"convert", &shards, &"-o", &out, &"--dtype", &"bf16"]]
-    {
-        limited(words).refused(1, &["model-4.npz", "held in memory for the files up to this one"]);
-    }
+    let refused = ["model-4.npz", "held in memory for the files up to this one"];
+    limited(&[&"inspect", &shards]).refused(1, &refused);
+    limited(&[&"convert", &shards, &"-o", &out, &"--dtype", &"bf16"]).refused(1, &refused);
 }

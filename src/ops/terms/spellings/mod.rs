@@ -59,7 +59,7 @@ impl Spellings {
         if sources.len() < 2 {
             return Ok(Self::default());
         }
-        let all = of_sources(sources);
+        let all = of_sources(sources, family);
         let places = match base.and_then(|base| settled::by_base(&all, sources, base)) {
             Some(places) => places,
             None => by_names(&all, family)?,
@@ -115,7 +115,7 @@ fn by_names(all: &[Own<'_>], family: Option<&str>) -> Result<Vec<Vec<Place>>> {
     let mut known = Known::default();
     let mut places = Vec::with_capacity(all.len());
     for (at, own) in all.iter().enumerate() {
-        let found = if at == 0 { vec![Place::Own; own.modules.len()] } else { known.respell(own, all, family)? };
+        let found = if at == 0 { own.as_read() } else { known.respell(own, all, family)? };
         known.add(own, &found);
         places.push(found);
     }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
+use super::Place;
 use crate::adapters::Change;
-use crate::naming::arch::{flatten, flattened, unflatten};
+use crate::naming::arch::{Arch, arch, flatten, flattened, translate, unflatten};
 use crate::naming::components::{below, of_blocks, split, with_component};
 use crate::ops::merge::Applied;
 
@@ -31,31 +32,61 @@ pub struct Module<'a> {
     pub size: Option<(u64, u64)>,
 }
 
-/// The modules of all `sources`.
-pub fn of_sources(sources: &[Applied]) -> Vec<Own<'_>> {
+/// The modules of all `sources`. `family` is the one that the user says the model is of.
+pub fn of_sources<'a>(sources: &'a [Applied], family: Option<&str>) -> Vec<Own<'a>> {
     let mut all: Vec<Own<'_>> = sources.iter().map(Own::of).collect();
-    let mut dotted: HashMap<String, String> = HashMap::default();
-    let is_open = |module: &Module<'_>| flattened(&module.normal).is_some() && !module.normal.contains('.');
-    if !all.iter().any(|own| own.modules.iter().any(|module| is_open(module))) {
+    if !all.iter().any(|own| own.modules.iter().any(Module::is_flat)) {
         return all;
     }
-    for module in all.iter().flat_map(|own| &own.modules).filter(|module| split(&module.normal).is_some()) {
+    let dotted: HashSet<String> = all
+        .iter()
+        .flat_map(|own| &own.modules)
+        .filter(|module| split(&module.normal).is_some())
+        .map(|module| module.normal.clone())
+        .collect();
+    let mut flat: HashMap<String, &str> = HashMap::default();
+    for path in &dotted {
         for several in [false, true] {
-            dotted.extend(flatten(&module.normal, several).map(|flat| (flat, module.normal.clone())));
+            flat.extend(flatten(path, several).map(|flat| (flat, path.as_str())));
         }
     }
-    for module in all.iter_mut().flat_map(|own| &mut own.modules).filter(|module| is_open(module)) {
-        match dotted.get(&module.normal) {
-            Some(path) => (module.normal, module.readings) = (path.clone(), vec![path.clone()]),
-            None => {
-                module.readings = match unflatten(&module.normal) {
-                    Ok(reading) => reading.into_iter().collect(),
-                    Err(several) => several,
-                };
-            }
+    let family = family.and_then(arch);
+    for module in all.iter_mut().flat_map(|own| &mut own.modules).filter(|module| module.is_flat()) {
+        let path = flat.get(module.normal.as_str()).map(|path| (*path).to_owned());
+        module.readings = match (path, unflatten(&module.normal)) {
+            (Some(path), _) => vec![path],
+            (None, Ok(reading)) => reading.into_iter().collect(),
+            (None, Err(several)) => module.likely(several, &dotted, family),
+        };
+        if let [reading] = module.readings.as_slice() {
+            module.normal.clone_from(reading);
         }
     }
     all
+}
+
+impl Module<'_> {
+    /// Whether the path has underscores for dots and no table has read it.
+    fn is_flat(&self) -> bool {
+        flattened(&self.normal).is_some() && !self.normal.contains('.')
+    }
+
+    /// The only one of `readings` that is of the `family`, or that the tables translate into a path of another adapter, where
+    /// there is one; else all of them.
+    fn likely(&self, readings: Vec<String>, dotted: &HashSet<String>, family: Option<&Arch>) -> Vec<String> {
+        let is_there = |reading: &&String| match (family, self.size) {
+            (Some(family), _) => family.knows(reading),
+            (None, Some((outputs, inputs))) => {
+                translate(reading, outputs, inputs).iter().flatten().any(|spot| dotted.contains(&spot.module))
+            }
+            (None, None) => false,
+        };
+        let mut found = readings.iter().filter(is_there);
+        match (found.next(), found.next()) {
+            (Some(one), None) => vec![one.clone()],
+            _ => readings,
+        }
+    }
 }
 
 impl<'a> Own<'a> {
@@ -75,6 +106,15 @@ impl<'a> Own<'a> {
             own.modules.push(Module { path: &module.path, readings: vec![normal.clone()], normal, size });
         }
         own
+    }
+
+    /// The places of the adapter whose names count: its own, and the paths of flattened names that the other adapters tell.
+    pub fn as_read(&self) -> Vec<Place> {
+        let is_told =
+            |module: &Module<'_>| !module.path.contains('.') && flattened(module.path).is_some() && !module.is_flat();
+        let place =
+            |module: &Module<'_>| if is_told(module) { Place::Named(module.normal.clone()) } else { Place::Own };
+        self.modules.iter().map(place).collect()
     }
 
     /// The path below its component.
