@@ -3,17 +3,19 @@
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use foldhash::HashMap;
 use serde_json::{Map, Value};
 
 use super::gguf::LlamaCpp;
 use super::initial::Initialiser;
-use super::pattern::Pattern;
+use super::patterns::Patterns;
 use super::read::AlphaFrom;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
 use crate::io::is_there;
+use crate::naming::ends;
 use crate::naming::experts::DEFINITION_ORDER;
 
 /// File name of the config.
@@ -59,8 +61,8 @@ pub struct Scaling {
     rank: u64,
     alpha: f64,
     rslora: bool,
-    rank_pattern: Vec<(Pattern, u64)>,
-    alpha_pattern: Vec<(Pattern, f64)>,
+    rank_pattern: Patterns<u64>,
+    alpha_pattern: Patterns<f64>,
     /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
     exact: HashMap<String, (u64, f64)>,
 }
@@ -78,7 +80,7 @@ impl Scaling {
     pub fn exact(exact: impl IntoIterator<Item = (String, (u64, f64))>) -> Self {
         let exact: HashMap<String, (u64, f64)> = exact.into_iter().collect();
         let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);
-        let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
+        let (rank_pattern, alpha_pattern) = (Patterns::default(), Patterns::default());
         Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
     }
 
@@ -92,13 +94,13 @@ impl Scaling {
     /// The rank the config gives `module`.
     pub fn rank(&self, module: &str) -> u64 {
         let exact = self.exact.get(module).map(|(rank, _)| *rank);
-        exact.or_else(|| first_match(&self.rank_pattern, module)).unwrap_or(self.rank)
+        exact.or_else(|| self.rank_pattern.find(module)).unwrap_or(self.rank)
     }
 
     /// The alpha the config gives `module`.
     pub fn alpha(&self, module: &str) -> f64 {
         let exact = self.exact.get(module).map(|(_, alpha)| *alpha);
-        exact.or_else(|| first_match(&self.alpha_pattern, module)).unwrap_or(self.alpha)
+        exact.or_else(|| self.alpha_pattern.find(module)).unwrap_or(self.alpha)
     }
 
     /// Whether the scale is α/√r (Kalajdzievski 2023) instead of α/r.
@@ -110,10 +112,6 @@ impl Scaling {
     pub fn scale(&self, module: &str) -> f64 {
         self.of(module).2
     }
-}
-
-fn first_match<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
 }
 
 /// The settings of an adapter that change its numbers, and where they were read.
@@ -147,6 +145,8 @@ pub struct AdapterConfig {
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
     pub raw: Map<String, Value>,
+    /// What stands in front of the names of `target_parameters` → their places there, once asked for.
+    owners: OnceLock<HashMap<String, Vec<usize>>>,
 }
 
 impl AdapterConfig {
@@ -205,6 +205,7 @@ impl AdapterConfig {
             method,
             path,
             raw,
+            owners: OnceLock::new(),
         })
     }
 
@@ -225,6 +226,7 @@ impl AdapterConfig {
             base_model: None,
             llama_cpp: None,
             raw: Map::new(),
+            owners: OnceLock::new(),
         }
     }
 
@@ -236,11 +238,26 @@ impl AdapterConfig {
 
     /// The parameters of `module` that are adapted without a layer of their own, in the order the module defines them.
     pub fn parameters_of(&self, module: &str) -> Vec<&str> {
+        if self.target_parameters.is_empty() {
+            return Vec::new();
+        }
+        let owners = self.owners.get_or_init(|| {
+            let mut owners: HashMap<String, Vec<usize>> = HashMap::default();
+            for (at, target) in self.target_parameters.iter().enumerate() {
+                let owner = target.rsplit_once('.').map_or("", |(owner, _)| owner);
+                owners.entry(owner.to_owned()).or_default().push(at);
+            }
+            owners
+        });
+        // An entry without an owner means any module.
+        let ends = ends(module).filter(|end| !end.is_empty()).chain([""]);
+        let mut serving: Vec<usize> = ends.filter_map(|end| owners.get(end)).flatten().copied().collect();
+        serving.sort_unstable();
         let mut names: Vec<&str> = Vec::new();
-        for target in &self.target_parameters {
-            let (owner, name) = target.rsplit_once('.').unwrap_or(("", target));
-            let serves = owner.is_empty() || module == owner || module.ends_with(&format!(".{owner}"));
-            if serves && !names.contains(&name) {
+        for at in serving {
+            let target = self.target_parameters[at].as_str();
+            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
+            if !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -352,21 +369,16 @@ impl Fields<'_> {
         })
     }
 
-    /// Patterns in file order. PEFT matches `(.*\.)?(pattern)$` from the start of the module path; the first match wins.
-    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Pattern, T)>> {
+    /// Patterns in file order.
+    fn pattern<T: Copy>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Patterns<T>> {
         let object = match self.value(key) {
-            None => return Ok(Vec::new()),
+            None => return Ok(Patterns::default()),
             Some(Value::Object(object)) => object,
             Some(other) => return Err(self.wrong(key, "an object of patterns", other)),
         };
-        let compile = |(pattern, value): (&String, &Value)| {
-            let at = format!("{key}: {pattern}");
-            let regex = Pattern::new(pattern).map_err(|problem| {
-                Error::malformed(self.path, &at, format!("is not a usable regular expression: {problem}"))
-            })?;
-            Ok((regex, read(&at, value)?))
-        };
-        object.iter().map(compile).collect()
+        let one = |(pattern, value): (&'_ String, &Value)| read(&format!("{key}: {pattern}"), value);
+        let values = object.iter().map(one).collect::<Result<Vec<T>>>()?;
+        Patterns::read(self.path, key, object.keys().map(String::as_str).zip(values))
     }
 
     fn init(&self) -> (Init, String) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::config::AdapterConfig;
 use super::methods::KINDS;
@@ -125,7 +125,7 @@ impl Gathered {
         if shared.is_empty() {
             return;
         }
-        let used: Vec<String> = self
+        let used: HashSet<String> = self
             .modules
             .iter()
             .flat_map(|module| module.change.tensors().into_iter().map(|tensor| tensor.info.name.clone()))

@@ -17,6 +17,7 @@ mod method;
 pub mod methods;
 mod parts;
 mod pattern;
+mod patterns;
 mod peft;
 mod read;
 mod refused;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::io::read_small;
-use crate::limits::MAX_JSON_BYTES;
+use crate::limits::{MAX_JSON_BYTES, MAX_JSON_VALUES};
 
 /// Reads a JSON file that must hold one object. Key order is kept.
 ///
@@ -24,6 +24,10 @@ pub fn read_object(path: &Path) -> Result<Map<String, Value>> {
 /// # Errors
 /// `Malformed` when it is not a JSON object.
 pub fn parse(path: &Path, place: &str, text: &[u8]) -> Result<Map<String, Value>> {
+    let values = count_values(text);
+    if values > MAX_JSON_VALUES {
+        return Err(Error::limit(path, "number of values in it", values, MAX_JSON_VALUES));
+    }
     let read = serde_json::from_slice(text);
     let read = read.or_else(|problem| match with_texts(text) {
         Some(text) => serde_json::from_slice(&text),
@@ -66,6 +70,21 @@ fn with_texts(text: &[u8]) -> Option<Vec<u8>> {
     found.then_some(out)
 }
 
+/// How many values a JSON text has at most, told by its commas and brackets before anything is allocated for them.
+fn count_values(text: &[u8]) -> u64 {
+    let (mut count, mut in_text, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// The text of a JSON file as Hugging Face tools write it: two spaces, a line end at the end.
 pub fn render(value: &impl serde::Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("maps with text keys and finite numbers always serialise");
@@ -105,5 +124,12 @@ mod tests {
         assert_eq!(Value::Object(read), wanted);
         assert!(parse(Path::new("x.json"), "JSON", b"{\"a\": nan}").is_err());
         assert!(parse(Path::new("x.json"), "JSON", b"{\"a\": NaN").is_err());
+    }
+
+    #[test]
+    fn values_are_counted_without_being_read() {
+        for (text, count) in [("{}", 2), (r#"{"a": [1, 2], "b": "x,[\",{"}"#, 5), ("7", 1), ("[[],[]]", 5)] {
+            assert_eq!(count_values(text.as_bytes()), count, "{text}");
+        }
     }
 }

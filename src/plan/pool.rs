@@ -1,6 +1,7 @@
 //! Runs tasks that each hold memory of their own on a fixed number of threads, within a memory budget.
 
-use std::sync::atomic::AtomicBool;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use super::Budget;
@@ -25,6 +26,7 @@ pub fn each_within(
 ) -> Result<()> {
     let mut waiting: Vec<usize> = (0..held.len()).collect();
     waiting.sort_by_key(|task| std::cmp::Reverse(held[*task]));
+    let waiting = VecDeque::from(waiting);
     let state = Mutex::new(State { waiting, running: 0, held: 0, failed: None });
     let changed = Condvar::new();
     let lock = || state.lock().expect("no task panics while it holds the lock");
@@ -73,7 +75,7 @@ pub fn map_within<T: Send>(
 
 struct State {
     /// Largest first.
-    waiting: Vec<usize>,
+    waiting: VecDeque<usize>,
     running: usize,
     held: u64,
     failed: Option<(usize, Error)>,
@@ -84,7 +86,7 @@ impl State {
     fn take(&mut self, held: &[u64], max_bytes: u64) -> Option<usize> {
         let fits = |task: &usize| self.running == 0 || self.held.saturating_add(held[*task]) <= max_bytes;
         let at = self.waiting.iter().position(fits)?;
-        let task = self.waiting.remove(at);
+        let task = self.waiting.remove(at)?;
         self.running += 1;
         self.held = self.held.saturating_add(held[task]);
         Some(task)

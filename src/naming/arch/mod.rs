@@ -51,6 +51,8 @@ pub struct Arch {
     flat: HashMap<String, Vec<Place>>,
     /// Those that any path may stand in front of.
     open: Vec<Place>,
+    /// Rows lie in another order within a head.
+    heads: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +80,7 @@ pub fn arch(name: &str) -> Option<&'static Arch> {
 /// order within a head are left out: no block of rows could tell where they go.
 pub fn translate(path: &str, outputs: u64, inputs: u64) -> Vec<Vec<Spot>> {
     let mut found: Vec<Vec<Spot>> = Vec::new();
-    for arch in archs().iter().filter(|arch| !arch.table.rows.iter().any(|row| row.heads)) {
+    for arch in archs().iter().filter(|arch| !arch.has_heads()) {
         for spots in arch.translate(path, outputs, inputs) {
             if !found.contains(&spots) {
                 found.push(spots);
@@ -128,7 +130,8 @@ pub fn parameter(module: &str, parameter: &str) -> String {
 
 impl Arch {
     fn new(table: Expanded) -> Self {
-        let mut arch = Self { table, dotted: HashMap::default(), flat: HashMap::default(), open: Vec::new() };
+        let heads = table.rows.iter().any(|row| row.heads);
+        let mut arch = Self { table, dotted: HashMap::default(), flat: HashMap::default(), open: Vec::new(), heads };
         for (row, own) in arch.table.rows.iter().enumerate() {
             let original = std::iter::once((Spelling::Original, 0, &own.original));
             let parts = own.diffusers.iter().enumerate().map(|(part, name)| (Spelling::Diffusers, part, name));
@@ -185,6 +188,11 @@ impl Arch {
     /// Whether it is the names of one tool, beside those of a family.
     pub fn is_aside(&self) -> bool {
         self.table.aside
+    }
+
+    /// Whether rows lie in another order within a head, so that no block of rows tells where they go.
+    pub fn has_heads(&self) -> bool {
+        self.heads
     }
 
     /// The other spellings of `path` in this family.

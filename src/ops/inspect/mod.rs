@@ -47,6 +47,7 @@ use serde_json::{Value, json};
 
 use crate::adapters::{ReadOptions, recognise};
 use crate::error::{Blame, Error, Result};
+use crate::limits::MAX_HELD_BYTES;
 use crate::ops::Run;
 use crate::plan::{Budget, map_within};
 
@@ -139,10 +140,14 @@ pub enum Entry {
 pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<Entry>> {
     // What is computed for one adapter runs on several threads itself.
     let threads = if options.spectrum || options.check { 1 } else { options.budget.threads };
-    let budget = Budget { threads, max_bytes: u64::MAX };
-    let held = vec![1; found.paths.len()];
+    let budget = Budget { threads, ..options.budget };
+    let held: Vec<u64> = found.paths.iter().map(|path| held_for(path)).collect();
     let look = |at: usize| match inspect(&found.paths[at], options, run) {
-        Ok(found) => Ok(Entry::Found(found)),
+        Ok(mut found) => {
+            // Of many, none is read any more.
+            found.let_go();
+            Ok(Entry::Found(found))
+        }
         Err(error) if matches!(error.blame(), Blame::Interrupted) => Err(error),
         Err(error) => Ok(Entry::failed(&error)),
     };
@@ -153,6 +158,12 @@ pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Re
         entries.push(Entry::Failed { error, hint: Some("name a folder further down".to_owned()) });
     }
     Ok(entries)
+}
+
+/// Bytes that looking at `path` holds: files that may be compressed are unpacked.
+fn held_for(path: &Path) -> u64 {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if ["safetensors", "gguf"].contains(&ending) { 1 } else { MAX_HELD_BYTES }
 }
 
 impl Entry {
@@ -193,6 +204,17 @@ impl Inspection {
         match self {
             Self::Checkpoint(facts) => &facts.weights,
             Self::Adapter(facts) => &facts.weights,
+        }
+    }
+
+    /// Lets go of what is held in memory of the tensors.
+    fn let_go(&mut self) {
+        match self {
+            Self::Checkpoint(facts) => facts.checkpoint.let_go(),
+            Self::Adapter(facts) => {
+                facts.adapter.modules.clear();
+                facts.adapter.tensors.let_go();
+            }
         }
     }
 

@@ -27,7 +27,15 @@ impl Applied {
     /// # Errors
     /// When changes, which are computed in f32, cannot be multiplied by it.
     pub fn strength_at(&self, selection: &Selection, path: &str) -> Result<f64> {
-        let strength = self.strength * selection.strength(path);
+        self.within_range(selection.strength(path), path)
+    }
+
+    /// Its weight times `further`, for the module `path`.
+    ///
+    /// # Errors
+    /// When that is beyond f32.
+    pub fn within_range(&self, further: f64, path: &str) -> Result<f64> {
+        let strength = self.strength * further;
         if strength.abs() <= f64::from(f32::MAX) {
             return Ok(strength);
         }

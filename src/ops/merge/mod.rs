@@ -45,6 +45,7 @@ pub use assemble::Counts;
 pub(super) use fit::is_transposed;
 pub(super) use landable::{Landable, scale_of};
 pub use landing::{Fate, Selection};
+pub(super) use places::{Place as BasePlace, Places as BasePlaces};
 pub(super) use prepared::{Prepared, prepare};
 pub(super) use summary::delta_norm;
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
@@ -151,7 +152,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
 }
 
 /// Whether two tensors hold the same numbers once the left one is stored as the right one is.
-fn same_values(left: &Stored, right: &Stored) -> Result<bool> {
+pub(super) fn same_values(left: &Stored, right: &Stored) -> Result<bool> {
     if left.info.dtype == right.info.dtype {
         let same = left.view()?.data == right.view()?.data;
         release(&[left, right]);

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use foldhash::HashSet;
+
 use super::StackOptions;
 use super::elementwise::{Contribution, Elementwise, Pruning};
 use super::fold;
@@ -10,6 +12,7 @@ use crate::linalg::{
     Certificate, Compute, Decomposition, LinearOperator, LowRank, RankPolicy, RankRule, Spectrum, Streamed, allocate,
     decompose,
 };
+use crate::naming::layers_within_layers;
 use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
 use crate::ops::terms::{Moved, Share, Slot};
 use crate::plan::map_within;
@@ -227,12 +230,13 @@ impl Work<'_> {
             Ranking::Budget(budget) => Some(budget),
             _ => None,
         };
-        let inner = self.layers_within_layers();
+        let inner = layers_within_layers(self.slots.iter().map(|slot| slot.path.as_str()));
+        let nested: HashSet<usize> = inner.iter().flat_map(|(child, parent)| [*child, *parent]).collect();
         if budgeted.is_none() && inner.is_empty() {
             return Ok(cuts);
         }
         let spectra = self.all(options, cancel, |at| {
-            let needed = budgeted.is_some() || inner.iter().any(|(child, parent)| [*child, *parent].contains(&at));
+            let needed = budgeted.is_some() || nested.contains(&at);
             if needed { self.spectrum(self.slots[at], &rule_of(self.slots[at])) } else { Ok((Vec::new(), 0.0)) }
         })?;
         if let Some(budget) = budgeted {
@@ -304,15 +308,6 @@ impl Work<'_> {
             return Err(Error::invalid(option, problem));
         }
         Ok(ranks)
-    }
-
-    /// Pairs of slots of which the first lies within the second.
-    fn layers_within_layers(&self) -> Vec<(usize, usize)> {
-        let within = |child: &Slot, parent: &Slot| {
-            child.path.strip_prefix(parent.path.as_str()).is_some_and(|rest| rest.starts_with('.'))
-        };
-        let pairs = (0..self.slots.len()).flat_map(|child| (0..self.slots.len()).map(move |parent| (child, parent)));
-        pairs.filter(|(child, parent)| within(self.slots[*child], self.slots[*parent])).collect()
     }
 
     fn cut(&self, slot: &Slot, cut: &Cut) -> Result<Compressed> {

@@ -89,8 +89,11 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
     let base = original.as_ref().map(|original| &original.base);
     check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
-    let mut gathered = terms::gather(&sources, &options.selection, original.as_deref())?;
+    let family = options.dialect.arch.as_deref();
+    let mut gathered = terms::gather(&sources, &options.selection, original.as_deref(), family)?;
     let mut report = begin(options, &sources, gathered.left_out);
+    report.notes.append(&mut gathered.notes);
+    report.notes.extend(unshared(options, &sources, &gathered.apart)?);
     report.notes.extend(gathered.resolve(&options.write.budget, run.cancel)?);
     let combined = whole::combine(&gathered, base, options.write.dtype)?;
     let mut adapter = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
@@ -120,6 +123,28 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     report.bytes = written.bytes;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// What to say of adapters that have no module in common with another: only a sum of those means something.
+fn unshared(options: &StackOptions, sources: &[Applied], apart: &[usize]) -> Result<Vec<String>> {
+    let root = |at: usize| sources[at].adapter.root.display();
+    match (options.method, apart) {
+        (_, []) => Ok(Vec::new()),
+        (Method::Concat, _) => {
+            let note = |at: &usize| {
+                format!("`{}` has no module in common with the others: what it changes is only its own", root(*at))
+            };
+            Ok(apart.iter().map(note).collect())
+        }
+        (method, [first, ..]) => {
+            let others = if *first == 0 { 1 } else { 0 };
+            let problem =
+                format!("they have no module in common, and `{}` compares changes of one module", method_name(method));
+            Err(Error::mismatch(root(*first).to_string(), root(others).to_string(), problem).hint(
+                "`--method concat` unites them; if both are for one model, `--base PATH` tells which modules are one",
+            ))
+        }
+    }
 }
 
 impl StackOptions {

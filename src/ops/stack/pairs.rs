@@ -10,7 +10,7 @@ use super::summary::StackedModule;
 use super::{Method, StackOptions};
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
-use crate::ops::merge::Applied;
+use crate::ops::merge::{Applied, same_values};
 use crate::ops::new_adapter::{Bytes, NewPair};
 use crate::ops::output::Run;
 use crate::ops::rank_choice::RankChoice;
@@ -85,8 +85,41 @@ fn factor_bytes(slot: &Slot) -> u64 {
 
 type Piece = (NewPair, StackedModule);
 
+/// Whether every product stands there once more with the opposite factor: nothing is left of them.
+fn cancels(slot: &Slot) -> Result<bool> {
+    let mut rest: Vec<&Share> = slot.shares.iter().collect();
+    while let Some(share) = rest.pop() {
+        let mut found = None;
+        for (at, other) in rest.iter().enumerate() {
+            if other.factor() == -share.factor() && are_one(share, other)? {
+                found = Some(at);
+                break;
+            }
+        }
+        let Some(at) = found else { return Ok(false) };
+        rest.swap_remove(at);
+    }
+    Ok(slot.shares.len() > 1 && slot.multiplied.is_empty())
+}
+
+/// Whether two products are of the same stored factors.
+fn are_one(left: &Share, right: &Share) -> Result<bool> {
+    let (Some(one), Some(other)) = (&left.stored, &right.stored) else { return Ok(false) };
+    let biases = match (&left.bias, &right.bias) {
+        (None, None) => true,
+        (Some(one), Some(other)) => same_values(one, other)?,
+        _ => false,
+    };
+    let shapes = one.0.info.shape == other.0.info.shape && one.1.info.shape == other.1.info.shape;
+    Ok(biases && shapes && same_values(&one.0, &other.0)? && same_values(&one.1, &other.1)?)
+}
+
 /// The exact sum.
 fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
+    if cancels(slot)? {
+        let nothing = || Bytes::held(&[], Float::F32);
+        return Ok((pair(slot, 0, 0.0, nothing(), nothing(), None), describe(slot, 0, Float::F32, 0.0)));
+    }
     let total: usize = slot.shares.iter().map(|share| share.rank).sum();
     let alpha = options.alpha.unwrap_or(total as f64);
     let joined = concatenate(slot, alpha / total as f64, options.write.dtype, &options.adapters)?;
