@@ -14,7 +14,7 @@ pub struct Homeless {
 
 impl Lander<'_> {
     /// The refusal of an adapter with such modules.
-    pub(super) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
+    pub(super) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless], nearly: Option<&str>) -> Error {
         const SHOWN: usize = 3;
         let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();
@@ -39,6 +39,7 @@ impl Lander<'_> {
         };
         let problem =
             format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
+        let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
         let hint = if tensors == total {
             "is this the model the adapter was trained on?"
         } else {

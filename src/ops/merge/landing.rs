@@ -10,7 +10,7 @@ use super::fit::check_elements;
 use super::homeless::Homeless;
 use super::landable::Landable;
 use super::methods;
-use super::places::{Place, Places, names_component};
+use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
 use super::tile::Piece;
 use super::vocabulary::{self, Resized, is_resized};
@@ -115,7 +115,9 @@ pub struct Landed {
 /// Finds the place of one adapter after the other.
 pub struct Lander<'a> {
     pub(super) base: &'a Base,
-    places: Places,
+    pub(super) places: Places,
+    /// The denoiser that `--component` names.
+    pub(super) component: Option<&'a str>,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
     /// Whether the vocabulary may get another size.
@@ -130,13 +132,19 @@ impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
         let (places, landed) = (Places::new(base), Landed::default());
-        Self { base, places, selection, allow_unused, resizes: false, landed, paths: BTreeSet::new() }
+        Self { base, places, component: None, selection, allow_unused, resizes: false, landed, paths: BTreeSet::new() }
     }
 
     /// The same, and whether the vocabulary may get another size.
     #[must_use]
     pub fn resizing(self, resizes: bool) -> Self {
         Self { resizes, ..self }
+    }
+
+    /// The same, and the denoiser that is meant where a pipeline has several alike.
+    #[must_use]
+    pub fn meaning(self, component: Option<&'a str>) -> Self {
+        Self { component, ..self }
     }
 
     /// Finds the place of everything in `applied`.
@@ -146,10 +154,19 @@ impl<'a> Lander<'a> {
     pub fn land(&mut self, applied: &Applied) -> Result<()> {
         self.landed.fates.push(HashMap::new());
         let adapter = &applied.adapter;
+        self.choose_denoiser(adapter)?;
         let shift = self.shift(adapter)?;
+        let moved = self.moved(adapter, &shift)?;
         let mut homeless = Vec::new();
+        let mut embedded = BTreeSet::new();
         for (at, module) in adapter.modules.iter().enumerate() {
-            let path = self.located(module, shift.apply(&module.path))?;
+            if let Some(name) = embedding_of(module) {
+                embedded.insert(name);
+                self.settle(module, Fate::AllowedUnused);
+                continue;
+            }
+            let path = moved.apply(self.places.meant(shift.apply(&module.path)));
+            let path = self.located(module, path)?;
             self.paths.insert(path.clone());
             let strength = applied.strength * self.selection.strength(&path);
             if strength == 0.0 || !self.selection.takes(&path) {
@@ -170,7 +187,14 @@ impl<'a> Lander<'a> {
                 }
             }
         }
-        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless)) }
+        if let Some(name) = embedded.first() {
+            let count = embedded.len();
+            self.landed.notes.push(format!(
+                "{count} embeddings of tokens (`{name}`) lie beside the weights: a model has no place for them, they are loaded as \
+                 textual inversion"
+            ));
+        }
+        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
     }
 
     fn settle(&mut self, module: &Module, fate: Fate) {
@@ -228,6 +252,11 @@ impl<'a> Lander<'a> {
                     ));
                 }
                 Ok(shift.clone())
+            }
+            // The denoiser that is meant decides.
+            several if self.component.is_some_and(|name| in_component(several, modules[0], name).is_some()) => {
+                let chosen = self.component.and_then(|name| in_component(several, modules[0], name));
+                Ok(chosen.cloned().unwrap_or_default())
             }
             several => {
                 let ways: Vec<String> = several.iter().map(|shift| format!("`{}`", shift.apply(modules[0]))).collect();
@@ -452,12 +481,15 @@ impl<'a> Lander<'a> {
     }
 }
 
-/// Outputs and inputs of the weight that is changed, where the change tells.
-fn size_of(change: &Change) -> Option<(u64, u64)> {
-    match change {
-        Change::Lora(lora) => Some((lora.outputs(), lora.inputs())),
-        Change::Method(method) => method.shape(),
-        Change::Whole(_, tensor) => Some(tensor.info.shape.rows_cols()),
-        _ => None,
-    }
+/// The one of `shifts` that leads `module` below the component `name`.
+fn in_component<'s>(shifts: &'s [Shift], module: &str, name: &str) -> Option<&'s Shift> {
+    let front = format!("{name}.");
+    shifts.iter().find(|shift| shift.apply(module).starts_with(&front))
+}
+
+/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
+fn embedding_of(module: &Module) -> Option<String> {
+    let tensors = module.change.tensors();
+    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
+    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }
