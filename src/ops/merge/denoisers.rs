@@ -7,6 +7,7 @@ use super::landing::Lander;
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::Container;
+use crate::naming::Shift;
 use crate::naming::arch::flattened;
 use crate::naming::components::{kind_of_denoiser, split, with_component};
 
@@ -135,4 +136,10 @@ fn kind_of(path: &str) -> Option<&'static str> {
     }
     let path = with_component(path);
     split(&path).and_then(|(component, _)| kind_of_denoiser(component))
+}
+
+/// The one of `shifts` that leads `module` below the component `name`.
+pub fn in_component<'s>(shifts: &'s [Shift], module: &str, name: &str) -> Option<&'s Shift> {
+    let front = format!("{name}.");
+    shifts.iter().find(|shift| shift.apply(module).starts_with(&front))
 }

@@ -1,7 +1,7 @@
 //! Tensors of an adapter that have no place in the base: one message names all of them, and what they may have meant.
 
 use super::landing::Lander;
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Module};
 use crate::error::Error;
 
 /// A module that found no place; others may still follow, so that one message names all.
@@ -47,4 +47,11 @@ impl Lander<'_> {
         };
         Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem).hint(hint)
     }
+}
+
+/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
+pub fn embedding_of(module: &Module) -> Option<String> {
+    let tensors = module.change.tensors();
+    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
+    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::applied::Applied;
+use super::denoisers::in_component;
 use super::fit::check_elements;
-use super::homeless::Homeless;
+use super::homeless::{Homeless, embedding_of};
 use super::landable::Landable;
 use super::methods;
 use super::places::{Place, Places, names_component, size_of};
@@ -479,17 +480,4 @@ impl<'a> Lander<'a> {
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
     }
-}
-
-/// The one of `shifts` that leads `module` below the component `name`.
-fn in_component<'s>(shifts: &'s [Shift], module: &str, name: &str) -> Option<&'s Shift> {
-    let front = format!("{name}.");
-    shifts.iter().find(|shift| shift.apply(module).starts_with(&front))
-}
-
-/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
-fn embedding_of(module: &Module) -> Option<String> {
-    let tensors = module.change.tensors();
-    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
-    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }

@@ -106,7 +106,9 @@ impl Places {
             },
             None => match (with_component(path), self.denoiser) {
                 // The base is one, so what no name gives away is a part of it.
-                (path, Some(denoiser)) if split(&path).is_none() => self.meant(below(denoiser, &path)),
+                (own, Some(denoiser)) if split(path).is_none() && of_prefix(path).is_none() => {
+                    self.meant(below(denoiser, &own))
+                }
                 (path, _) => self.meant(path),
             },
         };

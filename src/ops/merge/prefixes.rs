@@ -17,6 +17,9 @@ use crate::naming::components::ADAPTED;
 /// Most words of a prefix (`pipe.dit.base_model.model.` has four).
 const MAX_WORDS: usize = 5;
 
+/// Most prefixes that are tried in place of the adapter's.
+const MAX_WAYS: usize = 64;
+
 /// What a flattened name of a denoiser begins with.
 const FLAT_DENOISER: &str = "lora_unet_";
 
@@ -50,20 +53,17 @@ impl Lander<'_> {
     /// When they could be several modules each.
     pub(super) fn moved(&mut self, adapter: &Adapter, shift: &Shift) -> Result<Moved> {
         let mut missing: BTreeMap<String, Option<(u64, u64)>> = BTreeMap::new();
-        let mut taken: BTreeSet<String> = BTreeSet::new();
         for module in &adapter.modules {
             if !matches!(module.change, Change::Lora(_) | Change::Method(_)) {
                 continue;
             }
             let (path, size) = (self.places.meant(shift.apply(&module.path)), size_of(&module.change));
-            match self.base.names.located(&path) {
-                Some(own) => drop(taken.insert(own)),
-                None => match self.places.find(self.base, &path, size)? {
-                    Some(Place::Whole(own)) => drop(taken.insert(own)),
-                    Some(Place::Rows(_)) => {}
-                    None => drop(missing.insert(path, size)),
-                },
+            let found = self.base.names.located(&path).is_some() || self.places.find(self.base, &path, size)?.is_some();
+            // Names that lead into the base need no other prefix, and those beside them are of another part of the model.
+            if found {
+                return Ok(Moved::default());
             }
+            missing.insert(path, size);
         }
         let missing: Vec<(String, Option<(u64, u64)>)> = missing.into_iter().collect();
         let Some(words) = Words::of(&missing) else { return Ok(Moved::default()) };
@@ -76,10 +76,8 @@ impl Lander<'_> {
         let ways = self.ways(&words, &missing, usize::from(keeps_first));
         let mut whole: Vec<&Way> = Vec::new();
         for way in ways.iter().filter(|way| way.found.len() == missing.len()) {
-            let is_new =
-                |(_, place): &(String, Place)| !matches!(place, Place::Whole(module) if taken.contains(module));
             let same = |other: &&Way| other.found.iter().zip(&way.found).all(|((_, one), (_, other))| one == other);
-            if way.found.iter().all(is_new) && !whole.iter().any(same) {
+            if !whole.iter().any(same) {
                 whole.push(way);
             }
         }
@@ -128,6 +126,10 @@ impl Lander<'_> {
                 let add = name.strip_suffix(first.as_str()).filter(|add| is_prefix(add, separator));
                 adds.extend(add.map(str::to_owned));
             }
+            let last = missing.last().map(|(path, _)| rest(path)).unwrap_or_default();
+            if adds.len() > MAX_WAYS {
+                adds.retain(|add| own.contains_key(&format!("{add}{last}")));
+            }
             if count > 0 {
                 let path = |path: &str| match separator {
                     '.' => format!("{front}{}", rest(path)),
@@ -141,7 +143,7 @@ impl Lander<'_> {
                 let found: Vec<(String, Place)> = missing.iter().filter_map(place).collect();
                 ways.extend((!found.is_empty()).then(|| Way { strip: strip.clone(), add: String::new(), found }));
             }
-            for add in adds {
+            for add in adds.into_iter().take(MAX_WAYS) {
                 let place = |(old, _): &(String, _)| match own.get(&format!("{add}{}", rest(old))).map(Vec::as_slice) {
                     Some([module]) => Some(((*module).to_owned(), Place::Whole((*module).to_owned()))),
                     _ => None,

@@ -246,6 +246,27 @@ impl Asked<'_> {
     }
 }
 
+/// Puts the name of the denoiser in front of paths that name no component, where the blocks or the tables tell that they are
+/// modules of one: an adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
+pub fn name_components(pieces: &mut Pieces) {
+    let own: Vec<&String> =
+        pieces.paths().filter(|path| path.contains('.') && components::split(path).is_none()).collect();
+    let told: Vec<String> = own.iter().map(|path| components::with_component(path)).collect();
+    let known = |denoiser: &&'static str| {
+        let knows = |path: &String| {
+            arch::archs().iter().any(|family| family.is_denoiser() && family.knows(&format!("{denoiser}.{path}")))
+        };
+        own.iter().any(|path| knows(path))
+    };
+    let by_blocks = components::of_blocks(told.iter().map(String::as_str));
+    let Some(denoiser) = by_blocks.or_else(|| ["transformer", "unet"].into_iter().find(known)) else { return };
+    for path in pieces.paths_mut() {
+        if path.contains('.') && components::split(path).is_none() {
+            *path = components::below(denoiser, &components::with_component(path));
+        }
+    }
+}
+
 /// What becomes of the name of one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Outcome {

@@ -294,6 +294,9 @@ fn translate(
     let names_known = wants_config(target) || adapter.config.llama_cpp.is_some();
     let base = if names_known && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
+    if wanted != Wanted::Own {
+        family::name_components(&mut pieces);
+    }
     // Targets whose models have configs have names of their own for architectures.
     let named = options.arch.as_deref().filter(|_| !wants_config(target));
     let asked = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat };
