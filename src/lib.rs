@@ -45,6 +45,7 @@
 //!     residual_base: false,
 //!     selection: Selection::default(),
 //!     allow_unused: Vec::new(),
+//!     component: None,
 //!     quant: None,
 //!     keep_change: true,
 //!     hash_base: false,

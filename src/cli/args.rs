@@ -92,6 +92,9 @@ pub struct Merge {
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Which denoiser of a pipeline is meant where two are built alike: transformer, transformer_2
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Let embedding and head that the adapter holds whole change the size of the vocabulary
     #[arg(long)]
     pub resize_vocab: bool,
@@ -206,6 +209,9 @@ pub struct Inspect {
     pub base: Option<OsString>,
     #[command(flatten)]
     pub read: Reading,
+    /// The component of the pipeline that is meant: of --base where that is given, else of PATH
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Read the values too: zeros, what is not finite, hashes
     #[arg(long)]
     pub check: bool,

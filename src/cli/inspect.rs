@@ -17,10 +17,15 @@ const HASHED: u64 = 8 << 20;
 
 /// Looks at each path, and gives the descriptions.
 pub fn run(args: &Inspect) -> Result<Vec<u8>> {
-    let named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
+    let component = args.component.as_deref();
+    let of_path = component.filter(|_| args.base.is_none());
+    let mut named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
+    if of_path.is_some() {
+        named = named.into_iter().map(|path| place::model(path?.as_os_str(), of_path)).collect();
+    }
     let options = InspectOptions {
         read: args.read.options()?,
-        base: args.base.as_deref().map(place::path).transpose()?,
+        base: args.base.as_deref().map(|written| place::model(written, component)).transpose()?,
         caches: place::caches(),
         spectrum: args.spectrum,
         check: args.check,

@@ -23,6 +23,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         residual_base: args.residual_base,
         selection: selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
+        component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         quant: quant(&args.quant)?,
         keep_change: args.write.rounding.is_none(),

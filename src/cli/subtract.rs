@@ -43,6 +43,9 @@ pub struct Subtract {
     /// The model was merged from the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Which denoiser of a pipeline is meant where two are built alike: transformer, transformer_2
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Let embedding and head that the adapter holds whole change the size of the vocabulary
     #[arg(long)]
     pub resize_vocab: bool,
@@ -77,6 +80,7 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         residual_base: args.residual_base,
         selection: merge::selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
+        component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
         write: merge::write_options(&args.write)?,
@@ -116,6 +120,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         ("--allow-unused", !write.allow_unused.is_empty()),
         ("--part", write.part.is_some()),
         ("--residual-base", args.residual_base),
+        ("--component", args.component.is_some()),
         ("--hash-base", args.hash_base),
     ];
     if let Some((option, _)) = of_models.iter().find(|(_, given)| *given) {

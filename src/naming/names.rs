@@ -73,6 +73,11 @@ impl Names {
         self.keys.contains(key)
     }
 
+    /// The modules that have parameters of their own.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(String::as_str)
+    }
+
     /// Whether the base holds a parameter of this module or of one below it.
     pub fn has_module(&self, module: &str) -> bool {
         let below = format!("{module}.");

@@ -9,6 +9,7 @@ use super::weight::{ScaleGrid, Weight};
 use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
+use crate::formats::comfyui;
 use crate::formats::gguf::{Metadata, View, hub_config};
 use crate::formats::{Checkpoint, Format, Stored, side};
 use crate::naming::gguf::gguf_arch;
@@ -24,13 +25,17 @@ pub const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scal
 const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
 
 /// Endings that betray a packed weight, and who packs like that.
-pub const PACKED: [(&str, &str); 6] = [
+pub const PACKED: [(&str, &str); 10] = [
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
     (".weight.absmax", "bitsandbytes 4-bit"),
     (".SCB", "bitsandbytes LLM.int8"),
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
+    (".weight._data", "quanto"),
+    ("._weight_qdata", "torchao"),
+    (".W_q", "HQQ"),
+    (".trellis", "EXL3"),
 ];
 
 /// Ending of the codes of a stack of experts in MXFP4 (gpt-oss); its scales end in `_scales`.
@@ -46,6 +51,8 @@ pub struct Base {
     pub names: Names,
     /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
     pub config: Option<Map<String, Value>>,
+    /// What headers say of the formats of quantised weights.
+    pub formats: comfyui::Formats,
     /// The head that shares the embedding's tensor, if one does.
     pub tie: Option<Tie>,
     /// Head and embedding that are both stored, although the config says that they are one.
@@ -98,7 +105,8 @@ impl Base {
         let unnamed = (tied && heads == Heads::Unknown && heads.stored(&names).is_none())
             .then(|| Heads::any_embedding(&names))
             .flatten();
-        let base = Self { checkpoint, view, names, config, tie: None, stored_tie, heads, unnamed, wrapping };
+        let formats = comfyui::Formats::of(&checkpoint);
+        let base = Self { checkpoint, view, names, config, formats, tie: None, stored_tie, heads, unnamed, wrapping };
         Ok(base.with_tie(tie))
     }
 
@@ -173,10 +181,20 @@ impl Base {
     /// When it is quantised in a way that no delta can be added to.
     pub fn weight(&self, name: &str, cols: Option<usize>) -> Result<Weight> {
         let tensor = self.stored(name);
-        if tensor.info.dtype.float().is_none()
-            && let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module))
-        {
+        if let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module)) {
             return Err(error);
+        }
+        if tensor.info.dtype.float().is_none()
+            && Packing::of(&tensor.info.dtype).is_none()
+            && let Some(scale) = self.scale_beside(name)
+        {
+            let what = format!(
+                "tensor `{name}` holds codes ({}) that `{scale}` scales, in a format that is not known, so no delta can be \
+                 added to it",
+                tensor.info.dtype
+            );
+            return Err(Error::unsupported(self.checkpoint.root(), what)
+                .hint("merge into the model the quantised one was made from, then quantise the result"));
         }
         let lie = self.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
         // The rows of a bias are its values.
@@ -200,9 +218,15 @@ impl Base {
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
     fn unknown_scale_of(&self, name: &str, packing: Packing) -> Option<String> {
+        self.scale_beside(name).filter(|_| is_fp8(packing))
+    }
+
+    /// A tensor beside a weight that is called like its scales.
+    fn scale_beside(&self, name: &str) -> Option<String> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
+        let known = SCALE_NAMES.iter().map(|ending| format!("{module}{ending}"));
         let places = UNKNOWN_SCALES.iter().flat_map(|ending| [format!("{name}{ending}"), format!("{module}{ending}")]);
-        places.filter(|_| is_fp8(packing)).find(|scale| self.names.has(scale))
+        known.chain(places).find(|scale| self.names.has(scale))
     }
 
     /// The refusal of experts whose stack `parameter` (its path) is packed.
@@ -219,10 +243,18 @@ impl Base {
 
     /// The refusal of a packed weight, naming the tensors that show it.
     pub fn packed(&self, module: &str) -> Option<Error> {
-        let (tensor, who) = PACKED
-            .iter()
-            .map(|(ending, who)| (format!("{module}{ending}"), who))
-            .find(|(name, _)| self.names.has(name))?;
+        let by_name = || {
+            let mut known = PACKED.iter().map(|(ending, who)| (format!("{module}{ending}"), (*who).to_owned()));
+            known.find(|(name, _)| self.names.has(name))
+        };
+        let by_mark = || {
+            let format =
+                self.formats.of_module(&self.checkpoint, module).filter(|format| !comfyui::is_plain(format))?;
+            let mark = format!("{module}{}", comfyui::LAYER);
+            let tensor = if self.names.has(&mark) { mark } else { format!("{module}.weight") };
+            Some((tensor, format!("ComfyUI as {format}")))
+        };
+        let (tensor, who) = by_name().or_else(by_mark)?;
         let what = format!(
             "the weight of `{module}` is quantised by {who} (tensor `{tensor}`), so no delta can be added to it"
         );

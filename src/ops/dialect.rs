@@ -142,6 +142,7 @@ impl Dialect {
             to: Some(target),
             base: base.map(Path::to_owned),
             caches: Vec::new(),
+            component: None,
             arch: self.arch.clone(),
             as_lora: false,
             include: Vec::new(),

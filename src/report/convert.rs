@@ -22,6 +22,9 @@ fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
     writeln!(text, "{}{would}", shown(&report.out))?;
     let family = report.family.as_ref().map_or(String::new(), |family| format!(", {family}"));
     writeln!(text, "  input    {}, {}{family}", shown(&report.input), report.from)?;
+    if let (Some(family), Some(by)) = (&report.family, &report.family_by) {
+        writeln!(text, "  family   {family}, by {by}")?;
+    }
     let list = |parts: &[(usize, &str)]| {
         let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
         parts.collect::<Vec<_>>().join(", ")

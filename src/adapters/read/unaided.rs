@@ -183,6 +183,11 @@ fn unflatten(keyed: &mut [(Key, Stored)]) {
             key.module.clone_from(path);
         }
     }
+    for (key, _) in keyed.iter_mut().filter(|(key, _)| key.module.ends_with(|c: char| c.is_ascii_digit())) {
+        if let Some(path) = arch::part_of(&key.module) {
+            key.module = path;
+        }
+    }
 }
 
 /// Puts what stands beside the blocks of a denoiser, and no component in front of it, below that denoiser.
@@ -205,7 +210,7 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         if wrapped && matches!(bare.role, Role::Down | Role::Up | Role::UpBias | Role::Magnitude) {
             key = bare;
         }
-        key.module = components::with_component(&key.module);
+        key.module = components::unwrapped(&key.module).unwrap_or_else(|| components::with_component(&key.module));
         let dialect = match scheme.name() {
             "diffusers" if wrapped => "peft",
             "diffusers" if name.starts_with("diffusion_model.") => "comfyui",

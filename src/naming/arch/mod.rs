@@ -1,10 +1,13 @@
 //! Families of models: how their weights are called in the original release and in diffusers, and which of them are fused
-//! there and split here. Tables in `archs/*.toml`; the number of layers is never part of a table.
+//! there and split here. Tables in `archs/*.toml`. A row holds for any number of layers; how many the models of a family have
+//! stands beside the rows, to tell families apart ([`left`]).
 //!
 //! A fused weight and its parts differ in rows only, so a change of one is told as [`Spot`]s of the other: exact in both
 //! directions, whatever the change is.
 
+mod choice;
 mod flat;
+mod parts;
 mod table;
 mod template;
 #[cfg(test)]
@@ -15,7 +18,9 @@ use std::sync::LazyLock;
 
 use foldhash::HashMap;
 
+pub use choice::{By, Left, Said, Seen, left, said};
 pub use flat::{flatten, flattened, unflatten, unflatten_all};
+pub use parts::part_of;
 use table::{Expanded, Row, Share, Swap};
 use template::{Filling, outline};
 
@@ -107,14 +112,6 @@ fn most_known(count: impl Fn(&Arch) -> usize) -> Vec<&'static Arch> {
     };
     let denoisers: Vec<&'static Arch> = best(true);
     if denoisers.is_empty() { best(false) } else { denoisers }
-}
-
-/// The family `paths` belong to; `None` if no table knows them or several know them alike.
-pub fn arch_of<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<&'static Arch> {
-    match archs_of(paths).as_slice() {
-        [arch] => Some(arch),
-        _ => None,
-    }
 }
 
 /// Name of the tensor that holds the parameter `parameter` of `module`: with a dot between, but for two kinds of modules whose

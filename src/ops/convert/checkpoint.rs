@@ -12,13 +12,13 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
-use super::scaled::Scaled;
+use super::scaled::{Dequantised, Scaled};
 use super::{ConvertOptions, Target, from_gguf, watch};
 use crate::error::{Error, Result};
 use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
-use crate::formats::{Checkpoint, Container, Stored, json as files};
+use crate::formats::{Checkpoint, Container, Stored, comfyui, json as files};
 use crate::ops::base::{Base, PACKED};
 use crate::ops::fingerprint::fingerprints;
 use crate::ops::merge::arrange::indexes;
@@ -97,7 +97,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
     let base = Base::open_as_it_is(&options.input)?;
     check_early(write, &inputs, &Expected::Planned)?;
-    let Sorted { outputs, cast, folded } = sort(&base, options)?;
+    let Sorted { outputs, cast, folded, dequantised } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();
     let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
     infos().for_each(|info| *dtypes.entry(info.dtype.name().to_owned()).or_insert(0) += 1);
@@ -110,7 +110,12 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
     let is_single = single.is_some();
-    let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
+    let stripped = globs(&options.strip_metadata)?;
+    let kept = |(key, text): &(String, String), folder: &str| {
+        let text = if key == comfyui::HEADER { dequantised.header(text, folder) } else { Some(text.clone()) };
+        text.filter(|_| !stripped.is_match(key)).map(|text| (key.clone(), text))
+    };
+    let arranged = arrange(&base, write, single, outputs, &kept, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
     let record = Some(recipe.clone());
     let fingerprints = fingerprints(write.part, [&base.checkpoint])?;
@@ -142,7 +147,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
             format!("{folded} scales of FP8 weights are folded into them (W = code · scale in f32) and left out");
         report.notes.push(note);
     }
-    let edits = Edits { dequantised: folded > 0, ..Edits::default() };
+    let edits = Edits { dequantised: folded > 0 && dequantised.all(), ..Edits::default() };
     let made = from_gguf::beside(&base, write.dtype)?;
     report.notes.extend(made.notes);
     if !is_single {
@@ -190,6 +195,7 @@ struct Sorted {
     cast: Vec<Arc<Rounded>>,
     /// Scales that were folded into their weights, and what belongs to them.
     folded: usize,
+    dequantised: Dequantised,
 }
 
 /// Decides for every tensor.
@@ -208,15 +214,17 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
         return Err(Error::invalid("--include", problem));
     }
     let scaled = Scaled::find(base);
-    let dequantised = scaled.dequantised(base, chosen)?;
-    let mut cast = Vec::new();
+    let widened = |name: &str| chosen(name) && options.write.dtype.is_some_and(|wanted| wanted.bytes() > 1);
+    let dequantised = scaled.dequantised(base, widened)?;
+    let (mut cast, mut folded) = (Vec::new(), 0);
     let mut one = |stored: Stored| -> Result<Option<Tensor>> {
         let name = &stored.info.name;
         if from_gguf::is_said(base, name) {
             return Ok(None);
         }
         if scaled.belongs(name) {
-            let kept = !dequantised;
+            let kept = !scaled.goes(name, &dequantised);
+            folded += usize::from(!kept);
             return Ok(kept.then(|| Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         }
         let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(name));
@@ -251,7 +259,7 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     let outputs =
         files.map(|file| (0..file.header.tensors.len()).filter_map(|at| one(file.stored(at)).transpose()).collect());
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    Ok(Sorted { outputs, cast, folded: if dequantised { scaled.belonging() } else { 0 } })
+    Ok(Sorted { outputs, cast, folded, dequantised })
 }
 
 /// A quantised model is more than its dtypes: its floating point tensors belong to codes that are not cast.

@@ -100,6 +100,8 @@ pub struct ConvertOptions {
     pub base: Option<PathBuf>,
     /// Where the model that an adapter names is looked for, if none is given and its config is needed.
     pub caches: Vec<PathBuf>,
+    /// The denoiser an adapter is for, where a pipeline has several alike.
+    pub component: Option<String>,
     /// The architecture an adapter is for, where names alone do not tell.
     pub arch: Option<String>,
     /// The types of a GGUF file; each tensor keeps its own if nothing is said.

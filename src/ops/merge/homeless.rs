@@ -2,7 +2,7 @@
 
 use super::landable::Landable;
 use super::landing::Lander;
-use crate::adapters::{Adapter, Change};
+use crate::adapters::{Adapter, Change, Module};
 use crate::error::Error;
 use crate::naming::experts::{self, FUSED};
 
@@ -40,7 +40,7 @@ impl Lost {
 
 impl Lander<'_> {
     /// The refusal of an adapter with such modules.
-    pub(super) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
+    pub(super) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless], nearly: Option<&str>) -> Error {
         const SHOWN: usize = 3;
         let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();
@@ -65,6 +65,7 @@ impl Lander<'_> {
         };
         let problem =
             format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
+        let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
         Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem)
             .hint(self.way_out(homeless, tensors == total))
     }
@@ -101,4 +102,11 @@ impl Lander<'_> {
         stacks.extend(list.and_then(|(list, _)| list.strip_suffix('s')).map(str::to_owned));
         stacks.iter().find_map(|stack| self.base.packed_stack(stack))
     }
+}
+
+/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
+pub fn embedding_of(module: &Module) -> Option<String> {
+    let tensors = module.change.tensors();
+    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
+    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use regex::Regex;
 
 use super::applied::Applied;
+use super::denoisers::in_component;
 use super::fit::check_elements;
-use super::homeless::{Homeless, Lost};
+use super::homeless::{Homeless, Lost, embedding_of};
 use super::landable::Landable;
 use super::methods;
-use super::places::{Place, Places, names_component};
+use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
 use super::tile::Piece;
 use super::vocabulary::{self, Resized, is_resized};
@@ -115,7 +116,9 @@ pub struct Landed {
 /// Finds the place of one adapter after the other.
 pub struct Lander<'a> {
     pub(super) base: &'a Base,
-    places: Places,
+    pub(super) places: Places,
+    /// The denoiser that `--component` names.
+    pub(super) component: Option<&'a str>,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
     /// Whether the vocabulary may get another size.
@@ -137,6 +140,7 @@ impl<'a> Lander<'a> {
         Self {
             base,
             places,
+            component: None,
             selection,
             allow_unused,
             resizes: false,
@@ -153,6 +157,12 @@ impl<'a> Lander<'a> {
         Self { resizes, ..self }
     }
 
+    /// The same, and the denoiser that is meant where a pipeline has several alike.
+    #[must_use]
+    pub fn meaning(self, component: Option<&'a str>) -> Self {
+        Self { component, ..self }
+    }
+
     /// Finds the place of everything in `applied`.
     ///
     /// # Errors
@@ -160,11 +170,20 @@ impl<'a> Lander<'a> {
     pub fn land(&mut self, applied: &Applied) -> Result<()> {
         self.landed.fates.push(HashMap::new());
         let adapter = &applied.adapter;
+        self.choose_denoiser(adapter)?;
         let shift = self.shift(adapter)?;
         self.same_paths = shift.is_identity();
+        let moved = self.moved(adapter, &shift)?;
         let mut homeless = Vec::new();
+        let mut embedded = BTreeSet::new();
         for (at, module) in adapter.modules.iter().enumerate() {
-            let path = self.located(module, shift.apply(&module.path))?;
+            if let Some(name) = embedding_of(module) {
+                embedded.insert(name);
+                self.settle(module, Fate::AllowedUnused);
+                continue;
+            }
+            let path = moved.apply(self.places.meant(shift.apply(&module.path)));
+            let path = self.located(module, path)?;
             self.paths.insert(path.clone());
             self.note_tied(at, &path);
             let strength = applied.strength_at(self.selection, &path)?;
@@ -189,7 +208,14 @@ impl<'a> Lander<'a> {
                 }
             }
         }
-        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless)) }
+        if let Some(name) = embedded.first() {
+            let count = embedded.len();
+            self.landed.notes.push(format!(
+                "{count} embeddings of tokens (`{name}`) lie beside the weights: a model has no place for them, they are loaded as \
+                 textual inversion"
+            ));
+        }
+        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
     }
 
     /// Remembers a module of the tie, under whatever name the adapter has it.
@@ -258,6 +284,11 @@ impl<'a> Lander<'a> {
                     ));
                 }
                 Ok(shift.clone())
+            }
+            // The denoiser that is meant decides.
+            several if self.component.is_some_and(|name| in_component(several, modules[0], name).is_some()) => {
+                let chosen = self.component.and_then(|name| in_component(several, modules[0], name));
+                Ok(chosen.cloned().unwrap_or_default())
             }
             several => {
                 let ways: Vec<String> = several.iter().map(|shift| format!("`{}`", shift.apply(modules[0]))).collect();
@@ -493,15 +524,5 @@ impl<'a> Lander<'a> {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
-    }
-}
-
-/// Outputs and inputs of the weight that is changed, where the change tells.
-fn size_of(change: &Change) -> Option<(u64, u64)> {
-    match change {
-        Change::Lora(lora) => Some((lora.outputs(), lora.inputs())),
-        Change::Method(method) => method.shape(),
-        Change::Whole(_, tensor) => Some(tensor.info.shape.rows_cols()),
-        _ => None,
     }
 }

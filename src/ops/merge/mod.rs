@@ -3,6 +3,7 @@
 pub(super) mod applied;
 pub(super) mod arrange;
 mod assemble;
+mod denoisers;
 mod fit;
 pub(super) mod gguf;
 mod homeless;
@@ -12,6 +13,7 @@ pub(super) mod merged;
 mod methods;
 mod packing;
 mod places;
+mod prefixes;
 mod prepared;
 pub(super) mod provenance;
 mod reversible;
@@ -72,6 +74,8 @@ pub struct MergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// The denoiser that is meant where a pipeline has several alike.
+    pub component: Option<String>,
     /// A matrix saved whole may change the size of the vocabulary.
     pub resize_vocabulary: bool,
     /// What the weights that change are written as in a file of llama.cpp; `None` keeps the type of each.
@@ -118,9 +122,12 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
+    let mut lander = Lander::new(&base, &options.selection, &unused)
+        .resizing(options.resize_vocabulary)
+        .meaning(options.component.as_deref());
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
+    lander.tell_of_denoisers();
     let untied = match direction {
         Direction::PutIn => ties::untie(&mut lander, &applied)?,
         Direction::TakenOut => {

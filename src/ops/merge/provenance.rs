@@ -109,6 +109,9 @@ fn chosen(options: &MergeOptions, is_gguf: bool) -> Value {
     if options.residual_base {
         set("residual_base", true.into());
     }
+    if let Some(component) = &options.component {
+        set("component", component.as_str().into());
+    }
     if options.resize_vocabulary {
         set("resize_vocab", true.into());
     }

@@ -48,6 +48,8 @@ pub struct UnmergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// The denoiser that is meant where a pipeline has several alike.
+    pub component: Option<String>,
     /// A matrix saved whole changed the size of the vocabulary.
     pub resize_vocabulary: bool,
     /// Hash the models' files as well.
@@ -91,6 +93,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         residual_base: options.residual_base,
         selection: options.selection.clone(),
         allow_unused: options.allow_unused.clone(),
+        component: options.component.clone(),
         resize_vocabulary: options.resize_vocabulary,
         quant: None,
         keep_change: true,
@@ -118,7 +121,9 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
+    let mut lander = Lander::new(&base, &options.selection, &unused)
+        .resizing(options.resize_vocabulary)
+        .meaning(options.component.as_deref());
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
     let notes = lander.landed.notes.clone();

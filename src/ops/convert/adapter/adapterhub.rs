@@ -14,10 +14,10 @@ use super::files::{Facts, Files, column, matrix};
 use super::gguf::Wishes;
 use super::peft::cast;
 use super::pieces::{Other, Pieces, most_frequent};
+use super::spell::is_of_pipeline;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
-use crate::naming::components;
 use crate::ops::new_adapter::Bytes;
 use crate::tensor::{Float, Shape};
 
@@ -68,7 +68,7 @@ fn is_own(facts: &Facts<'_>) -> bool {
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
     for path in pieces.paths() {
-        if components::split(path).is_some() || !path.contains('.') && path.starts_with("lora_") {
+        if is_of_pipeline(facts.adapter, path) {
             return Err(facts.refuse(format!(
                 "`{path}` belongs to a diffusion pipeline; AdapterHub's library loads adapters of language and vision models"
             )));

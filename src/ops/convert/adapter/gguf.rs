@@ -7,13 +7,12 @@ use serde_json::{Map, Value as Json};
 use super::files::{Facts, Files};
 use super::gguf_rows::{Rows, Tensor};
 use super::pieces::{Pair, Pieces, WholePiece};
-use super::spell::{self, Respelled};
+use super::spell::{self, Respelled, is_of_pipeline};
 use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
 use crate::adapters::gguf::{HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, FileType, Metadata, Value};
-use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::ops::recipe::name_of;
@@ -221,7 +220,7 @@ fn wished(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<Option<&'static Gguf
 fn refuse(adapter: &Adapter, pieces: &Pieces) -> Result<()> {
     const WAY_OUT: &str = "merge it into the model instead, `lorakit merge`, and serve that";
     let error = |what: String| Error::unsupported(&adapter.root, what);
-    if let Some(path) = pieces.paths().find(|path| components::split(path).is_some()) {
+    if let Some(path) = pieces.paths().find(|path| is_of_pipeline(adapter, path)) {
         return Err(error(format!(
             "`{path}` belongs to a diffusion pipeline; llama.cpp loads adapters of language models"
         )));

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::evened::Evened;
 use super::files::{Facts, Files, column, matrix};
 use super::pieces::{Pieces, most_frequent};
+use super::spell::is_of_pipeline;
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::Role;
-use crate::naming::components;
 use crate::naming::scheme::scheme;
 
 /// The files.
@@ -53,7 +53,7 @@ pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
     for path in pieces.paths() {
-        if components::split(path).is_some() || !path.contains('.') && path.starts_with("lora_") {
+        if is_of_pipeline(facts.adapter, path) {
             return Err(facts.refuse(format!(
                 "`{path}` belongs to a diffusion pipeline; mlx-lm loads adapters of language models"
             )));

@@ -8,6 +8,7 @@ mod adapterhub_places;
 mod as_lora;
 mod diffusers;
 mod evened;
+mod family;
 mod files;
 mod gguf;
 mod gguf_rows;
@@ -68,6 +69,9 @@ pub struct AdapterReport {
     pub to: String,
     /// The family of models, where names tell.
     pub family: Option<String>,
+    /// What told the family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family_by: Option<String>,
     /// Nothing was written.
     pub dry_run: bool,
     /// Modules that are changed by low-rank pairs.
@@ -146,7 +150,11 @@ fn output(
 ) -> Result<(Output, AdapterReport)> {
     let to = target.name();
     let mut report = empty_report(options, adapter, to);
-    let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora && same::is_whole(adapter);
+    let all = options.include.is_empty()
+        && options.exclude.is_empty()
+        && !options.as_lora
+        && options.component.is_none()
+        && same::is_whole(adapter);
     let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all && adapter.dialect != "gguf" {
         same::write(adapter, options)?
     } else {
@@ -222,6 +230,7 @@ fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> Adapte
         from: adapter.dialect.to_owned(),
         to: if to == "safetensors" { adapter.dialect } else { to }.to_owned(),
         family: None,
+        family_by: None,
         dry_run: options.write.dry_run,
         pairs: 0,
         methods: 0,
@@ -287,10 +296,20 @@ fn translate(
     let names_known = wants_config(target) || adapter.config.llama_cpp.is_some();
     let base = if names_known && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
-    spell::unflatten(adapter, &mut pieces, &flat)?;
+    if wanted != Wanted::Own {
+        family::name_components(&mut pieces);
+    }
+    // Targets whose models have configs have names of their own for architectures.
+    let named = options.arch.as_deref().filter(|_| !wants_config(target));
+    let asked = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat };
+    let chosen = asked.family(named)?;
+    spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
     if wanted != Wanted::Own {
         // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
         pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+    }
+    if let Some(component) = &options.component {
+        mean(&mut pieces, component)?;
     }
     select(&mut pieces, options);
     if options.as_lora {
@@ -299,9 +318,7 @@ fn translate(
         report.error = made.error;
         report.notes.extend(made.notes);
     }
-    // These targets have names of their own for architectures.
-    let family = options.arch.as_deref().filter(|_| !wants_config(target));
-    let mut respelled = spell::respell(adapter, &mut pieces, wanted, family)?;
+    let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
     let wishes = Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
     match &adapter.config.llama_cpp {
         _ if target == Target::Gguf => gguf::fit(adapter, &mut pieces, &wishes, &mut respelled)?,
@@ -310,6 +327,10 @@ fn translate(
         None => {}
     }
     let Respelled { renamed, split, fused, family } = respelled;
+    // One of several that give the same names is none.
+    let family = family.and(chosen.family);
+    report.family_by = family.and(chosen.by);
+    report.notes.extend(chosen.notes);
     (report.renamed, report.split, report.fused) = (renamed, split, fused);
     report.family = family.map(|family| family.name().to_owned());
     (report.pairs, report.methods, report.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
@@ -337,6 +358,21 @@ fn translate(
     }
 }
 
+/// Puts what is below a denoiser below the one of its kind that is meant.
+fn mean(pieces: &mut Pieces, meant: &str) -> Result<()> {
+    let Some(kind) = components::kind_of_denoiser(meant).filter(|_| components::ADAPTED.contains(&meant)) else {
+        return Err(Error::invalid("--component", format!("`{meant}` is no denoiser of a pipeline"))
+            .hint("transformer, transformer_2, unet or unet_2"));
+    };
+    for path in pieces.paths_mut() {
+        let own =
+            components::split(path).filter(|(component, _)| components::kind_of_denoiser(component) == Some(kind));
+        let own = own.map(|(_, rest)| format!("{meant}.{rest}"));
+        own.into_iter().for_each(|own| *path = own);
+    }
+    Ok(())
+}
+
 fn select(pieces: &mut Pieces, options: &ConvertOptions) {
     let takes = |path: &str| {
         (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(path)))
@@ -347,12 +383,13 @@ fn select(pieces: &mut Pieces, options: &ConvertOptions) {
     pieces.whole.retain(|whole| takes(&whole.path));
 }
 
-/// Flattened name → path of every module of the base.
+/// Flattened name → path of every module of the base; what no component is told of is a denoiser's.
 fn flattened_names(base: &Base) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for info in base.checkpoint.tensors() {
         let Some((module, "weight")) = info.name.rsplit_once('.') else { continue };
         let path = components::with_component(module);
+        let path = if components::split(&path).is_some() { path } else { format!("transformer.{module}") };
         for several in [false, true] {
             found.extend(arch::flatten(&path, several).map(|flat| (flat, path.clone())));
         }

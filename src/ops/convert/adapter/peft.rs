@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::files::{Facts, Files, column};
 use super::lokr::Rule;
 use super::pieces::{Other, Pieces};
+use super::spell::is_of_pipeline;
 use crate::adapters::config::{CONFIG_NAME, INVOCATION};
 use crate::error::Result;
 use crate::formats::json;
@@ -47,7 +48,7 @@ pub fn write(mut pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
 /// An adapter of PEFT belongs to one model: the name of its component is left out.
 fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
     let mut known: Option<String> = None;
-    for path in pieces.paths() {
+    for path in pieces.paths().filter(|path| is_of_pipeline(facts.adapter, path)) {
         let Some((component, _)) = components::split(path) else { continue };
         match &known {
             Some(other) if other != component => {
@@ -59,7 +60,7 @@ fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
             _ => known = Some(component.to_owned()),
         }
     }
-    for path in pieces.paths_mut() {
+    for path in pieces.paths_mut().filter(|path| is_of_pipeline(facts.adapter, path)) {
         let rest = components::split(path).map(|(_, rest)| rest.to_owned());
         rest.into_iter().for_each(|rest| *path = rest);
     }
