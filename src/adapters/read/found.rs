@@ -82,10 +82,11 @@ pub fn of_a_model(path: &Path) -> Error {
         class.as_str().map(|class| format!(" (`{class}`)"))
     });
     let what = format!("is a model{}, and an adapter is expected here", class.unwrap_or_default());
-    Error::unsupported(path, what).hint(format!(
-        "of a model that was tuned whole, `lorakit extract BASE {} -o OUT` makes an adapter",
-        path.display()
-    ))
+    Error::unsupported(path, what).hint(extract_hint(path))
+}
+
+fn extract_hint(path: &Path) -> String {
+    format!("of a model that was tuned whole, `lorakit extract BASE {} -o OUT` makes an adapter", path.display())
 }
 
 /// Why a folder without weights of its own is nothing that can be read, where that is known.
@@ -131,7 +132,8 @@ pub(super) fn no_names(tensors: &Checkpoint) -> Error {
     const KEYS: usize = 3;
     let keys: Vec<String> = tensors.tensors().take(KEYS).map(|info| format!("`{}`", info.name)).collect();
     if looks_like_model(tensors) {
-        return of_a_model(tensors.root());
+        let what = format!("is a model, and an adapter is expected here; it holds {} …", keys.join(", "));
+        return Error::unsupported(tensors.root(), what).hint(extract_hint(tensors.root()));
     }
     let what =
         format!("holds {} tensors and none with the name of an adapter's: {} …", tensors.count(), keys.join(", "));
