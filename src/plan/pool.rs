@@ -1,7 +1,7 @@
 //! Runs tasks that each hold memory of their own on a fixed number of threads, within a memory budget.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex};
 
 use super::Budget;

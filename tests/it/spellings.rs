@@ -381,7 +381,7 @@ fn flux_in_the_names_of_two_tools_is_one_model() {
             assert_close(&read(&merged)[key].values(), &wanted, 1e-6);
         }
     }
-    let less = bench.path("less.safetensors");
+    let less = bench.path("less");
     let same = kohya(
         &bench,
         "same.safetensors",

@@ -117,7 +117,7 @@ fn are_one(left: &Share, right: &Share) -> Result<bool> {
 /// The exact sum.
 fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
     if cancels(slot)? {
-        let nothing = || Bytes::held(&[], Float::F32);
+        let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
         return Ok((pair(slot, 0, 0.0, nothing(), nothing(), None), describe(slot, 0, Float::F32, 0.0)));
     }
     let total: usize = slot.shares.iter().map(|share| share.rank).sum();

@@ -145,7 +145,7 @@ mod tests {
             ("model.language_model.layers.3.mlp.experts.7.w1", "model.language_model.", "layers"),
             ("lm_head", "", "lm_head"),
             ("language_model.lm_head", "language_model.", "lm_head"),
-            ("0.weight", "", "0"),
+            ("0.weight", "0.", "weight"),
         ] {
             assert_eq!(apart(path), (front, list), "{path}");
         }
