@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
+use lorakit::adapters::ReadOptions;
 use lorakit::error::{Error, Result};
 use lorakit::linalg::Compute;
 use lorakit::ops::convert::{ConvertOptions, Target, convert};
@@ -87,6 +88,8 @@ impl World {
 
     fn merge(&self, write: WriteOptions, run: &Run<'_>) -> Result<()> {
         let options = MergeOptions {
+            component: None,
+            read: ReadOptions::default(),
             base: self.at("base"),
             adapters: vec![(self.at("one"), 1.0)],
             init_adapters: Vec::new(),
@@ -113,6 +116,8 @@ impl World {
             "part" => self.merge(self.write(Some(Part { part: 1, parts: 1 })), run),
             "subtract" | "subtract, compared" => unmerge(
                 &UnmergeOptions {
+                    component: None,
+                    read: ReadOptions::default(),
                     merged: self.at("tuned"),
                     adapters: vec![(self.at("one"), 1.0)],
                     base: (name != "subtract").then(|| self.at("base")),
@@ -144,6 +149,7 @@ impl World {
             .map(drop),
             "stack" | "stack, mlx" | "stack, cut" => stack(
                 &StackOptions {
+                    read: ReadOptions::default(),
                     operation: "stack",
                     adapters: both(),
                     init_adapters: Vec::new(),
@@ -161,6 +167,7 @@ impl World {
             .map(drop),
             "resize" | "resize, mlx" => resize(
                 &ResizeOptions {
+                    read: ReadOptions::default(),
                     adapters: vec![self.at("one")],
                     init_adapters: Vec::new(),
                     ranks: rank,
@@ -182,6 +189,8 @@ impl World {
                     _ => ("one", Some(Target::Mlx)),
                 };
                 let options = ConvertOptions {
+                    component: None,
+                    read: ReadOptions::default(),
                     input: self.at(input),
                     to,
                     base: (input == "one").then(|| self.at("base")),
