@@ -46,6 +46,12 @@ peers python="python3" *args:
     {{python}} tests/peers/llama_cpp.py
     {{python}} tests/peers/real.py {{args}}
 
+# Does OLD, a binary from before, do the same? Some 2100 command lines of all verbs: every output byte, exit code and report.
+# A minute or two. `--only REGEX`, `--times 4`, `--strict-reports`; what is meant to differ: tests/same/allowed.txt.
+same old *args:
+    cargo build --release
+    python3 tests/same/same.py {{old}} {{args}}
+
 # The documentation.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps

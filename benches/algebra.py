@@ -4,7 +4,7 @@
     benches/algebra.py extract --peers PYTHON     extract --rank 32 of the 1b pair; one layer against mergekit-extract-lora --max-rank 32
     benches/algebra.py resize  --peers PYTHON     an SDXL-like LoRA, rank 64 → 16, against a full SVD of every dense product
     benches/algebra.py stack   --peers PYTHON     two 7B-shaped LoRAs → rank 16, against PEFT's `svd` combination
-    benches/algebra.py scaling                    extract by size and rank
+    benches/algebra.py scaling                    extract by size and rank; every verb by the number of modules (at most 2.5 × for twice as many)
 
 PYTHON has numpy, torch, safetensors, peft, transformers and mergekit. Without --peers only lorakit runs. The slow side runs once
 (--peer-runs), lorakit five times after a warm-up; medians. kohya's resize_lora has no package: what is timed in its place is
@@ -202,7 +202,45 @@ def stack(a):
               f"{seconds / ours:.0f} × lorakit's whole run over all 7")
 
 
+MODULES = """
+import json, sys, numpy as np
+from pathlib import Path
+from safetensors.numpy import save_file
+n, out = int(sys.argv[1]), Path(sys.argv[2])
+names = [f"model.layers.{i // 768}.mlp.experts.{i // 3 % 256}.{('gate_proj', 'up_proj', 'down_proj')[i % 3]}" for i in range(n)]
+rng = np.random.default_rng(1)
+new = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+for part in ("a", "b", "base", "tuned"):
+    (out / part).mkdir(parents=True, exist_ok=True)
+for part in ("a", "b"):
+    tensors = {f"base_model.model.{m}.lora_{k}.weight": new(*s) for m in names for k, s in (("A", (1, 4)), ("B", (4, 1)))}
+    save_file(tensors, out / part / "adapter_model.safetensors", metadata={"format": "pt"})
+    json.dump({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["gate_proj", "up_proj", "down_proj"]}, open(out / part / "adapter_config.json", "w"))
+for part in ("base", "tuned"):
+    save_file({m + ".weight": new(4, 4) for m in names}, out / part / "model.safetensors", metadata={"format": "pt"})
+    (out / part / "config.json").write_text("{}")
+"""
+
+
+def modules(a):
+    """Seconds of every verb for 10 000, 20 000 and 40 000 modules of [4, 4]: linear is 2 and 4 times."""
+    print("\n| verb | 10 000 | 20 000 | 40 000 | 20 000 / 10 000 |\n|---|---|---|---|---|")
+    counts = (10_000, 20_000, 40_000)
+    for count in counts:
+        if not (a.dir / f"modules-{count}" / "tuned" / "config.json").exists():
+            subprocess.run([a.peers or "python3", "-c", MODULES, str(count), str(a.dir / f"modules-{count}")], check=True)
+    for verb, parts, more in (("merge", "base a", ""), ("stack", "a b", ""), ("stack", "a b", "--rank 1"), ("resize", "a", "--energy 0.9"), ("extract", "base tuned", "--rank 1"),
+                              ("convert", "a", "--to mlx"), ("inspect", "a", "--json")):
+        seconds = []
+        for count in counts:
+            inputs = [a.dir / f"modules-{count}" / part for part in parts.split()]
+            out = [] if verb == "inspect" else ["-o", a.out, "-q"]
+            seconds.append(statistics.median(r["wall"] for r in timed(a, [a.lorakit, verb, *inputs, *more.split(), "-j", a.threads, *out], inputs, a.out, a.runs)))
+        print(f"| {verb} {more} | {' | '.join(f'{s:.2f}' for s in seconds)} | {seconds[1] / seconds[0]:.2f} |", flush=True)
+
+
 def scaling(a):
+    modules(a)
     print("| pair | rank | s | GB/s of both inputs |\n|---|---|---|---|")
     for size in a.sizes.split(","):
         base, tuned = a.dir / f"{size}-base", a.dir / f"{size}-tuned"

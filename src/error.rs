@@ -1,7 +1,10 @@
 //! What can go wrong, sorted by who is to blame: the file, the combination of inputs, the options or the numbers.
 //!
 //! Every error says where (file, tensor, option) and gives both numbers where two things disagree. Messages are
-//! lower case, carry literals in backticks and end without a full stop.
+//! lower case, carry literals in backticks and end without a full stop. What they quote comes from files: an [`Error`] shows
+//! it [cleaned and cut](shown).
+
+pub mod shown;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -132,7 +135,7 @@ impl Error {
     /// Adds the way out.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+        self.hint = Some(shown::line(&hint.into()));
         self
     }
 
@@ -155,7 +158,7 @@ impl From<Blame> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.blame.fmt(f)
+        f.write_str(&shown::line(&self.blame.to_string()))
     }
 }
 

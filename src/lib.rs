@@ -6,6 +6,7 @@
 //! | layer | room | purpose |
 //! |---|---|---|
 //! | 0 | [`error`], [`limits`] | words for what goes wrong; numbers that are refused |
+//! | 1 | [`interrupt`] | is the work of a thread still wanted? |
 //! | 1 | [`tensor`] | what a tensor is, and how its bytes become f32 and back |
 //! | 2 | [`io`] | bytes in, bytes out |
 //! | 2 | [`linalg`] | matrices known by their factors |
@@ -42,11 +43,13 @@
 //! let options = MergeOptions {
 //!     base: "base".into(),
 //!     adapters: vec![("adapter".into(), 1.0)],
+//!     read: lorakit::adapters::ReadOptions::default(),
 //!     init_adapters: Vec::new(),
 //!     original: None,
 //!     residual_base: false,
 //!     selection: Selection::default(),
 //!     allow_unused: Vec::new(),
+//!     component: None,
 //!     quant: None,
 //!     keep_change: true,
 //!     hash_base: false,
@@ -62,6 +65,7 @@ pub mod adapters;
 pub mod dialects;
 pub mod error;
 pub mod formats;
+pub mod interrupt;
 pub mod io;
 pub mod limits;
 pub mod linalg;

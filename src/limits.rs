@@ -29,6 +29,9 @@ pub const MAX_SHARING: u64 = 256;
 /// What may be decompressed or put in order in memory for one file, in bytes, beside its own length.
 pub const MAX_HELD_BYTES: u64 = 64 << 20;
 
+/// The same for all files of a checkpoint or pipeline together, in bytes, beside their own lengths.
+pub const MAX_HELD_BYTES_TOGETHER: u64 = 256 << 20;
+
 /// Most worker threads.
 pub const MAX_THREADS: usize = 256;
 
@@ -37,3 +40,16 @@ pub const MAX_PARTS: u32 = 10_000;
 
 /// Largest rank that may be asked for: `resize` fills up with zeros to any rank, and no layer has more useful ones.
 pub const MAX_RANK: usize = 65_536;
+
+/// Most values in one JSON side file: objects, lists and what they hold. The longest that are needed are vocabularies, of
+/// about 300 000 texts, and indexes, of a text per tensor; a value takes up to 300 bytes.
+pub const MAX_JSON_VALUES: u64 = 1_000_000;
+
+/// Most tensors of one file. A layer of the largest models has about 1 500, and all experts of one about 90 000 with their factors.
+pub const MAX_TENSORS: usize = 200_000;
+
+/// Most patterns of one setting of an adapter's config that are more than the path of a module or its end.
+pub const MAX_PATTERNS: u64 = 1_000;
+
+/// What all of those may take once they are compiled, in bytes.
+pub const MAX_PATTERNS_BYTES: usize = 64 << 20;

@@ -87,6 +87,7 @@ fn damage(bytes: &mut Vec<u8>, chance: &mut Chance) {
 /// Whether the adapter at `path` is described; it may be refused as well.
 fn survive(path: &Path) -> bool {
     let options = InspectOptions {
+        read: lorakit::adapters::ReadOptions::default(),
         base: None,
         caches: Vec::new(),
         spectrum: true,

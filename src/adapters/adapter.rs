@@ -10,6 +10,7 @@ use super::config::AdapterConfig;
 use super::factor::Factor;
 use super::low_rank::{LowRankDelta, Term};
 use super::method::{Inserted, Method};
+use super::options::{AlphaFrom, Needed};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::tensor::first_not_finite;
@@ -27,6 +28,8 @@ pub struct Adapter {
     pub tensors: Checkpoint,
     /// Its changes by module path, as the adapter names it.
     pub modules: Vec<Module>,
+    /// What had to be told to read it.
+    pub needed: Needed,
 }
 
 /// One change of one module.
@@ -132,12 +135,6 @@ impl From<Term> for LowRankDelta {
     }
 }
 
-/// The files of an opened adapter: config and weights.
-pub fn weight_files(adapter: &Adapter) -> Vec<PathBuf> {
-    let weights = adapter.tensors.files().iter().map(|file| file.map.path().to_path_buf());
-    std::iter::once(adapter.config.path.clone()).chain(weights).collect()
-}
-
 impl Adapter {
     /// Refuses tensors without elements and values that are not finite.
     ///
@@ -152,6 +149,41 @@ impl Adapter {
         Ok(())
     }
 
+    /// A pair for each expert in two tensors of three dimensions: A `[E, r, in]`, B `[E, out, r]`, either with one for all.
+    fn refuse_experts(&self, lora: &Lora) -> Result<()> {
+        let (&[first, rank, _], &[second, outputs, inner]) =
+            (lora.down.info.shape.as_slice(), lora.up.info.shape.as_slice())
+        else {
+            return Ok(());
+        };
+        // A convolution over one dimension has A `[r, in, k]`, B `[out, r, 1]`.
+        let is_convolution = outputs == first && inner == 1 && self.dialect != "mlx";
+        if is_convolution || rank != inner || (first != second && first != 1 && second != 1) {
+            return Ok(());
+        }
+        let what = format!(
+            "tensors `{}` {} and `{}` {} hold a pair for each of {} experts in one tensor each; such pairs are not read yet",
+            lora.down.info.name,
+            lora.down.info.shape,
+            lora.up.info.name,
+            lora.up.info.shape,
+            first.max(second)
+        );
+        let error = Error::unsupported(lora.down.path(), what);
+        Err(if self.dialect == "mlx" { error.hint("`mlx_lm.fuse` merges them into the model") } else { error })
+    }
+
+    /// What a user should know of how it was read: also where α stands, if that is not beside the factors or in a config.
+    pub fn reading_notes(&self) -> Vec<String> {
+        let alpha = match self.config.alpha_from.as_ref() {
+            Some(from @ (AlphaFrom::Header(_) | AlphaFrom::Told)) => {
+                Some(format!("alpha of `{}` is from {from}", self.root.display()))
+            }
+            _ => None,
+        };
+        self.tensors.notes().cloned().chain(alpha).collect()
+    }
+
     /// Refuses pairs whose factors do not fit each other.
     ///
     /// # Errors
@@ -160,6 +192,7 @@ impl Adapter {
         for module in &self.modules {
             let Change::Lora(lora) = &module.change else { continue };
             lora.tensors().try_for_each(check_elements)?;
+            self.refuse_experts(lora)?;
             let up_rank = lora.up.info.shape.as_slice().get(1).copied();
             if up_rank == Some(lora.rank()) && lora.up.info.shape.rows_cols().1 != lora.rank() {
                 let problem = format!("has shape {}: beyond the rank every dimension of B is 1", lora.up.info.shape);

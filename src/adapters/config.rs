@@ -3,15 +3,19 @@
 //! Rules: PEFT 0.21 `tuners/lora/config.py` and `utils/other.py` (`get_pattern_key`).
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use foldhash::HashMap;
-use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use super::LlamaCpp;
 use super::initial::Initialiser;
+use super::options::AlphaFrom;
+use super::patterns::Patterns;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
+use crate::io::is_there;
+use crate::naming::ends;
 use crate::naming::experts::DEFINITION_ORDER;
 
 /// File name of the config.
@@ -40,9 +44,6 @@ const REFUSED: [(&str, &str); 7] = [
 /// The tokens after which an activated LoRA begins to act.
 pub const INVOCATION: &str = "alora_invocation_tokens";
 
-/// Largest compiled pattern, in bytes; a full module path takes about 10 kB.
-const MAX_PATTERN_BYTES: usize = 128 << 10;
-
 /// What the initialiser did to the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Init {
@@ -60,8 +61,8 @@ pub struct Scaling {
     rank: u64,
     alpha: f64,
     rslora: bool,
-    rank_pattern: Vec<(Regex, u64)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Patterns<u64>,
+    alpha_pattern: Patterns<f64>,
     /// Rank and α of single modules, by their whole path: what stands beside the factors themselves.
     exact: HashMap<String, (u64, f64)>,
 }
@@ -79,7 +80,7 @@ impl Scaling {
     pub fn exact(exact: impl IntoIterator<Item = (String, (u64, f64))>) -> Self {
         let exact: HashMap<String, (u64, f64)> = exact.into_iter().collect();
         let rank = exact.values().map(|(rank, _)| *rank).max().unwrap_or(1);
-        let (rank_pattern, alpha_pattern) = (Vec::new(), Vec::new());
+        let (rank_pattern, alpha_pattern) = (Patterns::default(), Patterns::default());
         Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
     }
 
@@ -93,13 +94,13 @@ impl Scaling {
     /// The rank the config gives `module`.
     pub fn rank(&self, module: &str) -> u64 {
         let exact = self.exact.get(module).map(|(rank, _)| *rank);
-        exact.or_else(|| first_match(&self.rank_pattern, module)).unwrap_or(self.rank)
+        exact.or_else(|| self.rank_pattern.find(module)).unwrap_or(self.rank)
     }
 
     /// The alpha the config gives `module`.
     pub fn alpha(&self, module: &str) -> f64 {
         let exact = self.exact.get(module).map(|(_, alpha)| *alpha);
-        exact.or_else(|| first_match(&self.alpha_pattern, module)).unwrap_or(self.alpha)
+        exact.or_else(|| self.alpha_pattern.find(module)).unwrap_or(self.alpha)
     }
 
     /// Whether the scale is α/√r (Kalajdzievski 2023) instead of α/r.
@@ -113,10 +114,6 @@ impl Scaling {
     }
 }
 
-fn first_match<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
-}
-
 /// The settings of an adapter that change its numbers, and where they were read.
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -126,6 +123,8 @@ pub struct AdapterConfig {
     pub method: String,
     /// Rank, alpha and the patterns over them; `None` for methods without.
     pub scaling: Option<Scaling>,
+    /// Where α stands, for methods that have one.
+    pub alpha_from: Option<AlphaFrom>,
     /// Magnitudes are expected.
     pub dora: bool,
     /// The base keeps its weights as `[in, out]`, as far as the writer knew.
@@ -146,21 +145,29 @@ pub struct AdapterConfig {
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
     pub raw: Map<String, Value>,
+    /// What stands in front of the names of `target_parameters` → their places there, once asked for.
+    owners: OnceLock<HashMap<String, Vec<usize>>>,
 }
 
 impl AdapterConfig {
+    /// The modules that are saved whole: those that the config names, and the heads that PEFT adds by itself for the task, which
+    /// old versions did not write into it.
+    pub fn saved_modules(&self) -> impl Iterator<Item = &str> {
+        let task = self.raw.get("task_type").and_then(Value::as_str).unwrap_or_default();
+        let of_task = TASK_HEADS.iter().filter(move |(tasks, _)| tasks.contains(&task)).flat_map(|(_, heads)| *heads);
+        self.modules_to_save.iter().map(String::as_str).chain(of_task.copied())
+    }
+
     /// Reads the config in the adapter directory `directory`.
     ///
     /// # Errors
     /// When it is missing, is not PEFT's, or a setting that matters cannot be understood.
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(CONFIG_NAME);
-        if !path.is_file() {
-            return Err(Error::unsupported(
-                directory,
-                format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown"),
-            )
-            .hint("the file is written beside the weights by PEFT's `save_pretrained`"));
+        if !is_there(&path)? {
+            let what = format!("has no `{CONFIG_NAME}`, so alpha and with it the scale are unknown");
+            return Err(Error::unsupported(directory, what)
+                .hint("the file is written beside the weights by PEFT's `save_pretrained`"));
         }
         Self::parse(path.clone(), json::read_object(&path)?)
     }
@@ -184,6 +191,7 @@ impl AdapterConfig {
         };
         let token_key = if method == "TRAINABLE_TOKENS" { "token_indices" } else { "trainable_token_indices" };
         Ok(Self {
+            alpha_from: scaling.as_ref().map(|_| AlphaFrom::File(CONFIG_NAME.to_owned())),
             scaling,
             dora: fields.flag("use_dora")?,
             fan_in_fan_out: fields.flag("fan_in_fan_out")?,
@@ -197,6 +205,7 @@ impl AdapterConfig {
             method,
             path,
             raw,
+            owners: OnceLock::new(),
         })
     }
 
@@ -206,6 +215,7 @@ impl AdapterConfig {
             path: path.to_path_buf(),
             method: method.to_owned(),
             scaling,
+            alpha_from: None,
             dora: false,
             fan_in_fan_out: false,
             init: (Init::Plain, String::new()),
@@ -216,6 +226,7 @@ impl AdapterConfig {
             base_model: None,
             llama_cpp: None,
             raw: Map::new(),
+            owners: OnceLock::new(),
         }
     }
 
@@ -227,11 +238,26 @@ impl AdapterConfig {
 
     /// The parameters of `module` that are adapted without a layer of their own, in the order the module defines them.
     pub fn parameters_of(&self, module: &str) -> Vec<&str> {
+        if self.target_parameters.is_empty() {
+            return Vec::new();
+        }
+        let owners = self.owners.get_or_init(|| {
+            let mut owners: HashMap<String, Vec<usize>> = HashMap::default();
+            for (at, target) in self.target_parameters.iter().enumerate() {
+                let owner = target.rsplit_once('.').map_or("", |(owner, _)| owner);
+                owners.entry(owner.to_owned()).or_default().push(at);
+            }
+            owners
+        });
+        // An entry without an owner means any module.
+        let ends = ends(module).filter(|end| !end.is_empty()).chain([""]);
+        let mut serving: Vec<usize> = ends.filter_map(|end| owners.get(end)).flatten().copied().collect();
+        serving.sort_unstable();
         let mut names: Vec<&str> = Vec::new();
-        for target in &self.target_parameters {
-            let (owner, name) = target.rsplit_once('.').unwrap_or(("", target));
-            let serves = owner.is_empty() || module == owner || module.ends_with(&format!(".{owner}"));
-            if serves && !names.contains(&name) {
+        for at in serving {
+            let target = self.target_parameters[at].as_str();
+            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
+            if !names.contains(&name) {
                 names.push(name);
             }
         }
@@ -257,6 +283,10 @@ impl AdapterConfig {
         })
     }
 }
+
+/// Tasks, and the heads that PEFT saves whole for them. Source: PEFT, `PeftModelFor…` in `peft_model.py`.
+const TASK_HEADS: [(&[&str], &[&str]); 2] =
+    [(&["SEQ_CLS", "TOKEN_CLS"], &["classifier", "score"]), (&["QUESTION_ANS"], &["qa_outputs"])];
 
 /// Whether the module or parameter `name` belongs to the entry `saved` of `modules_to_save`: the module of that name and
 /// everything below it, as PEFT matches it.
@@ -307,11 +337,21 @@ impl Fields<'_> {
     }
 
     fn rank(&self, key: &str, value: &Value) -> Result<u64> {
-        value.as_u64().filter(|rank| *rank > 0).ok_or_else(|| self.wrong(key, "a whole number above zero", value))
+        let text = || value.as_str().and_then(|text| text.trim().parse().ok());
+        value
+            .as_u64()
+            .or_else(text)
+            .filter(|rank| *rank > 0)
+            .ok_or_else(|| self.wrong(key, "a whole number above zero", value))
     }
 
     fn alpha(&self, key: &str, value: &Value) -> Result<f64> {
-        value.as_f64().filter(|alpha| alpha.is_finite()).ok_or_else(|| self.wrong(key, "a finite number", value))
+        let text = || value.as_str().and_then(|text| text.trim().parse().ok());
+        value
+            .as_f64()
+            .or_else(text)
+            .filter(|alpha: &f64| alpha.is_finite())
+            .ok_or_else(|| self.wrong(key, "a finite number", value))
     }
 
     fn scaling(&self, alpha: &str) -> Result<Scaling> {
@@ -329,28 +369,16 @@ impl Fields<'_> {
         })
     }
 
-    /// Patterns in file order. PEFT matches `(.*\.)?(pattern)$` from the start of the module path; the first match wins.
-    fn pattern<T>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Vec<(Regex, T)>> {
+    /// Patterns in file order.
+    fn pattern<T: Copy>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Patterns<T>> {
         let object = match self.value(key) {
-            None => return Ok(Vec::new()),
+            None => return Ok(Patterns::default()),
             Some(Value::Object(object)) => object,
             Some(other) => return Err(self.wrong(key, "an object of patterns", other)),
         };
-        let compile = |(pattern, value): (&String, &Value)| {
-            let at = format!("{key}: {pattern}");
-            let regex = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
-                .size_limit(MAX_PATTERN_BYTES)
-                .build()
-                .map_err(|problem| {
-                    Error::malformed(
-                        self.path,
-                        &at,
-                        format!("is not a usable regular expression: {}", last_line(&problem.to_string())),
-                    )
-                })?;
-            Ok((regex, read(&at, value)?))
-        };
-        object.iter().map(compile).collect()
+        let one = |(pattern, value): (&'_ String, &Value)| read(&format!("{key}: {pattern}"), value);
+        let values = object.iter().map(one).collect::<Result<Vec<T>>>()?;
+        Patterns::read(self.path, key, object.keys().map(String::as_str).zip(values))
     }
 
     fn init(&self) -> (Init, String) {
@@ -398,10 +426,6 @@ fn shorten(value: &Value) -> String {
         Some((end, _)) => format!("{} …", &text[..end]),
         None => text,
     }
-}
-
-fn last_line(text: &str) -> &str {
-    text.lines().last().unwrap_or(text).trim_start_matches("error: ")
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
 use super::adapter::{Change, Lora, Module};
 use super::config::AdapterConfig;
 use super::methods::KINDS;
-use super::parts::{Context, Parts};
+use super::parts::{Context, Fallback, Parts};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::Role;
@@ -20,8 +20,6 @@ pub struct Gathered {
     pub modules: Vec<Module>,
     /// Path → rank and α of the pairs, where α stands beside the factors; a pair without one has α = rank.
     pub scales: HashMap<String, (u64, f64)>,
-    /// Paths of the pairs without an α of their own, where others could have one.
-    pub without_alpha: Vec<String>,
 }
 
 /// Groups tensors by module and finds out what they mean together.
@@ -33,6 +31,20 @@ pub fn gather(
     config: &AdapterConfig,
     dialect: &str,
     alpha_per_module: bool,
+) -> Result<Gathered> {
+    gather_with(keyed, config, dialect, alpha_per_module, None)
+}
+
+/// The same; `fallback` says α where no tensor does.
+///
+/// # Errors
+/// As [`gather`].
+pub fn gather_with(
+    keyed: impl Iterator<Item = (Key, Stored)>,
+    config: &AdapterConfig,
+    dialect: &str,
+    alpha_per_module: bool,
+    fallback: Option<&Fallback<'_>>,
 ) -> Result<Gathered> {
     let mut parts: Vec<(usize, Parts)> = Vec::new();
     let mut places: HashMap<(String, usize), usize> = HashMap::default();
@@ -66,7 +78,7 @@ pub fn gather(
         };
         gathered.modules.push(Module { path: key.module, nesting: key.nesting, change });
     }
-    let context = Context { config, dialect, alpha_per_module, shared: &shared };
+    let context = Context { config, dialect, alpha_per_module, fallback, shared: &shared };
     drop(places);
     parts.sort_by(|(own, left), (other, right)| (&left.path, own).cmp(&(&right.path, other)));
     gathered.modules.reserve(parts.len());
@@ -92,10 +104,7 @@ impl Gathered {
         }
         if let Some(lora) = take_pair(&mut parts)? {
             if context.alpha_per_module {
-                let alpha = parts.alpha()?;
-                if alpha.is_none() {
-                    self.without_alpha.push(path.to_owned());
-                }
+                let alpha = parts.alpha_or(context, lora.rank())?;
                 self.scales.insert(path.to_owned(), (lora.rank(), alpha.unwrap_or(lora.rank() as f64)));
             }
             add(&mut self.modules, Change::Lora(Box::new(lora)));
@@ -116,7 +125,7 @@ impl Gathered {
         if shared.is_empty() {
             return;
         }
-        let used: Vec<String> = self
+        let used: HashSet<String> = self
             .modules
             .iter()
             .flat_map(|module| module.change.tensors().into_iter().map(|tensor| tensor.info.name.clone()))

@@ -27,8 +27,18 @@ pub struct Context<'a> {
     pub dialect: &'a str,
     /// Whether α stands beside the factors of every module (kohya); a module without one has α = rank.
     pub alpha_per_module: bool,
+    /// α by path and rank where no tensor of the module says it, or in any case.
+    pub fallback: Option<&'a Fallback<'a>>,
     /// Tensors that all modules share, by role (`vera_A` …).
     pub shared: &'a BTreeMap<String, Stored>,
+}
+
+/// α of a module by its path and rank.
+pub struct Fallback<'a> {
+    /// `None` where nothing says it.
+    pub of: &'a dyn Fn(&str, u64) -> Option<f64>,
+    /// It counts even where a tensor says something else.
+    pub forced: bool,
 }
 
 impl Parts {
@@ -105,13 +115,24 @@ impl Parts {
         Ok(self.alpha)
     }
 
+    /// The same, or what is said elsewhere for a change of rank `rank`.
+    ///
+    /// # Errors
+    /// When the module's own is not one finite number.
+    pub fn alpha_or(&mut self, context: &Context<'_>, rank: u64) -> Result<Option<f64>> {
+        let own = self.alpha()?;
+        let Some(fallback) = context.fallback else { return Ok(own) };
+        let said = || (fallback.of)(&self.path, rank);
+        Ok(if fallback.forced { said().or(own) } else { own.or_else(said) })
+    }
+
     /// The factor in front of a change of rank `rank`: α / rank, by the config or by the module's own α.
     ///
     /// # Errors
     /// When α cannot be read.
     pub fn scale(&mut self, context: &Context<'_>, rank: u64) -> Result<f64> {
         if context.alpha_per_module {
-            return Ok(self.alpha()?.map_or(1.0, |alpha| alpha / rank.max(1) as f64));
+            return Ok(self.alpha_or(context, rank)?.map_or(1.0, |alpha| alpha / rank.max(1) as f64));
         }
         Ok(context.config.scaling.as_ref().map_or(1.0, |scaling| scaling.scale(&self.path)))
     }

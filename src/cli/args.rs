@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
+use super::reading::Reading;
+
 /// Transforms model files: merges LoRA adapters into weights, inspects checkpoints and adapters.
 #[derive(Debug, Parser)]
 #[command(name = "lorakit", version, max_term_width = 100, propagate_version = true)]
@@ -79,6 +81,8 @@ pub struct Merge {
     pub write: Write,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub read: Reading,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<OsString>,
@@ -88,6 +92,9 @@ pub struct Merge {
     /// BASE is the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Which denoiser of a pipeline is meant where two are built alike: transformer, transformer_2
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Let embedding and head that the adapter holds whole change the size of the vocabulary
     #[arg(long)]
     pub resize_vocab: bool,
@@ -200,6 +207,11 @@ pub struct Inspect {
     /// The model that the adapters are for: their share of it, and whether every module has a place
     #[arg(long, value_name = "PATH")]
     pub base: Option<OsString>,
+    #[command(flatten)]
+    pub read: Reading,
+    /// The component of the pipeline that is meant: of --base where that is given, else of PATH
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Read the values too: zeros, what is not finite, hashes
     #[arg(long)]
     pub check: bool,
@@ -224,6 +236,9 @@ pub struct Finish {
     /// Replace an output that exists
     #[arg(long)]
     pub force: bool,
+    /// Throw away the parts that were written, and put nothing together
+    #[arg(long, conflicts_with_all = ["force", "sync"])]
+    pub discard: bool,
     /// Return only when the output has reached the disk itself
     #[arg(long)]
     pub sync: bool,

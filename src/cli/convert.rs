@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
+use lorakit::dialects::is_adapter;
 use lorakit::error::{Error, Result};
 use lorakit::formats::gguf::Mix;
 use lorakit::ops::Run;
@@ -12,6 +13,7 @@ use lorakit::report;
 use super::args::Write;
 use super::merge::write_options;
 use super::progress::Bar;
+use super::reading::Reading;
 use super::{place, watch, words};
 
 #[derive(Debug, Group)]
@@ -20,6 +22,8 @@ pub struct Convert {
     pub input: OsString,
     #[command(flatten)]
     pub write: Write,
+    #[command(flatten)]
+    pub read: Reading,
     /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune, safetensors; a checkpoint becomes safetensors
     #[arg(long, value_name = "FORMAT")]
     pub to: Option<String>,
@@ -29,6 +33,9 @@ pub struct Convert {
     /// The architecture an adapter is for, where its names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
+    /// The component that is meant: the folder of a pipeline that is converted, or the denoiser that an adapter is for
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// How a checkpoint or an adapter is stored in GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others; its own type if not given
     #[arg(long, value_name = "TYPE")]
     pub quant: Option<String>,
@@ -47,8 +54,12 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
         return Err(Error::invalid("--allow-unused", "a conversion takes every tensor along"));
     }
     write.cast_all |= write.dtype.is_some();
+    let input = place::path(&args.input)?;
+    let of_model = args.component.as_deref().filter(|_| !is_adapter(&input));
     let options = ConvertOptions {
-        input: place::path(&args.input)?,
+        input: place::model(&args.input, of_model)?,
+        read: args.read.options()?,
+        component: args.component.clone().filter(|_| of_model.is_none()),
         to: args.to.as_deref().map(str::parse).transpose()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         caches: place::caches(),

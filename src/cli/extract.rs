@@ -34,6 +34,9 @@ pub struct Extract {
     /// Alpha of all modules, the scale folded into the factors; each module's rank if not given
     #[arg(long, value_name = "A")]
     pub alpha: Option<f64>,
+    /// The component of two pipelines that is compared, all if not given
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// How close the error comes to the best possible
     #[arg(long, value_enum, default_value_t = Effort::Accurate, value_name = "EFFORT")]
     pub compute: Effort,
@@ -72,8 +75,8 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
     let (write, talk) = (&args.write, args.write.talk);
     let skip = patterns("--skip", &args.skip)?.into_iter().chain(patterns("--exclude", &write.exclude)?);
     let options = ExtractOptions {
-        base: place::path(&args.base)?,
-        tuned: place::path(&args.tuned)?,
+        base: place::model(&args.base, args.component.as_deref())?,
+        tuned: place::model(&args.tuned, args.component.as_deref())?,
         choice: Choice {
             include: patterns("--include", &write.include)?,
             skip: skip.collect(),

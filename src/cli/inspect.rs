@@ -1,7 +1,7 @@
 //! `lorakit inspect`.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
@@ -17,9 +17,15 @@ const HASHED: u64 = 8 << 20;
 
 /// Looks at each path, and gives the descriptions.
 pub fn run(args: &Inspect) -> Result<Vec<u8>> {
-    let named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
+    let component = args.component.as_deref();
+    let of_path = component.filter(|_| args.base.is_none());
+    let mut named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
+    if of_path.is_some() {
+        named = named.into_iter().map(|path| place::model(path?.as_os_str(), of_path)).collect();
+    }
     let options = InspectOptions {
-        base: args.base.as_deref().map(place::path).transpose()?,
+        read: args.read.options()?,
+        base: args.base.as_deref().map(|written| place::model(written, component)).transpose()?,
         caches: place::caches(),
         spectrum: args.spectrum,
         check: args.check,
@@ -97,5 +103,5 @@ fn expand(written: &OsStr) -> Vec<Result<PathBuf>> {
 
 /// Whether a word has to be compared with what there is.
 fn is_pattern(written: &str) -> bool {
-    written.contains(['*', '?', '[']) && !Path::new(written).exists()
+    written.contains(['*', '?', '[']) && std::fs::symlink_metadata(written).is_err()
 }

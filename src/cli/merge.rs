@@ -17,11 +17,13 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     let options = MergeOptions {
         base: place::path(&args.base)?,
         adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         original: args.original.as_deref().map(place::path).transpose()?,
         residual_base: args.residual_base,
         selection: selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
+        component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         quant: quant(&args.quant)?,
         keep_change: args.write.rounding.is_none(),

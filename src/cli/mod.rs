@@ -8,6 +8,7 @@ mod merge;
 mod place;
 mod progress;
 mod rank;
+mod reading;
 mod resize;
 mod stack;
 mod subtract;
@@ -16,11 +17,13 @@ mod watch;
 mod words;
 mod write_adapter;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use lorakit::error::shown::{clean, line};
 use lorakit::error::{Blame, Error, Result};
 
 use args::{Args, Color, Verb};
@@ -33,17 +36,14 @@ const WRONG_USAGE: u8 = 2;
 
 /// Runs the program with `words`, the first being its own name.
 pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
-    let args = match Args::try_parse_from(words) {
+    let words: Vec<OsString> = words.collect();
+    let args = match Args::try_parse_from(&words) {
         Ok(args) => args,
-        Err(error) => {
-            let code = if error.use_stderr() { WRONG_USAGE } else { 0 };
-            // Help that nobody reads to its end is no failure.
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
+        Err(error) => return refuse(&words, error),
     };
     args.color.apply();
-    match perform(&args.verb).and_then(|text| print(&text)) {
+    watch::allow_many_files();
+    match perform(&args.verb).and_then(|text| print(&text).map_err(|error| after_all(&args.verb, error))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -52,8 +52,19 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// What clap has to say: help, or what is wrong with the words. Those may be names of files that a shell put in, so they are
+/// cleaned first, and found wrong again.
+fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
+    let cleaned = words.iter().map(|word| line(&word.to_string_lossy()));
+    let error = Args::try_parse_from(cleaned).err().unwrap_or(error);
+    // Help that nobody reads to its end is no failure.
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 })
+}
+
+/// What a verb says on stdout. Reports quote files, so nothing that a terminal obeys passes, wherever in them it came from.
 fn perform(verb: &Verb) -> Result<Vec<u8>> {
-    match verb {
+    let text = match verb {
         Verb::Merge(args) => merge::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Extract(args) => extract::run(args),
@@ -62,17 +73,22 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
         Verb::Resize(args) => resize::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Finish(args) => tools::finish(args),
+        // These are made of words of the program alone.
         Verb::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(*shell, &mut Args::command(), "lorakit", &mut text);
-            Ok(text)
+            return Ok(text);
         }
         Verb::Man => {
             let mut text = Vec::new();
             let rendered = clap_mangen::Man::new(Args::command()).render(&mut text);
-            rendered.map(|()| text).map_err(|source| Error::io("man page", "cannot render", source))
+            return rendered.map(|()| text).map_err(|source| Error::io("man page", "cannot render", source));
         }
-    }
+    }?;
+    Ok(match String::from_utf8_lossy(&text) {
+        Cow::Borrowed(valid) if matches!(clean(valid), Cow::Borrowed(_)) => text,
+        valid => clean(&valid).into_owned().into_bytes(),
+    })
 }
 
 /// Writes a result to stdout. A reader that went away is no failure.
@@ -84,17 +100,26 @@ fn print(text: &[u8]) -> Result<()> {
     }
 }
 
+/// What is said where a verb has done its work and its report cannot be written.
+fn after_all(verb: &Verb, error: Error) -> Error {
+    match verb {
+        Verb::Inspect(_) | Verb::Completions { .. } | Verb::Man => error,
+        _ => error.hint("only the report is lost: the output, if one was asked for, is in place"),
+    }
+}
+
 /// Writes an error and its way out to stderr.
 fn complain(error: &Error) {
     let (red, cyan) = (Color::style(anstyle::AnsiColor::Red), Color::style(anstyle::AnsiColor::Cyan));
     let mut stderr = anstream::stderr().lock();
-    let _ = writeln!(stderr, "{red}error{red:#}: {error}");
+    // The colours are ours and come last: what is quoted has none.
+    let _ = writeln!(stderr, "{red}error{red:#}: {}", clean(&error.to_string()));
     if let Some(hint) = error.way_out() {
-        let _ = writeln!(stderr, "\n{cyan}hint{cyan:#}: {hint}");
+        let _ = writeln!(stderr, "\n{cyan}hint{cyan:#}: {}", clean(hint));
     }
 }
 
 /// Writes a notice to stderr.
 fn notice(text: &str) {
-    let _ = writeln!(anstream::stderr().lock(), "{text}");
+    let _ = writeln!(anstream::stderr().lock(), "{}", line(text));
 }

@@ -21,10 +21,23 @@ pub fn path(written: &OsStr) -> Result<PathBuf> {
     hub::resolve(written, &caches())
 }
 
+/// A model, or the component of a pipeline that is meant.
+pub fn model(written: &OsStr, component: Option<&str>) -> Result<PathBuf> {
+    let whole = path(written)?;
+    let Some(component) = component else { return Ok(whole) };
+    let part = whole.join(component);
+    if part.is_dir() && Path::new(component).components().count() == 1 {
+        return Ok(part);
+    }
+    let problem = format!("`{}` holds no component `{component}`", whole.display());
+    Err(Error::invalid("--component", problem).hint("it is the name of a folder of a pipeline, such as transformer_2"))
+}
+
 /// An adapter and its weight: `path`, `path:0.7`, `org/name@rev:-1`. If all of it is an existing path, it is a path.
 pub fn adapter(written: &OsStr) -> Result<(PathBuf, f64)> {
-    if Path::new(written).exists() {
-        return Ok((written.into(), 1.0));
+    // A link to nothing is a path too, and refused where it is opened.
+    if std::fs::symlink_metadata(written).is_ok() {
+        return Ok((path(written)?, 1.0));
     }
     let bytes = written.as_bytes();
     let Some(colon) = bytes.iter().rposition(|byte| *byte == b':') else { return Ok((path(written)?, 1.0)) };
@@ -65,6 +78,7 @@ pub fn size(option: &str, written: &str) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn sizes_are_decimal_or_binary_as_written() {

@@ -2,9 +2,13 @@
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lorakit::plan::Progress;
+
+/// How long a run goes on without a bar.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Redraws per second.
 const REDRAWS: u8 = 10;
@@ -25,13 +29,11 @@ impl Bar {
 
 impl Progress for Bar {
     fn begin(&self, bytes: u64) {
-        let hidden = self.quiet || !std::io::stderr().is_terminal();
-        let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr_with_hz(REDRAWS) };
         let style = ProgressStyle::with_template(
             "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left",
         )
         .expect("the template is a constant that a test renders");
-        let bar = ProgressBar::with_draw_target(Some(bytes), target).with_style(style);
+        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden()).with_style(style);
         // Only the first run of a process draws.
         let _ = self.bar.set(bar);
     }
@@ -39,6 +41,11 @@ impl Progress for Bar {
     fn advance(&self, bytes: u64) {
         if let Some(bar) = self.bar.get() {
             bar.inc(bytes);
+            // What is done at once needs no bar, and its terminal no codes.
+            let is_late = bar.is_hidden() && bar.elapsed() >= PATIENCE;
+            if is_late && !self.quiet && std::io::stderr().is_terminal() {
+                bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(REDRAWS));
+            }
         }
     }
 

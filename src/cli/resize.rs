@@ -6,13 +6,14 @@ use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::merge::Selection;
-use lorakit::ops::resize::{ResizeOptions, resize};
+use lorakit::ops::resize::{Outcome, ResizeOptions, resize};
 use lorakit::report;
 
 use super::progress::Bar;
 use super::rank::Rank;
+use super::reading::ReadingInputs;
 use super::write_adapter::{To, WriteAdapter};
-use super::{place, print, watch, words};
+use super::{notice, place, print, watch, words};
 
 /// Options of `resize`.
 #[derive(Debug, Group)]
@@ -24,6 +25,8 @@ pub struct Resize {
     pub write: WriteAdapter,
     #[command(flatten)]
     pub to: To,
+    #[command(flatten)]
+    pub read: ReadingInputs,
     /// The model the adapters are for: for methods that need its weights, names and heads for --to, and what PiSSA or OLoRA took
     /// out of it
     #[arg(long, value_name = "PATH")]
@@ -55,6 +58,7 @@ pub enum Compat {
 pub fn run(args: &Resize) -> Result<Vec<u8>> {
     let options = ResizeOptions {
         adapters: args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         ranks: args.rank.required()?,
         alpha: args.alpha,
@@ -84,6 +88,16 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
         return Ok(text);
     }
     print(&text)?;
+    for adapter in &result.adapters {
+        if let Outcome::Failed { problem, hint } = &adapter.outcome {
+            notice(problem);
+            hint.iter().for_each(|hint| notice(&format!("  hint: {hint}")));
+        }
+    }
     let what = format!("{} of {} adapters could not be resized", result.failed, result.adapters.len());
-    Err(Error::unsupported(&result.out, what).hint("the others are done; a second run does only what is missing"))
+    let error = Error::unsupported(&result.out, what);
+    Err(match result.failed < result.adapters.len() {
+        true => error.hint("the others are done; a second run does only what is missing"),
+        false => error,
+    })
 }

@@ -13,6 +13,7 @@ use lorakit::report;
 use super::args::{Talk, Weights};
 use super::progress::Bar;
 use super::rank::Rank;
+use super::reading::ReadingInputs;
 use super::write_adapter::{To, WriteAdapter};
 use super::{notice, place, watch, words};
 
@@ -28,6 +29,8 @@ pub struct Stack {
     pub write: WriteAdapter,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub read: ReadingInputs,
     /// The model the adapters were trained on, for tensors they hold whole, and for names and heads with --to
     #[arg(long, value_name = "PATH")]
     pub base: Option<OsString>,
@@ -104,6 +107,7 @@ pub fn run(args: &Stack) -> Result<Vec<u8>> {
     let options = StackOptions {
         operation: "stack",
         adapters,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         method: args.method()?,

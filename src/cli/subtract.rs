@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::dialects::is_adapter;
+use lorakit::dialects::recognise;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::stack::{Method, StackOptions};
@@ -13,6 +13,7 @@ use lorakit::report;
 
 use super::args::{RoundingMode, Weights, Write};
 use super::progress::Bar;
+use super::reading::ReadingInputs;
 use super::stack::Sum;
 use super::{merge, notice, place, stack, watch};
 
@@ -34,12 +35,17 @@ pub struct Subtract {
     pub base: Option<OsString>,
     #[command(flatten)]
     pub weights: Weights,
+    #[command(flatten)]
+    pub read: ReadingInputs,
     /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
     #[arg(long, value_name = "DIR")]
     pub init_adapter: Vec<OsString>,
     /// The model was merged from the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
+    /// Which denoiser of a pipeline is meant where two are built alike: transformer, transformer_2
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
     /// Let embedding and head that the adapter holds whole change the size of the vocabulary
     #[arg(long)]
     pub resize_vocab: bool,
@@ -51,7 +57,7 @@ pub struct Subtract {
 /// Subtracts, and gives the report.
 pub fn run(args: &Subtract) -> Result<Vec<u8>> {
     let (from, weight) = place::adapter(&args.from)?;
-    if is_adapter(&from) {
+    if recognise(&from).0 {
         return from_adapter(args, from, weight);
     }
     if weight != 1.0 {
@@ -69,10 +75,12 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         merged: from,
         adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
         base: args.base.as_deref().map(place::path).transpose()?,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         residual_base: args.residual_base,
         selection: merge::selection(&args.write, &args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
+        component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
         write: merge::write_options(&args.write)?,
@@ -112,6 +120,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         ("--allow-unused", !write.allow_unused.is_empty()),
         ("--part", write.part.is_some()),
         ("--residual-base", args.residual_base),
+        ("--component", args.component.is_some()),
         ("--hash-base", args.hash_base),
     ];
     if let Some((option, _)) = of_models.iter().find(|(_, given)| *given) {
@@ -125,6 +134,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
     let options = StackOptions {
         operation: "subtract",
         adapters,
+        read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         base: args.base.as_deref().map(place::path).transpose()?,
         method: Method::Concat,

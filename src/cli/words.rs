@@ -34,6 +34,10 @@ pub fn patterns(option: &str, written: &[String]) -> Result<Vec<Regex>> {
 
 /// A regular expression.
 pub fn pattern(option: &str, written: &str) -> Result<Regex> {
-    Regex::new(written)
-        .map_err(|problem| Error::invalid(option, format!("`{written}` is not a regular expression: {problem}")))
+    Regex::new(written).map_err(|problem| {
+        // The lines before draw what was written.
+        let problem = problem.to_string();
+        let reason = problem.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+        Error::invalid(option, format!("`{written}` is not a regular expression: {reason}"))
+    })
 }

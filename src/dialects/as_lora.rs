@@ -15,7 +15,8 @@ use crate::linalg::LowRank;
 use crate::model::base::Base;
 use crate::naming::components;
 use crate::pairs::matrix::Grid;
-use crate::tensor::{Float, Rounding, Shape, TensorInfo};
+use crate::pairs::range::beyond;
+use crate::tensor::{Float, Shape, TensorInfo};
 
 /// Singular values below this share of the largest one are rounding of f32.
 const NEGLIGIBLE: f64 = 1e-7;
@@ -66,7 +67,11 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
             return Err(refuse(what));
         }
         let product = LowRank::from_rows(values(&term.up)?, values(&term.down)?, rank, 1.0);
-        let found = product.decompose();
+        let found = product.decompose()?;
+        if !found.norm_squared().is_finite() {
+            let problem = "its change is beyond the range of F32, in which it is computed";
+            return Err(Error::numeric(&adapter.root, &other.path, problem));
+        }
         let first = found.values().first().copied().unwrap_or(0.0);
         let needed = found.values().iter().take_while(|value| **value > first * NEGLIGIBLE).count().max(1);
         let cut = found.cut(needed, float.unwrap_or(Float::F32), &product)?;
@@ -83,8 +88,8 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
         };
         pieces.pairs.push(Pair {
             path: other.path.clone(),
-            down: hold("A", shape(kept, cols / positions, &|size| *size as u64), &cut.factors.down()),
-            up: hold("B", shape(rows, kept, &|_| 1), &cut.factors.up()),
+            down: hold("A", shape(kept, cols / positions, &|size| *size as u64), &cut.factors.down())?,
+            up: hold("B", shape(rows, kept, &|_| 1), &cut.factors.up())?,
             bias: None,
             magnitude: None,
             embedding: false,
@@ -120,15 +125,12 @@ fn values(factor: &Factor) -> Result<Vec<f32>> {
     factor.to_vec()
 }
 
-fn held(adapter: &Adapter, path: &str, what: &str, shape: Vec<u64>, values: &[f32]) -> Grid {
+fn held(adapter: &Adapter, path: &str, what: &str, shape: Vec<u64>, values: &[f32]) -> Result<Grid> {
     let mut bytes = vec![0; values.len() * Float::F32.bytes()];
-    Float::F32.encode(values, Rounding::Nearest, &mut bytes);
-    let info = TensorInfo {
-        name: format!("{path}.{what}"),
-        dtype: Float::F32.dtype(),
-        shape: Shape::from(shape),
-        offset: 0,
-        bytes: bytes.len() as u64,
-    };
-    Grid::of(&Stored::held(&adapter.tensors.files()[0].map, info, bytes))
+    let name = format!("{path}.{what}");
+    let outcome = Float::F32.encode_finite(values, &mut bytes);
+    outcome.map_err(|found| beyond(&adapter.root, &name, 0, &found))?;
+    let info =
+        TensorInfo { name, dtype: Float::F32.dtype(), shape: Shape::from(shape), offset: 0, bytes: bytes.len() as u64 };
+    Ok(Grid::of(&Stored::held(&adapter.tensors.files()[0].map, info, bytes)))
 }

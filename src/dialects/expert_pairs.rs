@@ -7,7 +7,7 @@
 use super::pieces::Pair;
 use crate::adapters::{Adapter, Change, Lora, Module, describe};
 use crate::error::{Error, Result};
-use crate::naming::experts::{Part, SPLIT, layer_of_stack};
+use crate::naming::experts::{SPLIT, layer_of_stack};
 use crate::pairs::matrix::Grid;
 
 /// The pairs of all experts that `lora` stands for; `hidden` is the width of the model, which tells the way round.
@@ -43,14 +43,12 @@ pub fn take_apart(adapter: &Adapter, module: &Module, lora: &Lora, hidden: Optio
     if name == "weight" && lora.rank() == rank {
         return Ok(vec![new(path.clone(), down, up)]);
     }
-    let parts: &[Part] = match name {
-        "gate_up_proj" => &[Part::Gate, Part::Up],
-        "down_proj" => &[Part::Down],
-        _ => return Err(refuse(format!("has a parameter `{name}`, and what its rows are is not known"))),
-    };
-    let split = SPLIT.iter().find(|split| path.ends_with(split.experts));
-    let (Some(layer), Some(split)) = (layer_of_stack(path), split) else {
+    let mut splits = SPLIT.iter().filter(|split| path.ends_with(split.experts)).peekable();
+    let (Some(layer), Some(_)) = (layer_of_stack(path), splits.peek()) else {
         return Err(refuse("is no list of experts that is known".into()));
+    };
+    let Some((split, parts)) = splits.find_map(|split| Some((split, split.parts_of(name)?))) else {
+        return Err(refuse(format!("has a parameter `{name}`, and what its rows are is not known")));
     };
     let hidden = hidden
         .ok_or_else(|| refuse("is a stack of experts of unknown size".into()).hint("give the model: --base PATH"))?;

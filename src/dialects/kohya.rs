@@ -74,7 +74,8 @@ pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files>
             let shape: Vec<u64> = shape.into_iter().chain(ones).collect();
             add(Role::Part("dora_scale".into()), &|key| column(key, magnitude.grid().clone(), &shape, facts.float))?;
         }
-        add(Role::Alpha, &|key| alpha(key, pair.alpha()))?;
+        let alpha = alpha(facts, &pair.path, pair.alpha())?;
+        add(Role::Alpha, &|key| (key, alpha.0.clone(), alpha.1.clone()))?;
     }
     others(scheme, pieces, facts, &mut files, &name)?;
     metadata(pieces, facts, &mut files);
@@ -85,9 +86,11 @@ pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files>
     Ok(files)
 }
 
-/// α as a number of its own.
-fn alpha(key: String, value: f64) -> Tensor {
-    (key, Shape::from(Vec::<u64>::new()), Bytes::held(&[value as f32], Float::F32))
+/// α of a module as a number of its own.
+fn alpha(facts: &Facts<'_>, path: &str, value: f64) -> Result<(Shape, Bytes)> {
+    let of = format!("α of {path}");
+    let bytes = Bytes::held(&[value as f32], Float::F32, (&facts.adapter.config.path, &of))?;
+    Ok((Shape::from(Vec::<u64>::new()), bytes))
 }
 
 /// Methods and whole tensors, where both dialects write them alike.
@@ -136,7 +139,8 @@ fn others(
             _ => continue,
         };
         let key = scheme.print(&module, &Role::Alpha).expect("every such dialect has an alpha");
-        files.tensors.push(alpha(key, value));
+        let (shape, bytes) = alpha(facts, &other.path, value)?;
+        files.tensors.push((key, shape, bytes));
     }
     if let Some(whole) = pieces.whole.first() {
         let what = format!(

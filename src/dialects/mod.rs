@@ -6,23 +6,31 @@
 //! | file | idea |
 //! |---|---|
 //! | `open`, `recognise` | any adapter on disk → its modules |
+//! | `beside`, `found` | what lies beside the weights; what was found where an adapter was expected |
+//! | `alphas` | where the α of an adapter without a config of its own stands |
 //! | `peft`, `mlx`, `gguf`, `adapterhub`, `torchtune` | dialects with a reader of their own |
-//! | `kohya`, `diffusers`, `xlabs`, `unaided` | dialects whose files need no config |
+//! | `kohya`, `diffusers`, `xlabs`, `mistral`, `unaided` | dialects whose files need no config |
 //! | `pieces`, `expert_pairs`, `evened`, `spell` | changes on their way to a writer |
+//! | `family` | which family of models names belong to |
 //! | `as_lora` | another method as LoRA |
 //! | `same`, `files`, `hashes` | what is written |
 
 pub mod adapterhub;
+mod alphas;
 pub mod as_lora;
+mod beside;
 pub mod diffusers;
 mod evened;
 mod expert_pairs;
+pub mod family;
 pub mod files;
+mod found;
 pub mod gguf;
 pub mod hashes;
 pub mod kohya;
 mod metadata;
 pub mod metadata_hashes;
+mod mistral;
 pub mod mlx;
 mod open;
 pub mod peft;
@@ -36,5 +44,7 @@ mod unaided;
 pub mod xlabs;
 
 pub use adapterhub::read::ADAPTERHUB_HEADS;
+pub use beside::is_saved_beside;
+pub use found::{is_model, of_a_folder, of_a_model};
 pub use recognise::{is_adapter, recognise};
 pub use torchtune::read::head_of as torchtune_heads;

@@ -2,19 +2,23 @@
 
 use std::path::PathBuf;
 
+use serde_json::Value;
+
+use super::ADAPTERHUB_HEADS;
 use super::files::Files;
 use super::peft::write::cast;
-use crate::adapters::Adapter;
 use crate::adapters::config::CONFIG_NAME;
-use crate::dialects::ADAPTERHUB_HEADS;
+use crate::adapters::{Adapter, AlphaFrom};
 use crate::error::Result;
-use crate::formats::{Checkpoint, Stored, json, safetensors};
+use crate::formats::{Checkpoint, Stored, json, safetensors, side};
+use crate::io::is_there;
 use crate::tensor::{Float, TensorInfo};
 
 /// Names of weight files by dialect; a dialect that is not listed has a single file.
-const NAMES: [(&str, &str); 4] = [
+const NAMES: [(&str, &str); 5] = [
     ("peft", "adapter_model.safetensors"),
     ("mlx", "adapters.safetensors"),
+    ("mlx-vlm", "adapters.safetensors"),
     ("adapterhub", "adapter.safetensors"),
     ("torchtune", "adapter.safetensors"),
 ];
@@ -24,6 +28,13 @@ const MODEL: &str = "config.json";
 
 /// What AdapterHub calls the config of a prediction head.
 const HEAD_CONFIG: &str = "head_config.json";
+
+/// Whether an adapter's own files say all that was read: nothing was told, and no config counts that would not be written.
+pub fn is_whole(adapter: &Adapter) -> bool {
+    let writes_config = NAMES.iter().any(|(dialect, _)| *dialect == adapter.dialect);
+    let is_config = matches!(adapter.config.alpha_from, Some(AlphaFrom::File(_)));
+    adapter.is_self_contained() && (writes_config || !is_config)
+}
 
 /// Tensors, config and metadata as they are.
 ///
@@ -49,13 +60,18 @@ pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
         ));
     }
     if !files.single {
-        files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&adapter.config.raw)));
+        // What Python writes for numbers that JSON does not have means nothing to others.
+        let lost = |value: &Value| value.as_str().is_some_and(|text| json::NOT_FINITE.contains(&text));
+        let mut config = adapter.config.raw.clone();
+        config.values_mut().filter(|value| lost(value)).for_each(|value| *value = Value::Null);
+        files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
         if adapter.dialect == "adapterhub" {
             head(adapter, &mut files)?;
         }
-        let model = adapter.root.join(MODEL);
-        if adapter.dialect == "torchtune" && model.is_file() {
-            files.beside.push((PathBuf::from(MODEL), json::render(&json::read_object(&model)?)));
+        if adapter.dialect == "torchtune"
+            && let Some(model) = side::read(&adapter.root, MODEL)?
+        {
+            files.beside.push((PathBuf::from(MODEL), json::render(&model)));
         }
     }
     Ok(files)
@@ -63,15 +79,16 @@ pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
 
 /// The prediction head that lies beside an adapter of AdapterHub, as it is.
 fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
-    let config = adapter.root.join(HEAD_CONFIG);
-    if config.is_file() {
-        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&json::read_object(&config)?)));
+    if let Some(config) = side::read(&adapter.root, HEAD_CONFIG)? {
+        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&config)));
     }
     let name = PathBuf::from(ADAPTERHUB_HEADS[0]);
     let [safe, pickled] = ADAPTERHUB_HEADS.map(|name| adapter.root.join(name));
-    if safe.is_file() {
+    if is_there(&safe)? {
+        // Read as weights first: whatever else it is stays behind.
+        Checkpoint::open(&safe)?;
         files.copied.push((name, safe));
-    } else if pickled.is_file() {
+    } else if is_there(&pickled)? {
         let tensors = Checkpoint::open(&pickled)?;
         let (mut infos, mut data) = (Vec::new(), Vec::new());
         for stored in tensors.all() {

@@ -14,6 +14,9 @@ use crate::pairs::matrix::Grid;
 /// How flattened names begin.
 const FLAT: [&str; 3] = ["lora_", "lycoris_", "oft_unet_"];
 
+/// Dialects of adapters for pipelines.
+const PIPELINES: [&str; 4] = ["kohya", "comfyui", "diffusers", "xlabs"];
+
 /// What became of the names.
 #[derive(Debug, Default)]
 pub struct Respelled {
@@ -40,39 +43,27 @@ pub enum Wanted {
     Original,
 }
 
-/// Puts all names into the spelling `wanted`.
+/// Puts all names into the spelling `wanted`; `family` is that of the denoiser, as far as it is known.
 ///
 /// # Errors
 /// When a change cannot be split or fused.
-pub fn respell(adapter: &Adapter, pieces: &mut Pieces, wanted: Wanted, family: Option<&str>) -> Result<Respelled> {
-    let mut done = Respelled::default();
-    let paths: Vec<String> = pieces.paths().cloned().collect();
-    let borrowed = || paths.iter().map(String::as_str);
-    done.family = match family {
-        Some(name) => Some(arch::arch(name).ok_or_else(|| {
-            let known: Vec<&str> = arch::archs().iter().map(Arch::name).collect();
-            Error::invalid("--arch", format!("`{name}` is not one of {}", known.join(", ")))
-        })?),
-        None => {
-            // Several families may share names; the first of those that the sizes fit best.
-            let fitting = |family: &Arch| {
-                let fits = |pair: &&Pair| family.fits(&pair.path, pair.up.size.0, pair.down.size.1);
-                pieces.pairs.iter().filter(fits).count()
-            };
-            arch::archs_of(borrowed()).into_iter().rev().max_by_key(|family| fitting(family))
-        }
-    };
-    let diffusion = paths.iter().any(|path| components::split(path).is_some());
+pub fn respell(
+    adapter: &Adapter,
+    pieces: &mut Pieces,
+    wanted: Wanted,
+    family: Option<&'static Arch>,
+) -> Result<Respelled> {
+    let mut done = Respelled { family, ..Respelled::default() };
+    let diffusion = pieces.paths().any(|path| components::split(path).is_some());
     if !diffusion {
         done.family = None;
     }
     if wanted == Wanted::Own || !diffusion {
         return Ok(done);
     }
-    let family = done.family;
     let spots = |pair: &Pair| translated(&pair.path, (pair.up.size.0, pair.down.size.1), wanted, family);
     move_pairs(adapter, pieces, spots, &mut done)?;
-    rename_others(adapter, pieces, wanted, &mut done)?;
+    rename_others(adapter, pieces, wanted, family, &mut done)?;
     Ok(done)
 }
 
@@ -140,18 +131,22 @@ pub fn move_pairs(
     Ok(())
 }
 
-/// Takes flattened names apart: by the names of the base in `flat`, else by the tables.
+/// Takes flattened names apart: by the names of the base in `flat`, else by the table of the family, else by all tables.
 ///
 /// # Errors
 /// When no table knows a name, or it can stand for several paths.
-pub fn unflatten(adapter: &Adapter, pieces: &mut Pieces, flat: &BTreeMap<String, String>) -> Result<()> {
-    let flat_name = |path: &str| !path.contains('.') && FLAT.iter().any(|prefix| path.starts_with(prefix));
-    let flattened: Vec<String> = pieces.paths().filter(|path| flat_name(path)).cloned().collect();
+pub fn unflatten(
+    adapter: &Adapter,
+    pieces: &mut Pieces,
+    flat: &BTreeMap<String, String>,
+    family: Option<&'static Arch>,
+) -> Result<()> {
+    let flattened: Vec<String> = pieces.paths().filter(|path| is_flat(path)).cloned().collect();
     let names: Vec<&str> = flattened.iter().map(String::as_str).collect();
     let mut found = BTreeMap::new();
     for (name, read) in names.iter().zip(arch::unflatten_all(&names)) {
-        let path = match (flat.get(*name), read) {
-            (Some(path), _) => path.clone(),
+        let path = match (read_flat(name, flat, family), read) {
+            (Some(path), _) => path,
             (None, Ok(Some(path))) => path,
             (None, Ok(None)) => {
                 let what = format!("no table knows which path `{name}` stands for");
@@ -172,19 +167,55 @@ pub fn unflatten(adapter: &Adapter, pieces: &mut Pieces, flat: &BTreeMap<String,
     Ok(())
 }
 
-/// Where the rows of `path` go in the spelling `wanted`; `None` if it is spelled so already.
-fn translated(path: &str, size: (u64, u64), wanted: Wanted, family: Option<&'static Arch>) -> Option<Vec<Spot>> {
-    let own = family.filter(|family| family.knows(path));
-    // Names of another denoiser would be those of another model.
-    let denoiser = family.is_some_and(Arch::is_denoiser);
-    let other =
-        |other: &&Arch| (!denoiser || !other.is_denoiser() || other.is_aside()) && other.spelling(path).is_some();
-    let family = own.or_else(|| arch::archs().iter().find(other))?;
+/// Whether a path is one of a diffusion pipeline. The paths of an adapter of one model may begin with a component's name by
+/// chance (MPT's `transformer.blocks.0`): there it takes a family of image models that has such a module.
+pub fn is_of_pipeline(adapter: &Adapter, path: &str) -> bool {
+    if !path.contains('.') {
+        return is_flat(path);
+    }
+    let of_family = || arch::archs().iter().any(|family| !family.components().is_empty() && family.knows(path));
+    components::split(path).is_some() && (PIPELINES.contains(&adapter.dialect) || of_family())
+}
+
+/// Whether the path has underscores for dots.
+pub fn is_flat(path: &str) -> bool {
+    !path.contains('.') && FLAT.iter().any(|prefix| path.starts_with(prefix))
+}
+
+/// The path of a flattened name by the base's names in `flat`, else by the table of the family.
+pub fn read_flat(name: &str, flat: &BTreeMap<String, String>, family: Option<&'static Arch>) -> Option<String> {
+    let by_family = || match family.map(|family| family.unflatten(name)).as_deref() {
+        Some([path]) => Some(path.clone()),
+        _ => None,
+    };
+    flat.get(name).cloned().or_else(by_family)
+}
+
+/// Where the rows of `path` go in the spelling `wanted`; `None` if it is spelled so already, or how is not known.
+pub fn translated(path: &str, size: (u64, u64), wanted: Wanted, family: Option<&'static Arch>) -> Option<Vec<Spot>> {
+    let family = table_of(path, family)?;
     let spelling = spelling_of(wanted, family);
     if family.spelling(path)? == spelling {
         return None;
     }
     family.translate(path, size.0, size.1).into_iter().next()
+}
+
+/// The table that has the path: that of the denoiser's family, or that of another part of the pipeline. Names of another denoiser
+/// would be those of another model.
+fn table_of(path: &str, family: Option<&'static Arch>) -> Option<&'static Arch> {
+    let other = |other: &&Arch| (!other.is_denoiser() || other.is_aside()) && other.spelling(path).is_some();
+    family.filter(|family| family.knows(path)).or_else(|| arch::archs().iter().find(other))
+}
+
+/// The name of a path in the spelling `wanted` where it can only be renamed; `None` if it is one weight here and several there.
+pub fn renamed(path: &str, wanted: Wanted, family: Option<&'static Arch>) -> Option<String> {
+    let Some(table) = table_of(path, family) else { return Some(path.to_owned()) };
+    let spelling = spelling_of(wanted, table);
+    if table.spelling(path).is_none_or(|own| own == spelling) {
+        return Some(path.to_owned());
+    }
+    table.renamed(path, spelling).filter(|(_, turned)| !turned).map(|(name, _)| name)
 }
 
 fn spelling_of(wanted: Wanted, family: &Arch) -> Spelling {
@@ -349,25 +380,22 @@ fn same(left: &Grid, right: &Grid) -> Result<bool> {
 }
 
 /// Names of what is no pair: it can be renamed, not cut.
-fn rename_others(adapter: &Adapter, pieces: &mut Pieces, wanted: Wanted, done: &mut Respelled) -> Result<()> {
+fn rename_others(
+    adapter: &Adapter,
+    pieces: &mut Pieces,
+    wanted: Wanted,
+    family: Option<&'static Arch>,
+    done: &mut Respelled,
+) -> Result<()> {
     for path in pieces.other_paths_mut() {
-        let Some(family) = arch::archs().iter().find(|family| family.spelling(path).is_some()) else { continue };
-        let spelling = spelling_of(wanted, family);
-        if family.spelling(path) == Some(spelling) {
-            continue;
-        }
-        match family.renamed(path, spelling) {
-            Some((name, false)) => {
-                done.renamed += 1;
-                *path = name;
-            }
-            _ => {
-                let what = format!(
-                    "`{path}` is one weight here and several, or a part of one, there; only LoRA is split and fused"
-                );
-                return Err(Error::unsupported(&adapter.root, what).hint("make it one first: --as lora"));
-            }
-        }
+        let Some(name) = renamed(path, wanted, family) else {
+            let what = format!(
+                "`{path}` is one weight here and several, or a part of one, there; only LoRA is split and fused"
+            );
+            return Err(Error::unsupported(&adapter.root, what).hint("make it one first: --as lora"));
+        };
+        done.renamed += usize::from(name != *path);
+        *path = name;
     }
     Ok(())
 }

@@ -5,31 +5,67 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use foldhash::HashMap;
+use serde_json::{Map, Value};
 
+use super::alphas::{Alphas, Survey, TELL};
 use super::open::Opened;
-use super::{metadata, recognise};
-use crate::adapters::config::{AdapterConfig, Scaling};
-use crate::adapters::{Gathered, gather, has_magnitudes};
+use super::{found, mistral, recognise};
+use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
+use crate::adapters::options::Chosen;
+use crate::adapters::{AlphaFrom, Fallback, Gathered, ReadOptions, gather_with, has_magnitudes};
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::{Checkpoint, Stored, json};
 use crate::naming::peft::Key;
 use crate::naming::scheme::schemes;
 use crate::naming::{Role, arch, components, peft};
 
-/// How many keys of an unknown file are shown.
-const SHOWN: usize = 3;
+/// What lies beside such a file.
+pub(crate) enum Beside {
+    /// Nothing that says more.
+    Nothing,
+    /// PEFT's config.
+    Peft(Box<AdapterConfig>),
+    /// What mistral-finetune says of its LoRA.
+    Mistral(Map<String, Value>),
+}
 
-pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
+impl Beside {
+    /// What the config of a model says of the adapter that is chosen, where the model holds its adapters itself (Phi-4-multimodal:
+    /// `vision_lora`).
+    pub fn of_model(root: &Path, chosen: &Chosen) -> Result<Self> {
+        const MODEL: &str = "config.json";
+        let path = root.join(MODEL);
+        let Some(name) = chosen.name().filter(|_| path.is_file()) else { return Ok(Self::Nothing) };
+        let mut raw = json::read_object(&path)?;
+        let Some(Value::Object(own)) = raw.remove(&format!("{name}_lora")) else { return Ok(Self::Nothing) };
+        let scaling = Scaling::read(&path, &own)?;
+        Ok(Self::Peft(Box::new(AdapterConfig::synthetic(&path, "LORA", Some(scaling)))))
+    }
+}
+
+pub(crate) fn open(
+    root: &Path,
+    tensors: Checkpoint,
+    beside: Beside,
+    chosen: &Chosen,
+    options: &ReadOptions,
+) -> Result<Opened> {
     let mut dialects: BTreeMap<&str, usize> = BTreeMap::new();
     let mut keyed = Vec::new();
     for stored in tensors.all() {
-        let (dialect, key) = read_key(&stored.info.name);
+        let Some(name) = chosen.key(&stored.info.name) else { continue };
+        let (dialect, key) = read_key(&name);
         if let Some(dialect) = dialect {
             *dialects.entry(dialect).or_default() += 1;
         }
         keyed.push((key, stored));
     }
-    let Some((dialect, _)) = dialects.iter().max_by_key(|(_, count)| **count) else { return Err(unknown(&tensors)) };
+    if let Some(problem) = found::foreign(&tensors) {
+        return Err(problem);
+    }
+    let Some((dialect, _)) = dialects.iter().max_by_key(|(_, count)| **count) else {
+        return Err(found::no_names(&tensors));
+    };
     let dialect: &'static str =
         schemes().iter().map(|scheme| scheme.name()).find(|name| name == dialect).unwrap_or("peft");
     match dialect {
@@ -39,22 +75,90 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     }
     unflatten(&mut keyed);
     gather_denoiser(&mut keyed);
-    let is_llm = |key: &Key| components::split(&key.module).is_none() && !components::is_diffusion(&key.module);
-    if dialect == "peft" && keyed.iter().any(|(key, _)| matches!(key.role, Role::Down) && is_llm(key)) {
-        // Says that the config is missing, and with it the scale.
-        AdapterConfig::read(root)?;
+    let survey = Survey::of(&keyed)?;
+    let alphas = match &beside {
+        Beside::Nothing => Alphas::decide(&tensors, &survey, None, options),
+        Beside::Peft(config) => Alphas::decide(&tensors, &survey, Some(config), options),
+        Beside::Mistral(lora) => of_mistral(root, lora, &survey),
+    };
+    if alphas.as_ref().is_ok_and(Alphas::is_missing) && dialect == "peft" && lost_its_config(&keyed) {
+        return Err(lost(&tensors, &survey));
     }
     let path = tensors.files().first().map_or(root, |file| file.map.path()).to_path_buf();
-    let mut config = AdapterConfig::synthetic(&path, "LORA", None);
-    let modules = gather(keyed.into_iter(), &config, dialect, true).and_then(|gathered| {
-        let Gathered { modules, mut scales, .. } = gathered;
-        metadata::rescale(&tensors, &mut scales)?;
+    let (dialect, mut config) = match beside {
+        Beside::Nothing => (dialect, AdapterConfig::synthetic(&path, "LORA", None)),
+        Beside::Peft(config) => (dialect, *config),
+        Beside::Mistral(_) => ("mistral", AdapterConfig::synthetic(&root.join(mistral::CONFIG), "LORA", None)),
+    };
+    let modules = alphas.and_then(|alphas| {
+        if !alphas.is_told() {
+            check_ranks(&config, &survey)?;
+        }
+        let of = |path: &str, rank| alphas.of(Some(&config), path, rank);
+        let fallback = Fallback { of: &of, forced: alphas.forced };
+        let gathered = gather_with(keyed.into_iter(), &config, dialect, true, Some(&fallback))?;
+        let Gathered { modules, scales, .. } = gathered;
         config.scaling = Some(Scaling::exact(scales));
-        config.dora = has_magnitudes(&modules);
+        config.dora |= has_magnitudes(&modules);
+        let is_scaled = !survey.pairs.is_empty() || survey.has_own() || alphas.from != AlphaFrom::Rank;
+        config.alpha_from = Some(alphas.from).filter(|_| is_scaled);
         Ok(modules)
     });
     let root = tensors.root().to_path_buf();
-    Ok(Opened { root, dialect, config, tensors, modules })
+    Ok(Opened::new(&root, dialect, config, tensors, modules))
+}
+
+fn of_mistral(root: &Path, lora: &Map<String, Value>, survey: &Survey) -> Result<Alphas> {
+    for (module, rank) in &survey.pairs {
+        mistral::check_rank(root, lora, module, *rank)?;
+    }
+    Ok(Alphas::scale(mistral::scale(root, lora)?, mistral::CONFIG))
+}
+
+/// The ranks of a config are those of the tensors.
+fn check_ranks(config: &AdapterConfig, survey: &Survey) -> Result<()> {
+    let Some(scaling) = &config.scaling else { return Ok(()) };
+    match survey.pairs.iter().find(|(path, rank)| scaling.rank(path) != **rank) {
+        None => Ok(()),
+        Some((path, rank)) => {
+            let said = scaling.rank(path);
+            let problem =
+                format!("the tensors of `{path}` have rank {rank}, the config says {said}: the scale is ambiguous");
+            let config = config.path.display().to_string();
+            Err(Error::mismatch(format!("module `{path}`"), config, problem)
+                .hint("correct `r` or `rank_pattern`; alpha counts for the rank the adapter was trained with"))
+        }
+    }
+}
+
+/// Whether α of some module stands in a config of PEFT's that is not there.
+fn lost_its_config(keyed: &[(Key, Stored)]) -> bool {
+    let is_llm = |key: &Key| components::split(&key.module).is_none() && !components::is_diffusion(&key.module);
+    let scaled = |key: &Key, stored: &Stored| match &key.role {
+        Role::Down => true,
+        Role::Part(name) => {
+            (name.starts_with("hada_") || name.starts_with("lokr_")) && stored.info.name.starts_with("base_model.")
+        }
+        _ => false,
+    };
+    keyed.iter().any(|(key, stored)| scaled(key, stored) && is_llm(key))
+}
+
+/// The refusal of PEFT's tensors without their config.
+fn lost(tensors: &Checkpoint, survey: &Survey) -> Error {
+    let what = match survey.pairs.len() {
+        0 => format!("is an adapter of PEFT without its `{CONFIG_NAME}`: its alpha is unknown"),
+        1 => format!(
+            "is a PEFT LoRA (one pair, rank {}) without its `{CONFIG_NAME}`: its alpha is unknown",
+            survey.ranks()
+        ),
+        pairs => format!(
+            "is a PEFT LoRA ({pairs} pairs, rank {}) without its `{CONFIG_NAME}`: its alpha is unknown",
+            survey.ranks()
+        ),
+    };
+    Error::unsupported(tensors.root(), what)
+        .hint(format!("lay the config beside it, or give the `lora_alpha` it was trained with: {TELL}"))
 }
 
 /// Writes flattened names as paths where a table of architectures knows exactly one; the others are left to the base's own keys.
@@ -79,6 +183,11 @@ fn unflatten(keyed: &mut [(Key, Stored)]) {
             key.module.clone_from(path);
         }
     }
+    for (key, _) in keyed.iter_mut().filter(|(key, _)| key.module.ends_with(|c: char| c.is_ascii_digit())) {
+        if let Some(path) = arch::part_of(&key.module) {
+            key.module = path;
+        }
+    }
 }
 
 /// Puts what stands beside the blocks of a denoiser, and no component in front of it, below that denoiser.
@@ -101,7 +210,7 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         if wrapped && matches!(bare.role, Role::Down | Role::Up | Role::UpBias | Role::Magnitude) {
             key = bare;
         }
-        key.module = components::with_component(&key.module);
+        key.module = components::unwrapped(&key.module).unwrap_or_else(|| components::with_component(&key.module));
         let dialect = match scheme.name() {
             "diffusers" if wrapped => "peft",
             "diffusers" if name.starts_with("diffusion_model.") => "comfyui",
@@ -120,16 +229,6 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         }
         _ => (dialect, Key { module: components::with_component(&key.module), ..key }),
     }
-}
-
-fn unknown(tensors: &Checkpoint) -> Error {
-    let keys: Vec<String> = tensors.tensors().take(SHOWN).map(|info| format!("`{}`", info.name)).collect();
-    let what =
-        format!("holds {} tensors and none with the name of an adapter's: {} …", tensors.count(), keys.join(", "));
-    Error::unsupported(tensors.root(), what).hint(
-        "known are PEFT, kohya, LyCORIS, ComfyUI, diffusers, XLabs, MLX, torchtune and AdapterHub; the config of the first and \
-         the last two lies beside the weights",
-    )
 }
 
 fn lacks_config(tensors: &Checkpoint, who: &str, what: &str) -> Error {

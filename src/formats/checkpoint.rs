@@ -11,9 +11,11 @@ use super::gguf::{Gguf, Metadata, View, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
 use super::places::Places;
+use super::side;
 use super::weight_file::{Stored, WeightFile};
 use crate::error::{Error, Result};
-use crate::io::read_start;
+use crate::io::{is_there, read_start};
+use crate::limits::MAX_HELD_BYTES_TOGETHER;
 use crate::tensor::TensorInfo;
 
 /// How the tensors were found on disk.
@@ -64,9 +66,11 @@ impl Checkpoint {
 
     fn open_pipeline(root: &Path, names: Vec<String>) -> Result<Self> {
         let (mut folders, mut files) = (Vec::with_capacity(names.len()), Vec::new());
+        let mut held = Together::default();
         for name in names {
             let Self { container, files: mut own, .. } = Self::open_directory(&root.join(&name), &WEIGHT_STEMS)?;
             for file in &mut own {
+                held.add(file)?;
                 file.name = format!("{name}/{}", file.name);
                 file.header.tensors.iter_mut().for_each(|tensor| tensor.name.insert_str(0, &format!("{name}.")));
             }
@@ -136,12 +140,14 @@ impl Checkpoint {
             return Err(Error::malformed(&path, "`weight_map`", "names no tensors"));
         }
         let mut files = Vec::with_capacity(shards.len());
+        let mut held = Together::default();
         for (name, tensors) in &shards {
-            if !directory.join(name).exists() {
+            if !is_there(&directory.join(name))? {
                 let problem = format!("the shard `{name}` with {} tensors is missing", tensors.len());
                 return Err(Error::malformed(&path, "`weight_map`", problem).hint("the download is incomplete"));
             }
             let file = WeightFile::open(directory, name)?;
+            held.add(&file)?;
             check_index(&path, &file, tensors)?;
             files.push(file);
         }
@@ -161,6 +167,17 @@ impl Checkpoint {
             Error::malformed(file.map.path(), at, format!("stands {there}"))
         })?;
         Ok(Self { root: root.into(), container, files, gguf: None, by_name })
+    }
+
+    /// The same with the tensors of the file `name` in `directory`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds a tensor of a name that is there.
+    pub fn with_file(self, directory: &Path, name: &str) -> Result<Self> {
+        let Self { root, container, mut files, gguf, .. } = self;
+        files.push(WeightFile::open(directory, name)?);
+        let joined = Self::assemble(&root, container, files)?;
+        Ok(Self { gguf, ..joined })
     }
 
     /// The path that was opened.
@@ -192,6 +209,27 @@ impl Checkpoint {
         let (view, files) = View::of(&metadata, self.files)?;
         let seen = Self::assemble(&self.root, self.container, files)?;
         Ok((Self { gguf: Some(metadata), ..seen }, Some(view)))
+    }
+
+    /// The same tensors under other names: `names` holds one for each, in the order of [`tensors`](Self::tensors), or `None` for a
+    /// tensor that is left out.
+    ///
+    /// # Errors
+    /// When two tensors get one name.
+    pub fn renamed(self, names: Vec<Option<String>>) -> Result<Self> {
+        let mut names = names.into_iter();
+        let rename = |file: WeightFile| {
+            let tensors = file.header.tensors.clone().into_iter().enumerate();
+            let named = tensors.zip(names.by_ref()).filter_map(|((at, info), name)| {
+                let name = name?.into();
+                Some((at, TensorInfo { name, ..info }))
+            });
+            let named: Vec<(usize, TensorInfo)> = named.collect();
+            file.with_tensors(named)
+        };
+        let files = self.files.into_iter().map(rename).collect();
+        let renamed = Self::assemble(&self.root, self.container, files)?;
+        Ok(Self { gguf: self.gguf, ..renamed })
     }
 
     /// How the weights are stored.
@@ -261,13 +299,42 @@ impl Checkpoint {
         self.files.iter().flat_map(|file| &file.notes)
     }
 
+    /// Lets go of what is held in memory of its tensors, which then can be described and no longer read.
+    pub fn let_go(&mut self) {
+        self.files.iter_mut().for_each(WeightFile::let_go);
+    }
+
     /// `config.json` beside the weights, where there is one.
     ///
     /// # Errors
     /// When the file is there and cannot be read as a JSON object.
     pub fn config(&self) -> Result<Option<Map<String, Value>>> {
-        let path = self.directory().join("config.json");
-        if path.is_file() { json::read_object(&path).map(Some) } else { Ok(None) }
+        side::look_up(&self.directory().join("config.json"))
+    }
+}
+
+/// What is held in memory for several files.
+#[derive(Default)]
+struct Together {
+    held: u64,
+    bytes: u64,
+}
+
+impl Together {
+    /// Counts one more.
+    ///
+    /// # Errors
+    /// `Limit`, when all together hold more than they can reasonably need.
+    fn add(&mut self, file: &WeightFile) -> Result<()> {
+        self.held = self.held.saturating_add(file.held_bytes());
+        self.bytes = self.bytes.saturating_add(file.map.len());
+        let most = MAX_HELD_BYTES_TOGETHER.saturating_add(self.bytes);
+        if self.held <= most {
+            return Ok(());
+        }
+        let quantity = "what is held in memory for the files up to this one, in bytes,";
+        Err(Error::limit(file.map.path(), quantity, self.held, most)
+            .hint("they are compressed far beyond their own sizes; unpacked, they are mapped where they lie"))
     }
 }
 

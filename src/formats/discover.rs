@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::gguf::parse_name;
 use crate::error::{Error, Result};
+use crate::io::is_there;
 
 /// File stems under which Hugging Face libraries store weights, in the order they are looked for.
 pub const WEIGHT_STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
@@ -31,29 +32,30 @@ pub enum Place {
 /// # Errors
 /// When there are none that can be read, or several and nothing tells which.
 pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
-    let there = |name: &str| directory.join(name).exists();
+    let there = |name: &str| is_there(&directory.join(name));
     for stem in stems {
         let index = format!("{stem}.safetensors.index.json");
-        if there(&index) {
+        if there(&index)? {
             return Ok(Place::Index(index));
         }
         let name = format!("{stem}.safetensors");
-        if there(&name) {
+        if there(&name)? {
             return Ok(Place::File(name));
         }
     }
     for stem in stems.iter().flat_map(|stem| other_stems(stem)) {
         let index = format!("{stem}.bin.index.json");
-        if there(&index) {
+        if there(&index)? {
             return Ok(Place::Index(index));
         }
-        let mut names = READABLE.iter().map(|ending| format!("{stem}.{ending}"));
-        if let Some(name) = names.find(|name| there(name)) {
-            refuse_slices(directory, &name)?;
-            return Ok(Place::File(name));
+        for name in READABLE.iter().map(|ending| format!("{stem}.{ending}")) {
+            if there(&name)? {
+                refuse_slices(directory, &name)?;
+                return Ok(Place::File(name));
+            }
         }
     }
-    if let Some(place) = variant(directory, stems) {
+    if let Some(place) = variant(directory, stems)? {
         return Ok(place);
     }
     let listing = list_weights(directory)?;
@@ -75,19 +77,22 @@ pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
 const VARIANTS: [&str; 2] = ["fp16", "bf16"];
 
 /// The weights where only a variant of them is there.
-fn variant(directory: &Path, stems: &[&str]) -> Option<Place> {
-    let there = |name: &String| directory.join(name).exists();
+fn variant(directory: &Path, stems: &[&str]) -> Result<Option<Place>> {
+    let there = |name: &String| is_there(&directory.join(name));
     for (stem, variant) in stems.iter().flat_map(|stem| VARIANTS.iter().map(move |variant| (stem, variant))) {
         let indexes =
             [format!("{stem}.{variant}.safetensors.index.json"), format!("{stem}.safetensors.index.{variant}.json")];
-        if let Some(index) = indexes.into_iter().find(there) {
-            return Some(Place::Index(index));
+        for index in indexes {
+            if there(&index)? {
+                return Ok(Some(Place::Index(index)));
+            }
         }
-        if let Some(name) = Some(format!("{stem}.{variant}.safetensors")).filter(there) {
-            return Some(Place::File(name));
+        let name = format!("{stem}.{variant}.safetensors");
+        if there(&name)? {
+            return Ok(Some(Place::File(name)));
         }
     }
-    None
+    Ok(None)
 }
 
 /// Whether `directory` holds weights of any kind that can be read.
@@ -119,7 +124,7 @@ fn other_stems<'a>(stem: &&'a str) -> Vec<&'a str> {
 /// `consolidated.00.pth`, `consolidated.01.pth` … are slices of every tensor, not shards.
 fn refuse_slices(directory: &Path, name: &str) -> Result<()> {
     let next = name.replace("consolidated.00", "consolidated.01");
-    if next == name || !directory.join(&next).exists() {
+    if next == name || !is_there(&directory.join(&next))? {
         return Ok(());
     }
     let what = format!(

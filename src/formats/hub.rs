@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::io::read_small;
+use crate::io::{is_there, read_small};
 
 /// Longest `refs/` file that is read; it holds one 40-digit commit.
 const MAX_REF_BYTES: u64 = 4096;
@@ -20,15 +20,16 @@ const DEFAULT_REVISION: &str = "main";
 /// When it is neither; the message says where it was looked for.
 pub fn resolve(written: impl AsRef<OsStr>, caches: &[PathBuf]) -> Result<PathBuf> {
     let path = Path::new(&written);
-    if path.exists() {
+    if is_there(path)? {
         return Ok(path.into());
     }
     let Some((org, name, revision)) = path.to_str().and_then(parse) else {
-        return Err(Error::io(path, "cannot open", std::io::ErrorKind::NotFound.into()));
+        let nothing = std::fs::symlink_metadata(path).err().unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+        return Err(Error::io(path, "cannot open", nothing));
     };
     for cache in caches {
         let repository = cache.join(format!("models--{org}--{name}"));
-        if repository.is_dir() {
+        if is_there(&repository)? {
             return snapshot(&repository, revision);
         }
     }
@@ -54,14 +55,14 @@ fn parse(written: &str) -> Option<(&str, &str, &str)> {
 fn snapshot(repository: &Path, revision: &str) -> Result<PathBuf> {
     let snapshots = repository.join("snapshots");
     let named = repository.join("refs").join(revision);
-    let commit = if named.is_file() {
+    let commit = if is_there(&named)? {
         String::from_utf8_lossy(&read_small(&named, MAX_REF_BYTES)?).trim().to_owned()
     } else {
         revision.to_owned()
     };
     let plain = !commit.is_empty() && commit.chars().all(|c| c.is_ascii_alphanumeric());
     let directory = snapshots.join(&commit);
-    if plain && directory.is_dir() {
+    if plain && is_there(&directory)? {
         return Ok(directory);
     }
     let known = std::fs::read_dir(repository.join("refs")).into_iter().flatten().flatten();

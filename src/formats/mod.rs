@@ -4,11 +4,14 @@
 //! * [`safetensors`]: the header of one file, read and rendered.
 //! * [`pickle`], [`npy`]: files of PyTorch and numpy, read only.
 //! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
+//! * [`comfyui`]: what says that weights are quantised, in files of ComfyUI.
 //! * [`gguf`]: files of llama.cpp, read and written.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
+//! * [`side`], [`companions`]: what lies beside the weights, and may be taken along.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
 mod checkpoint;
+pub mod comfyui;
 pub mod companions;
 mod discover;
 mod found;
@@ -22,6 +25,7 @@ pub mod pickle;
 mod pipeline;
 mod places;
 pub mod safetensors;
+pub mod side;
 mod weight_file;
 mod zip;
 

@@ -10,6 +10,7 @@ use super::checkpoint::Container;
 use super::discover::{WEIGHT_STEMS, holds_weights, stem_of_index};
 use super::weight_file::{WeightFile, safetensors_name};
 use crate::error::{Error, Result};
+use crate::io::is_there;
 use crate::naming::components::{ADAPTED, OTHERS};
 
 /// Names the folders of a pipeline.
@@ -20,7 +21,7 @@ const MODEL_INDEX: &str = "model_index.json";
 /// # Errors
 /// When a directory cannot be listed.
 pub fn folders(root: &Path) -> Result<Option<Vec<String>>> {
-    let declared = root.join(MODEL_INDEX).is_file();
+    let declared = is_there(&root.join(MODEL_INDEX))?;
     if !declared && holds_weights(root)? {
         return Ok(None);
     }
@@ -29,7 +30,10 @@ pub fn folders(root: &Path) -> Result<Option<Vec<String>>> {
     for entry in std::fs::read_dir(root).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let wanted = declared && !name.starts_with('.') || ADAPTED.iter().chain(&OTHERS).any(|folder| name == *folder);
+        let known = ADAPTED.iter().chain(&OTHERS).any(|folder| name == *folder);
+        // A component that a link leads nowhere to is missing, not absent.
+        let known = known && is_there(&entry.path())?;
+        let wanted = declared && !name.starts_with('.') || known;
         if wanted && entry.path().is_dir() && holds_weights(&entry.path())? {
             found.push(name);
         }

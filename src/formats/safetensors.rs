@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
-use crate::limits::{MAX_DIMENSIONS, MAX_HEADER_BYTES};
+use crate::limits::{MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_TENSORS};
 use crate::tensor::{Dtype, Shape, TensorInfo};
 
 /// Bytes in front of the header: its length.
@@ -154,6 +154,9 @@ impl<'de> Visitor<'de> for RawVisitor {
             } else {
                 let entry = map.next_value().map_err(|problem| de::Error::custom(format!("`{name}`: {problem}")))?;
                 raw.tensors.push((name, entry));
+                if raw.tensors.len() > MAX_TENSORS {
+                    return Err(de::Error::custom(format!("it holds more than the accepted {MAX_TENSORS} tensors")));
+                }
             }
         }
         let mut seen = HashSet::default();

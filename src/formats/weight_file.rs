@@ -150,6 +150,16 @@ impl WeightFile {
         Ok(Self { name, format, map: file.map, header, gguf, notes: found.notes, held: found.held })
     }
 
+    /// Bytes that are held in memory for it.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.held.values().map(|held| held.len()).sum()
+    }
+
+    /// Lets go of what is held in memory for it: its tensors can be described, and no longer read.
+    pub(super) fn let_go(&mut self) {
+        self.held.clear();
+    }
+
     /// The same file with other tensors: each lies in one of those it has, at a byte of it.
     pub(super) fn with_tensors(mut self, tensors: Vec<(usize, TensorInfo)>) -> Self {
         let held = std::mem::take(&mut self.held);

@@ -4,10 +4,12 @@
 //! ends, however it ends, and on NFS it is seen by the other machines. A lock counts only while its path still leads
 //! to the locked file, because whoever removes a leftover removes its lock file last.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 
@@ -33,7 +35,7 @@ impl Lock {
     /// file system has no locks the file is only created: nobody will then think its owner dead.
     pub(super) fn create(path: &Path) -> Result<Option<Self>> {
         loop {
-            let file = match File::options().read(true).write(true).create(true).truncate(false).open(path) {
+            let file = match options().create(true).truncate(false).open(path) {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 opened => opened.map_err(|source| Error::io(path, "cannot create", source))?,
             };
@@ -49,8 +51,7 @@ impl Lock {
 
     /// Finds out who owns the lock file, and takes it if nobody does.
     pub(super) fn owner(path: &Path) -> Owner {
-        // Writable, because NFS asks for it before an exclusive lock.
-        let Ok(file) = File::options().read(true).write(true).open(path) else { return Owner::Unknown };
+        let Ok(file) = options().open(path) else { return Owner::Unknown };
         match file.try_lock() {
             Ok(()) if leads_to(path, &file) => Owner::Dead(Self { file }),
             Ok(()) | Err(TryLockError::Error(_)) => Owner::Unknown,
@@ -64,6 +65,13 @@ impl Drop for Lock {
         // Closing is not enough while a child process, forked a moment ago, still has a copy of the descriptor.
         let _ = self.file.unlock();
     }
+}
+
+/// Writable, because NFS asks for it before an exclusive lock. A link is not followed.
+fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    options
 }
 
 fn leads_to(path: &Path, file: &File) -> bool {
@@ -101,6 +109,19 @@ mod tests {
 
         assert!(matches!(Lock::owner(&directory.path().join("lock")), Owner::Unknown));
         assert!(Lock::create(&directory.path().join("gone/lock")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_link_is_no_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (directory.path().join("lock"), directory.path().join("elsewhere"));
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+
+        let error = Lock::create(&path).unwrap_err().to_string();
+
+        assert!(error.ends_with("lock: cannot create: Too many levels of symbolic links (os error 40)"), "{error}");
+        assert!(matches!(Lock::owner(&path), Owner::Unknown));
+        assert!(!elsewhere.exists());
     }
 
     #[test]

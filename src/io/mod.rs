@@ -7,16 +7,22 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `inputs` | what a run has opened: kept apart from its output, and unchanged to its end |
 //! | `regular` | opening an input, refusing what is not a file |
 //! | `mapped` | a file as a byte slice; the only `unsafe` of the room |
 //! | `positional` | an output file that many threads write at once |
 //! | `space` | asking for disk space before the work |
 //! | `payload` | a directory being filled, that nothing escapes |
+//! | `earlier` | what stands under the final name already: an output of ours and nothing else? |
+//! | `copying` | a whole file copied: in blocks, holes left open |
 //! | `target` | the final name, and the renames onto it |
 //! | `lock` | is the process that left this alive? |
 //! | `staging` | one run: everything or nothing |
 //! | `parts` | one output made by several processes, one after another or at once |
 
+mod copying;
+mod earlier;
+mod inputs;
 mod lock;
 mod mapped;
 mod parts;
@@ -27,12 +33,16 @@ mod space;
 mod staging;
 mod target;
 
+pub use earlier::{RECORD, RECORDED_FILES, old_record_beside, record_beside};
+pub use inputs::{Inputs, unwatched};
 pub use mapped::{MappedFile, exit_on_lost_mapping};
-pub use parts::PartsDir;
+pub use parts::{PartsDir, plain_files};
+pub use payload::stays_inside;
 pub use positional::PositionalFile;
-pub use regular::{name_of, read_small, read_start};
+pub use regular::{is_there, name_of, read_small, read_start};
 pub use space::available_bytes;
-pub use staging::Staging;
+pub use staging::{Staging, sweep_leftovers};
+pub use target::{Form, check_parent, check_place, is_replaceable};
 
 /// A length in memory as a length on disk.
 fn disk_length(length: usize) -> u64 {
@@ -51,13 +61,20 @@ mod testing {
     use std::path::Path;
     use std::process::{Child, Command, Stdio};
 
-    /// A command that runs only the test `name` of this binary, in a process of its own that sees `variable`.
+    /// A command that runs only the test `name` of this binary, in a process of its own that sees `variable`. That test is
+    /// `#[ignore = "is the child of another test"]`.
     /// `umask` is the octal file creation mask of that process.
     pub(super) fn rerun(name: &str, umask: &str, variable: &str, value: &Path) -> Command {
         let (_, name) = name.split_once("::").expect("a test name starts with the crate");
         let mut command = Command::new("sh");
         command.args(["-c", &format!("umask {umask} && exec \"$0\" \"$@\"")]);
-        command.arg(std::env::current_exe().unwrap()).args([name, "--exact", "--nocapture", "--test-threads=1"]);
+        command.arg(std::env::current_exe().unwrap()).args([
+            name,
+            "--exact",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ]);
         command.env(variable, value);
         command
     }
@@ -76,21 +93,19 @@ mod testing {
         child
     }
 
-    /// A small tmpfs, or `None` (said loudly) where this user cannot mount one.
+    /// A small tmpfs. A test that asks for one has `#[cfg_attr(not(mounts), ignore = "needs the right to mount")]`: build.rs.
     pub(super) struct SmallDisk(tempfile::TempDir);
 
     impl SmallDisk {
-        pub(super) fn mount(kibibytes: u32) -> Option<Self> {
+        pub(super) fn mount(kibibytes: u32) -> Self {
             let directory = tempfile::tempdir().unwrap();
             let mounted = Command::new("mount")
                 .args(["-t", "tmpfs", "-o", &format!("size={kibibytes}k"), "tmpfs"])
                 .arg(directory.path())
                 .output()
                 .is_ok_and(|output| output.status.success());
-            if !mounted {
-                eprintln!("SKIPPED: cannot mount a tmpfs, so the full disk is not tested");
-            }
-            mounted.then_some(Self(directory))
+            assert!(mounted, "the build was allowed to mount, the test is not");
+            Self(directory)
         }
 
         pub(super) fn path(&self) -> &Path {

@@ -4,15 +4,22 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::io::Errno;
 
+use super::copying::copy_whole;
+use super::inputs::note;
 use super::positional::PositionalFile;
 use super::regular::open_regular;
 use crate::error::{Error, Result};
 
-/// The directory. Permissions of everything in it follow the umask, as for files a shell writes.
+/// All may read and write, nobody executes: what the umask takes from.
+const READ_WRITE: u32 = 0o666;
+
+/// The directory. Permissions of everything in it follow the umask, as for files a shell writes; a copy is never open to more
+/// people than its source.
 #[derive(Debug)]
 pub(super) struct Payload {
     root: PathBuf,
@@ -31,8 +38,7 @@ impl Payload {
 
     /// The path of `relative` in here.
     pub(super) fn join(&self, relative: &Path) -> Result<PathBuf> {
-        let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
-        if stays && relative.file_name().is_some() {
+        if stays_inside(relative) {
             return Ok(self.root.join(relative));
         }
         Err(Error::unsupported(relative, "is not a file name inside the output directory"))
@@ -50,15 +56,16 @@ impl Payload {
     }
 
     pub(super) fn write(&self, relative: &Path, contents: &[u8]) -> Result<()> {
-        let (path, mut file) = self.create_plain(relative)?;
+        let (path, mut file) = self.create_plain(relative, READ_WRITE)?;
         file.write_all(contents).map_err(|source| Error::io(path, "cannot write", source))
     }
 
     pub(super) fn copy_in(&self, relative: &Path, source: &Path) -> Result<u64> {
-        let (mut input, _) = open_regular(source)?;
-        let (path, mut file) = self.create_plain(relative)?;
-        let cannot_copy = |error| Error::io(&path, format!("cannot copy from {}", source.display()), error);
-        io::copy(&mut input, &mut file).map_err(cannot_copy)
+        let (input, found) = open_regular(source)?;
+        note(source, &found);
+        let (path, file) = self.create_plain(relative, found.permissions().mode() & READ_WRITE)?;
+        copy_whole(&input, &file, &path, source, found.len())?;
+        Ok(found.len())
     }
 
     /// Returns after everything in here has reached the disk. Files that were synced before cost nothing again.
@@ -66,11 +73,18 @@ impl Payload {
         sync_tree(&self.root)
     }
 
-    fn create_plain(&self, relative: &Path) -> Result<(PathBuf, File)> {
+    /// A new file with `mode`, as far as the umask lets it.
+    fn create_plain(&self, relative: &Path, mode: u32) -> Result<(PathBuf, File)> {
         let path = self.place(relative)?;
-        let file = File::create_new(&path).map_err(|source| Error::io(&path, "cannot create", source))?;
+        let created = File::options().write(true).create_new(true).mode(mode).open(&path);
+        let file = created.map_err(|source| Error::io(&path, "cannot create", source))?;
         Ok((path, file))
     }
+}
+
+/// Whether `name` is that of a file inside a directory, with nothing in it that leads elsewhere.
+pub fn stays_inside(name: &Path) -> bool {
+    name.file_name().is_some() && name.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// Returns after the names in a directory have reached the disk.
@@ -152,8 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copied_file_follows_links_and_leaves_the_mode_behind() {
-        use std::os::unix::fs::PermissionsExt;
+    fn a_copied_file_follows_links_and_is_open_to_no_more_people() {
         let (directory, payload) = payload();
         let source = directory.path().join("run.sh");
         fs::write(&source, b"#!/bin/sh").unwrap();
@@ -167,7 +180,8 @@ mod tests {
         let mode = |name: &str| fs::symlink_metadata(payload.root().join(name)).unwrap().mode();
         use std::os::unix::fs::MetadataExt;
         assert_eq!(fs::read(payload.root().join("run.sh")).unwrap(), b"#!/bin/sh");
-        assert_eq!(mode("run.sh"), mode("plain"));
+        assert_eq!(mode("run.sh") & 0o777, 0o600, "nobody else may read it, nobody executes it");
+        assert_eq!(mode("plain") & 0o777, mode("plain") & 0o666);
     }
 
     #[test]

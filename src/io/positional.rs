@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mapped::MappedFile;
 use super::{disk_length, piece, space};
@@ -29,7 +30,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub struct PositionalFile {
     path: PathBuf,
-    file: File,
+    /// `None` while nobody writes: an output may have more files than a process may have open.
+    file: Mutex<Option<Arc<File>>>,
     bytes: u64,
 }
 
@@ -44,7 +46,7 @@ impl PositionalFile {
             .open(&path)
             .map_err(|source| Error::io(&path, "cannot create", source))?;
         space::reserve(&file, &path, bytes)?;
-        Ok(Self { path, file, bytes })
+        Ok(Self { path, file: Mutex::new(Some(Arc::new(file))), bytes })
     }
 
     /// Where the file is while it is being written; not its final path.
@@ -59,9 +61,9 @@ impl PositionalFile {
     /// created with; the message has the offset.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.check_range(offset, disk_length(bytes.len()))?;
-        let mut place = offset;
+        let (file, mut place) = (self.open()?, offset);
         for piece in bytes.chunks(WRITE_BYTES) {
-            self.file.write_all_at(piece, place).map_err(|source| self.cannot_write(offset, bytes.len(), source))?;
+            file.write_all_at(piece, place).map_err(|source| self.cannot_write(offset, bytes.len(), source))?;
             place += disk_length(piece.len());
         }
         Ok(())
@@ -89,9 +91,30 @@ impl PositionalFile {
     /// When the disk refuses what was written.
     pub fn finish(&self, durable: bool) -> Result<()> {
         if durable {
-            self.file.sync_all().map_err(|source| Error::io(&self.path, "cannot sync to disk", source))?;
+            self.open()?.sync_all().map_err(|source| Error::io(&self.path, "cannot sync to disk", source))?;
         }
+        self.close();
         Ok(())
+    }
+
+    /// Closes the file until somebody writes to it again.
+    pub fn close(&self) {
+        self.slot().take();
+    }
+
+    /// The open file, opened again if it was closed.
+    fn open(&self) -> Result<Arc<File>> {
+        let mut slot = self.slot();
+        if let Some(file) = slot.as_ref() {
+            return Ok(Arc::clone(file));
+        }
+        let opened = OpenOptions::new().read(true).write(true).open(&self.path);
+        let file = Arc::new(opened.map_err(|source| Error::io(&self.path, "cannot open", source))?);
+        Ok(Arc::clone(slot.insert(file)))
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_range(&self, offset: u64, len: u64) -> Result<()> {
@@ -113,11 +136,11 @@ impl PositionalFile {
     fn copy_in_kernel(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<u64> {
         use rustix::io::Errno;
 
-        let mut done = 0;
+        let (target, mut done) = (self.open()?, 0);
         while done < len {
             let (mut from, mut to) = (source_offset + done, offset + done);
             let most = piece(len - done, KERNEL_COPY_BYTES);
-            match rustix::fs::copy_file_range(source.file(), Some(&mut from), &self.file, Some(&mut to), most) {
+            match rustix::fs::copy_file_range(source.file(), Some(&mut from), &*target, Some(&mut to), most) {
                 // The source ends here, or an old kernel is confused; reading by hand tells which.
                 Ok(0) => break,
                 Ok(copied) => done += disk_length(copied),
@@ -139,6 +162,7 @@ impl PositionalFile {
     }
 
     fn copy_by_hand(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<()> {
+        let target = self.open()?;
         let mut buffer = vec![0; piece(len, BUFFER_BYTES)];
         let mut done = 0;
         while done < len {
@@ -150,7 +174,7 @@ impl PositionalFile {
                 return Err(Error::io(source.path(), action, error));
             }
             let to = offset + done;
-            self.file.write_all_at(block, to).map_err(|error| self.cannot_write(to, block.len(), error))?;
+            target.write_all_at(block, to).map_err(|error| self.cannot_write(to, block.len(), error))?;
             done += disk_length(block.len());
         }
         Ok(())
@@ -183,6 +207,21 @@ mod tests {
     fn a_file_is_shared_between_threads() {
         fn shared<T: Send + Sync>() {}
         shared::<PositionalFile>();
+    }
+
+    #[test]
+    fn a_closed_file_is_opened_by_the_next_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = source_of(directory.path(), b"56789");
+        let file = PositionalFile::create(directory.path().join("out.bin"), 10).unwrap();
+
+        file.close();
+        file.write_at(0, b"01234").unwrap();
+        file.close();
+        file.copy_from(&source, 0, 5, 5).unwrap();
+        file.finish(true).unwrap();
+
+        assert_eq!(fs::read(file.path()).unwrap(), b"0123456789");
     }
 
     #[test]
@@ -249,9 +288,10 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(mounts), ignore = "needs the right to mount")]
     fn a_copy_between_file_systems_is_equal() {
         let directory = tempfile::tempdir().unwrap();
-        let Some(disk) = SmallDisk::mount(1024) else { return };
+        let disk = SmallDisk::mount(1024);
         let contents = noise(100_000);
         let source = source_of(directory.path(), &contents);
 
@@ -311,8 +351,9 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(not(mounts), ignore = "needs the right to mount")]
     fn a_disk_that_is_full_after_all_is_an_error_with_the_place() {
-        let Some(disk) = SmallDisk::mount(256) else { return };
+        let disk = SmallDisk::mount(256);
         let file = PositionalFile::create(disk.path().join("out.bin"), 4096).unwrap();
         // The length without the reservation, as on a file system that cannot promise.
         let file = PositionalFile { bytes: 1 << 20, ..file };

@@ -10,7 +10,36 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 
+use super::inputs::note;
 use crate::error::{Error, Result};
+
+/// Whether something has the name `path`, a link that leads somewhere included.
+///
+/// # Errors
+/// When that cannot be told, or a link leads nowhere: then what should be there is not, which is not the same as absent.
+pub fn is_there(path: &Path) -> Result<bool> {
+    let cannot = |source| Error::io(path, "cannot open", source);
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_symlink() => match std::fs::metadata(path) {
+            Err(error) if is_nothing(&error) => Err(leads_nowhere(path)),
+            outcome => outcome.map(|_| true).map_err(cannot),
+        },
+        Ok(_) => Ok(true),
+        Err(error) if is_nothing(&error) => Ok(false),
+        Err(error) => Err(cannot(error)),
+    }
+}
+
+/// Whether the system says that there is nothing of that name.
+fn is_nothing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+fn leads_nowhere(path: &Path) -> Error {
+    let target = std::fs::read_link(path).unwrap_or_default();
+    Error::unsupported(path, format!("is a link to `{}`, and nothing is there", target.display()))
+        .hint("the download or copy it belongs to is incomplete")
+}
 
 /// Reads a side file (a config, an index) whole, if it has at most `max_bytes`.
 ///
@@ -18,6 +47,7 @@ use crate::error::{Error, Result};
 /// When it cannot be opened or read, is not a regular file (links are followed), or is longer than `max_bytes`.
 pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_regular(path)?;
+    note(path, &metadata);
     let too_long = |bytes| Error::limit(path, "the size in bytes", bytes, max_bytes);
     if metadata.len() > max_bytes {
         return Err(too_long(metadata.len()));
@@ -31,7 +61,7 @@ pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     if bytes > max_bytes { Err(too_long(bytes)) } else { Ok(contents) }
 }
 
-/// The first `count` bytes of a file, or all where it has fewer.
+/// The first `count` bytes of a file, or all where it has fewer; to find out what it is. It does not become an input by that.
 ///
 /// # Errors
 /// When it cannot be opened or read, or is not a regular file.
@@ -58,6 +88,8 @@ fn not_regular(path: &Path, kind: FileType) -> Error {
         Error::unsupported(path, "is a directory, not a file")
     } else if kind.is_fifo() {
         Error::unsupported(path, "is a pipe, not a file").hint("write its contents to a file first")
+    } else if kind.is_socket() {
+        Error::unsupported(path, "is a socket, not a file")
     } else {
         Error::unsupported(path, "is a device, not a file")
     }
@@ -99,6 +131,23 @@ mod tests {
         let error = read_small(Path::new("/proc/self/status"), 8).unwrap_err().to_string();
 
         assert_eq!(error, "/proc/self/status: the size in bytes is 9, more than the accepted 8");
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_not_absent() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, dangling, ring] = ["file", "dangling", "ring"].map(|name| directory.path().join(name));
+        fs::write(&file, b"").unwrap();
+        std::os::unix::fs::symlink("gone", &dangling).unwrap();
+        std::os::unix::fs::symlink("ring", &ring).unwrap();
+
+        assert!(is_there(&file).unwrap());
+        assert!(!is_there(&directory.path().join("none")).unwrap());
+        assert!(!is_there(&file.join("config.json")).unwrap());
+        let text = is_there(&dangling).unwrap_err().to_string();
+        assert!(text.ends_with("dangling: is a link to `gone`, and nothing is there"), "{text}");
+        let text = is_there(&ring).unwrap_err().to_string();
+        assert!(text.contains("ring: cannot open: Too many levels of symbolic links"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The final name of an output, and the renames onto it.
+//! The final name of an output, what may stand there before, and the renames onto it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,8 +8,53 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, rename, renameat_with};
 use rustix::io::Errno;
 
+use super::earlier::{Lost, is_our_file, is_record};
 use super::payload::sync_directory;
 use crate::error::{Error, Result};
+
+/// Longest name of an output: the staging directory beside it is called `.{name}.lorakit-tmp-0`, and names have 255 bytes.
+const MAX_NAME_BYTES: u64 = 240;
+
+/// How often an exchange is tried that other runs to the same name came before.
+const TRIES: u32 = 16;
+
+/// What an output will be.
+#[derive(Clone, Copy)]
+pub enum Form<'a> {
+    /// Not known yet.
+    Unknown,
+    /// One file.
+    File,
+    /// A directory with the files that this is true of, told by their paths below it.
+    Directory(&'a dyn Fn(&Path) -> bool),
+}
+
+/// Checks that an output can be put at `out`: its directory exists, and what stands there already may be replaced. Nothing is
+/// ever replaced without `replace`; with it a file is replaced by a file, and a directory by a directory if it is an earlier
+/// output of ours and holds nothing else that the new one does not have.
+///
+/// # Errors
+/// When it cannot, with what would be lost.
+pub fn check_place(out: &Path, replace: bool, form: Form<'_>) -> Result<()> {
+    Target::new(out, replace)?.check(form)
+}
+
+/// Checks that `out` names something in a directory that is there.
+///
+/// # Errors
+/// When it does not.
+pub fn check_parent(out: &Path) -> Result<()> {
+    Target::new(out, true).map(drop)
+}
+
+/// Whether what stands at `out` was made by us and holds nothing else, so that it may be said how to replace it.
+pub fn is_replaceable(out: &Path) -> bool {
+    match fs::metadata(out) {
+        Ok(found) if found.is_dir() => Lost::of(out, &|_| false).is_ok_and(|lost| lost.is_nothing()),
+        Ok(found) => found.is_file() && is_our_file(out),
+        Err(_) => false,
+    }
+}
 
 /// What an output will be called, and whether something of that name may be replaced.
 #[derive(Debug, Clone)]
@@ -26,6 +71,10 @@ impl Target {
         let Some(name) = path.file_name() else {
             return Err(Error::unsupported(path, "cannot be written: the path ends without a name"));
         };
+        let bytes = super::disk_length(name.len());
+        if bytes > MAX_NAME_BYTES {
+            return Err(Error::limit(path, "the length of the name in bytes", bytes, MAX_NAME_BYTES));
+        }
         let parent = parent_of(path);
         let is_directory = fs::metadata(&parent).and_then(|found| match found.is_dir() {
             true => Ok(()),
@@ -35,7 +84,8 @@ impl Target {
             let hint = format!("create it with `mkdir -p {}`", parent.display());
             Error::io(&parent, "cannot write into this directory", source).hint(hint)
         })?;
-        Ok(Self { path: path.to_path_buf(), name: name.to_os_string(), parent, replace })
+        // Without what may stand behind the name, as in `out/` and `out/.`.
+        Ok(Self { path: path.with_file_name(name), name: name.to_os_string(), parent, replace })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -59,57 +109,114 @@ impl Target {
         exists(&self.path)
     }
 
-    /// Fails when something is there that may not be replaced.
-    pub(super) fn check_free(&self) -> Result<()> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) => self.check_replaceable(&self.path, &found),
-            Err(_) => Ok(()),
+    /// Fails when something is there that may not be replaced by an output of that form.
+    pub(super) fn check(&self, form: Form<'_>) -> Result<()> {
+        let Ok(found) = fs::symlink_metadata(&self.path) else { return Ok(()) };
+        refuse_devices(&self.path, &found)?;
+        let is_directory = fs::metadata(&self.path).is_ok_and(|found| found.is_dir());
+        match form {
+            Form::File if is_directory => Err(is_a_directory(&self.path)),
+            Form::Directory(_) if found.is_file() || found.is_symlink() && self.path.is_file() => {
+                let error = Error::unsupported(&self.path, "is a file, and the output is a directory");
+                Err(error.hint("name a directory, or remove the file first"))
+            }
+            Form::Directory(writes) if is_directory => {
+                let lost = Lost::of(&self.path, writes)?;
+                if self.replace { lost.refuse(&self.path) } else { Err(already_exists(&self.path, lost.is_nothing())) }
+            }
+            _ if !self.replace => Err(already_exists(&self.path, is_replaceable(&self.path))),
+            Form::Unknown if is_directory => {
+                let lost = Lost::of(&self.path, &|_| true)?;
+                if lost.is_foreign() { lost.refuse(&self.path) } else { Ok(()) }
+            }
+            _ => Ok(()),
         }
     }
 
     /// Renames the directory `new` to the target. What was there is then found at `new` or at `aside`; on an
     /// error, it is where it was.
+    ///
+    /// It is looked through once more, before the exchange and after it: a file that appeared meanwhile brings it back.
     pub(super) fn put_directory(&self, new: &Path, aside: &Path) -> Result<()> {
-        let done = if self.replace { swap(new, &self.path, aside) } else { rename_new(new, &self.path) };
-        done.map_err(|errno| cannot_put(&self.path, errno))
+        if !self.replace {
+            return rename_new(new, &self.path).map_err(|errno| self.cannot_put(&self.path, errno));
+        }
+        self.check(Form::Directory(&|path| exists(&new.join(path))))?;
+        match exchange(new, &self.path) {
+            Err(errno) if is_unknown_flag(errno) => self.put_directory_in_steps(new, aside),
+            Err(errno) => Err(self.cannot_put(&self.path, errno)),
+            Ok(()) => self.check_replaced(new, &self.path).inspect_err(|_| {
+                let _ = exchange(new, &self.path);
+            }),
+        }
     }
 
     /// As [`put_directory`](Self::put_directory), and what was there is found at `aside`, never at `new`; for that,
     /// the target is absent for an instant.
     pub(super) fn put_directory_in_steps(&self, new: &Path, aside: &Path) -> Result<()> {
-        let done = if self.replace { swap_in_steps(new, &self.path, aside) } else { rename_new(new, &self.path) };
-        done.map_err(|errno| cannot_put(&self.path, errno))
+        if !self.replace {
+            return rename_new(new, &self.path).map_err(|errno| self.cannot_put(&self.path, errno));
+        }
+        self.check(Form::Directory(&|path| exists(&new.join(path))))?;
+        // If even putting it back fails, what was there stays aside, and the next run to this target puts it back.
+        let put_back = || {
+            let _ = rename(aside, &self.path);
+        };
+        for _ in 0..TRIES {
+            match rename(&self.path, aside) {
+                Ok(()) => self.check_replaced(aside, new).inspect_err(|_| put_back())?,
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(self.cannot_put(&self.path, errno)),
+            }
+            match rename_new(new, &self.path) {
+                // Another run was faster: its output is replaced as well.
+                Err(Errno::EXIST | Errno::NOTEMPTY) if !exists(aside) => {}
+                outcome => {
+                    return outcome.inspect_err(|_| put_back()).map_err(|errno| self.cannot_put(&self.path, errno));
+                }
+            }
+        }
+        Err(already_exists(&self.path, is_replaceable(&self.path)))
     }
 
-    /// Fails when the file `path` cannot be an output of this run.
-    pub(super) fn check_file(&self, path: &Path) -> Result<()> {
+    /// Fails when `old`, which `new` took the place of, holds what would be lost with it.
+    fn check_replaced(&self, old: &Path, new: &Path) -> Result<()> {
+        if !fs::symlink_metadata(old).is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
+        Lost::of(old, &|path| exists(&new.join(path)))?.refuse(&self.path)
+    }
+
+    /// Fails when the file `path` cannot be an output of this run; else tells whether it may replace what is there.
+    ///
+    /// A record beside the target replaces one that was left alone, whose output is gone.
+    pub(super) fn check_file(&self, path: &Path) -> Result<bool> {
         if path.file_name().is_none() || parent_of(path) != self.parent {
             return Err(Error::unsupported(path, format!("is not in the directory of {}", self.path.display())));
         }
-        match fs::symlink_metadata(path) {
-            Ok(found) if found.is_dir() => {
-                let error = Error::unsupported(path, "is a directory, and the output is a single file");
-                Err(error.hint("name a file, or remove the directory first"))
-            }
-            Ok(found) => self.check_replaceable(path, &found),
-            Err(_) => Ok(()),
+        let Ok(found) = fs::symlink_metadata(path) else { return Ok(self.replace) };
+        refuse_devices(path, &found)?;
+        if found.is_dir() {
+            return Err(is_a_directory(path));
         }
-    }
-
-    /// Fails when what is at `path` stays: everything without `--force`, and what is no file, directory or link in any case. A
-    /// device that is replaced is gone for the whole machine.
-    fn check_replaceable(&self, path: &Path, found: &fs::Metadata) -> Result<()> {
-        if !found.is_file() && !found.is_dir() && !found.is_symlink() {
-            return Err(Error::unsupported(path, "is a device or a pipe, and is never replaced"));
+        match self.replace || path.file_name() != Some(&self.name) && is_record(path) {
+            true => Ok(true),
+            false => Err(already_exists(path, is_replaceable(path))),
         }
-        if self.replace { Ok(()) } else { Err(already_exists(path)) }
     }
 
     /// Renames the file `new` to `path`, a name beside the target.
-    pub(super) fn put_file(&self, new: &Path, path: &Path) -> Result<()> {
+    pub(super) fn put_file(&self, new: &Path, path: &Path, replace: bool) -> Result<()> {
         // Plain rename replaces a file in one step and refuses to replace a directory.
-        let done = if self.replace { rename(new, path) } else { rename_new(new, path) };
-        done.map_err(|errno| cannot_put(path, errno))
+        let done = if replace { rename(new, path) } else { rename_new(new, path) };
+        done.map_err(|errno| self.cannot_put(path, errno))
+    }
+
+    fn cannot_put(&self, path: &Path, errno: Errno) -> Error {
+        match errno {
+            Errno::EXIST | Errno::NOTEMPTY => already_exists(path, is_replaceable(path)),
+            _ => Error::io(path, "cannot put the output in place", io::Error::from(errno)),
+        }
     }
 
     /// Returns after the renames have reached the disk.
@@ -130,15 +237,23 @@ fn parent_of(path: &Path) -> PathBuf {
     }
 }
 
-fn already_exists(path: &Path) -> Error {
-    Error::unsupported(path, "already exists").hint("pass `--force` to replace it")
+/// `is_ours`: it was made by us, and nothing that somebody else made is lost with it.
+fn already_exists(path: &Path, is_ours: bool) -> Error {
+    let hint = if is_ours { "pass `--force` to replace it" } else { "name another output" };
+    Error::unsupported(path, "already exists").hint(hint)
 }
 
-fn cannot_put(path: &Path, errno: Errno) -> Error {
-    match errno {
-        Errno::EXIST | Errno::NOTEMPTY => already_exists(path),
-        _ => Error::io(path, "cannot put the output in place", io::Error::from(errno)),
+fn is_a_directory(path: &Path) -> Error {
+    let error = Error::unsupported(path, "is a directory, and the output is a single file");
+    error.hint("name a file")
+}
+
+/// What is no file, directory or link is never replaced: a device would be gone for the whole machine.
+fn refuse_devices(path: &Path, found: &fs::Metadata) -> Result<()> {
+    if found.is_file() || found.is_dir() || found.is_symlink() {
+        return Ok(());
     }
+    Err(Error::unsupported(path, "is a device or a pipe, and is never replaced"))
 }
 
 /// File systems (and kernels) that do not know a flag of renameat2.
@@ -154,27 +269,24 @@ fn rename_new(new: &Path, target: &Path) -> rustix::io::Result<()> {
     }
 }
 
-fn swap(new: &Path, target: &Path, aside: &Path) -> rustix::io::Result<()> {
-    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
-        Err(Errno::NOENT) => rename(new, target),
-        Err(errno) if is_unknown_flag(errno) => swap_in_steps(new, target, aside),
-        outcome => outcome,
+/// Exchanges the names of two directories, or renames `new` where there is no `target`.
+fn exchange(new: &Path, target: &Path) -> rustix::io::Result<()> {
+    for _ in 0..TRIES {
+        match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+            // Another run may put its output there in the same instant.
+            Err(Errno::NOENT) => match rename_new(new, target) {
+                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                outcome => return outcome,
+            },
+            outcome => return outcome,
+        }
     }
-}
-
-fn swap_in_steps(new: &Path, target: &Path, aside: &Path) -> rustix::io::Result<()> {
-    match rename(target, aside) {
-        Ok(()) => rename(new, target).inspect_err(|_| {
-            // If even this fails, what was there stays aside, and the next run to this target puts it back.
-            let _ = rename(aside, target);
-        }),
-        Err(Errno::NOENT) => rename(new, target),
-        Err(errno) => Err(errno),
-    }
+    Err(Errno::EXIST)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::earlier::RECORD;
     use super::*;
 
     fn directory_with(root: &Path, name: &str, contents: &str) -> PathBuf {
@@ -218,43 +330,180 @@ mod tests {
         assert_eq!(target.sibling_name("parts"), ".no-such-output.lorakit-parts");
     }
 
+    /// A directory as we leave it.
+    fn earlier_output(root: &Path) -> PathBuf {
+        let target = directory_with(root, "target", "old");
+        fs::write(target.join(RECORD), r#"{"lorakit": "0.1.0", "operation": "merge", "files": ["file"]}"#).unwrap();
+        target
+    }
+
+    type Put = fn(&Target, &Path, &Path) -> Result<()>;
+
+    const WAYS: [(Put, &str); 2] = [(Target::put_directory, "new"), (Target::put_directory_in_steps, "aside")];
+
     #[test]
-    fn a_swap_leaves_the_old_where_it_can_be_found() {
-        for (swap, left_at) in [(swap as fn(&Path, &Path, &Path) -> _, "new"), (swap_in_steps, "aside")] {
+    fn what_is_replaced_is_left_where_it_can_be_found() {
+        for (put, left_at) in WAYS {
             let root = tempfile::tempdir().unwrap();
             let new = directory_with(root.path(), "new", "new");
-            let target = directory_with(root.path(), "target", "old");
+            let path = earlier_output(root.path());
+            let target = Target::new(&path, true).unwrap();
 
-            swap(&new, &target, &root.path().join("aside")).unwrap();
+            put(&target, &new, &root.path().join("aside")).unwrap();
 
-            assert_eq!(contents(&target), "new");
+            assert_eq!(contents(&path), "new");
             assert_eq!(contents(&root.path().join(left_at)), "old");
         }
     }
 
     #[test]
-    fn a_swap_with_nothing_is_a_rename() {
-        for swap in [swap as fn(&Path, &Path, &Path) -> _, swap_in_steps] {
+    fn replacing_nothing_is_a_rename() {
+        for (put, _) in WAYS {
             let root = tempfile::tempdir().unwrap();
             let new = directory_with(root.path(), "new", "new");
+            let target = Target::new(&root.path().join("target"), true).unwrap();
 
-            swap(&new, &root.path().join("target"), &root.path().join("aside")).unwrap();
+            put(&target, &new, &root.path().join("aside")).unwrap();
 
-            assert_eq!(contents(&root.path().join("target")), "new");
+            assert_eq!(contents(target.path()), "new");
             assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         }
     }
 
     #[test]
-    fn a_failed_swap_in_steps_puts_the_old_back() {
+    fn a_failed_replacement_puts_the_old_back() {
+        for (put, _) in WAYS {
+            let root = tempfile::tempdir().unwrap();
+            let path = earlier_output(root.path());
+            // What is there is known, so only the rename can fail.
+            fs::remove_file(path.join("file")).unwrap();
+            let target = Target::new(&path, true).unwrap();
+
+            let error = put(&target, &root.path().join("missing"), &root.path().join("aside")).unwrap_err();
+
+            assert!(error.to_string().contains("target: cannot put the output in place: No such file"), "{error}");
+            assert!(path.join(RECORD).exists());
+            assert!(!exists(&root.path().join("aside")));
+        }
+    }
+
+    #[test]
+    fn a_file_that_appeared_meanwhile_is_never_lost() {
+        for (put, _) in WAYS {
+            let root = tempfile::tempdir().unwrap();
+            let new = directory_with(root.path(), "new", "new");
+            let path = earlier_output(root.path());
+            let target = Target::new(&path, true).unwrap();
+            target.check(Form::Directory(&|path| path == Path::new("file"))).unwrap();
+            fs::write(path.join("thesis.tex"), b"x").unwrap();
+
+            let error = put(&target, &new, &root.path().join("aside")).unwrap_err();
+
+            let text = "target: is not replaced: it holds 1 file that lorakit did not make: `thesis.tex`";
+            assert!(error.to_string().ends_with(text), "{error}");
+            assert_eq!(error.way_out(), Some("name another output, or move away what is to be kept"));
+            assert_eq!((contents(&path).as_str(), contents(&new).as_str()), ("old", "new"));
+        }
+    }
+
+    #[test]
+    fn a_file_that_appeared_at_the_exchange_brings_the_old_back() {
         let root = tempfile::tempdir().unwrap();
-        let target = directory_with(root.path(), "target", "old");
+        let (new, path) = (directory_with(root.path(), "new", "new"), earlier_output(root.path()));
+        let target = Target::new(&path, true).unwrap();
+        fs::write(path.join("thesis.tex"), b"x").unwrap();
+        exchange(&new, &path).unwrap();
 
-        let outcome = swap_in_steps(&root.path().join("missing"), &target, &root.path().join("aside"));
+        assert!(target.check_replaced(&new, &path).is_err());
+        fs::remove_file(new.join("thesis.tex")).unwrap();
+        assert!(target.check_replaced(&new, &path).is_ok());
+    }
 
-        assert_eq!(outcome, Err(Errno::NOENT));
-        assert_eq!(contents(&target), "old");
-        assert!(!exists(&root.path().join("aside")));
+    #[test]
+    fn another_run_that_puts_its_output_there_first_is_waited_out() {
+        let root = tempfile::tempdir().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let path = root.path().join("target");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = fs::create_dir(&path);
+                    let _ = fs::remove_dir(&path);
+                }
+            });
+            for _ in 0..200 {
+                let new = root.path().join("new");
+                fs::create_dir(&new).unwrap();
+                exchange(&new, &path).unwrap();
+                let _ = fs::remove_dir(&new);
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn a_hint_names_force_only_for_what_is_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let hint = |name: &str| {
+            let error = check_place(&at(name), false, Form::Unknown).unwrap_err();
+            assert!(error.to_string().ends_with(": already exists"), "{error}");
+            error.way_out().unwrap().to_owned()
+        };
+        let ours = earlier_output(root.path());
+        assert_eq!(hint("target"), "pass `--force` to replace it");
+        fs::write(ours.join("mine"), b"x").unwrap();
+        assert_eq!(hint("target"), "name another output");
+        directory_with(root.path(), "models", "x");
+        assert_eq!(hint("models"), "name another output");
+        fs::create_dir(at("empty")).unwrap();
+        assert_eq!(hint("empty"), "pass `--force` to replace it");
+        fs::write(at("thesis.tex"), b"lora").unwrap();
+        assert_eq!(hint("thesis.tex"), "name another output");
+        fs::write(at("kohya.safetensors"), b"\0\0{\"__metadata__\":{\"lorakit\":\"{}\"}}").unwrap();
+        assert_eq!(hint("kohya.safetensors"), "pass `--force` to replace it");
+        fs::write(at("x.gguf"), b"GGUF").unwrap();
+        assert_eq!(hint("x.gguf"), "name another output");
+        fs::write(at("x.gguf.lorakit.json"), r#"{"lorakit": "0.1.0", "operation": "merge"}"#).unwrap();
+        assert_eq!(hint("x.gguf"), "pass `--force` to replace it");
+        std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+        assert_eq!(hint("dangling"), "name another output");
+    }
+
+    #[test]
+    fn a_file_is_replaced_by_a_file_and_a_directory_by_a_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        directory_with(root.path(), "models", "x");
+        fs::write(at("file"), b"x").unwrap();
+        std::os::unix::fs::symlink("models", at("link")).unwrap();
+        let check = |name: &str, form: Form<'_>| match check_place(&at(name), true, form) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string().rsplit(&format!("{name}: ")).next().unwrap().to_owned(),
+        };
+        let foreign = "is not replaced: it has no `lorakit.json` that says lorakit made it, and holds 1 file: `file`";
+        for name in ["models", "link"] {
+            assert_eq!(check(name, Form::Unknown), foreign);
+            assert_eq!(check(name, Form::Directory(&|_| true)), foreign);
+            assert_eq!(check(name, Form::File), "is a directory, and the output is a single file");
+        }
+        assert_eq!(check("file", Form::Unknown), "");
+        assert_eq!(check("file", Form::File), "");
+        assert_eq!(check("file", Form::Directory(&|_| true)), "is a file, and the output is a directory");
+        assert_eq!(check("new", Form::Directory(&|_| true)), "");
+    }
+
+    #[test]
+    fn what_stands_behind_the_name_does_not_count() {
+        let root = tempfile::tempdir().unwrap();
+        for end in ["out", "out/", "out/.", "out/./", "./out/."] {
+            let target = Target::new(&root.path().join(end), false).unwrap();
+            assert!(target.path().as_os_str().to_string_lossy().ends_with("/out"), "{}", target.path().display());
+            assert_eq!(target.sibling_name("parts"), ".out.lorakit-parts");
+        }
+        let long = "x".repeat(241);
+        let error = Target::new(&root.path().join(long), false).unwrap_err().to_string();
+        assert!(error.ends_with("the length of the name in bytes is 241, more than the accepted 240"), "{error}");
     }
 
     #[test]
@@ -264,7 +513,7 @@ mod tests {
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let target = Target::new(&pipe, true).unwrap();
 
-        for outcome in [target.check_free(), target.check_file(&pipe)] {
+        for outcome in [target.check(Form::Unknown), target.check(Form::File), target.check_file(&pipe).map(drop)] {
             let error = outcome.unwrap_err().to_string();
             assert!(error.ends_with("pipe: is a device or a pipe, and is never replaced"), "{error}");
         }

@@ -6,6 +6,7 @@ use super::low_rank::LowRank;
 use super::operator::LinearOperator;
 use super::{INNER_ROWS, Matrix, RankRule, backend, inner};
 use crate::error::Result;
+use crate::interrupt;
 use crate::tensor::{Float, Rounding};
 
 /// Unit roundoff of f32.
@@ -13,6 +14,9 @@ const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// Relative rounding of an SVD in f64, with room for its constants.
 const F64_SLACK: f64 = 1e-13;
+
+/// m·n·min(m, n) from which a decomposition takes so long (a tenth of a second and more) that an interrupt does not wait for it.
+pub(super) const LONG: usize = 1 << 26;
 
 /// The leading singular triplets of a matrix, largest first: all of them that are not zero, or a good approximation of some.
 #[derive(Debug, Clone)]
@@ -127,6 +131,19 @@ impl Decomposition {
         };
         let (left, right) = (vectors(left.view()), vectors(right.t()));
         Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, true)
+    }
+
+    /// As [`of_dense`](Self::of_dense), given up when the run is interrupted.
+    ///
+    /// # Errors
+    /// When it is.
+    pub fn of_whole(matrix: Array2<f64>) -> Result<Self> {
+        let (rows, cols) = matrix.dim();
+        if rows.saturating_mul(cols).saturating_mul(rows.min(cols)) < LONG {
+            interrupt::check()?;
+            return Ok(Self::of_dense(&matrix));
+        }
+        interrupt::while_wanted(move || Self::of_dense(&matrix))
     }
 
     /// A decomposition without singular values.

@@ -61,7 +61,7 @@ const ALWAYS_FULL: usize = 64;
 /// The best approximation of `operator` that `rule` asks for, up to the tolerance of `compute`, its factors stored as `stored`.
 ///
 /// # Errors
-/// When the operator's inputs cannot be read.
+/// When the operator's inputs cannot be read, or the run is interrupted.
 pub fn truncated_svd(
     operator: &dyn LinearOperator,
     rule: &RankRule,
@@ -76,7 +76,7 @@ pub fn truncated_svd(
 /// As many leading singular triplets as `rule` needs.
 ///
 /// # Errors
-/// When the operator's inputs cannot be read.
+/// When the operator's inputs cannot be read, or the run is interrupted.
 pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Compute, seed: u64) -> Result<Decomposition> {
     let (rows, cols) = operator.shape();
     let side = rows.min(cols);
@@ -86,7 +86,7 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     };
     let expected = (block * EXPECTED_BLOCKS) as f64;
     if side <= ALWAYS_FULL || rule.needs_all() && rule.max_rank.is_none() || expected > FULL_SHARE * side as f64 {
-        return Ok(Decomposition::of_dense(&operator.dense()?));
+        return Decomposition::of_whole(operator.dense()?);
     }
     let mut iteration = Iteration::start(operator, block, seed)?;
     if iteration.norm_squared == 0.0 {
@@ -94,7 +94,7 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     }
     if !iteration.next.iter().all(|value| value.is_finite()) {
         // Beyond the range in which sums of f32 stay finite.
-        return Ok(Decomposition::of_dense(&operator.dense()?));
+        return Decomposition::of_whole(operator.dense()?);
     }
     loop {
         iteration.step(operator)?;
@@ -104,7 +104,7 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
             return Ok(found);
         }
         if (iteration.width() + block) as f64 > FULL_SHARE * side as f64 {
-            return Ok(Decomposition::of_dense(&operator.dense()?));
+            return Decomposition::of_whole(operator.dense()?);
         }
     }
 }

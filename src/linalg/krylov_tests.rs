@@ -136,7 +136,7 @@ fn the_certificate_of_a_sum_that_nearly_cancels_claims_enough() {
     for difference in [1e-3, 1e-5, 1e-6] {
         let other = &up + &(narrow(noise(3, 90, 6)) * difference);
         let sum = LowRank::sum(&[LowRank::new(up.clone(), down.clone(), 1.0), LowRank::new(other, down.clone(), -1.0)]);
-        let found = sum.decompose().cut(2, Float::F32, &sum).unwrap();
+        let found = sum.decompose().unwrap().cut(2, Float::F32, &sum).unwrap();
         let factors = (found.factors.up(), found.factors.down());
         let product = LowRank::from_rows(factors.0, factors.1, 2, 1.0).dense().unwrap();
         let residual = (sum.dense().unwrap() - product).iter().map(|value| value * value).sum::<f64>().sqrt();

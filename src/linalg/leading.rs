@@ -11,6 +11,7 @@ use super::backend;
 use super::low_rank::LowRank;
 use super::operator::RowSource;
 use crate::error::Result;
+use crate::interrupt;
 use crate::tensor::random_bits;
 
 /// Shorter sides up to this are decomposed in full.
@@ -80,7 +81,8 @@ fn leading_by(matrix: &dyn RowSource, rank: usize, seed: u64, full_side: usize) 
     let rank = rank.min(rows).min(cols);
     let tall = rows >= cols;
     let gram = if tall { gram_of_columns(matrix)? } else { gram_of_rows(matrix)? };
-    let Some((squares, vectors)) = top(&gram, rank + 1, seed, full_side) else { return Ok(None) };
+    let found = interrupt::while_wanted(move || top(&gram, rank + 1, seed, full_side))?;
+    let Some((squares, vectors)) = found else { return Ok(None) };
     let value = |at: usize| squares.get(at).map_or(0.0, |square| square.max(0.0).sqrt());
     let vectors = vectors.slice(s![.., ..rank]);
     let factors = if tall {
@@ -114,8 +116,11 @@ pub fn first_columns(matrix: &dyn RowSource, count: usize) -> Result<Option<Part
     if !columns.iter().all(|value| value.is_finite()) {
         return Ok(None);
     }
-    let (q, r) = backend::qr(columns.view());
-    let Some((_, values, _)) = backend::svd(r.view()) else { return Ok(None) };
+    let (q, values) = interrupt::while_wanted(move || {
+        let (q, r) = backend::qr(columns.view());
+        (q, backend::svd(r.view()).map(|(_, values, _)| values))
+    })?;
+    let Some(values) = values else { return Ok(None) };
     let down = projected(matrix, q.view())?;
     if !down.iter().all(|value| value.is_finite()) {
         return Ok(None);
@@ -133,6 +138,7 @@ fn bands(matrix: &dyn RowSource, mut each: impl FnMut(usize, ArrayView2<'_, f64>
     let (rows, cols) = matrix.shape();
     let step = (BAND_ELEMENTS / cols.max(1)).clamp(1, rows.max(1));
     for first in (0..rows).step_by(step) {
+        interrupt::check()?;
         each(first, band(matrix, first..rows.min(first + step))?.view())?;
     }
     Ok(())

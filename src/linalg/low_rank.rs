@@ -5,11 +5,12 @@
 
 use ndarray::{Array2, Axis, concatenate};
 
-use super::decomposition::Decomposition;
+use super::decomposition::{Decomposition, LONG};
 use super::operator::LinearOperator;
 use super::{Matrix, MatrixView};
 use super::{backend, inner};
 use crate::error::Result;
+use crate::interrupt;
 
 /// scale · up · down, with up `[out, r]` and down `[r, in]`.
 #[derive(Debug, Clone)]
@@ -68,7 +69,20 @@ impl LowRank {
     /// The singular value decomposition, in f64, without forming the product: of the small core that is left when both factors
     /// are written as orthonormal columns times a square. Those columns come from the Gram matrices of the factors, or, where a
     /// factor is too ill-conditioned for its square, from QR.
-    pub fn decompose(&self) -> Decomposition {
+    ///
+    /// # Errors
+    /// When the run is interrupted.
+    pub fn decompose(&self) -> Result<Decomposition> {
+        let (rows, cols) = self.shape();
+        if rows.max(cols).saturating_mul(self.rank()).saturating_mul(self.rank()) < LONG {
+            interrupt::check()?;
+            return Ok(self.decomposed());
+        }
+        let own = self.clone();
+        interrupt::while_wanted(move || own.decomposed())
+    }
+
+    fn decomposed(&self) -> Decomposition {
         let (rows, cols) = self.shape();
         if self.rank() >= rows.min(cols) {
             let dense = self.product() * self.scale;
@@ -137,7 +151,8 @@ impl LinearOperator for LowRank {
         let square = self.scale * self.scale;
         let squared = square * product(own, own) + product(other, other) - 2.0 * self.scale * product(own, other);
         if squared < CANCELLED * (square * size(own) + size(other)) {
-            let distance = self.distance(&Self::new(up.to_owned(), down.to_owned(), 1.0));
+            let (own, other) = (self.clone(), Self::new(up.to_owned(), down.to_owned(), 1.0));
+            let distance = interrupt::while_wanted(move || own.distance(&other))?;
             return Ok(distance * distance);
         }
         Ok(squared)

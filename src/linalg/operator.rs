@@ -7,6 +7,7 @@ use ndarray::{Array2, ArrayView2, s};
 use super::backend;
 use super::{Matrix, MatrixView};
 use crate::error::Result;
+use crate::interrupt;
 use crate::tensor::{sum_of_squared_differences, sum_of_squares};
 
 /// Elements of one band of rows that is decoded and multiplied at once: 512 KiB of f32, half of a second-level cache.
@@ -95,6 +96,7 @@ impl<S: RowSource> Streamed<S> {
         while first < rows {
             let band = first..rows.min(first + step);
             let values = &mut buffer[..band.len() * cols];
+            interrupt::check()?;
             self.0.read(band.clone(), values)?;
             let view = ArrayView2::from_shape((band.len(), cols), values).expect("the buffer was cut to size");
             each(band.clone(), view)?;

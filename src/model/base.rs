@@ -4,18 +4,18 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::heads;
 use super::weight::{ScaleGrid, Weight};
+use super::wrapping::Wrapping;
+use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
+use crate::formats::comfyui;
 use crate::formats::gguf::{Metadata, View, hub_config};
-use crate::formats::{Checkpoint, Format, Stored, json};
+use crate::formats::{Checkpoint, Format, Stored, side};
 use crate::naming::gguf::gguf_arch;
-use crate::naming::head::{Tie, find_stored_pair, find_tie};
+use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
 use crate::tensor::Packing;
-
-/// Endings of architecture names whose models have an output head over the vocabulary.
-const WITH_HEAD: [&str; 5] =
-    ["ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining"];
 
 /// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
 /// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
@@ -25,14 +25,21 @@ pub const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scal
 const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
 
 /// Endings that betray a packed weight, and who packs like that.
-pub const PACKED: [(&str, &str); 6] = [
+pub const PACKED: [(&str, &str); 10] = [
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
     (".weight.absmax", "bitsandbytes 4-bit"),
     (".SCB", "bitsandbytes LLM.int8"),
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
+    (".weight._data", "quanto"),
+    ("._weight_qdata", "torchao"),
+    (".W_q", "HQQ"),
+    (".trellis", "EXL3"),
 ];
+
+/// Ending of the codes of a stack of experts in MXFP4 (gpt-oss); its scales end in `_scales`.
+const MXFP4_CODES: &str = "_blocks";
 
 /// The base of a merge.
 pub struct Base {
@@ -44,10 +51,18 @@ pub struct Base {
     pub names: Names,
     /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
     pub config: Option<Map<String, Value>>,
+    /// What headers say of the formats of quantised weights.
+    pub formats: comfyui::Formats,
     /// The head that shares the embedding's tensor, if one does.
     pub tie: Option<Tie>,
     /// Head and embedding that are both stored, although the config says that they are one.
     pub stored_tie: Option<Tie>,
+    /// What is known of its head.
+    pub heads: Heads,
+    /// The embedding that a head of an unknown name may share.
+    pub unnamed: Option<String>,
+    /// What training tools put around it.
+    pub wrapping: Wrapping,
 }
 
 impl Base {
@@ -56,9 +71,25 @@ impl Base {
     /// # Errors
     /// When weights or config cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let checkpoint = Checkpoint::open(path)?;
+        let (checkpoint, wrapping) = Wrapping::off(Checkpoint::open(path)?)?;
+        Self::of(checkpoint, wrapping, path)
+    }
+
+    /// The same, with all tensors and their names as the files have them.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_as_it_is(path: &Path) -> Result<Self> {
+        Self::of(Checkpoint::open(path)?, Wrapping::default(), path)
+    }
+
+    fn of(checkpoint: Checkpoint, wrapping: Wrapping, path: &Path) -> Result<Self> {
         if checkpoint.gguf().and_then(|metadata| metadata.text("general.type")) == Some("adapter") {
             return Err(Error::unsupported(path, "is an adapter, and the base must be a model"));
+        }
+        if is_bare_adapter(&checkpoint) {
+            return Err(Error::unsupported(path, "is an adapter, and a model is expected here")
+                .hint("`merge MODEL ADAPTER` puts it into a model, `stack` adds adapters"));
         }
         let (checkpoint, view) = checkpoint.in_hub_names()?;
         let config = match checkpoint.gguf() {
@@ -66,11 +97,44 @@ impl Base {
             None => checkpoint.config()?,
         };
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
-        let tied = config.as_ref().is_some_and(is_tied);
-        let tie = if tied { find_tie(|name| names.has(name)) } else { None };
-        let declared = config.as_ref().and_then(declared_tie) == Some(true);
-        let stored_tie = if declared { find_stored_pair(|name| names.has(name)) } else { None };
-        Ok(Self { checkpoint, view, names, config, tie, stored_tie })
+        let heads = config.as_ref().map_or(Heads::Conventional, heads::of);
+        let tied = config.as_ref().is_some_and(heads::is_tied);
+        let tie = if tied { heads.tie(&names) } else { None };
+        let declared = config.as_ref().and_then(heads::declared_tie) == Some(true);
+        let stored_tie = if declared { heads.stored(&names) } else { None };
+        let unnamed = (tied && heads == Heads::Unknown && heads.stored(&names).is_none())
+            .then(|| Heads::any_embedding(&names))
+            .flatten();
+        let formats = comfyui::Formats::of(&checkpoint);
+        let base = Self { checkpoint, view, names, config, formats, tie: None, stored_tie, heads, unnamed, wrapping };
+        Ok(base.with_tie(tie))
+    }
+
+    /// The same model, whose head is its embedding if `tie` says so.
+    fn with_tie(mut self, tie: Option<Tie>) -> Self {
+        if let Some(module) = tie.as_ref().and_then(|tie| tie.head.strip_suffix(".weight")) {
+            self.names = self.names.with_module(module);
+        }
+        self.tie = tie;
+        self
+    }
+
+    /// The same model with its head, where its class is not known and one of `paths`, modules that adapters change, is a head
+    /// that it has no tensor for: the adapters were made on the class itself.
+    #[must_use]
+    pub fn with_head_named_by<'a>(self, mut paths: impl Iterator<Item = &'a str>) -> Self {
+        if self.unnamed.is_none() {
+            return self;
+        }
+        match paths.find_map(|path| Heads::named(path, &self.names)) {
+            Some(tie) => Self { unnamed: None, ..self }.with_tie(Some(tie)),
+            None => self,
+        }
+    }
+
+    /// Whether `path` is the head that shares the embedding's tensor.
+    pub fn is_tied_head(&self, path: &str) -> bool {
+        self.tie.as_ref().is_some_and(|tie| tie.head.strip_suffix(".weight") == Some(path))
     }
 
     /// What a user should know of how it was read, and of how it is written.
@@ -79,7 +143,7 @@ impl Base {
             self.checkpoint.files().iter().find(|file| ![Format::Safetensors, Format::Gguf].contains(&file.format));
         let written = foreign
             .map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name()));
-        self.checkpoint.notes().cloned().chain(written)
+        self.checkpoint.notes().cloned().chain(written).chain(self.wrapping.notes())
     }
 
     /// Whether the model is of one of these types, in its own config or that of its text part.
@@ -117,10 +181,20 @@ impl Base {
     /// When it is quantised in a way that no delta can be added to.
     pub fn weight(&self, name: &str, cols: Option<usize>) -> Result<Weight> {
         let tensor = self.stored(name);
-        if tensor.info.dtype.float().is_none()
-            && let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module))
-        {
+        if let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module)) {
             return Err(error);
+        }
+        if tensor.info.dtype.float().is_none()
+            && Packing::of(&tensor.info.dtype).is_none()
+            && let Some(scale) = self.scale_beside(name)
+        {
+            let what = format!(
+                "tensor `{name}` holds codes ({}) that `{scale}` scales, in a format that is not known, so no delta can be \
+                 added to it",
+                tensor.info.dtype
+            );
+            return Err(Error::unsupported(self.checkpoint.root(), what)
+                .hint("merge into the model the quantised one was made from, then quantise the result"));
         }
         let lie = self.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
         // The rows of a bias are its values.
@@ -144,17 +218,43 @@ impl Base {
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
     fn unknown_scale_of(&self, name: &str, packing: Packing) -> Option<String> {
+        self.scale_beside(name).filter(|_| is_fp8(packing))
+    }
+
+    /// A tensor beside a weight that is called like its scales.
+    fn scale_beside(&self, name: &str) -> Option<String> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
+        let known = SCALE_NAMES.iter().map(|ending| format!("{module}{ending}"));
         let places = UNKNOWN_SCALES.iter().flat_map(|ending| [format!("{name}{ending}"), format!("{module}{ending}")]);
-        places.filter(|_| is_fp8(packing)).find(|scale| self.names.has(scale))
+        known.chain(places).find(|scale| self.names.has(scale))
+    }
+
+    /// The refusal of experts whose stack `parameter` (its path) is packed.
+    pub fn packed_stack(&self, parameter: &str) -> Option<Error> {
+        let codes = format!("{parameter}{MXFP4_CODES}");
+        let what = format!("`{parameter}` is packed as MXFP4 (tensor `{codes}`), so no change can be added to it");
+        self.names.has(&codes).then(|| {
+            Error::unsupported(self.checkpoint.root(), what).hint(
+                "merge into the model in bf16: transformers unpacks it with `Mxfp4Config(dequantize=True)` and \
+                 `save_pretrained`",
+            )
+        })
     }
 
     /// The refusal of a packed weight, naming the tensors that show it.
     pub fn packed(&self, module: &str) -> Option<Error> {
-        let (tensor, who) = PACKED
-            .iter()
-            .map(|(ending, who)| (format!("{module}{ending}"), who))
-            .find(|(name, _)| self.names.has(name))?;
+        let by_name = || {
+            let mut known = PACKED.iter().map(|(ending, who)| (format!("{module}{ending}"), (*who).to_owned()));
+            known.find(|(name, _)| self.names.has(name))
+        };
+        let by_mark = || {
+            let format =
+                self.formats.of_module(&self.checkpoint, module).filter(|format| !comfyui::is_plain(format))?;
+            let mark = format!("{module}{}", comfyui::LAYER);
+            let tensor = if self.names.has(&mark) { mark } else { format!("{module}.weight") };
+            Some((tensor, format!("ComfyUI as {format}")))
+        };
+        let (tensor, who) = by_name().or_else(by_mark)?;
         let what = format!(
             "the weight of `{module}` is quantised by {who} (tensor `{tensor}`), so no delta can be added to it"
         );
@@ -200,30 +300,9 @@ fn is_fp8(packing: Packing) -> bool {
 /// # Errors
 /// When it cannot be read, or there is none.
 pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
-    let beside = path.join("config.json");
-    if beside.is_file() {
-        return json::read_object(&beside);
+    if let Some(config) = side::look_up(&path.join("config.json"))? {
+        return Ok(config);
     }
     let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
     Base::open(path)?.config.ok_or_else(none)
-}
-
-/// What the config, or that of its text part, says of the tie.
-fn declared_tie(config: &Map<String, Value>) -> Option<bool> {
-    let text = config.get("text_config").and_then(Value::as_object);
-    let flag = |config: &Map<String, Value>| config.get("tie_word_embeddings").and_then(Value::as_bool);
-    flag(config).or_else(|| text.and_then(flag))
-}
-
-/// Whether the head of a model with this config, where it is not stored, is its embedding.
-pub fn is_tied(config: &Map<String, Value>) -> bool {
-    // A head that is neither stored nor declared tied is tied by the default of its class; a class without a head is not.
-    declared_tie(config).unwrap_or(true) && has_head(config)
-}
-
-fn has_head(config: &Map<String, Value>) -> bool {
-    let names = config.get("architectures").and_then(Value::as_array);
-    names.is_none_or(|names| {
-        names.iter().filter_map(Value::as_str).any(|name| WITH_HEAD.iter().any(|ending| name.ends_with(ending)))
-    })
 }

@@ -13,7 +13,7 @@ use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
 use crate::formats::{Lie, Stored};
 use crate::linalg::RowSource;
-use crate::tensor::{Float, Packing};
+use crate::tensor::{Float, Packing, first_not_finite};
 
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
 const BLOCK: usize = 128;
@@ -155,6 +155,22 @@ impl Weight {
     pub fn bytes<'a>(&self, data: &'a [u8], row: usize, cols: Range<usize>) -> &'a [u8] {
         let start = row * self.row_bytes();
         &data[start + self.packing.bytes_of(cols.start)..start + self.packing.bytes_of(cols.end)]
+    }
+
+    /// Whether what is stored for an element is finite: reading as f32 and scaling may make it infinite.
+    ///
+    /// # Errors
+    /// When the file is no longer as it was mapped.
+    pub fn is_stored_finite(&self, row: usize, col: usize) -> Result<bool> {
+        let data = self.tensor.view()?.data;
+        // A block whose scale is infinite holds no finite values.
+        let Some(float) = self.packing.float() else { return Ok(false) };
+        let bytes = self.bytes(data, self.lie.stored_row(row), col..col + 1);
+        let mut is_finite = first_not_finite(float, bytes).is_none();
+        if let Some(grid) = &self.scale {
+            grid.runs(row, col..col + 1, |cell, _| is_finite &= grid.values[cell].is_finite());
+        }
+        Ok(is_finite)
     }
 
     /// Says that `rows` are read next.

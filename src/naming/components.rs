@@ -3,8 +3,17 @@
 //! A path below a component begins with the component's name, as diffusers calls it: `unet.down_blocks.0 …`.
 
 /// The components whose weights adapters change.
-pub const ADAPTED: [&str; 8] =
-    ["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "decoder"];
+pub const ADAPTED: [&str; 9] = [
+    "unet",
+    "unet_2",
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "prior",
+    "decoder",
+];
 
 /// The others that have weights.
 pub const OTHERS: [&str; 4] = ["vae", "vqgan", "image_encoder", "safety_checker"];
@@ -97,6 +106,44 @@ const LANGUAGE: [(&str, &[&str]); 2] = [
     ("decoder", &["block", "layers", "layer", "embed_tokens", "embed_positions", "layer_norm", "final_layer_norm"]),
 ];
 
+/// Lists of blocks that denoisers have and no other model, whatever stands in front of them.
+const BEYOND_DOUBT: [&str; 8] = [
+    "transformer_blocks",
+    "single_transformer_blocks",
+    "joint_transformer_blocks",
+    "double_blocks",
+    "single_blocks",
+    "joint_blocks",
+    "double_stream_blocks",
+    "single_stream_blocks",
+];
+
+/// Most wrappers that are looked behind.
+const MAX_WRAPPERS: usize = 5;
+
+/// The path with its component where wrappers of training tools stand in front of a denoiser's blocks (`pipe.dit.`,
+/// `transformer.base_model.model.`); `None` where nothing of the kind does.
+pub fn unwrapped(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('.').collect();
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let at = parts.iter().take(MAX_WRAPPERS + 1).position(|part| BEYOND_DOUBT.contains(part))?;
+    let wrappers = &parts[..at];
+    if !parts.get(at + 1).is_some_and(|next| is_number(next)) || wrappers.iter().any(|part| is_number(part)) {
+        return None;
+    }
+    let component = wrappers.iter().copied().find(|part| ADAPTED.contains(part)).unwrap_or("transformer");
+    let found = format!("{component}.{}", parts[at..].join("."));
+    (found != path).then_some(found)
+}
+
+/// Which of several denoisers that are built alike a component is: all of them have this name but for a number.
+pub fn kind_of_denoiser(component: &str) -> Option<&'static str> {
+    ["transformer", "unet"].into_iter().find(|kind| {
+        let number = component.strip_prefix(kind).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+        number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
 /// Component and path below it, if `path` begins with the name of one.
 pub fn split(path: &str) -> Option<(&str, &str)> {
     let (first, rest) = path.split_once('.')?;
@@ -182,6 +229,34 @@ mod tests {
             assert_eq!(with_component(key), path);
             let language = [".layers.0.self_attn", ".h.", "decoder.block."].iter().any(|part| path.contains(part));
             assert_eq!(split(path).is_some(), !language, "{path}");
+        }
+    }
+
+    #[test]
+    fn wrappers_in_front_of_blocks_are_looked_behind() {
+        for (path, found) in [
+            ("pipe.dit.transformer_blocks.0.attn.to_q", Some("transformer.transformer_blocks.0.attn.to_q")),
+            (
+                "transformer.base_model.model.single_transformer_blocks.1.proj_mlp",
+                Some("transformer.single_transformer_blocks.1.proj_mlp"),
+            ),
+            ("double_blocks.0.img_attn.qkv", Some("transformer.double_blocks.0.img_attn.qkv")),
+            ("transformer_2.transformer_blocks.0.x", None),
+            ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", None),
+            ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", None),
+            ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", None),
+            ("model.transformer.blocks.0.att_proj", None),
+            ("model.layers.0.self_attn.q_proj", None),
+        ] {
+            assert_eq!(unwrapped(path).as_deref(), found, "{path}");
+        }
+        for (component, kind) in [
+            ("transformer_2", Some("transformer")),
+            ("unet", Some("unet")),
+            ("text_encoder_2", None),
+            ("transformers", None),
+        ] {
+            assert_eq!(kind_of_denoiser(component), kind, "{component}");
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! In memory transformers 5 keeps all experts of a layer in two stacks: `gate_up_proj` `[E, 2·ff, d]`, the gate's rows
 //! first, and `down_proj` `[E, d, ff]`; some classes keep them transposed. On disk they lie either like that or as one
-//! tensor per expert and projection. An adapter may follow either form. Every form is a row of a table here; the matching
+//! tensor per expert and projection. Some families have no gate: their stacks are `up_proj` `[E, ff, d]` and `down_proj`.
+//! An adapter may follow either form. Every form is a row of a table here; the matching
 //! in `ops::merge` knows the tables and no model.
 
 /// One projection of one expert.
@@ -21,7 +22,7 @@ pub enum Part {
 pub struct Split {
     /// Path of the list of experts below the layer.
     pub experts: &'static str,
-    /// Names of gate, up and down below one expert.
+    /// Names of gate, up and down below one expert; the gate's is empty where there is none.
     pub parts: [&'static str; 3],
 }
 
@@ -32,10 +33,12 @@ pub struct Fused {
     pub module: &'static str,
     /// The stack of gate and up, and the stack of down, as they are named on disk below `module`.
     pub stacks: [&'static str; 2],
+    /// Whether the first stack has a gate above its up projections.
+    pub gated: bool,
 }
 
 /// Sources: checkpoints of the families named, and `conversion_mapping.py` of transformers 5.
-pub const SPLIT: [Split; 5] = [
+pub const SPLIT: [Split; 9] = [
     // Qwen2/3-MoE, DeepSeek, OLMoE, GLM-4-MoE, Ernie 4.5
     Split { experts: "mlp.experts", parts: ["gate_proj", "up_proj", "down_proj"] },
     // Mixtral, PhiMoE, MiniMax
@@ -46,16 +49,24 @@ pub const SPLIT: [Split; 5] = [
     Split { experts: "feed_forward.experts", parts: ["w1", "w3", "w2"] },
     // Mixtral as transformers 5 names its modules
     Split { experts: "mlp.experts", parts: ["w1", "w3", "w2"] },
+    // Nemotron-H
+    Split { experts: "mixer.experts", parts: ["", "up_proj", "down_proj"] },
+    // Experts of two projections elsewhere
+    Split { experts: "mlp.experts", parts: ["", "up_proj", "down_proj"] },
+    Split { experts: "block_sparse_moe.experts", parts: ["", "up_proj", "down_proj"] },
+    Split { experts: "feed_forward.experts", parts: ["", "up_proj", "down_proj"] },
 ];
 
 /// Sources as for [`SPLIT`].
-pub const FUSED: [Fused; 3] = [
+pub const FUSED: [Fused; 4] = [
     // Qwen3-VL-MoE, gpt-oss, Aria, and what transformers 5 saves
-    Fused { module: "mlp.experts", stacks: ["gate_up_proj", "down_proj"] },
+    Fused { module: "mlp.experts", stacks: ["gate_up_proj", "down_proj"], gated: true },
     // Llama 4
-    Fused { module: "feed_forward.experts", stacks: ["gate_up_proj", "down_proj"] },
+    Fused { module: "feed_forward.experts", stacks: ["gate_up_proj", "down_proj"], gated: true },
     // GraniteMoe
-    Fused { module: "block_sparse_moe", stacks: ["input_linear.weight", "output_linear.weight"] },
+    Fused { module: "block_sparse_moe", stacks: ["input_linear.weight", "output_linear.weight"], gated: true },
+    // Nemotron-H
+    Fused { module: "mixer.experts", stacks: ["up_proj", "down_proj"], gated: false },
 ];
 
 /// Module classes whose stacks are `[E, in, out]` (`is_transposed` in transformers 5, and Llama 4); where in and out
@@ -82,6 +93,25 @@ pub enum Place {
 }
 
 impl Split {
+    /// The projections that every expert has.
+    pub fn has(&self) -> &'static [Part] {
+        if self.parts[Part::Gate as usize].is_empty() {
+            &[Part::Up, Part::Down]
+        } else {
+            &[Part::Gate, Part::Up, Part::Down]
+        }
+    }
+
+    /// The projections whose outputs stand in the stack `name` of transformers 5, one over the other.
+    pub fn parts_of(&self, name: &str) -> Option<&'static [Part]> {
+        match (name, self.has()[0]) {
+            ("down_proj", _) => Some(&[Part::Down]),
+            ("gate_up_proj", Part::Gate) => Some(&[Part::Gate, Part::Up]),
+            ("up_proj", Part::Up) => Some(&[Part::Up]),
+            _ => None,
+        }
+    }
+
     /// Name of one projection's weight in the layer `layer` (its path with a dot, or empty).
     pub fn tensor(&self, layer: &str, expert: u64, part: Part) -> String {
         format!("{layer}{}.{expert}.{}.weight", self.experts, self.parts[part as usize])
@@ -89,6 +119,11 @@ impl Split {
 }
 
 impl Fused {
+    /// Whether one of the stacks is the parameter `name` of transformers 5.
+    pub fn holds(&self, name: &str) -> bool {
+        name == "down_proj" || name == if self.gated { "gate_up_proj" } else { "up_proj" }
+    }
+
     /// Name of the stack that holds `part`.
     pub fn tensor(&self, layer: &str, part: Part) -> String {
         format!("{layer}{}.{}", self.module, self.stacks[usize::from(part == Part::Down)])
@@ -107,7 +142,7 @@ pub fn expert_of(module: &str) -> Option<(&str, u64, Part)> {
     let (list, expert) = rest.rsplit_once('.')?;
     let expert = expert.parse().ok()?;
     SPLIT.iter().find_map(|split| {
-        let part = [Part::Gate, Part::Up, Part::Down].into_iter().find(|part| split.parts[*part as usize] == name)?;
+        let part = split.has().iter().copied().find(|part| split.parts[*part as usize] == name)?;
         Some((layer_before(list, split.experts)?, expert, part))
     })
 }
@@ -120,9 +155,9 @@ pub fn is_router(path: &str) -> bool {
 
 /// How the base stores the experts of `layer`.
 pub fn find(layer: &str, has: impl Fn(&str) -> bool) -> Option<Place> {
-    let split = SPLIT.iter().find(|split| has(&split.tensor(layer, 0, Part::Gate)));
+    let split = SPLIT.iter().find(|split| has(&split.tensor(layer, 0, split.has()[0])));
     if let Some(split) = split {
-        let count = (0..).take_while(|expert| has(&split.tensor(layer, *expert, Part::Gate))).count();
+        let count = (0..).take_while(|expert| has(&split.tensor(layer, *expert, split.has()[0]))).count();
         return Some(Place::Split(split, count as u64));
     }
     FUSED.iter().find(|fused| has(&fused.tensor(layer, Part::Gate))).map(Place::Fused)
@@ -153,7 +188,7 @@ mod tests {
     #[test]
     fn every_split_row_is_taken_apart_as_it_is_put_together() {
         for split in &SPLIT {
-            for part in [Part::Gate, Part::Up, Part::Down] {
+            for part in split.has().iter().copied() {
                 let tensor = split.tensor("model.layers.3.", 7, part);
                 let module = tensor.strip_suffix(".weight").expect("a weight");
                 assert_eq!(expert_of(module), Some(("model.layers.3.", 7, part)), "{tensor}");
@@ -164,7 +199,7 @@ mod tests {
     #[test]
     fn every_row_is_found_by_its_own_names() {
         for split in &SPLIT {
-            let names: Vec<String> = (0..4).map(|expert| split.tensor("l.", expert, Part::Gate)).collect();
+            let names: Vec<String> = (0..4).map(|expert| split.tensor("l.", expert, split.has()[0])).collect();
             match find("l.", |name| names.iter().any(|known| known == name)) {
                 Some(Place::Split(found, 4)) => assert_eq!(found, split),
                 other => panic!("{split:?}: {other:?}"),

@@ -9,6 +9,9 @@
 //! * [`buffers`]: tensors that are no parameters.
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
+//! * [`head`]: output heads and the embeddings they share, by class, as a table.
+//! * [`wrappers`]: what training tools put around a model.
+//! * [`Endings`]: lists of names that mean the ends of paths.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
 //! * [`gguf`]: modules ↔ tensors of a GGUF file.
@@ -21,15 +24,20 @@ pub mod buffers;
 pub mod components;
 pub mod conv1d;
 pub mod embeddings;
+mod endings;
 pub mod experts;
 pub mod gguf;
 pub mod head;
 mod names;
+mod nesting;
 pub mod peft;
-mod renamed;
+pub mod renamed;
 pub mod scheme;
+pub mod wrappers;
 
+pub use endings::{Endings, ends};
 pub use names::{Names, Shift};
+pub use nesting::layers_within_layers;
 
 /// What a tensor is to its module.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

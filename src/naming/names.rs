@@ -50,9 +50,32 @@ impl Names {
         Self { keys, modules }
     }
 
+    /// The same names, and the module `module` whose weight is another's.
+    #[must_use]
+    pub fn with_module(mut self, module: &str) -> Self {
+        self.modules.insert(module.to_owned());
+        self
+    }
+
+    /// What stands in front of `name` in the one key that ends in it, with its dot; `None` where there are none or several, or
+    /// it is no wrapper of a model class.
+    pub fn prefix_of(&self, name: &str) -> Option<&str> {
+        let is_prefix = |prefix: &&str| {
+            let parts = prefix.strip_suffix('.').map(|prefix| prefix.split('.').collect::<Vec<&str>>());
+            parts.is_some_and(|parts| is_wrapper(&parts))
+        };
+        let mut found = self.keys.iter().filter_map(|key| key.strip_suffix(name)).filter(is_prefix);
+        found.next().filter(|_| found.next().is_none())
+    }
+
     /// Whether the base holds a tensor of this name.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
+    }
+
+    /// The modules that have parameters of their own.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.modules.iter().map(String::as_str)
     }
 
     /// Whether the base holds a parameter of this module or of one below it.
@@ -115,11 +138,13 @@ fn shift_between(module: &[&str], base: &str) -> Option<Shift> {
     let base: Vec<&str> = base.split('.').collect();
     let common = module.iter().rev().zip(base.iter().rev()).take_while(|(left, right)| left == right).count();
     let (strip, add) = (&module[..module.len() - common], &base[..base.len() - common]);
-    let wrapper = |prefix: &[&str]| {
-        prefix.len() <= MAX_SHIFT_COMPONENTS && prefix.iter().all(|part| !part.chars().all(|c| c.is_ascii_digit()))
-    };
     let dotted = |prefix: &[&str]| prefix.iter().map(|part| format!("{part}.")).collect::<String>();
-    (common > 0 && wrapper(strip) && wrapper(add)).then(|| Shift { strip: dotted(strip), add: dotted(add) })
+    (common > 0 && is_wrapper(strip) && is_wrapper(add)).then(|| Shift { strip: dotted(strip), add: dotted(add) })
+}
+
+/// Whether such components may stand in front of a path.
+fn is_wrapper(prefix: &[&str]) -> bool {
+    prefix.len() <= MAX_SHIFT_COMPONENTS && prefix.iter().all(|part| !part.chars().all(|c| c.is_ascii_digit()))
 }
 
 #[cfg(test)]

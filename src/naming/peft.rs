@@ -7,13 +7,7 @@
 use std::borrow::Cow;
 
 use super::Role;
-
-/// Wrappers around the model that training tools leave in front of keys, in the order they are taken off.
-const PREFIXES: [&str; 3] = ["module.", "base_model.model.", "base_model."];
-
-/// Modules that wrap others wherever they stand, and mean nothing for what the key belongs to (FSDP, activation checkpointing,
-/// `torch.compile` in torch 2; Lightning).
-const WRAPPERS: [&str; 4] = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "_forward_module"];
+use super::wrappers::{FRONTS, without_wrappers};
 
 /// What stands before the first underscore of the other methods' tensors (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
 const TUNERS: [&str; 33] = [
@@ -73,7 +67,7 @@ pub struct Key {
 pub fn parse(key: &str) -> Key {
     let bare = without_wrappers(key);
     let mut rest = bare.as_ref();
-    for prefix in PREFIXES {
+    for prefix in FRONTS {
         rest = rest.strip_prefix(prefix).unwrap_or(rest);
     }
     let segments: Vec<&str> = rest.split('.').collect();
@@ -95,11 +89,56 @@ pub fn parse(key: &str) -> Key {
     Key { module, nesting, role }
 }
 
-fn without_wrappers(key: &str) -> Cow<'_, str> {
-    if !WRAPPERS.iter().any(|wrapper| key.contains(wrapper)) {
-        return key.into();
+/// Parts of LoRA after which an adapter's name can stand.
+const NAMED: [&str; 7] = [
+    "lora_A",
+    "lora_B",
+    "lora_E",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "lora_magnitude_vector",
+    "trainable_tokens_delta",
+];
+
+/// What an adapter's name is not.
+const PARAMETERS: [&str; 2] = ["weight", "bias"];
+
+/// The adapter's name in a key, where it still stands there: `reference` in `a.lora_A.reference.weight`.
+pub fn adapter_name(key: &str) -> Option<&str> {
+    name_at(key).map(|(from, to)| &key[from..to])
+}
+
+/// The key without the adapter's name. A wrapper of modules that are saved whole keeps it: a path follows there.
+pub fn without_name(key: &str) -> Cow<'_, str> {
+    match name_at(key) {
+        Some((from, to)) if !key[..from].ends_with("modules_to_save.") => {
+            format!("{}{}", &key[..from - 1], &key[to..]).into()
+        }
+        _ => key.into(),
     }
-    key.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect::<Vec<&str>>().join(".").into()
+}
+
+/// Where the adapter's name begins and ends.
+fn name_at(key: &str) -> Option<(usize, usize)> {
+    let mut end = key.len();
+    let mut after: Option<(usize, usize)> = None;
+    let mut last = true;
+    while let Some(dot) = key[..end].rfind('.') {
+        let name = after.map(|(from, to)| &key[from..to]);
+        let segment = &key[dot + 1..end];
+        let is_name = name.is_some_and(|name| !PARAMETERS.contains(&name));
+        let is_number = name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
+        let tuner = segment.split_once('_').is_some_and(|(method, _)| TUNERS.contains(&method));
+        if NAMED.contains(&segment) || segment == "modules_to_save" || tuner {
+            // A module that is saved whole has a parameter behind the name.
+            let fits = is_name && !(tuner && is_number) && !(segment == "modules_to_save" && last);
+            return after.filter(|_| fits);
+        }
+        last = after.is_none();
+        after = Some((dot + 1, end));
+        end = dot;
+    }
+    None
 }
 
 /// Where the module path ends, and what follows it.
@@ -161,6 +200,30 @@ mod tests {
     fn parsed(key: &str) -> (String, usize, Role) {
         let Key { module, nesting, role } = parse(key);
         (module, nesting, role)
+    }
+
+    #[test]
+    fn names_of_adapters_are_found_and_left_out() {
+        for (key, name, rest) in [
+            ("base_model.model.a.lora_A.weight", None, "base_model.model.a.lora_A.weight"),
+            ("base_model.model.a.lora_B.bias", None, "base_model.model.a.lora_B.bias"),
+            ("a.lora_A.default.weight", Some("default"), "a.lora_A.weight"),
+            ("a.lora_B.my_ref.bias", Some("my_ref"), "a.lora_B.bias"),
+            ("a.lora_A.1.weight", Some("1"), "a.lora_A.weight"),
+            ("a.lora_embedding_A.speech", Some("speech"), "a.lora_embedding_A"),
+            ("a.lora_magnitude_vector.x.weight", Some("x"), "a.lora_magnitude_vector.weight"),
+            ("a.ia3_l.mine", Some("mine"), "a.ia3_l"),
+            ("a.lily_A.0.weight", None, "a.lily_A.0.weight"),
+            ("a.oft_R.b.weight", Some("b"), "a.oft_R.weight"),
+            ("h.modules_to_save.x.dense.bias", Some("x"), "h.modules_to_save.x.dense.bias"),
+            ("h.modules_to_save.weight", None, "h.modules_to_save.weight"),
+            ("oft_unet_x.alpha", None, "oft_unet_x.alpha"),
+            ("lora_unet_x.lora_down.weight", None, "lora_unet_x.lora_down.weight"),
+            ("a.base_layer.weight", None, "a.base_layer.weight"),
+            ("foo", None, "foo"),
+        ] {
+            assert_eq!((adapter_name(key), without_name(key).as_ref()), (name, rest), "{key}");
+        }
     }
 
     #[test]

@@ -22,6 +22,24 @@ struct Layers {
 static TABLE: LazyLock<Table> =
     LazyLock::new(|| toml::from_str(include_str!("renamed.toml")).expect("the table is tested"));
 
+/// Parameters that have had other names: TensorFlow's for those of a normalisation (BERT), and PyTorch's for a weight taken apart
+/// into length and direction (`weight_norm`).
+const PARAMETERS: [[&str; 2]; 4] = [
+    ["weight", "gamma"],
+    ["bias", "beta"],
+    ["parametrizations.weight.original0", "weight_g"],
+    ["parametrizations.weight.original1", "weight_v"],
+];
+
+/// Other names that the parameter `name`, a path below its module, may have.
+pub fn parameters(name: &str) -> impl Iterator<Item = String> {
+    let both = PARAMETERS.iter().flat_map(|[left, right]| [(*left, *right), (*right, *left)]);
+    both.filter_map(move |(from, to)| {
+        let before = name.strip_suffix(from).filter(|before| before.is_empty() || before.ends_with('.'))?;
+        Some(format!("{before}{to}"))
+    })
+}
+
 /// Other paths that the module `path` may have.
 pub fn others(path: &str) -> impl Iterator<Item = String> {
     let path = format!("{path}.");
@@ -57,6 +75,17 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn parameters_are_renamed_both_ways() {
+        for [left, right] in PARAMETERS {
+            for (from, to) in [(left, right), (right, left)] {
+                assert!(parameters(from).any(|other| other == to), "{from}");
+                assert!(parameters(&format!("dense.{from}")).any(|other| other == format!("dense.{to}")), "{from}");
+            }
+        }
+        assert_eq!(parameters("my_bias").count(), 0);
     }
 
     #[test]

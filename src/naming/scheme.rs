@@ -145,6 +145,8 @@ impl Scheme {
         let key = self.rewritten(key);
         let (suffix, role) = suffixes.iter().find(|(suffix, _)| key.ends_with(suffix.as_str()))?;
         let module = &key[..key.len() - suffix.len()];
+        // Some converters leave an underscore at the end of a flattened path; no module is called so.
+        let module = if self.table.flattened { module.trim_end_matches('_') } else { module };
         let is_path = !module.is_empty() && (!self.table.flattened || !module.contains('.'));
         is_path.then(|| Key { module: module.to_owned(), nesting: 0, role: role.clone() })
     }
@@ -212,6 +214,7 @@ mod tests {
             ("kohya", "lora_te1_text_model_encoder.alpha", "lora_te1_text_model_encoder", "alpha"),
             ("kohya", "lora_unet_x.lora_mid.weight", "lora_unet_x", "lora_mid"),
             ("kohya", "lora_unet_x.weight", "lora_unet_x", "weight"),
+            ("kohya", "lora_unet_blocks_0_attn_to_k_.lora_up.weight", "lora_unet_blocks_0_attn_to_k", "lora_B"),
             (
                 "kohya",
                 "lycoris_transformer_blocks_0_attn_to_q.lokr_w2_b",

@@ -3,18 +3,32 @@
 //! For another dialect the adapter of PEFT is written beside the output first, read again like any other input, and removed: what
 //! comes out is what the same verb and `convert` after it would give, and memory is bounded as it is there.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::convert::{self, ConvertOptions, Target};
 use super::{Budgeted, RankChoice, Ranking};
-use crate::dialects::peft::new_adapter::refuse_file_name;
+use crate::dialects::ADAPTERHUB_HEADS;
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::naming::components;
-use crate::output::WriteOptions;
-use crate::output::{Output, Run};
+use crate::output::new_adapter::refuse_file_name;
+use crate::output::options::check_name;
+use crate::output::{Expected, Output, Run, WriteOptions};
 use crate::plan::Quiet;
+
+/// What the writers of all dialects call their files, beside the heads of AdapterHub.
+const NAMES: [&str; 8] = [
+    "adapter.safetensors",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapters.safetensors",
+    "config.json",
+    "head_config.json",
+    "lorakit.json",
+    "pytorch_lora_weights.safetensors",
+];
 
 /// How a new adapter is written.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +67,23 @@ impl Dialect {
         }
     }
 
+    /// Whether the output `out` is one file.
+    fn is_file(&self, out: &Path) -> bool {
+        match self.foreign() {
+            Some(Target::Kohya | Target::ComfyUi | Target::XLabs | Target::Gguf) => true,
+            Some(Target::Diffusers) => out.extension().is_some_and(|ending| ending == "safetensors"),
+            _ => false,
+        }
+    }
+
+    /// What is known of the output `out` before it is made; `copied` files may lie in it as well.
+    pub fn expected(&self, out: &Path, copied: impl Iterator<Item = PathBuf>) -> Expected {
+        if self.is_file(out) {
+            return Expected::File;
+        }
+        Expected::Directory(NAMES.iter().chain(&ADAPTERHUB_HEADS).map(PathBuf::from).chain(copied).collect())
+    }
+
     /// Records the choice among the `options` of a recipe, where it is one.
     pub fn note(&self, options: &mut serde_json::Map<String, Value>) {
         options.extend(self.foreign().map(|_| ("to".to_owned(), self.name().into())));
@@ -62,11 +93,12 @@ impl Dialect {
     /// Finds out before the work whether the output has a name that fits.
     ///
     /// # Errors
-    /// When a directory is named like a file.
+    /// When a directory is named like a file, or a file like one of another format.
     pub fn check_out(&self, out: &Path) -> Result<()> {
-        match self.foreign() {
-            None | Some(Target::Mlx | Target::AdapterHub | Target::Torchtune) => refuse_file_name(out),
-            Some(_) => Ok(()),
+        let format = if self.foreign() == Some(Target::Gguf) { "gguf" } else { "safetensors" };
+        match self.is_file(out) || self.foreign() == Some(Target::Diffusers) {
+            true => check_name(out, self.is_file(out), format),
+            false => refuse_file_name(out),
         }
     }
 
@@ -95,21 +127,22 @@ impl Dialect {
         base: Option<&Path>,
         options: &WriteOptions,
         run: &Run<'_>,
+        inputs: &Inputs,
     ) -> Result<Written> {
         let Some(target) = self.foreign() else {
-            if !options.dry_run {
-                peft.write(options, run)?;
-            }
+            peft.write(options, run, inputs)?;
             return Ok(Written { bytes: peft.bytes(), notes: Vec::new() });
         };
         let quiet = Run { cancel: run.cancel, progress: &Quiet };
         let staged = peft.stage(options, &quiet)?;
         let wanted = ConvertOptions {
+            read: crate::adapters::ReadOptions::default(),
             quant: None,
             input: staged.path().to_owned(),
             to: Some(target),
             base: base.map(Path::to_owned),
             caches: Vec::new(),
+            component: None,
             arch: self.arch.clone(),
             as_lora: false,
             include: Vec::new(),
@@ -118,9 +151,7 @@ impl Dialect {
             write: WriteOptions { dtype: None, ..options.clone() },
         };
         let (output, notes) = convert::new_adapter(&wanted, recipe)?;
-        if !options.dry_run {
-            output.write(options, run)?;
-        }
+        output.write(options, run, inputs)?;
         Ok(Written { bytes: output.bytes(), notes })
     }
 }

@@ -38,19 +38,20 @@ pub fn arrange<O>(
     let mut files = Vec::new();
     for component in base.checkpoint.components() {
         let own = outputs.by_ref().take(component.files.len()).collect();
-        files.extend(arrange_one(&component, options, own, metadata));
+        files.extend(arrange_one(base, &component, options, own, metadata));
     }
     Ok(files)
 }
 
 fn arrange_one<O>(
+    base: &Base,
     component: &Component<'_>,
     options: &WriteOptions,
     outputs: Vec<(String, Vec<Placed<O>>)>,
     metadata: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<O>)> {
     let info = |output: &Placed<O>| TensorInfo {
-        name: component.own_name(&output.info.name).to_owned(),
+        name: base.wrapping.in_files(component.own_name(&output.info.name)),
         ..output.info.clone()
     };
     let named: Vec<(String, Vec<TensorInfo>)> = match options.max_shard_bytes {

@@ -7,17 +7,20 @@
 //! | `arrange`, `gguf` | which tensor of an output lies in which file |
 //! | `sides` | config, companions, index and record beside the weights |
 //! | `tensors`, `new_adapter` | weight files of what was computed; a new PEFT adapter |
+//! | `part_note`, `fingerprint` | what a part says of itself and of the inputs it was made from |
 //! | `provenance`, `recipe` | what an output says about its own making |
 
 pub mod arrange;
 pub mod files;
+pub mod fingerprint;
 pub mod gguf;
 pub mod new_adapter;
-mod options;
+pub mod options;
+pub mod part_note;
 pub mod provenance;
 pub mod recipe;
 pub mod sides;
 pub mod tensors;
 
-pub use files::{Output, Run, refuse_inputs};
+pub use files::{Expected, Output, Run, check_early};
 pub use options::{Part, WriteOptions};

@@ -1,15 +1,16 @@
 //! A new PEFT adapter on disk: `adapter_config.json`, `adapter_model.safetensors`, `lorakit.json`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::recipe::SIDECAR;
+use super::options::named_like;
 use super::tensors::lay_out;
 use super::{Output, WriteOptions};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::peft::new_adapter::{NewAdapter, WEIGHTS_NAME};
 use crate::dialects::peft::new_config;
+use crate::error::{Error, Result};
 use crate::formats::json;
 
 /// `adapter` in a directory. `recipe` tells how it was made.
@@ -17,22 +18,37 @@ pub fn peft_output(adapter: NewAdapter, options: &WriteOptions, recipe: &Value) 
     let config = json::render(&new_config::render(&adapter));
     let metadata = [("format".to_owned(), "pt".to_owned()), ("lorakit".to_owned(), recipe.to_string())];
     let plan = lay_out(WEIGHTS_NAME, adapter.into_tensors(), &metadata, options.budget.job_bytes());
-    let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-    Output { plan, written, copied: Vec::new(), single_file: false }
+    let written = vec![(PathBuf::from(CONFIG_NAME), config)];
+    Output { plan, written, copied: Vec::new(), record: Some(recipe.clone()), single_file: false, inputs: Vec::new() }
+}
+
+/// A PEFT adapter is a directory.
+///
+/// # Errors
+/// When `out` is named like a file.
+pub fn refuse_file_name(out: &Path) -> Result<()> {
+    if named_like(out).is_some() {
+        let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
+        return Err(Error::invalid("--out", problem).hint("name a directory"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::adapters::{Adapter, Change};
-    use crate::dialects::peft::new_adapter::refuse_file_name;
+    use crate::io::Inputs;
     use crate::model::Rounding;
     use crate::output::Run;
     use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
     use crate::plan::{Budget, Quiet};
     use crate::tensor::{Float, Shape};
-    use std::path::Path;
     use std::sync::atomic::AtomicBool;
+
+    fn held(values: &[f32], float: Float) -> Bytes {
+        Bytes::held(values, float, (Path::new("a"), "x")).expect("finite")
+    }
 
     fn options(out: PathBuf) -> WriteOptions {
         WriteOptions {
@@ -56,8 +72,8 @@ mod tests {
             kind,
             rank,
             alpha: rank as f64,
-            down: Bytes::held(&values(rank as u64 * outer.1 * per_input), Float::Bf16),
-            up: Bytes::held(&values(rank as u64 * outer.0), Float::F32),
+            down: held(&values(rank as u64 * outer.1 * per_input), Float::Bf16),
+            up: held(&values(rank as u64 * outer.0), Float::F32),
             outer,
             up_bias: None,
         }
@@ -68,7 +84,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let out = place.path().join("new");
         let mut attention = pair("net.attn", PairKind::Linear, 2, (12, 4), 1);
-        attention.up_bias = Some(Bytes::held(&[1.0; 12], Float::F32));
+        attention.up_bias = Some(held(&[1.0; 12], Float::F32));
         let adapter = NewAdapter {
             pairs: vec![
                 attention,
@@ -80,14 +96,15 @@ mod tests {
                 module: "net.attn".into(),
                 parameter: "bias".into(),
                 shape: Shape::from([3]),
-                bytes: Bytes::held(&[1.0, 2.0, 3.0], Float::F16),
+                bytes: held(&[1.0, 2.0, 3.0], Float::F16),
                 frozen_bias: true,
             }],
             ..NewAdapter::default()
         };
         let options = options(out.clone());
         let output = peft_output(adapter, &options, &serde_json::json!({"operation": "test"}));
-        output.write(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet }).expect("written");
+        let run = Run { cancel: &AtomicBool::new(false), progress: &Quiet };
+        output.write(&options, &run, &Inputs::watch()).expect("written");
         let read = Adapter::open(&out).expect("an adapter");
         let names: Vec<&str> = read.tensors.tensors().map(|info| info.name.as_str()).collect();
         assert!(names.contains(&"base_model.model.net.attn.base_layer.out_proj.lora_A.weight"), "{names:?}");

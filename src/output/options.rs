@@ -1,6 +1,6 @@
 //! Options that every writing verb shares.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::limits::MAX_PARTS;
@@ -53,6 +53,40 @@ pub struct WriteOptions {
     pub durable: bool,
 }
 
+/// Endings that people and programs take for those of a file of weights, and what such a file holds.
+const WEIGHTS: [(&str, &str); 8] = [
+    ("safetensors", "safetensors"),
+    ("gguf", "gguf"),
+    ("bin", "a PyTorch file"),
+    ("pt", "a PyTorch file"),
+    ("pth", "a PyTorch file"),
+    ("ckpt", "a PyTorch file"),
+    ("npz", "a numpy file"),
+    ("npy", "a numpy file"),
+];
+
+/// What a file called like `path` holds, if it has the name of a file of weights.
+pub fn named_like(path: &Path) -> Option<&'static str> {
+    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
+    WEIGHTS.iter().find(|(known, _)| *known == ending).map(|(_, holds)| *holds)
+}
+
+/// Checks that `out` is not called what the output is not; a file that `is_file` holds `format`.
+///
+/// # Errors
+/// When a directory is called like a file, or a file like one of another format.
+pub fn check_name(out: &Path, is_file: bool, format: &str) -> Result<()> {
+    let Some(named) = named_like(out).filter(|named| !is_file || *named != format) else { return Ok(()) };
+    let shown = out.display();
+    Err(if is_file {
+        Error::invalid("--out", format!("`{shown}` is named like {named}, the output is {format}"))
+            .hint(format!("end the name in `.{format}`"))
+    } else {
+        Error::invalid("--out", format!("`{shown}` is named like a file ({named}), the output is a directory"))
+            .hint("name a directory")
+    })
+}
+
 impl WriteOptions {
     /// Checks that nothing asks for several files.
     ///
@@ -77,5 +111,21 @@ mod tests {
         for text in ["0/3", "4/3", "1", "a/b", "1/0", "-1/2", "1/99999999"] {
             assert!(text.parse::<Part>().expect_err(text).to_string().contains(text), "{text}");
         }
+    }
+
+    #[test]
+    fn an_output_is_called_what_it_is() {
+        let check = |out: &str, is_file| check_name(Path::new(out), is_file, "safetensors").map_err(|e| e.to_string());
+        for (out, is_file) in
+            [("out", false), ("llama-3.1", false), ("out", true), ("x.safetensors", true), ("v1.0", true)]
+        {
+            assert_eq!(check(out, is_file), Ok(()), "{out}");
+        }
+        for ending in ["safetensors", "gguf", "bin", "pt", "pth", "ckpt", "npz", "npy", "BIN"] {
+            let error = check(&format!("out.{ending}"), false).expect_err(ending);
+            assert!(error.contains("is named like a file") && error.contains("the output is a directory"), "{error}");
+        }
+        let error = check("out.pt", true).expect_err("a PyTorch file");
+        assert_eq!(error, "--out: `out.pt` is named like a PyTorch file, the output is safetensors");
     }
 }

@@ -1,18 +1,16 @@
 //! What the result says about its own making, and what its config must say differently.
 
-use std::path::PathBuf;
-
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde_json::{Map, Value, json};
 
 use super::WriteOptions;
-use super::recipe::{SIDECAR, hashes};
-use crate::adapters::weight_files;
+use super::recipe::{adapter_hashes, checkpoint_hashes, earlier_record};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
 use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::Base;
+use crate::model::heads;
 use crate::placement::{Applied, Selection};
 use crate::tensor::Packing;
 
@@ -40,6 +38,8 @@ pub struct Asked<'a> {
     pub hash_base: bool,
     /// The base is the one an initialiser left behind.
     pub residual_base: bool,
+    /// The denoiser that is meant where a pipeline has several alike.
+    pub component: Option<&'a str>,
     /// The vocabulary may change its size.
     pub resize_vocabulary: bool,
     /// How the result is written.
@@ -57,17 +57,17 @@ pub fn recipe(asked: Asked<'_>, direction: Direction, base: &Base, applied: &[Ap
             "name": name_of(&adapter.root),
             "method": adapter.config.method,
             "weight": if direction == Direction::TakenOut { -applied.strength } else { applied.strength },
-            "blake3": hashes(&weight_files(adapter))?,
+            "blake3": adapter_hashes(adapter)?,
         });
         if let Some((original, _)) = &applied.original {
             let mut taken_from = json!({ "name": name_of(original.base.checkpoint.root()) });
             if asked.hash_base {
-                taken_from["blake3"] = hashes(&files_of(&original.base.checkpoint))?;
+                taken_from["blake3"] = checkpoint_hashes(&original.base.checkpoint)?;
             }
             entry["init"] = json!({ "base": taken_from });
         }
         if let Some(init) = &applied.init {
-            entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+            entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
         }
         Ok(entry)
     };
@@ -101,17 +101,10 @@ pub fn checkpoint_entry(checkpoint: &Checkpoint, hashed: bool) -> Result<Value> 
     let mut entry = Map::new();
     entry.insert("name".into(), name_of(checkpoint.root()).into());
     if hashed {
-        entry.insert("blake3".into(), hashes(&files_of(checkpoint))?);
+        entry.insert("blake3".into(), checkpoint_hashes(checkpoint)?);
     }
-    let earlier = checkpoint.directory().join(SIDECAR);
-    if earlier.is_file() {
-        entry.insert("lorakit".into(), files::read_object(&earlier)?.into());
-    }
+    entry.extend(earlier_record(checkpoint)?.map(|record| ("lorakit".to_owned(), record)));
     Ok(entry.into())
-}
-
-fn files_of(checkpoint: &Checkpoint) -> Vec<PathBuf> {
-    checkpoint.files().iter().map(|file| file.map.path().into()).collect()
 }
 
 /// The options that differ from their defaults and change bytes.
@@ -150,6 +143,9 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     if asked.residual_base {
         set("residual_base", true.into());
     }
+    if let Some(component) = asked.component {
+        set("component", component.into());
+    }
     if asked.resize_vocabulary {
         set("resize_vocab", true.into());
     }
@@ -186,7 +182,7 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     let config = base.config.as_ref()?;
     let mut edited = config.clone();
     if edits.untied {
-        set_everywhere(&mut edited, "tie_word_embeddings", &false.into(), true);
+        heads::untie(&mut edited);
     }
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);

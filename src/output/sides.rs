@@ -6,16 +6,20 @@ use serde_json::Value;
 
 use super::WriteOptions;
 use super::arrange::indexes;
-use super::files::Output;
+use super::files::{Expected, Output, check_early};
+use super::options::named_like;
 use super::provenance::{Edits, edited_config};
-use super::recipe::{SIDECAR, sidecar_beside};
+use super::recipe::SIDECAR;
 use crate::error::{Error, Result};
+use crate::formats::Container;
+use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
-use crate::formats::{Container, companions, json};
-use crate::io::MappedFile;
+use crate::io::Inputs;
 use crate::model::base::Base;
-use crate::placement::applied::Applied;
 use crate::plan::Plan;
+
+/// What the owner of the config has to do.
+const UNTIED: &str = "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model";
 
 /// What was said while the side files were put together.
 #[derive(Debug, Default)]
@@ -26,47 +30,26 @@ pub struct Added {
     pub notes: Vec<String>,
 }
 
-/// The output must be none of the inputs, nor hold one, nor lie where its kind does not fit. The first of `models` gives it its
-/// layout.
+/// The output must be none of the `inputs`, nor hold one, nor lie where its kind does not fit. `base` gives it its layout.
 ///
 /// # Errors
 /// When it does, naming both.
-pub fn check_out(out: &Path, models: &[&Base], applied: &[Applied]) -> Result<()> {
-    check_format(out, models[0])?;
-    if models[0].view.is_none() && models[0].checkpoint.container() != &Container::File && has_weight_name(out) {
+pub fn check_out(write: &WriteOptions, base: &Base, inputs: &Inputs) -> Result<()> {
+    let out = write.out.as_path();
+    check_format(out, base)?;
+    let is_directory = base.view.is_none() && base.checkpoint.container() != &Container::File;
+    if is_directory && named_like(out).is_some() {
         return Err(Error::invalid(
             "--out",
             format!("`{}` is named like a file, the base is a directory", out.display()),
         )
         .hint("the output has the layout of the base: name a directory"));
     }
-    let Ok(place) = std::fs::canonicalize(out) else { return Ok(()) };
-    let of_adapter = |applied: &'_ Applied| {
-        let original = applied.original.as_ref().map(|(original, _)| original.base.checkpoint.root().to_path_buf());
-        [Some(applied.adapter.root.clone()), applied.init.as_ref().map(|init| init.root.clone()), original]
-    };
-    let roots = models.iter().map(|model| model.checkpoint.root().to_path_buf());
-    for input in roots.chain(applied.iter().flat_map(of_adapter).flatten()) {
-        let Ok(input_place) = std::fs::canonicalize(&input) else { continue };
-        if input_place.starts_with(&place) {
-            let what = format!("the output would take the place of the input `{}`", input.display());
-            return Err(Error::unsupported(out, what).hint("name another output"));
-        }
-    }
-    let held = models.iter().flat_map(|model| model.checkpoint.files()).map(|file| &file.map);
-    let mut held = held.chain(applied.iter().flat_map(|applied| applied.adapter.tensors.files()).map(|file| &file.map));
-    if out.is_file()
-        && let Ok(existing) = MappedFile::open(out)
-        && let Some(same) = held.find(|map| map.identity() == existing.identity())
-    {
-        let what = format!("the output is the input `{}` under another name", same.path().display());
-        return Err(Error::unsupported(out, what).hint("name another output"));
-    }
-    Ok(())
+    check_early(write, inputs, &Expected::Planned)
 }
 
 fn has_weight_name(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "safetensors") || is_gguf_name(path)
+    matches!(named_like(path), Some("safetensors" | "gguf"))
 }
 
 /// The output is of the base's format, and must not be called something else.
@@ -85,7 +68,7 @@ fn check_format(out: &Path, base: &Base) -> Result<()> {
 pub fn output(plan: Plan, write: &WriteOptions, base: &Base) -> Output {
     let single = base.view.is_some() || base.checkpoint.container() == &Container::File;
     let single_file = single && has_weight_name(&write.out);
-    Output { plan, written: Vec::new(), copied: Vec::new(), single_file }
+    Output { plan, written: Vec::new(), copied: Vec::new(), record: None, single_file, inputs: Vec::new() }
 }
 
 /// Adds config, companions, index and sidecar.
@@ -94,31 +77,32 @@ pub fn output(plan: Plan, write: &WriteOptions, base: &Base) -> Output {
 /// When the base's directory cannot be read, or the output cannot be what the options ask for.
 pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits, recipe: &Value) -> Result<Added> {
     let mut added = Added::default();
-    let sidecar = json::render(recipe);
+    output.record = Some(recipe.clone());
     if output.single_file {
         if write.part.is_some() || output.plan.files.len() > 1 {
             write.fits_one_file()?;
         }
-        output.written.push((sidecar_beside(&write.out), sidecar));
         // llama.cpp looks whether there is a head.
         if edits.untied && base.view.is_none() {
-            added.notes.push(
-                "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model"
-                    .into(),
-            );
+            added.notes.push(UNTIED.into());
         }
         return Ok(added);
     }
     output.written.extend(indexes(base, write, &output.plan.files));
-    output.written.push((PathBuf::from(SIDECAR), sidecar));
     if matches!(base.checkpoint.container(), Container::File | Container::Split) {
         return Ok(added);
     }
     let found = companions::list(base.checkpoint.directory())?;
-    let config = edited_config(base, write, edits).filter(|_| base.view.is_none());
+    let config_left = found.is_left(Path::new("config.json"), Left::LinkOut);
+    let config = edited_config(base, write, edits).filter(|_| base.view.is_none() && !config_left);
+    let written = |path: &Path| output.written.iter().any(|(other, _)| other == path);
+    added.notes.extend(found.notes(|path| !written(path)));
+    if config_left && edits.untied {
+        added.notes.push(UNTIED.into());
+    }
     for path in found.copied {
         let written = output.written.iter().any(|(other, _)| *other == path);
-        if path == Path::new("config.json") && config.is_some() || written {
+        if path == Path::new("config.json") && config.is_some() || path == Path::new(SIDECAR) || written {
             continue;
         }
         let source = base.checkpoint.directory().join(&path);
@@ -130,7 +114,7 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
     }
     let own: Vec<PathBuf> = base.checkpoint.files().iter().map(|file| PathBuf::from(&file.name)).collect();
     let left: Vec<String> = found
-        .left
+        .weights
         .iter()
         .filter(|path| !own.contains(path) && !path.to_string_lossy().ends_with(".index.json"))
         .map(|path| format!("`{}`", path.display()))

@@ -1,11 +1,14 @@
 //! Where the bytes of a tensor that is to be written come from.
 
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
+use super::range::beyond;
+use crate::error::Result;
 use crate::formats::Stored;
 use crate::plan::Compute;
-use crate::tensor::{Dtype, Float, Rounding};
+use crate::tensor::{Dtype, Float};
 
 /// Where the bytes of a tensor come from.
 #[derive(Clone)]
@@ -31,11 +34,14 @@ pub enum Bytes {
 }
 
 impl Bytes {
-    /// `values` rounded to `float`.
-    pub fn held(values: &[f32], float: Float) -> Self {
+    /// `values` rounded to `float`; `path` and `tensor` say whose they are.
+    ///
+    /// # Errors
+    /// When one is beyond the range of `float`.
+    pub fn held(values: &[f32], float: Float, (path, tensor): (&Path, &str)) -> Result<Self> {
         let mut bytes = vec![0; values.len() * float.bytes()];
-        float.encode(values, Rounding::Nearest, &mut bytes);
-        Self::Held { bytes, float }
+        float.encode_finite(values, &mut bytes).map_err(|found| beyond(path, tensor, 0, &found))?;
+        Ok(Self::Held { bytes, float })
     }
 
     /// Number of bytes.

@@ -3,14 +3,17 @@
 //! It is computed row by row when it is written. One that is a stored tensor as it is is copied instead.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::Bytes;
+use super::range::beyond;
 use crate::adapters::Factor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::pairs::Bytes;
 use crate::plan::Compute;
-use crate::tensor::{Float, Rounding, Shape};
+use crate::tensor::{Beyond, Float, Shape};
 
 /// A matrix and the shape it is written with.
 #[derive(Debug, Clone)]
@@ -152,7 +155,27 @@ impl Grid {
             }
         }
         let count = self.size.0 * self.size.1 * float.bytes() as u64;
-        Bytes::Computed { compute: Arc::new(Written { grid: self, float }), float, count }
+        let written = Written { grid: self, float, kept: Kept::default() };
+        Bytes::Computed { compute: Arc::new(written), float, count }
+    }
+
+    /// File and name of the first tensor that it is made of.
+    pub fn origin(&self) -> (&Path, &str) {
+        let first = self.blocks.first();
+        first.map_or((Path::new(""), ""), |block| (block.source.path(), block.source.info.name.as_str()))
+    }
+
+    /// The refusal of a value among those of the rows from `first` on: it names the tensor that it comes from.
+    pub fn refuse(&self, first: usize, found: &Beyond) -> Error {
+        let width = narrow(self.size.1).max(1);
+        let (row, col) = ((first + found.index / width) as u64, (found.index % width) as u64);
+        let holds = |block: &&Block| {
+            let (high, wide) = (block.rows.end - block.rows.start, block.cols.end - block.cols.start);
+            (block.at.0..block.at.0 + high).contains(&row) && (block.at.1..block.at.1 + wide).contains(&col)
+        };
+        let block = self.blocks.iter().find(holds);
+        let (path, name) = block.map_or(self.origin(), |block| (block.source.path(), block.source.info.name.as_str()));
+        beyond(path, name, first * width, found)
     }
 
     /// Decodes the rows `rows` into `out`.
@@ -196,16 +219,51 @@ pub fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits() & FRACTION == 0
 }
 
+/// A grid on its way into a file.
 struct Written {
     grid: Grid,
     float: Float,
+    kept: Kept,
 }
 
 impl Compute for Written {
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         let mut values = vec![0.0; rows.len() * narrow(self.grid.size.1)];
+        let first = rows.start;
         self.grid.decode(rows, &mut values)?;
-        self.float.encode(&values, Rounding::Nearest, out);
+        let outcome = self.float.encode_finite(&values, out);
+        outcome.map_err(|found| self.grid.refuse(first, &found))?;
+        self.kept.look(&values, || self.float.vanished(&values, out));
         Ok(())
+    }
+
+    fn vanished(&self) -> Option<String> {
+        self.kept.is_nothing().then(|| self.grid.origin().1.to_owned())
+    }
+}
+
+/// Whether anything is left of a tensor that was not all zero.
+#[derive(Debug, Default)]
+pub struct Kept {
+    something: AtomicBool,
+    lost: AtomicBool,
+}
+
+impl Kept {
+    /// Looks at `values`; `vanished` tells whether nothing is left of them.
+    pub fn look(&self, values: &[f32], vanished: impl FnOnce() -> bool) {
+        if self.something.load(Ordering::Relaxed) {
+            return;
+        }
+        if vanished() {
+            self.lost.store(true, Ordering::Relaxed);
+        } else if values.iter().any(|value| *value != 0.0) {
+            self.something.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether there was something, and nothing is left.
+    pub fn is_nothing(&self) -> bool {
+        self.lost.load(Ordering::Relaxed) && !self.something.load(Ordering::Relaxed)
     }
 }

@@ -36,10 +36,18 @@ impl<'a> Landable<'a> {
     pub fn untrained(&self) -> Result<Option<(&'a Lora, f64)>> {
         let Some(init) = &self.applied.init else { return Ok(None) };
         let same = |module: &&Module| module.path == self.module.path && module.nesting == self.module.nesting;
-        let pair = init.modules.iter().filter(same).find_map(|module| match &module.change {
+        let pair_of = |module: &'a Module| match &module.change {
             Change::Lora(lora) => Some(lora),
             _ => None,
-        });
+        };
+        // Modules mostly stand in the order of their paths.
+        let near = init.modules.partition_point(|module| module.path < self.module.path);
+        let pair = init.modules[near..]
+            .iter()
+            .take_while(|module| module.path == self.module.path)
+            .filter(same)
+            .find_map(pair_of)
+            .or_else(|| init.modules.iter().filter(same).find_map(pair_of));
         let Some(pair) = pair else {
             let problem = format!("has no factors for module `{}`", self.module.path);
             return Err(Error::mismatch(

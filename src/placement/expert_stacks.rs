@@ -160,15 +160,16 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
     let plain = format!("{}.{name}", job.path);
     let layer = experts::layer_of_stack(&job.path);
     let part = if name.starts_with("down") || name == "output_linear" { Part::Down } else { Part::Gate };
-    let known = ["gate_up_proj", "down_proj"].contains(&name);
+    let known = ["gate_up_proj", "up_proj", "down_proj"].contains(&name);
     let place = layer.filter(|_| known).and_then(|layer| experts::find(layer, |name| names.has(name)));
     let tensor = match place {
         _ if names.has(&plain) => plain,
-        Some(Place::Fused(fused)) => fused.tensor(layer?, part),
+        Some(Place::Fused(fused)) if fused.holds(name) => fused.tensor(layer?, part),
+        Some(Place::Fused(_)) => return None,
         Some(Place::Split(split, experts)) => {
             let layer = layer?.to_owned();
-            let (rows, inputs) = lander.base.checkpoint.info(&split.tensor(&layer, 0, part))?.shape.rows_cols();
-            let parts: &[Part] = if part == Part::Down { &[Part::Down] } else { &[Part::Gate, Part::Up] };
+            let parts = split.parts_of(name)?;
+            let (rows, inputs) = lander.base.checkpoint.info(&split.tensor(&layer, 0, parts[0]))?.shape.rows_cols();
             let outputs = rows * parts.len() as u64;
             return Some(Stack { parameter, experts, outputs, inputs, home: Home::Split { split, layer, parts } });
         }
@@ -319,13 +320,17 @@ fn slice_of_stack(
     if expert >= experts {
         return Ok(None);
     }
-    if part != Part::Down && lander.base.is_one_of(&INTERLEAVED_MODELS) {
+    let both = part != Part::Down && fused.gated;
+    if both && lander.base.is_one_of(&INTERLEAVED_MODELS) {
         let what = format!(
             "`{name}` alternates gate and up column by column; adapters of single experts cannot be merged into it"
         );
         return Err(Error::unsupported(lander.base.checkpoint.root(), what));
     }
-    let halves = if part == Part::Down { 1 } else { 2 };
+    if part == Part::Gate && !fused.gated {
+        return Ok(None);
+    }
+    let halves = if both { 2 } else { 1 };
     let (outputs, inputs) = (lora.outputs(), lora.inputs());
     let straight = rows == outputs * halves && cols == inputs;
     let turned = rows == inputs && cols == outputs * halves;
@@ -337,7 +342,7 @@ fn slice_of_stack(
         }
         (_, turned) => turned,
     };
-    let half = if part == Part::Up { narrow(outputs) } else { 0 };
+    let half = if both && part == Part::Up { narrow(outputs) } else { 0 };
     let first = narrow(expert * rows);
     let (row, col) = if transposed { (first, half) } else { (first + half, 0) };
     Ok(Some(Landing { tensor: name, row, col, cols: Some(narrow(cols)), outputs: (0, narrow(outputs)), transposed }))

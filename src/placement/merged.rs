@@ -251,7 +251,11 @@ impl Merged {
         };
         let error = Error::numeric(self.source.tensor.path(), &self.name, problem);
         if found.base.is_finite() && found.exact.is_finite() {
-            error.hint("`--dtype bf16` or `--dtype f32` has room for it")
+            match self.out.float() {
+                Some(Float::F32 | Float::F64) => error,
+                Some(Float::Bf16) => error.hint("`--dtype f32` has room for it"),
+                _ => error.hint("`--dtype bf16` or `--dtype f32` has room for it"),
+            }
         } else {
             error
         }

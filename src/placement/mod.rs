@@ -2,10 +2,12 @@
 //!
 //! | file | idea |
 //! |---|---|
+//! | `selection` | which modules are changed, and how strongly |
 //! | `applied` | the adapters of a run, opened, with their weights |
 //! | `change` | one change on its way to its place |
 //! | `placer` | which tensor, which rows, which way round |
 //! | `places` | names: components, prefixes, flattened names |
+//! | `denoisers`, `prefixes` | which of several denoisers; paths that lack or have a prefix too many |
 //! | `fit`, `prepared` | whether a change fits its tensor, and its delta |
 //! | `expert_stacks`, `split` | parts of stacked and of fused tensors |
 //! | `methods` | changes by other methods than LoRA |
@@ -16,14 +18,17 @@
 
 pub mod applied;
 pub mod change;
+mod denoisers;
 mod expert_stacks;
 mod fit;
 pub mod merged;
 mod methods;
 pub mod placer;
 mod places;
+mod prefixes;
 mod prepared;
 pub mod scaled;
+mod selection;
 mod split;
 pub mod terms;
 pub mod ties;
@@ -34,5 +39,7 @@ pub mod vocabulary;
 pub use applied::{Applied, Sources};
 pub use change::Landable;
 pub use fit::is_transposed;
-pub use placer::{Fate, Lander, Selection};
+pub use placer::{Fate, Lander};
+pub use places::{Place as BasePlace, Places as BasePlaces};
 pub use prepared::{Prepared, prepare};
+pub use selection::Selection;

@@ -3,74 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use regex::Regex;
-
 use super::applied::Applied;
 use super::change::Landable;
+use super::denoisers::in_component;
 use super::fit::check_elements;
 use super::methods;
-use super::places::{Place, Places, names_component};
+use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
+use super::selection::Selection;
 use super::tile::Piece;
-use super::unplaced::Homeless;
+use super::unplaced::{Homeless, Lost, embedding_of};
 use super::vocabulary::{self, Resized, is_resized};
 use super::{expert_stacks, split};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
+use crate::dialects::is_saved_beside;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
 use crate::naming::arch::{Spot, parameter as parameter_of};
-use crate::naming::blocks::BlockWeights;
-use crate::naming::{Shift, experts};
-
-/// Which modules are changed, and how strongly.
-#[derive(Debug, Clone, Default)]
-pub struct Selection {
-    /// Only these modules, if any is given.
-    pub include: Vec<Regex>,
-    /// Not these.
-    pub exclude: Vec<Regex>,
-    /// Further weights of modules; all that match are multiplied.
-    pub weights: Vec<(Regex, f64)>,
-    /// And by blocks.
-    pub blocks: Option<BlockWeights>,
-}
-
-impl Selection {
-    /// Whether the module is among those that are changed.
-    pub fn takes(&self, module: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
-    /// Every pattern has to mean something.
-    ///
-    /// # Errors
-    /// When a pattern matches none of `modules`.
-    pub fn check(&self, modules: &BTreeSet<String>) -> Result<()> {
-        let include = self.include.iter().map(|pattern| ("--include", pattern));
-        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
-        let weights = self.weights.iter().map(|(pattern, _)| ("--weight-for", pattern));
-        for (option, pattern) in include.chain(exclude).chain(weights) {
-            if !modules.iter().any(|module| pattern.is_match(module)) {
-                let like = modules.first().map_or(String::new(), |module| format!(", such as `{module}`"));
-                let problem =
-                    format!("`{pattern}` matches none of the {} modules of the adapters{like}", modules.len());
-                return Err(Error::invalid(option, problem));
-            }
-        }
-        self.blocks.as_ref().map_or(Ok(()), |blocks| blocks.check(modules.iter().filter(|module| self.takes(module))))
-    }
-
-    /// The further weight of a module.
-    pub fn strength(&self, module: &str) -> f64 {
-        let matching = self.weights.iter().filter(|(pattern, _)| pattern.is_match(module));
-        // `check` refuses modules whose block has no weight.
-        let of_block = self.blocks.as_ref().and_then(|blocks| blocks.of(module).ok()).unwrap_or(1.0);
-        matching.map(|(_, weight)| weight).product::<f64>() * of_block
-    }
-}
+use crate::naming::{Shift, experts, head, renamed};
 
 /// What became of an adapter's tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -115,11 +67,17 @@ pub struct Landed {
 /// Finds the place of one adapter after the other.
 pub struct Lander<'a> {
     pub(crate) base: &'a Base,
-    places: Places,
+    pub(crate) places: Places,
+    /// The denoiser that `--component` names.
+    pub(crate) component: Option<&'a str>,
     selection: &'a Selection,
     allow_unused: &'a globset::GlobSet,
     /// Whether the vocabulary may get another size.
     resizes: bool,
+    /// Modules of the tie: number of the adapter, position in it, and whether it is the head.
+    pub(crate) tied: Vec<(usize, usize, bool)>,
+    /// Whether the adapter that lands calls the base's modules as the base does.
+    same_paths: bool,
     /// What has landed so far.
     pub landed: Landed,
     /// Every module path seen.
@@ -130,13 +88,30 @@ impl<'a> Lander<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
         let (places, landed) = (Places::new(base), Landed::default());
-        Self { base, places, selection, allow_unused, resizes: false, landed, paths: BTreeSet::new() }
+        Self {
+            base,
+            places,
+            component: None,
+            selection,
+            allow_unused,
+            resizes: false,
+            same_paths: false,
+            tied: Vec::new(),
+            landed,
+            paths: BTreeSet::new(),
+        }
     }
 
     /// The same, and whether the vocabulary may get another size.
     #[must_use]
     pub fn resizing(self, resizes: bool) -> Self {
         Self { resizes, ..self }
+    }
+
+    /// The same, and the denoiser that is meant where a pipeline has several alike.
+    #[must_use]
+    pub fn meaning(self, component: Option<&'a str>) -> Self {
+        Self { component, ..self }
     }
 
     /// Finds the place of everything in `applied`.
@@ -146,12 +121,23 @@ impl<'a> Lander<'a> {
     pub fn land(&mut self, applied: &Applied) -> Result<()> {
         self.landed.fates.push(HashMap::new());
         let adapter = &applied.adapter;
+        self.choose_denoiser(adapter)?;
         let shift = self.shift(adapter)?;
+        self.same_paths = shift.is_identity();
+        let moved = self.moved(adapter, &shift)?;
         let mut homeless = Vec::new();
+        let mut embedded = BTreeSet::new();
         for (at, module) in adapter.modules.iter().enumerate() {
-            let path = self.located(module, shift.apply(&module.path))?;
+            if let Some(name) = embedding_of(module) {
+                embedded.insert(name);
+                self.settle(module, Fate::AllowedUnused);
+                continue;
+            }
+            let path = moved.apply(self.places.meant(shift.apply(&module.path)));
+            let path = self.located(module, path)?;
             self.paths.insert(path.clone());
-            let strength = applied.strength * self.selection.strength(&path);
+            self.note_tied(at, &path);
+            let strength = applied.strength_at(self.selection, &path)?;
             if strength == 0.0 || !self.selection.takes(&path) {
                 self.settle(module, Fate::LeftOut);
                 continue;
@@ -165,12 +151,31 @@ impl<'a> Lander<'a> {
                     if tensors.iter().all(|name| self.allow_unused.is_match(name)) {
                         self.settle(module, Fate::AllowedUnused);
                     } else {
-                        homeless.push(Homeless { tensors, wanted: job.path.clone() });
+                        if let Some(error) = self.packed_place(&job) {
+                            return Err(error);
+                        }
+                        homeless.push(Homeless { tensors, wanted: job.path.clone(), lost: Lost::of(&module.change) });
                     }
                 }
             }
         }
-        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless)) }
+        if let Some(name) = embedded.first() {
+            let count = embedded.len();
+            self.landed.notes.push(format!(
+                "{count} embeddings of tokens (`{name}`) lie beside the weights: a model has no place for them, they are loaded as \
+                 textual inversion"
+            ));
+        }
+        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
+    }
+
+    /// Remembers a module of the tie, under whatever name the adapter has it.
+    fn note_tied(&mut self, at: usize, path: &str) {
+        let Some(tie) = self.base.tie.as_ref().or(self.base.stored_tie.as_ref()) else { return };
+        let is = |tensor: &str| tensor.strip_suffix(".weight") == Some(path);
+        if is(&tie.head) || is(&tie.embedding) {
+            self.tied.push((self.landed.fates.len() - 1, at, is(&tie.head)));
+        }
     }
 
     fn settle(&mut self, module: &Module, fate: Fate) {
@@ -206,6 +211,8 @@ impl<'a> Lander<'a> {
                 && experts::layer_of_stack(&module.path).is_none()
                 && experts::expert_of(&module.path).is_none()
                 && !names_component(&module.path)
+                // A head stands outside of what a prefix is put before.
+                && !(head::is_head(&module.path) && self.base.names.has_module(&module.path))
         };
         let modules: Vec<&str> = adapter.modules.iter().filter(is_plain).map(|module| module.path.as_str()).collect();
         if let Some(located) = self.base.names.all_located(&modules) {
@@ -228,6 +235,11 @@ impl<'a> Lander<'a> {
                     ));
                 }
                 Ok(shift.clone())
+            }
+            // The denoiser that is meant decides.
+            several if self.component.is_some_and(|name| in_component(several, modules[0], name).is_some()) => {
+                let chosen = self.component.and_then(|name| in_component(several, modules[0], name));
+                Ok(chosen.cloned().unwrap_or_default())
             }
             several => {
                 let ways: Vec<String> = several.iter().map(|shift| format!("`{}`", shift.apply(modules[0]))).collect();
@@ -297,11 +309,18 @@ impl<'a> Lander<'a> {
             |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
         // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
         let packed = (parameter == "weight").then(|| format!("{}.in_proj_weight", job.path));
-        let paths = std::iter::once(job.path.clone()).chain(experts::aliases(&job.path));
-        paths
-            .map(|path| if path.is_empty() { parameter.to_owned() } else { format!("{path}.{parameter}") })
+        let paths = || std::iter::once(job.path.clone()).chain(experts::aliases(&job.path));
+        let named = |path: &str, parameter: &str| match path {
+            "" => parameter.to_owned(),
+            path => format!("{path}.{parameter}"),
+        };
+        let renamed = renamed::parameters(parameter)
+            .flat_map(|other| paths().map(|path| named(&path, &other)).collect::<Vec<String>>());
+        paths()
+            .map(|path| named(&path, parameter))
             .chain(packed)
             .chain(std::iter::once(parameter_of(&job.path, parameter)))
+            .chain(renamed)
             .find(has)
     }
 
@@ -338,6 +357,11 @@ impl<'a> Lander<'a> {
     fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
         let Some(name) = self.tensor_of(job, parameter) else { return self.land_new(job, parameter, tensor) };
         let target = self.target(&name);
+        // A copy of a shared embedding is no reason to give its head another tensor.
+        let is_shared = self.base.tie.as_ref().is_some_and(|tie| tie.embedding == name);
+        if is_shared && tensor.info.shape == target.info.shape && crate::model::same_values(tensor, &target)? {
+            return Ok(Some(Fate::SameAsBase));
+        }
         if self.resizes && is_resized(tensor, &target) {
             self.resize(job, &name, tensor, &target)?;
         } else {
@@ -373,8 +397,10 @@ impl<'a> Lander<'a> {
 
     /// A module the base does not have: a new head that the adapter declares.
     fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let declared = job.applied.adapter.config.modules_to_save.iter().any(|saved| saves(saved, &job.path));
-        if !declared || self.base.names.has_module(&job.path) || job.strength != 1.0 {
+        let declared = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path))
+            || self.same_paths && is_saved_beside(tensor);
+        let is_there = self.base.names.has_module(&job.path) && !self.base.is_tied_head(&job.path);
+        if !declared || is_there || job.strength != 1.0 {
             return Ok(None);
         }
         let name = format!("{}.{parameter}", job.path);
@@ -449,15 +475,5 @@ impl<'a> Lander<'a> {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
-    }
-}
-
-/// Outputs and inputs of the weight that is changed, where the change tells.
-fn size_of(change: &Change) -> Option<(u64, u64)> {
-    match change {
-        Change::Lora(lora) => Some((lora.outputs(), lora.inputs())),
-        Change::Method(method) => method.shape(),
-        Change::Whole(_, tensor) => Some(tensor.info.shape.rows_cols()),
-        _ => None,
     }
 }

@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
+use crate::adapters::Change;
 use crate::error::{Error, Result};
 use crate::formats::Container;
-use crate::model::base::Base;
+use crate::model::base::{Base, PACKED};
 use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
-use crate::naming::components::{ADAPTED, below, of_blocks, of_prefix, split, with_component};
+use crate::naming::components::{ADAPTED, below, kind_of_denoiser, of_blocks, of_prefix, split, with_component};
 
 /// Where a change goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,6 +27,10 @@ pub struct Places {
     flat: HashMap<String, Vec<String>>,
     /// The denoiser among them.
     denoiser: Option<&'static str>,
+    /// The component that the base is, where it is one alone and says so.
+    pub alone: Option<String>,
+    /// The denoiser that paths mean which name none, or name only its kind.
+    meant: Option<String>,
 }
 
 impl Places {
@@ -36,7 +41,9 @@ impl Places {
         for tensor in base.checkpoint.tensors() {
             // The fused projection of PyTorch's attention is a parameter; the tables call it a module.
             let fused = tensor.name.strip_suffix(".in_proj_weight").map(|path| format!("{path}.in_proj"));
-            let Some(module) = fused.or_else(|| Some(tensor.name.rsplit_once('.')?.0.to_owned())) else { continue };
+            let packed = || PACKED.iter().find_map(|(ending, _)| Some(tensor.name.strip_suffix(ending)?.to_owned()));
+            let module = fused.or_else(packed).or_else(|| Some(tensor.name.rsplit_once('.')?.0.to_owned()));
+            let Some(module) = module else { continue };
             let path = match (of_prefix(&module), alone) {
                 (Some((component, rest)), _) => format!("{component}.{rest}"),
                 (None, Some(component)) => format!("{component}.{module}"),
@@ -53,11 +60,38 @@ impl Places {
                 modules.entry(path).or_insert(module);
             }
         }
+        // What a file that is one model calls its modules, adapters call so below either kind of denoiser.
+        if denoiser.is_none() && alone.is_none() && !matches!(base.checkpoint.container(), Container::Pipeline(_)) {
+            let bare: Vec<(String, String)> = modules
+                .iter()
+                .filter(|(path, _)| split(path).is_none())
+                .map(|(path, module)| (path.clone(), module.clone()))
+                .collect();
+            for (path, module) in bare {
+                for kind in ["transformer", "unet"] {
+                    modules.entry(format!("{kind}.{path}")).or_insert_with(|| module.clone());
+                }
+            }
+        }
         let mut flat: HashMap<String, Vec<String>> = HashMap::new();
         for path in modules.keys() {
             flat.entry(path.replace('.', "_")).or_default().push(path.clone());
         }
-        Self { modules, flat, denoiser }
+        Self { modules, flat, denoiser, alone: alone.map(str::to_owned), meant: None }
+    }
+
+    /// Says which denoiser is meant by paths that name none, or only its kind.
+    pub fn mean(&mut self, denoiser: Option<String>) {
+        self.meant = denoiser;
+    }
+
+    /// The path with the denoiser that is meant.
+    pub fn meant(&self, path: String) -> String {
+        let Some(meant) = &self.meant else { return path };
+        match split(&path) {
+            Some((component, rest)) if kind_of_denoiser(meant) == Some(component) => format!("{meant}.{rest}"),
+            _ => path,
+        }
     }
 
     /// The place of the module `path` with so many outputs and inputs; `None` if the base has none.
@@ -72,8 +106,10 @@ impl Places {
             },
             None => match (with_component(path), self.denoiser) {
                 // The base is one, so what no name gives away is a part of it.
-                (path, Some(denoiser)) if split(&path).is_none() => below(denoiser, &path),
-                (path, _) => path,
+                (own, Some(denoiser)) if split(path).is_none() && of_prefix(path).is_none() => {
+                    self.meant(below(denoiser, &own))
+                }
+                (path, _) => self.meant(path),
             },
         };
         self.locate(base, path, size)
@@ -88,13 +124,13 @@ impl Places {
         };
         let mut found: Vec<(String, Place)> = Vec::new();
         for reading in readings {
-            let place = self.locate(base, with_component(&reading), size)?;
+            let place = self.locate(base, self.meant(with_component(&reading)), size)?;
             if let Some(place) = place.filter(|place| found.iter().all(|(_, other)| other != place)) {
                 found.push((reading, place));
             }
         }
         if found.len() > 1 {
-            return Err(ambiguous(base, name, found.iter().map(|(reading, _)| reading)));
+            return Err(ambiguous(base, name, found.iter().map(|(reading, _)| reading.as_str())));
         }
         Ok(found.pop().map(|(_, place)| place))
     }
@@ -128,24 +164,21 @@ impl Places {
         }
         match found.len() {
             0 | 1 => Ok(found.pop()),
-            _ => {
-                let names = found.iter().map(|place| match place {
-                    Place::Whole(module) => module,
-                    Place::Rows(spots) => &spots[0].module,
-                });
-                Err(ambiguous(base, &path, names))
-            }
+            _ => Err(ambiguous(base, &path, found.iter().map(Place::module))),
         }
     }
 
     fn unflatten(&self, base: &Base, path: &str, rest: &str, components: &[&str]) -> Result<Option<String>> {
-        let of = |component: &&str| self.flat.get(&format!("{component}_{rest}"));
+        let of = |component: &&str| {
+            let meant = self.meant.as_deref().filter(|meant| kind_of_denoiser(meant) == Some(component));
+            self.flat.get(&format!("{}_{rest}", meant.unwrap_or(component)))
+        };
         let mut found: Vec<&String> = components.iter().filter_map(of).flatten().collect();
         found.dedup_by_key(|path| &self.modules[*path]);
         match found.as_slice() {
             [] => Ok(None),
             [one] => Ok(Some((*one).clone())),
-            several => Err(ambiguous(base, path, several.iter().copied())),
+            several => Err(ambiguous(base, path, several.iter().map(|path| path.as_str()))),
         }
     }
 }
@@ -176,7 +209,27 @@ pub fn names_component(path: &str) -> bool {
     split(path).is_some() || flattened(path).is_some()
 }
 
-fn ambiguous<'a>(base: &Base, path: &str, names: impl Iterator<Item = &'a String>) -> Error {
+/// Outputs and inputs of the weight that is changed, where the change tells.
+pub fn size_of(change: &Change) -> Option<(u64, u64)> {
+    match change {
+        Change::Lora(lora) => Some((lora.outputs(), lora.inputs())),
+        Change::Method(method) => method.shape(),
+        Change::Whole(_, tensor) => Some(tensor.info.shape.rows_cols()),
+        _ => None,
+    }
+}
+
+impl Place {
+    /// The module, or the first of several.
+    pub fn module(&self) -> &str {
+        match self {
+            Self::Whole(module) => module,
+            Self::Rows(spots) => spots.first().map_or("", |spot| spot.module.as_str()),
+        }
+    }
+}
+
+fn ambiguous<'a>(base: &Base, path: &str, names: impl Iterator<Item = &'a str>) -> Error {
     let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     let what = format!("`{path}` of the adapter could be any of {}", names.join(", "));
     Error::unsupported(base.checkpoint.root(), what)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::merged::Merged;
 use crate::adapters::BaseRows;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::weight::{ScaleGrid, Weight};
 use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, Survival, Tally, encode_surveyed};
@@ -42,7 +42,16 @@ impl Rescaled {
         let fits = |(scale, peak): (&f32, &f32)| {
             if peak / scale <= largest { *scale } else { round_up(old.float, peak / largest) }
         };
-        let values = old.values.iter().zip(&peaks).map(fits).collect();
+        let values: Vec<f32> = old.values.iter().zip(&peaks).map(fits).collect();
+        // An infinite peak is an error of its own, and named where the weight is written.
+        if let Some(at) = (0..values.len()).find(|at| !values[*at].is_finite() && peaks[*at].is_finite()) {
+            let (peak, float) = (peaks[at], old.float);
+            let problem = format!(
+                "the merged weight is up to {peak} in block {at}, and its scale would be beyond the range of {float}, which ends at {}",
+                float.max()
+            );
+            return Err(Error::numeric(merged.source.tensor.path(), &merged.name, problem));
+        }
         Ok(Self { grid: ScaleGrid { values, ..old.clone() }, codes })
     }
 

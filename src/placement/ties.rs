@@ -5,17 +5,19 @@
 //! as it was, a change to the head alone leaves the embedding.
 
 use super::applied::Applied;
-use super::placer::{Lander, Target};
+use super::placer::{Landed, Lander, Target};
 use super::tile::Piece;
-use crate::adapters::{Adapter, Change, Factor, Lora, Module};
+use crate::adapters::{Change, Factor, Lora};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
+use crate::model::heads::class_of;
 use crate::model::same_values;
-use crate::naming::head::Tie;
 
 /// Decoders of these types scale what goes into a tied head, and only into a tied one: untying changes more than a tensor.
-const SCALED_BEFORE_HEAD: [&str; 5] = ["t5", "mt5", "umt5", "longt5", "switch_transformers"];
+/// Source: `model_dim**-0.5` in the classes of transformers.
+const SCALED_BEFORE_HEAD: [&str; 8] =
+    ["t5", "mt5", "umt5", "longt5", "switch_transformers", "pop2piano", "udop", "gptsan-japanese"];
 
 /// Gives the head its own tensor where it must differ; says whether head and embedding are two from now on.
 ///
@@ -24,7 +26,12 @@ const SCALED_BEFORE_HEAD: [&str; 5] = ["t5", "mt5", "umt5", "longt5", "switch_tr
 pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
     let base: &Base = lander.base;
     let stored = base.tie.is_none();
-    let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) else { return Ok(false) };
+    let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) else {
+        note_unnamed(lander);
+        return Ok(false);
+    };
+    change_copies(base, &tie.embedding, &mut lander.landed)?;
+    let tied = Tied { modules: &lander.tied, applied };
     let targets = &mut lander.landed.targets;
     let (head, embedding) = (targets.get(&tie.head).cloned(), targets.get(&tie.embedding).cloned());
     let (together, what) = match (&head, &embedding) {
@@ -32,12 +39,12 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
         // Trained rows serve both sides of the tie, and so does a vocabulary of another size.
         (None, Some(embedding)) => {
             let resized = !stored && lander.landed.resized.contains_key(&tie.embedding);
-            let together = resized || trained_as_one(applied, tie) || !changes_more_than_rows(embedding);
+            let together = resized || tied.trained_as_one() || !changes_more_than_rows(embedding);
             (together, format!("`{}` is changed and `{}` is not", tie.embedding, tie.head))
         }
         (Some(_), None) => (false, format!("`{}` is changed and `{}` is not", tie.head, tie.embedding)),
         (Some(head), Some(embedding)) => {
-            let together = changed_alike(head, embedding, applied, tie)?;
+            let together = changed_alike(head, embedding, &tied)?;
             let how = if together { "alike" } else { "differently" };
             (together, format!("`{}` and `{}` are changed {how}", tie.embedding, tie.head))
         }
@@ -54,10 +61,13 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
         return Ok(false);
     }
     if base.is_one_of(&SCALED_BEFORE_HEAD) {
-        let problem = format!("{what}, and models of this type cannot be untied without changing what they compute");
-        return Err(
-            Error::unsupported(base.checkpoint.root(), problem).hint("`--exclude` leaves one of the modules out")
+        let problem = format!(
+            "{what}: models of this type scale what goes into a head that is tied, and only then, so with two tensors they would \
+             compute something else"
         );
+        return Err(Error::unsupported(base.checkpoint.root(), problem).hint(
+            "an adapter that was trained with `ensure_weight_tying` changes both; a base with a head of its own takes either",
+        ));
     }
     let rows: Vec<Piece> =
         embedding.iter().flat_map(|target| &target.pieces).filter(|piece| is_rows(piece)).cloned().collect();
@@ -69,6 +79,12 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
         }
     }
     lander.landed.notes.push(format!("{what}: the head is untied"));
+    if let Some(prefix) = base.heads.lacking_prefix(&tie.embedding).filter(|_| !stored) {
+        lander.landed.notes.push(format!(
+            "the names of the base lack the `{prefix}` of its class: transformers 5 loads them beside `{}`, transformers 4 does not",
+            tie.head
+        ));
+    }
     Ok(true)
 }
 
@@ -79,6 +95,9 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
 /// When tensors cannot be read.
 pub fn keep_together(lander: &mut Lander<'_>) -> Result<bool> {
     let base: &Base = lander.base;
+    if let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) {
+        change_copies(base, &tie.embedding, &mut lander.landed)?;
+    }
     let targets = &mut lander.landed.targets;
     if let Some(tie) = &base.tie
         && let Some(head) = targets.remove(&tie.head)
@@ -100,14 +119,14 @@ pub fn keep_together(lander: &mut Lander<'_>) -> Result<bool> {
 
 /// Whether one tensor can serve both: replaced by the same values, or changed by the same pairs, turned around, with the
 /// same weights.
-fn changed_alike(head: &Target, embedding: &Target, applied: &[Applied], tie: &Tie) -> Result<bool> {
+fn changed_alike(head: &Target, embedding: &Target, tied: &Tied<'_>) -> Result<bool> {
     let others: Vec<&Piece> = embedding.pieces.iter().filter(|piece| !is_rows(piece)).collect();
     match (&head.replacement, &embedding.replacement) {
         (Some(left), Some(right)) => Ok(head.pieces.is_empty() && others.is_empty() && same_values(left, right)?),
         (None, None) => {
             let mut pairs = 0;
-            for applied in applied {
-                match mirrored(&applied.adapter, tie)? {
+            for number in 0..tied.applied.len() {
+                match tied.mirrored(number)? {
                     None => {}
                     Some(true) => pairs += 1,
                     Some(false) => return Ok(false),
@@ -128,44 +147,73 @@ fn changes_more_than_rows(target: &Target) -> bool {
     target.replacement.is_some() || target.pieces.iter().any(|piece| !is_rows(piece))
 }
 
-/// Whether all adapters that change head or embedding say that they were trained as one.
-fn trained_as_one(applied: &[Applied], tie: &Tie) -> bool {
-    let changes = |adapter: &Adapter| {
-        adapter.modules.iter().any(|module| is_weight_of(module, &tie.head) || is_weight_of(module, &tie.embedding))
-    };
-    let mut changing = applied.iter().map(|applied| &applied.adapter).filter(|adapter| changes(adapter)).peekable();
-    // A change whose adapter is not recognised by its paths was not seen to be trained as one.
-    changing.peek().is_some() && changing.all(|adapter| adapter.config.ensure_weight_tying)
-}
-
-/// Whether `tensor` is the weight of `module`, wherever the model is wrapped.
-fn is_weight_of(module: &Module, tensor: &str) -> bool {
-    let weight = format!("{}.weight", module.path);
-    tensor == weight || tensor.ends_with(&format!(".{weight}"))
-}
-
-/// Whether the adapter's change of the head is the one of the embedding, turned around; `None` if it has no pair for either.
-fn mirrored(adapter: &Adapter, tie: &Tie) -> Result<Option<bool>> {
-    let pair = |tensor: &str| -> Option<(&Lora, Option<f64>)> {
-        adapter.modules.iter().find_map(|module| match &module.change {
-            Change::Lora(lora) if is_weight_of(module, tensor) => {
-                Some((lora.as_ref(), adapter.config.scaling.as_ref().map(|scaling| scaling.scale(&module.path))))
-            }
-            _ => None,
-        })
-    };
-    match (pair(&tie.head), pair(&tie.embedding)) {
-        (None, None) => Ok(None),
-        (Some((head, head_scale)), Some((embedding, embedding_scale))) => {
-            let plain =
-                head.magnitude.is_none() && embedding.magnitude.is_none() && !head.embedding && embedding.embedding;
-            let same = plain
-                && head_scale == embedding_scale
-                && is_transpose(&head.up, &embedding.down)?
-                && is_transpose(&head.down, &embedding.up)?;
-            Ok(Some(same))
+/// Encoder and decoder of BART and its kin look up their tokens in the shared embedding; what is stored of theirs repeats it,
+/// and is taken for their own where the tie is off. So it changes with the shared one.
+fn change_copies(base: &Base, embedding: &str, landed: &mut Landed) -> Result<()> {
+    const COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
+    let Some(prefix) = embedding.strip_suffix("shared.weight") else { return Ok(()) };
+    for copy in COPIES.map(|copy| format!("{prefix}{copy}")).into_iter().filter(|copy| base.names.has(copy)) {
+        let Some(target) = landed.targets.get(embedding).cloned() else { return Ok(()) };
+        if !landed.targets.contains_key(&copy) && same_values(&base.stored(&copy), &base.stored(embedding))? {
+            landed.notes.push(format!("`{copy}` repeats `{embedding}` and is changed with it"));
+            landed.targets.insert(copy, target);
         }
-        _ => Ok(Some(false)),
+    }
+    Ok(())
+}
+
+/// Says that an embedding changes which a head of an unknown name may share.
+fn note_unnamed(lander: &mut Lander<'_>) {
+    let (Some(embedding), Some(config)) = (&lander.base.unnamed, &lander.base.config) else { return };
+    if lander.landed.targets.get(embedding).is_some_and(changes_more_than_rows) {
+        lander.landed.notes.push(format!(
+            "`{embedding}` is changed, and how `{}` calls its output head is not known: a head that shares this tensor changes with it",
+            class_of(config)
+        ));
+    }
+}
+
+/// The modules of the tie that adapters change.
+struct Tied<'a> {
+    /// Number of the adapter, position in it, whether it is the head.
+    modules: &'a [(usize, usize, bool)],
+    applied: &'a [Applied],
+}
+
+impl Tied<'_> {
+    /// Whether all adapters that change head or embedding say that they were trained as one.
+    fn trained_as_one(&self) -> bool {
+        // A change whose adapter is not recognised by its paths was not seen to be trained as one.
+        !self.modules.is_empty()
+            && self.modules.iter().all(|(adapter, ..)| self.applied[*adapter].adapter.config.ensure_weight_tying)
+    }
+
+    /// Whether the change of the head by an adapter is the one of the embedding, turned around; `None` if it has no pair for
+    /// either.
+    fn mirrored(&self, number: usize) -> Result<Option<bool>> {
+        let adapter = &self.applied[number].adapter;
+        let pair = |of_head: bool| -> Option<(&Lora, Option<f64>)> {
+            let own = self.modules.iter().filter(|(adapter, _, is_head)| *adapter == number && *is_head == of_head);
+            own.map(|(_, at, _)| &adapter.modules[*at]).find_map(|module| match &module.change {
+                Change::Lora(lora) => {
+                    Some((lora.as_ref(), adapter.config.scaling.as_ref().map(|scaling| scaling.scale(&module.path))))
+                }
+                _ => None,
+            })
+        };
+        match (pair(true), pair(false)) {
+            (None, None) => Ok(None),
+            (Some((head, head_scale)), Some((embedding, embedding_scale))) => {
+                let plain =
+                    head.magnitude.is_none() && embedding.magnitude.is_none() && !head.embedding && embedding.embedding;
+                let same = plain
+                    && head_scale == embedding_scale
+                    && is_transpose(&head.up, &embedding.down)?
+                    && is_transpose(&head.down, &embedding.up)?;
+                Ok(Some(same))
+            }
+            _ => Ok(Some(false)),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Tensors of an adapter that have no place in the base: one message names all of them, and what they may have meant.
 
+use super::change::Landable;
 use super::placer::Lander;
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Change, Module};
 use crate::error::Error;
+use crate::naming::experts::{self, FUSED};
 
 /// A module that found no place; others may still follow, so that one message names all.
 pub struct Homeless {
@@ -10,11 +12,35 @@ pub struct Homeless {
     pub tensors: Vec<String>,
     /// Its path in the base.
     pub wanted: String,
+    /// What it is.
+    pub lost: Lost,
+}
+
+/// What would be lost without a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// A parameter of the base that was saved along.
+    Copy,
+    /// A tensor that was trained whole.
+    Whole,
+    /// Any other change.
+    Trained,
+}
+
+impl Lost {
+    /// What is lost with `change`.
+    pub fn of(change: &Change) -> Self {
+        match change {
+            Change::Frozen(..) => Self::Copy,
+            Change::Whole(..) => Self::Whole,
+            _ => Self::Trained,
+        }
+    }
 }
 
 impl Lander<'_> {
     /// The refusal of an adapter with such modules.
-    pub(crate) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless]) -> Error {
+    pub(crate) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless], nearly: Option<&str>) -> Error {
         const SHOWN: usize = 3;
         let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();
@@ -39,11 +65,48 @@ impl Lander<'_> {
         };
         let problem =
             format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
-        let hint = if tensors == total {
-            "is this the model the adapter was trained on?"
-        } else {
-            "`--allow-unused GLOB` lets tensors go that are not needed, `--exclude REGEX` leaves modules out"
-        };
-        Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem).hint(hint)
+        let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
+        Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem)
+            .hint(self.way_out(homeless, tensors == total))
     }
+
+    /// The way out. What was trained for a part that the base has is never offered to be dropped.
+    fn way_out(&self, homeless: &[Homeless], all: bool) -> &'static str {
+        let names = &self.base.names;
+        let is_new = |module: &Homeless| module.lost == Lost::Whole && !names.has_module(&module.wanted);
+        let part = |module: &Homeless| module.wanted.split('.').next().unwrap_or_default().to_owned();
+        if homeless.iter().all(|module| module.lost == Lost::Copy) {
+            "they repeat weights of the model the adapter was trained on: `--allow-unused GLOB` lets them go"
+        } else if homeless.iter().all(is_new) {
+            "`modules_to_save` of the adapter's config names modules that are added to the model, such as a new head"
+        } else if !all && homeless.iter().all(|module| !names.has_module(&part(module))) {
+            "`--allow-unused GLOB` leaves away what belongs to a part of the model that the base does not have"
+        } else {
+            "is this the model the adapter was trained on?"
+        }
+    }
+
+    /// The refusal of a change of experts that the base keeps packed.
+    pub(crate) fn packed_place(&self, job: &Landable<'_>) -> Option<Error> {
+        let path = &job.path;
+        let adapted = job.applied.adapter.config.parameters_of(&job.module.path);
+        let mut stacks: Vec<String> = adapted.iter().map(|name| format!("{path}.{name}")).collect();
+        if let Change::Whole(name, _) = &job.module.change {
+            stacks.push(format!("{path}.{name}"));
+        }
+        if let Some((layer, _, part)) = experts::expert_of(path) {
+            stacks.extend(FUSED.iter().map(|fused| fused.tensor(layer, part)));
+        }
+        // One layer for each expert: `experts.gate_up_projs.0`.
+        let list = path.rsplit_once('.').filter(|(_, number)| number.parse::<u64>().is_ok());
+        stacks.extend(list.and_then(|(list, _)| list.strip_suffix('s')).map(str::to_owned));
+        stacks.iter().find_map(|stack| self.base.packed_stack(stack))
+    }
+}
+
+/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
+pub fn embedding_of(module: &Module) -> Option<String> {
+    let tensors = module.change.tensors();
+    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
+    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }

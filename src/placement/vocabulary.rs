@@ -8,14 +8,15 @@ use super::placer::Lander;
 use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::naming::head::find_stored_pair;
+use crate::naming::{Names, head};
 
 /// Rows before and after, by tensor.
 pub type Resized = BTreeMap<String, (u64, u64)>;
 
 /// Whether a tensor of this name has a row for every token.
 pub fn is_vocabulary(name: &str) -> bool {
-    ["embed", "wte", "lm_head", "emb."].iter().any(|part| name.contains(part))
+    let is_head = || name.strip_suffix(".weight").is_some_and(head::is_head);
+    ["embed", "wte", "lm_head", "emb.", "shared."].iter().any(|part| name.contains(part)) || is_head()
 }
 
 /// The way out where vocabularies differ.
@@ -75,8 +76,9 @@ pub fn check(lander: &mut Lander<'_>) -> Result<Option<u64>> {
             return refuse(format!("`{first}` would get {new} rows, `{name}` {rows}: one vocabulary has one size"));
         }
     }
-    let has = |name: &str| base.names.has(name) || landed.targets.contains_key(name);
-    let pair = find_stored_pair(has).map(|tie| [tie.head, tie.embedding]).unwrap_or_default();
+    let written = base.checkpoint.tensors().map(|tensor| &tensor.name).chain(landed.targets.keys());
+    let pair = base.heads.stored(&Names::new(written.cloned()));
+    let pair = pair.map(|tie| [tie.head, tie.embedding]).unwrap_or_default();
     let biases =
         landed.resized.keys().filter_map(|name| name.strip_suffix(".weight")).map(|module| format!("{module}.bias"));
     let biases = biases.filter(|name| base.names.has(name));

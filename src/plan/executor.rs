@@ -4,8 +4,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use super::workers::together;
 use super::{Job, Plan, Progress, Work};
-use crate::error::{Blame, Error, Result};
+use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::io::PositionalFile;
 use crate::limits::MAX_THREADS;
 
@@ -45,7 +47,7 @@ impl Budget {
 pub struct Executor<'a> {
     /// Threads and memory.
     pub budget: Budget,
-    /// Set from outside to stop the run between two jobs.
+    /// Set from outside to stop the run: between two jobs, and where a job asks ([`interrupt`]).
     pub cancel: &'a AtomicBool,
     /// Hears of every job done.
     pub progress: &'a dyn Progress,
@@ -66,7 +68,16 @@ impl Executor<'_> {
         }
         let preparations: Vec<Range<usize>> = (0..plan.computed.len()).map(|at| at..at + 1).collect();
         let outcome = self.each(&preparations, |at, _| plan.computed[at].prepare()).and_then(|()| {
-            self.each(&by_file, |at, buffer| self.one(jobs[at], &files[jobs[at].file - range.start], buffer))
+            let left: Vec<AtomicUsize> = by_file.iter().map(|queue| AtomicUsize::new(queue.len())).collect();
+            let queue_of = |at: usize| by_file.partition_point(|queue| queue.end <= at);
+            self.each(&by_file, |at, buffer| {
+                let file = &files[jobs[at].file - range.start];
+                self.one(jobs[at], file, buffer)?;
+                if left[queue_of(at)].fetch_sub(1, Ordering::AcqRel) == 1 {
+                    file.close();
+                }
+                Ok(())
+            })
         });
         self.progress.finish();
         outcome
@@ -108,8 +119,7 @@ impl Executor<'_> {
                 if at >= queues[queue].end {
                     break;
                 }
-                let cancelled = self.cancel.load(Ordering::Relaxed);
-                let outcome = if cancelled { Err(Blame::Interrupted.into()) } else { work(at, buffer) };
+                let outcome = interrupt::watching(self.cancel, || interrupt::check().and_then(|()| work(at, buffer)));
                 outcome.unwrap_or_else(|error| fail(at, error));
             }
         };
@@ -124,12 +134,7 @@ impl Executor<'_> {
         };
         let jobs: usize = queues.iter().map(ExactSizeIterator::len).sum();
         let workers = self.budget.workers().min(jobs.max(1));
-        std::thread::scope(|scope| {
-            for _ in 1..workers {
-                scope.spawn(worker);
-            }
-            worker();
-        });
+        together(workers, worker);
         failed.into_inner().expect("all workers ended").map_or(Ok(()), |(_, error)| Err(error))
     }
 }

@@ -6,6 +6,7 @@
 mod executor;
 mod pool;
 mod progress;
+mod workers;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,6 +37,11 @@ pub trait Compute: Send + Sync {
     /// # Errors
     /// When an input cannot be used or a result cannot be stored.
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()>;
+
+    /// The tensor whose values were not all zero, where nothing but zeros was left of them: known when all rows are filled.
+    fn vanished(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Where the bytes of a job come from.
@@ -144,6 +150,11 @@ impl Plan {
         let first = slices.partition_point(|slice| *slice < part - 1);
         let end = slices.partition_point(|slice| *slice < part);
         first..end
+    }
+
+    /// The tensors of which nothing but zeros was written, although they held something.
+    pub fn vanished(&self) -> Vec<String> {
+        self.computed.iter().filter_map(|compute| compute.vanished()).collect()
     }
 
     /// Bytes of all files.

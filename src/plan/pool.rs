@@ -1,10 +1,13 @@
 //! Runs tasks that each hold memory of their own on a fixed number of threads, within a memory budget.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Condvar, Mutex};
 
 use super::Budget;
-use crate::error::{Blame, Error, Result};
+use super::workers::together;
+use crate::error::{Error, Result};
+use crate::interrupt;
 use crate::limits::MAX_THREADS;
 
 /// Calls `work` with the number of every task; `held` tells how many bytes each holds while it runs.
@@ -13,7 +16,8 @@ use crate::limits::MAX_THREADS;
 /// budget runs alone. Each is done by one thread, so what it computes does not depend on their number.
 ///
 /// # Errors
-/// The error of the first task in order that failed; the others are stopped. [`Blame::Interrupted`] when `cancel` was set.
+/// The error of the first task in order that failed; the others are stopped. [`Interrupted`](crate::error::Blame::Interrupted)
+/// when `cancel` was set.
 pub fn each_within(
     held: &[u64],
     budget: &Budget,
@@ -22,6 +26,7 @@ pub fn each_within(
 ) -> Result<()> {
     let mut waiting: Vec<usize> = (0..held.len()).collect();
     waiting.sort_by_key(|task| std::cmp::Reverse(held[*task]));
+    let waiting = VecDeque::from(waiting);
     let state = Mutex::new(State { waiting, running: 0, held: 0, failed: None });
     let changed = Condvar::new();
     let lock = || state.lock().expect("no task panics while it holds the lock");
@@ -38,18 +43,13 @@ pub fn each_within(
                 current = changed.wait(current).expect("no task panics while it holds the lock");
             };
             drop(current);
-            let outcome = if cancel.load(Ordering::Relaxed) { Err(Blame::Interrupted.into()) } else { work(task) };
+            let outcome = interrupt::watching(cancel, || interrupt::check().and_then(|()| work(task)));
             lock().finish(task, held[task], outcome);
             changed.notify_all();
         }
     };
     let workers = budget.threads.min(held.len()).clamp(1, MAX_THREADS);
-    std::thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(worker);
-        }
-        worker();
-    });
+    together(workers, worker);
     state.into_inner().expect("all workers ended").failed.map_or(Ok(()), |(_, error)| Err(error))
 }
 
@@ -75,7 +75,7 @@ pub fn map_within<T: Send>(
 
 struct State {
     /// Largest first.
-    waiting: Vec<usize>,
+    waiting: VecDeque<usize>,
     running: usize,
     held: u64,
     failed: Option<(usize, Error)>,
@@ -86,7 +86,7 @@ impl State {
     fn take(&mut self, held: &[u64], max_bytes: u64) -> Option<usize> {
         let fits = |task: &usize| self.running == 0 || self.held.saturating_add(held[*task]) <= max_bytes;
         let at = self.waiting.iter().position(fits)?;
-        let task = self.waiting.remove(at);
+        let task = self.waiting.remove(at)?;
         self.running += 1;
         self.held = self.held.saturating_add(held[task]);
         Some(task)
@@ -106,7 +106,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, AtomicUsize};
+    use crate::error::Blame;
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     #[test]
     fn every_task_runs_once_and_together_they_stay_within_the_memory() {

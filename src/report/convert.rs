@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::size;
+use super::{shown, size};
+use crate::error::shown::line;
 use crate::ops::convert::{AdapterReport, CheckpointReport, Converted, RoundingError};
 
 /// A conversion as text.
@@ -18,9 +19,12 @@ pub fn convert(converted: &Converted) -> String {
 
 fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "{}{would}", shown(&report.out))?;
     let family = report.family.as_ref().map_or(String::new(), |family| format!(", {family}"));
-    writeln!(text, "  input    {}, {}{family}", report.input.display(), report.from)?;
+    writeln!(text, "  input    {}, {}{family}", shown(&report.input), report.from)?;
+    if let (Some(family), Some(by)) = (&report.family, &report.family_by) {
+        writeln!(text, "  family   {family}, by {by}")?;
+    }
     let list = |parts: &[(usize, &str)]| {
         let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
         parts.collect::<Vec<_>>().join(", ")
@@ -47,19 +51,19 @@ fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
     }
     writeln!(text, "  output   {}, {}", report.to, size(report.bytes))?;
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     Ok(())
 }
 
 fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
+    writeln!(text, "{}{would}", shown(&report.out))?;
     let input = size(report.input_bytes);
     writeln!(
         text,
         "  input    {}, {}, {input} in {} file(s)",
-        report.input.display(),
+        shown(&report.input),
         report.format,
         report.input_files
     )?;
@@ -68,13 +72,13 @@ fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result 
     let dtypes: Vec<String> = report.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
     writeln!(text, "  tensors  {} ({})", parts.collect::<Vec<_>>().join(", "), dtypes.join(", "))?;
     for change in &report.config_changes {
-        writeln!(text, "  config   {change}")?;
+        writeln!(text, "  config   {}", line(change))?;
     }
     writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
     if let (Some(total), Some(worst)) = (&report.rounding, &report.worst) {
         writeln!(text, "  rounding {}", rounding(total))?;
         if worst.relative > total.relative {
-            writeln!(text, "           at worst {} in `{}`", rounding(worst), worst.tensor)?;
+            writeln!(text, "           at worst {} in `{}`", rounding(worst), line(&worst.tensor))?;
         }
     }
     if !report.dry_run {
@@ -83,7 +87,7 @@ fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result 
         writeln!(text, "  time     {:.2} s, {rate:.2} GB/s{memory}", report.seconds)?;
     }
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     Ok(())
 }

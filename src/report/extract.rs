@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{of_dialect, size, table};
+use super::{of_dialect, shown, size, table};
+use crate::error::shown::line;
 use crate::ops::extract::{ExtractReport, ModuleSummary, Total};
 
 /// Modules with the largest errors that are shown without `-v`.
@@ -21,9 +22,9 @@ pub fn extract(report: &ExtractReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &ExtractReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
-    writeln!(text, "  base     {}", report.base.display())?;
-    writeln!(text, "  tuned    {}", report.tuned.display())?;
+    writeln!(text, "{}{}{would}", shown(&report.out), of_dialect(report.to))?;
+    writeln!(text, "  base     {}", shown(&report.base))?;
+    writeln!(text, "  tuned    {}", shown(&report.tuned))?;
     let counts = [
         (report.modules.len(), "changed"),
         (report.whole.len(), "whole"),
@@ -44,14 +45,14 @@ fn write(text: &mut String, report: &ExtractReport, verbose: bool) -> std::fmt::
     }
     write_total(text, report, &report.total)?;
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     write_modules(text, &report.modules, verbose)
 }
 
 fn listed(names: impl Iterator<Item = String>, count: usize, verbose: bool) -> String {
     let shown = if verbose { count } else { NAMES_SHOWN };
-    let names: Vec<String> = names.take(shown).collect();
+    let names: Vec<String> = names.take(shown).map(|name| line(&name)).collect();
     let more = if count > shown { format!(" and {} more", count - shown) } else { String::new() };
     names.join(", ") + &more
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{size, table};
+use super::{shown, size, table};
+use crate::error::shown::line;
 use crate::ops::merge::{AdapterSummary, MergeReport, TensorSurvival};
 use crate::placement::Fate;
 
@@ -19,8 +20,8 @@ pub fn merge(report: &MergeReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
-    writeln!(text, "  base     {}", report.base.display())?;
+    writeln!(text, "{}{would}", shown(&report.out))?;
+    writeln!(text, "  base     {}", shown(&report.base))?;
     for adapter in &report.adapters {
         writeln!(text, "  adapter  {}", describe(adapter))?;
     }
@@ -36,7 +37,7 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
         parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
     writeln!(text, "  tensors  {}", parts.join(", "))?;
     for change in &report.config_changes {
-        writeln!(text, "  config   {change}")?;
+        writeln!(text, "  config   {}", line(change))?;
     }
     writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
     if let Some(survival) = &report.survival {
@@ -46,10 +47,10 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
         writeln!(text, "  time     {:.2} s, {:.2} GB/s{memory}", report.seconds, report.gb_per_second)?;
     }
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     if let Some(warning) = drowned(report) {
-        writeln!(text, "  WARNING  {warning}")?;
+        writeln!(text, "  WARNING  {}", line(&warning))?;
     }
     if report.changes_nothing {
         writeln!(text, "  WARNING  the merge changes nothing: the result equals the base")?;
@@ -78,7 +79,7 @@ pub fn drowned(report: &MergeReport) -> Option<String> {
 
 pub(super) fn describe(adapter: &AdapterSummary) -> String {
     let ranks: Vec<String> = adapter.ranks.keys().map(u64::to_string).collect();
-    let mut parts = vec![format!("{} × {}, {}", adapter.path.display(), adapter.weight, adapter.method)];
+    let mut parts = vec![format!("{} × {}, {}", shown(&adapter.path), adapter.weight, line(&adapter.method))];
     if adapter.modules > 0 {
         parts.push(format!("{} modules, rank {}", adapter.modules, ranks.join("/")));
     }
@@ -86,6 +87,9 @@ pub(super) fn describe(adapter: &AdapterSummary) -> String {
         Some((low, high)) if low == high => parts.push(format!("scale {low:.4}")),
         Some((low, high)) => parts.push(format!("scales {low:.4} … {high:.4}")),
         None => {}
+    }
+    if let Some(from) = &adapter.alpha_from {
+        parts.push(format!("alpha from {from}"));
     }
     for (fate, count) in &adapter.tensors {
         let what = match fate {

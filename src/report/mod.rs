@@ -8,9 +8,12 @@ mod resize;
 mod stack;
 mod unmerge;
 
+use std::path::Path;
+
 use serde::Serialize;
 
-use crate::ops::finish::FinishReport;
+use crate::error::shown::{is_hostile, line};
+use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
 pub use extract::extract;
@@ -22,13 +25,43 @@ pub use unmerge::{subtracted, unmerge};
 
 /// One JSON document with a line end.
 pub fn json(result: &impl Serialize) -> Vec<u8> {
-    crate::formats::json::render(result)
+    escaped(crate::formats::json::render(result))
+}
+
+/// JSON escapes C0 only: what else a terminal obeys can stand in texts alone, where a number says the same.
+fn escaped(rendered: Vec<u8>) -> Vec<u8> {
+    let text = match String::from_utf8(rendered) {
+        Ok(text) if text.chars().any(|letter| letter != '\n' && is_hostile(letter)) => text,
+        Ok(text) => return text.into_bytes(),
+        Err(odd) => return odd.into_bytes(),
+    };
+    let mut safe = String::with_capacity(text.len());
+    let mut units = [0; 2];
+    for letter in text.chars() {
+        if letter != '\n' && is_hostile(letter) {
+            letter.encode_utf16(&mut units).iter().for_each(|unit| safe.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            safe.push(letter);
+        }
+    }
+    safe.into_bytes()
+}
+
+/// A path on a line of a report.
+pub(crate) fn shown(path: &Path) -> String {
+    line(&path.display().to_string())
 }
 
 /// What `finish` did.
 pub fn finish(report: &FinishReport) -> String {
     let FinishReport { out, parts, files, bytes } = report;
-    format!("{}: {parts} parts, {files} weight files, {}\n", out.display(), size(*bytes))
+    format!("{}: {parts} parts, {files} weight files, {}\n", shown(out), size(*bytes))
+}
+
+/// What `finish --discard` threw away.
+pub fn discard(report: &DiscardReport) -> String {
+    let DiscardReport { out, discarded } = report;
+    format!("{}: {discarded} parts thrown away; nothing was put together\n", shown(out))
 }
 
 /// Bytes in decimal units, as disks and downloads count.
@@ -57,7 +90,7 @@ pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     rows.into_iter().for_each(|row| {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| line(cell)));
     });
     for (at, column) in table.column_iter_mut().enumerate() {
         column.set_cell_alignment(if at < texts { CellAlignment::Left } else { CellAlignment::Right });
@@ -68,6 +101,15 @@ pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_say_in_numbers_what_a_terminal_obeys() {
+        let name = "a\u{202e}b\u{9b}c\u{7f}d\u{1b}e\u{e0001}\n";
+        let document = String::from_utf8(json(&serde_json::json!({ "name": name }))).expect("a text");
+        assert!(document.contains(r"a\u202eb\u009bc\u007fd\u001be\udb40\udc01\n"), "{document}");
+        let back: serde_json::Value = serde_json::from_str(&document).expect("JSON");
+        assert_eq!(back["name"], name);
+    }
 
     #[test]
     fn sizes_have_three_digits_and_a_unit() {

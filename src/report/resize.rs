@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{of_dialect, size, table};
+use super::{of_dialect, shown, size, table};
+use crate::error::shown::line;
 use crate::ops::resize::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
 
 /// Worst modules that are shown without `-v`.
@@ -19,14 +20,14 @@ pub fn resize(report: &ResizeReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &ResizeReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
+    writeln!(text, "{}{}{would}", shown(&report.out), of_dialect(report.to))?;
     match report.adapters.as_slice() {
         [AdapterResize { path, outcome: Outcome::Resized(resized), out }] if *out == report.out => {
-            writeln!(text, "  adapter  {}", path.display())?;
+            writeln!(text, "  adapter  {}", shown(path))?;
             write_one(text, resized, verbose)?;
         }
         several => {
-            let rows = several.iter().map(line);
+            let rows = several.iter().map(row);
             let header = ["adapter", "rank", "kept", "error", "before", "after"];
             table(&header, rows).lines().try_for_each(|line| writeln!(text, "  {line}"))?;
             for adapter in several {
@@ -60,7 +61,7 @@ fn write_one(text: &mut String, resized: &Resized, verbose: bool) -> std::fmt::R
         resized.parameters_before,
         resized.copied
     )?;
-    resized.notes.iter().try_for_each(|note| writeln!(text, "  note     {note}"))?;
+    resized.notes.iter().try_for_each(|note| writeln!(text, "  note     {}", line(note)))?;
     let mut worst: Vec<&ModuleResize> = resized.modules.iter().collect();
     worst.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
     let shown = if verbose { worst.len() } else { WORST_SHOWN };
@@ -81,7 +82,7 @@ fn write_one(text: &mut String, resized: &Resized, verbose: bool) -> std::fmt::R
 }
 
 /// One adapter in one line.
-fn line(adapter: &AdapterResize) -> Vec<String> {
+fn row(adapter: &AdapterResize) -> Vec<String> {
     let name = adapter.out.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let nothing = |what: &str| {
         let mut row = vec![name.clone(), what.to_owned()];
@@ -104,8 +105,8 @@ fn line(adapter: &AdapterResize) -> Vec<String> {
 
 fn write_problem(text: &mut String, adapter: &AdapterResize) -> std::fmt::Result {
     let Outcome::Failed { problem, hint } = &adapter.outcome else { return Ok(()) };
-    writeln!(text, "  FAILED   {problem}")?;
-    hint.iter().try_for_each(|hint| writeln!(text, "  hint     {hint}"))
+    writeln!(text, "  FAILED   {}", line(problem))?;
+    hint.iter().try_for_each(|hint| writeln!(text, "  hint     {}", line(hint)))
 }
 
 /// Ranks before and after, the smallest and the largest.
@@ -122,7 +123,7 @@ fn ranks(resized: &Resized) -> String {
 
 fn some(names: &[String]) -> String {
     const SHOWN: usize = 2;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{}`", line(name))).collect();
     if names.len() > SHOWN { format!("{} …", shown.join(", ")) } else { shown.join(", ") }
 }
 

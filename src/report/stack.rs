@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{of_dialect, size, table};
+use super::{of_dialect, shown, size, table};
+use crate::error::shown::line;
 use crate::ops::stack::{Input, StackReport, StackedModule};
 
 /// Modules that are shown without `-v`, the worst first.
@@ -18,7 +19,7 @@ pub fn stack(report: &StackReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &StackReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{}{would}", report.out.display(), of_dialect(report.to))?;
+    writeln!(text, "{}{}{would}", shown(&report.out), of_dialect(report.to))?;
     for adapter in &report.adapters {
         writeln!(text, "  adapter  {}", describe(adapter))?;
     }
@@ -44,7 +45,7 @@ fn write(text: &mut String, report: &StackReport, verbose: bool) -> std::fmt::Re
         report.parameters
     )?;
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
     writeln!(text, "  time     {:.2} s{memory}", report.seconds)?;
@@ -76,7 +77,7 @@ fn write(text: &mut String, report: &StackReport, verbose: bool) -> std::fmt::Re
 
 fn describe(adapter: &Input) -> String {
     let ranks: Vec<String> = adapter.ranks.keys().map(u64::to_string).collect();
-    let path = adapter.path.display();
+    let path = shown(&adapter.path);
     match adapter.modules {
         0 => format!("{path} × {}", adapter.weight),
         count => format!("{path} × {}, {count} modules, rank {}", adapter.weight, ranks.join("/")),
@@ -132,7 +133,13 @@ mod tests {
             to: "peft",
             dry_run: true,
             method: "concat".into(),
-            adapters: vec![Input { path: "a".into(), weight: -0.5, modules: 2, ranks: BTreeMap::from([(4, 2)]) }],
+            adapters: vec![Input {
+                path: "a".into(),
+                weight: -0.5,
+                modules: 2,
+                ranks: BTreeMap::from([(4, 2)]),
+                alpha_from: None,
+            }],
             modules: vec![module("good", 0.01), module("bad", 0.5)],
             vanished: vec!["gone".into()],
             whole: 1,

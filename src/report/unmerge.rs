@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::merge::{describe, merge};
-use super::{size, table};
+use super::{shown, size, table};
+use crate::error::shown::line;
 use crate::ops::merge::MergeReport;
 use crate::ops::unmerge::UnmergeReport;
 
@@ -30,9 +31,9 @@ pub fn unmerge(report: &UnmergeReport, verbose: bool) -> String {
 
 fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was compared or written)" } else { "" };
-    writeln!(text, "{}{would}", report.out.display())?;
-    writeln!(text, "  merged   {}", report.merged.display())?;
-    writeln!(text, "  base     {}", report.base.display())?;
+    writeln!(text, "{}{would}", shown(&report.out))?;
+    writeln!(text, "  merged   {}", shown(&report.merged))?;
+    writeln!(text, "  base     {}", shown(&report.base))?;
     for adapter in &report.adapters {
         writeln!(text, "  adapter  {}", describe(adapter))?;
     }
@@ -80,7 +81,7 @@ fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> std::fmt::
         writeln!(text, "  time     {:.2} s, {:.2} GB/s{memory}", report.seconds, report.gb_per_second)?;
     }
     for note in &report.notes {
-        writeln!(text, "  note     {note}")?;
+        writeln!(text, "  note     {}", line(note))?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ const CHUNK: usize = 1024;
 /// the squares that matter normal (above 2⁻¹²⁶), and [`RUN`] of them finite (below 2¹²⁸).
 const F32_RANGE: std::ops::RangeInclusive<f32> = 8.881784e-16..=1.1529215e18; // 2^-50 to 2^60
 
-/// A value that is infinite or NaN, or became so when it was rounded. (Values of an F64 tensor are shown as f32.)
+/// A value that is infinite or NaN, or became so when it was rounded, or was lost with its block. (Values of an F64 tensor are shown as f32.)
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct NotFinite {
     /// Index in the slices given.
@@ -141,6 +141,12 @@ pub fn encode_values(
         let mut chunk = survey_at(Level::best(), base, exact, roundeds);
         if !fits_f32(&chunk) {
             chunk = survey_in_f64(base, exact, roundeds).map_err(at)?;
+        }
+        if let Packing::Blocks(ggml) = packing
+            && let Some(index) = ggml.lost(exact, roundeds)
+        {
+            let lost = NotFinite { index, base: base[index], exact: exact[index], rounded: roundeds[index] };
+            return Err(at(lost));
         }
         sum.add(&chunk);
     }

@@ -244,12 +244,12 @@ fn hashes_are_those_of_the_tensors_in_the_order_of_the_library() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn hashes_written_by_sd_scripts_are_right() {
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference/kohya");
-    let reference = if reference.is_dir() { reference } else { "../../shared/reference/kohya".into() };
     let mut checked = 0;
-    for case in fs::read_dir(&reference).into_iter().flatten().flatten() {
-        let path = case.path().join("lora.safetensors");
+    for case in fs::read_dir(&reference).unwrap() {
+        let path = case.unwrap().path().join("lora.safetensors");
         if !path.is_file() {
             continue;
         }
@@ -258,9 +258,7 @@ fn hashes_written_by_sd_scripts_are_right() {
             checked += usize::from(hash["matches"] == true);
         }
     }
-    if checked == 0 {
-        eprintln!("SKIPPED: no reference files in {}", reference.display());
-    }
+    assert_eq!(checked, 6);
 }
 
 #[test]
@@ -289,10 +287,8 @@ fn a_large_checkpoint_is_described_without_its_data() {
         start.extend(header.bytes());
         fs::write(&path, &start).unwrap();
         let file = fs::File::options().write(true).open(&path).unwrap();
-        if file.set_len(u64::try_from(start.len()).unwrap() + bytes).is_err() {
-            eprintln!("SKIPPED: this file system cannot hold a sparse file of 10 GB");
-            return;
-        }
+        let length = u64::try_from(start.len()).unwrap() + bytes;
+        file.set_len(length).expect("a sparse file of 10 GB, which the folder for temporary files has to allow");
         map.insert(tensor, name.into());
         total += bytes;
     }
@@ -300,6 +296,7 @@ fn a_large_checkpoint_is_described_without_its_data() {
     fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     let budget = lorakit::plan::Budget { threads: 1, max_bytes: 1 << 30 };
     let options = lorakit::ops::inspect::InspectOptions {
+        read: lorakit::adapters::ReadOptions::default(),
         base: None,
         caches: Vec::new(),
         spectrum: false,

@@ -103,24 +103,28 @@ pub fn torch_tree(storage: &Tensor, entries: &[Named<'_>]) -> Vec<u8> {
     archive(pickle, std::slice::from_ref(storage))
 }
 
-fn archive(pickle: Vec<u8>, storages: &[Tensor]) -> Vec<u8> {
+/// The file with this pickle and these storages.
+pub fn archive(pickle: Vec<u8>, storages: &[Tensor]) -> Vec<u8> {
     let data = storages.iter().enumerate().map(|(at, storage)| (format!("x/data/{at}"), storage.data.clone()));
     let entries: Vec<_> = std::iter::once(("x/data.pkl".to_owned(), pickle)).chain(data).collect();
     zip(&entries)
 }
 
-fn text(pickle: &mut Vec<u8>, text: &str) {
+/// A text, pushed.
+pub fn text(pickle: &mut Vec<u8>, text: &str) {
     pickle.push(b'X');
     pickle.extend((text.len() as u32).to_le_bytes());
     pickle.extend(text.as_bytes());
 }
 
-fn number(pickle: &mut Vec<u8>, number: u32) {
+/// A number, pushed.
+pub fn number(pickle: &mut Vec<u8>, number: u32) {
     pickle.push(b'J');
     pickle.extend(number.to_le_bytes());
 }
 
-fn tensor(pickle: &mut Vec<u8>, storages: &[Tensor], view: &View<'_>) {
+/// A tensor, rebuilt from its storage and pushed.
+pub fn tensor(pickle: &mut Vec<u8>, storages: &[Tensor], view: &View<'_>) {
     let storage = &storages[view.storage];
     let (class, width) = match storage.dtype {
         Dtype::F64 => ("DoubleStorage", 8),

@@ -84,7 +84,7 @@ fn shards_are_cut_and_joined() {
     assert_eq!(read(&bench.path("joined/model.safetensors")), named(&tensors));
     assert!(!bench.path("joined/model.safetensors.index.json").exists());
     assert_eq!(read(&bench.path("one.safetensors")), named(&tensors));
-    assert!(bench.path("one.lorakit.json").exists());
+    assert!(bench.path("one.safetensors.lorakit.json").exists());
 }
 
 #[test]

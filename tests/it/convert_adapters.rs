@@ -77,8 +77,9 @@ fn travels(base: &Path, adapter: &Path, targets: &[&str], more: &[&str], back: O
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn language_models_go_from_peft_to_mlx_and_back() {
-    let Some(root) = reference_part("peft") else { return };
+    let root = reference_part("peft");
     let base = root.join("bases/llama-bf16");
     for case in ["lora-all-r4", "rslora-r4", "dora-r4"] {
         let adapter = root.join(case).join("adapter");
@@ -89,8 +90,9 @@ fn language_models_go_from_peft_to_mlx_and_back() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn language_models_go_from_mlx_to_peft_and_back() {
-    let Some(reference) = reference() else { return };
+    let reference = reference();
     for case in ["lora", "dora", "lora-last-layer"] {
         let root = reference.join("mlx").join(case);
         let base = reference.join(read_json(&root.join("case.json"))["base"].as_str().unwrap());
@@ -100,8 +102,9 @@ fn language_models_go_from_mlx_to_peft_and_back() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn stable_diffusion_goes_from_kohya_anywhere_and_back() {
-    let Some(root) = reference_part("kohya") else { return };
+    let root = reference_part("kohya");
     let base = root.join("base");
     for case in ["kohya-lora-r4", "kohya-locon-r8c4", "lyco-locon", "lyco-dora"] {
         let file = root.join(case).join("lora.safetensors");
@@ -112,8 +115,9 @@ fn stable_diffusion_goes_from_kohya_anywhere_and_back() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn other_methods_go_from_kohya_to_comfyui_and_back() {
-    let Some(root) = reference_part("kohya") else { return };
+    let root = reference_part("kohya");
     let base = root.join("base");
     for case in ["lyco-loha", "lyco-loha-tucker", "lyco-loha-dora", "lyco-lokr-both-f4", "lyco-full", "lyco-dora-wdin"]
     {
@@ -133,8 +137,9 @@ fn other_methods_go_from_kohya_to_comfyui_and_back() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn lokr_of_peft_is_written_as_peft_builds_it() {
-    let Some(root) = reference_part("peft") else { return };
+    let root = reference_part("peft");
     let base = root.join("bases/llama-bf16");
     for case in ["lokr-r4", "lokr-r4-both"] {
         let adapter = root.join(case).join("adapter");
@@ -144,8 +149,9 @@ fn lokr_of_peft_is_written_as_peft_builds_it() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn products_of_factors_become_lora() {
-    let Some(root) = reference_part("peft") else { return };
+    let root = reference_part("peft");
     let base = root.join("bases/llama-bf16");
     let with_base = ["--as", "lora", "--base", base.to_str().unwrap()];
     for case in ["loha-r4", "loha-r4-patterns", "lokr-r4", "vblora", "gralora"] {
@@ -168,8 +174,9 @@ fn products_of_factors_become_lora() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn lycoris_becomes_lora() {
-    let Some(root) = reference_part("kohya") else { return };
+    let root = reference_part("kohya");
     let base = root.join("base");
     let more = ["--as", "lora", "--base", base.to_str().unwrap()];
     for case in ["lyco-loha", "lyco-lokr", "lyco-loha-tucker", "lyco-locon-tucker"] {
@@ -178,8 +185,9 @@ fn lycoris_becomes_lora() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_a_target_cannot_express_is_refused_with_the_reason() {
-    let Some(reference) = reference() else { return };
+    let reference = reference();
     let bench = Bench::new();
     let out = bench.path("out");
     let language = reference.join("mlx/lora/adapter");
@@ -211,8 +219,9 @@ fn what_a_target_cannot_express_is_refused_with_the_reason() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_cast_on_the_way_and_the_record_of_it() {
-    let Some(root) = reference_part("mlx") else { return };
+    let root = reference_part("mlx");
     let bench = Bench::new();
     let written = bench.path("peft");
     convert(&root.join("lora/adapter"), &written, &["--to", "peft", "--dtype", "bf16"]).ok();
@@ -240,8 +249,9 @@ fn reference_adapters(root: &Path) -> Vec<(PathBuf, PathBuf, &'static str)> {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let mut equal: BTreeMap<&str, usize> = BTreeMap::new();
     for (base, adapter, own) in reference_adapters(&root) {
         let bench = Bench::new();

@@ -212,8 +212,9 @@ fn ranks_and_a_density_are_needed() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn dare_is_as_far_from_the_sum_as_pefts() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let bench = Bench::new();
     for (name, method) in [("dare_linear_svd-density0.5", "dare"), ("dare_ties_svd-density0.5", "dare-ties")] {
         let facts = read_json(&root.join("combos").join(name).join("case.json"));

@@ -68,10 +68,10 @@ fn to_gguf(input: &Path, base: &Path, out: &Path, more: &[&str]) -> Outcome {
     run("convert", &[input], out, &more)
 }
 
-fn gguf_reference() -> Option<(PathBuf, PathBuf)> {
-    let root = reference_part("gguf")?;
+fn gguf_reference() -> (PathBuf, PathBuf) {
+    let root = reference_part("gguf");
     let base = root.join("bases/tiny-hf-bf16");
-    Some((root, base))
+    (root, base)
 }
 
 /// Everything that the reference says of the merged model has to be so in `merged`.
@@ -82,9 +82,20 @@ fn assert_merges(merged: &Path, case: &Path) {
     expected.iter().for_each(|(name, tensor)| assert_close(&merged[name].values(), &tensor.values(), 1e-6));
 }
 
+/// Rows of keys and queries stand in another order in llama.cpp. The model has this one module.
 #[test]
+fn the_converters_file_merges_to_what_peft_merges() {
+    let (root, bench) = (fixtures().join("methods/gguf"), Bench::new());
+    let case = root.join("lora-all");
+    let more = ["--dtype", "f32", "--include", "k_proj"];
+    merge(&root.join("base"), &case.join("converter-f32.gguf"), &bench.path("out"), &more).ok();
+    assert_merges(&bench.path("out"), &case);
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_the_converter_makes_is_made_tensor_for_tensor() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     for (case, dtype) in [("lora-all", "f32"), ("lora-all", "f16"), ("lora-embed", "f32"), ("lora-embed", "f16")] {
         let bench = Bench::new();
         let out = bench.path("adapter.gguf");
@@ -101,9 +112,10 @@ fn what_the_converter_makes_is_made_tensor_for_tensor() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn real_adapters_give_the_tensors_of_the_converter() {
     use sha2::Digest;
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     let config = |bench: &Bench| {
         let directory = bench.path("base");
         fs::create_dir(&directory).unwrap();
@@ -130,8 +142,9 @@ fn real_adapters_give_the_tensors_of_the_converter() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn scales_that_no_alpha_says_give_the_weights_that_peft_merges() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     for case in ["lora-all", "lora-patterns", "rslora-all", "lora-embed"] {
         let (bench, case) = (Bench::new(), root.join(case));
         let out = bench.path("adapter.gguf");
@@ -145,8 +158,9 @@ fn scales_that_no_alpha_says_give_the_weights_that_peft_merges() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn files_of_the_converter_merge_into_what_peft_merges() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     for case in ["lora-all", "lora-embed", "lora-mts-norm"] {
         let (bench, case) = (Bench::new(), root.join(case));
         let outcome = merge(&base, &case.join("converter-f32.gguf"), &bench.path("merged"), &["--dtype", "f32"]).ok();
@@ -156,8 +170,9 @@ fn files_of_the_converter_merge_into_what_peft_merges() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_file_of_the_converter_becomes_the_adapter_it_was_made_of() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     let base_is = ["--to", "peft", "--base", base.to_str().unwrap()];
     for case in ["lora-all", "lora-embed", "lora-mts-norm"] {
         let (bench, case) = (Bench::new(), root.join(case));
@@ -176,8 +191,9 @@ fn a_file_of_the_converter_becomes_the_adapter_it_was_made_of() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_was_written_comes_back_without_the_model() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     for case in ["lora-all", "lora-patterns", "rslora-all"] {
         let (bench, case) = (Bench::new(), root.join(case));
         to_gguf(&case.join("adapter"), &base, &bench.path("a.gguf"), &[]).ok();
@@ -247,8 +263,9 @@ fn experts_are_taken_out_of_their_stack_and_put_back() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_file_is_packed_again_without_its_model() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     let bench = Bench::new();
     let file = root.join("lora-all/converter-f32.gguf");
     run("convert", &[&file], &bench.path("f16.gguf"), &["--dtype", "f16"]).ok();
@@ -268,8 +285,9 @@ fn a_file_is_packed_again_without_its_model() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn other_verbs_take_such_files() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     let bench = Bench::new();
     let file = root.join("lora-all/converter-f32.gguf");
     let base_is = ["--base", base.to_str().unwrap()];
@@ -324,14 +342,15 @@ fn what_llama_cpp_says_beside_the_factors_is_kept() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_llama_cpp_does_not_have_is_refused_with_the_way_out() {
-    let Some((root, base)) = gguf_reference() else { return };
+    let (root, base) = gguf_reference();
     let bench = Bench::new();
     let out = bench.path("out.gguf");
     let of = |case: &str| root.join(case).join("adapter");
     to_gguf(&of("dora"), &base, &out, &[]).refused(1, &["has magnitudes of DoRA", "merge it into the model"]);
     to_gguf(&of("lora-mts-norm"), &base, &out, &[])
-        .refused(1, &["`model.layers.0.input_layernorm.weight` is stored whole", "--exclude"]);
+        .refused(1, &["`model.layers.0.input_layernorm.weight` is stored whole", "lorakit merge"]);
     to_gguf(&of("lora-mts-norm"), &base, &out, &["--exclude", "layernorm"]).ok();
     fs::remove_file(&out).unwrap();
     let loha = root.join("../peft/loha-r4/adapter");
@@ -415,8 +434,9 @@ fn the_model_has_to_be_the_one_it_is_for() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn every_reference_adapter_of_a_language_model_is_written_or_refused_with_the_reason() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let mut written = Vec::new();
     for (part, bases) in [("peft", "peft/bases"), ("mlx", ".")] {
         let mut cases: Vec<PathBuf> =
@@ -562,8 +582,9 @@ fn a_weight_that_is_several_in_the_file_comes_back_as_one() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn names_of_other_writers_find_their_place() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let bench = Bench::new();
     // mlx-lm's adapter of the same model, and the language model inside one that also sees.
     let mlx = root.join("mlx/lora");

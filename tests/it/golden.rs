@@ -1,12 +1,11 @@
 //! Merges against what PEFT's own merge gave: every reference case whose method is LoRA, DoRA or trainable tokens.
 
-use std::fs;
 use std::path::Path;
 
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 
-use crate::support::{Bench, Tensor, Tensors, fixtures, merge, read, read_json, read_model, reference};
+use crate::support::{Bench, Tensor, Tensors, cases, fixtures, merge, read, read_json, read_model, reference};
 
 /// Largest difference from PEFT's f32 merge, as a share of the largest weight.
 const TOLERANCE: f64 = 1e-6;
@@ -183,16 +182,9 @@ impl Case<'_> {
 
 /// Checks every case below `root`; says how many there were.
 fn check_all(root: &Path) -> usize {
-    let mut names: Vec<String> =
-        fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
     let mut checked = 0;
-    for name in &names {
-        let path = root.join(name).join("case.json");
-        if !path.exists() {
-            continue;
-        }
-        let facts = read_json(&path);
+    for name in &cases(root) {
+        let facts = read_json(&root.join(name).join("case.json"));
         if !["LORA", "TRAINABLE_TOKENS"].contains(&facts["peft_type"].as_str().unwrap_or_default()) {
             continue;
         }
@@ -211,14 +203,16 @@ fn the_fixtures_merge_as_peft_merges_them() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn every_lora_of_the_reference_merges_as_peft_merges_it() {
-    let Some(reference) = reference() else { return };
-    assert!(check_all(&reference.join("peft")) >= 40);
+    let reference = reference();
+    assert_eq!(check_all(&reference.join("peft")), 44);
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn mirrored_changes_of_head_and_embedding_count_once() {
-    let Some(reference) = reference() else { return };
+    let reference = reference();
     let root = reference.join("peft");
     let name = PEFT_IS_WRONG[0];
     let bench = Bench::new();

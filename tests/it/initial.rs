@@ -55,8 +55,9 @@ fn pissa_is_merged_as_peft_merges_it_without_its_untrained_factors() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn olora_is_merged_as_peft_merges_it_without_its_untrained_factors() {
-    let Some(reference) = reference() else { return };
+    let reference = reference();
     let (peft, saved) = reference_distances(&reference.join("peft"), "olora-r4");
     assert!(peft <= 1e-6 && saved <= 1e-6, "{peft:e} {saved:e}");
 }
@@ -237,10 +238,11 @@ fn stacked_equals_merged(base: &Path, adapter: &Path, init: &[&str]) {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn stacks_find_the_factors_as_merges_do() {
     let root = fixtures().join("peft");
     stacked_equals_merged(&root.join("bases/llama-bf16"), &root.join("pissa-r4/adapter"), &[]);
-    let Some(reference) = reference() else { return };
+    let reference = reference();
     let root = reference.join("peft");
     stacked_equals_merged(&root.join("bases/llama-bf16"), &root.join("olora-r4/adapter"), &[]);
 }

@@ -1,12 +1,11 @@
 //! Files of sd-scripts and LyCORIS against what their tools compute.
 //!
-//! A case is a folder of the reference data with a `case.json`. The file that its `use` names holds some tensors of the result as
+//! A case is a folder of the reference data, or of the fixtures, with a `case.json`. The file that its `use` names holds some tensors of the result as
 //! `<component>/<tensor>`; all others of the base have to stay as they are, and not more may change than
 //! `changed_by_the_full_file` says. Where LyCORIS' merge disagrees with its own training the file was read off the forward pass
 //! (docs/decisions/0010).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use crate::support::*;
@@ -25,8 +24,8 @@ fn tensors(root: &Path) -> Tensors {
 }
 
 /// Merges the case and compares every tensor.
-fn check(reference: &Path, case: &str) {
-    let (root, base) = (reference.join("kohya").join(case), reference.join("kohya/base"));
+fn check(root: &Path, case: &str) {
+    let (root, base) = (root.join(case), root.join("base"));
     let facts = read_json(&root.join("case.json"));
     let file = facts["use"].as_str().unwrap();
     let (_, tolerance) = TOLERANCES.into_iter().find(|(name, _)| file.starts_with(name)).unwrap();
@@ -49,16 +48,21 @@ fn check(reference: &Path, case: &str) {
     }
 }
 
+/// Checks every case in `root`; says how many there were.
+fn check_all(root: &Path) -> usize {
+    let mut cases = cases(root);
+    cases.retain(|name| root.join(name).join("lora.safetensors").exists());
+    cases.iter().for_each(|case| check(root, case));
+    cases.len()
+}
+
 #[test]
 fn every_file_merges_as_its_tool_trains_it() {
-    let Some(root) = reference_part("kohya") else { return };
-    let mut cases: Vec<String> = fs::read_dir(&root)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .filter(|name| root.join(name).join("lora.safetensors").exists())
-        .collect();
-    cases.sort();
-    cases.retain(|name| root.join(name).join("case.json").exists());
-    assert!(cases.len() >= 20, "{cases:?}");
-    cases.iter().for_each(|case| check(root.parent().unwrap(), case));
+    assert_eq!(check_all(&fixtures().join("methods/kohya")), 21);
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn every_file_of_the_reference_merges_as_its_tool_trains_it() {
+    assert_eq!(check_all(&reference_part("kohya")), 22);
 }

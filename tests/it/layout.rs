@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use safetensors::tensor::SafeTensors;
 use serde_json::json;
@@ -82,7 +83,7 @@ fn a_single_file_gives_a_single_file() {
     );
     merge(&base, &adapter, &bench.path("out.safetensors"), &[]).ok();
     assert_eq!(read(&bench.path("out.safetensors")).len(), 1);
-    assert_eq!(bench.listing(), ["adapter", "in", "out.lorakit.json", "out.safetensors"]);
+    assert_eq!(bench.listing(), ["adapter", "in", "out.safetensors", "out.safetensors.lorakit.json"]);
 }
 
 #[test]
@@ -126,9 +127,12 @@ fn a_model_is_found_in_the_hugging_face_cache() {
     fs::create_dir_all(&snapshot).unwrap();
     fs::create_dir_all(bench.path("hub/models--org--tiny/refs")).unwrap();
     fs::write(bench.path("hub/models--org--tiny/refs/main"), "0123abcd").unwrap();
+    fs::create_dir_all(bench.path("hub/models--org--tiny/blobs")).unwrap();
     for entry in fs::read_dir(&base).unwrap() {
         let path = entry.unwrap().path();
-        std::os::unix::fs::symlink(&path, snapshot.join(path.file_name().unwrap())).unwrap();
+        let name = path.file_name().unwrap();
+        fs::copy(&path, bench.path("hub/models--org--tiny/blobs").join(name)).unwrap();
+        std::os::unix::fs::symlink(Path::new("../../blobs").join(name), snapshot.join(name)).unwrap();
     }
     let mut command = assert_cmd::Command::cargo_bin("lorakit").unwrap();
     command

@@ -44,8 +44,9 @@ const QUANTISED: [&str; 10] =
     ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k_m", "q6_k", "iq4_nl", "q4_k_m-mixed"];
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_model_of_plain_numbers_gets_the_values_that_peft_gives() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let base = root.join("bases/tiny-f32.gguf");
     let before = values(&base);
     for case in ["lora-all", "lora-patterns", "rslora-all", "lora-embed", "lora-mts-norm"] {
@@ -74,8 +75,9 @@ fn a_model_of_plain_numbers_gets_the_values_that_peft_gives() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn quantised_weights_keep_their_types_and_the_others_their_bytes() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let delta = delta_of(&root, "lora-all");
     for kind in QUANTISED {
         let (bench, base) = (Bench::new(), root.join(format!("bases/tiny-{kind}.gguf")));
@@ -118,8 +120,9 @@ fn delta_of(root: &Path, case: &str) -> BTreeMap<String, Vec<f64>> {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn weights_that_change_are_written_as_another_type() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q4_1.gguf"));
     let adapter = root.join("lora-all/adapter");
     let out = bench.path("f16.gguf");
@@ -148,8 +151,9 @@ fn weights_that_change_are_written_as_another_type() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn dora_and_the_order_of_rows_go_together() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, adapter) = (Bench::new(), root.join("dora/adapter"));
     let (gguf, hub) = (bench.path("merged.gguf"), bench.path("hub"));
     merge(&root.join("bases/tiny-f32.gguf"), &adapter, &gguf, &[]).ok();
@@ -161,8 +165,9 @@ fn dora_and_the_order_of_rows_go_together() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_change_that_is_smaller_than_a_step_is_there_on_average() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q4_1.gguf"));
     let weak = format!("{}:0.05", root.join("lora-all/adapter").display());
     let run = |name: &str, more: &[&str]| {
@@ -188,8 +193,9 @@ fn a_change_that_is_smaller_than_a_step_is_there_on_average() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn the_bytes_do_not_depend_on_threads_or_memory() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let bench = Bench::new();
     let (base, adapter) = (root.join("bases/tiny-q4_k_m-mixed.gguf"), root.join("dora/adapter"));
     let run = |name: &str, more: &[&str]| {
@@ -219,8 +225,9 @@ fn split(model: &Path, directory: &Path, max_bytes: u64) -> PathBuf {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn split_files_stay_split_or_become_one() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q4_1.gguf"));
     let adapter = root.join("lora-all/adapter");
     let first = split(&base, &bench.path("split"), 60_000);
@@ -380,8 +387,9 @@ fn a_layer_that_is_saved_whole_gets_the_order_of_the_file() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_head_of_its_own_is_added_where_the_embedding_served_as_one() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q8_0.gguf"));
     let (down, up) = (noise(11, 2 * 256, 0.1), noise(12, 2 * 320, 0.1));
     let adapter = bench.adapter(
@@ -403,8 +411,9 @@ fn a_head_of_its_own_is_added_where_the_embedding_served_as_one() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_cannot_be_is_refused_and_leaves_nothing() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let bench = Bench::new();
     let (base, adapter) = (root.join("bases/tiny-q4_1.gguf"), root.join("lora-all/adapter"));
     let hub = root.join("bases/tiny-hf-bf16");
@@ -458,8 +467,9 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn adapters_of_llama_cpp_and_of_peft_merge_alike() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-q8_0.gguf"));
     let (ours, theirs) = (bench.path("a.gguf"), bench.path("b.gguf"));
     merge(&base, &root.join("lora-all/adapter"), &ours, &[]).ok();
@@ -468,8 +478,9 @@ fn adapters_of_llama_cpp_and_of_peft_merge_alike() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_was_merged_is_extracted_under_the_names_of_the_checkpoint() {
-    let Some(root) = reference_part("gguf") else { return };
+    let root = reference_part("gguf");
     let (bench, base) = (Bench::new(), root.join("bases/tiny-f32.gguf"));
     let (merged, found, again) = (bench.path("merged.gguf"), bench.path("adapter"), bench.path("again.gguf"));
     merge(&base, &root.join("lora-all/adapter"), &merged, &[]).ok();

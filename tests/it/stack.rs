@@ -8,7 +8,8 @@ use serde_json::json;
 
 use crate::delta::{Content, content, distance, sum};
 use crate::support::{
-    Bench, Outcome, Tensor, Tensors, fixtures, lorakit, noise, read_json, read_model, reference, snapshot,
+    Bench, Outcome, Tensor, Tensors, fixtures, lorakit, noise, read_json, read_model, reference, reference_part,
+    snapshot,
 };
 
 /// Largest relative error of what is called exact.
@@ -87,8 +88,9 @@ fn check_whole(got: &Content, parts: &[(f64, &Content)], base: &Tensors, name: &
     }
 }
 
-fn check_pairs(root: &Path) -> usize {
-    let mut count = 0;
+/// Says how many sums were exact, and how many refused.
+fn check_pairs(root: &Path) -> (usize, usize) {
+    let (mut count, mut refused) = (0, 0);
     for (base, cases) in adapters(root) {
         for (at, left) in cases.iter().enumerate() {
             for right in &cases[at..] {
@@ -101,6 +103,7 @@ fn check_pairs(root: &Path) -> usize {
                     stack(&[(&l, weights[0]), (&r, weights[1])], &out, &["--base", base.to_str().unwrap(), "-q"]);
                 if let Some(reason) = conflict(left, right) {
                     outcome.refused(1, &[reason]);
+                    refused += 1;
                     continue;
                 }
                 outcome.ok();
@@ -120,15 +123,18 @@ fn check_pairs(root: &Path) -> usize {
             }
         }
     }
-    count
+    (count, refused)
 }
 
 #[test]
 fn the_sum_of_any_two_adapters_is_exact() {
-    assert!(check_pairs(&fixtures().join("peft")) >= 10);
-    if let Some(root) = reference() {
-        assert!(check_pairs(&root.join("peft")) >= 100);
-    }
+    assert_eq!(check_pairs(&fixtures().join("peft")), (22, 0));
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn the_sum_of_any_two_adapters_of_the_reference_is_exact() {
+    assert_eq!(check_pairs(&reference_part("peft")), (181, 4));
 }
 
 /// Results of PEFT that are not what their name says (see the reference's README): never what we compare with.
@@ -204,10 +210,13 @@ fn check_combos(root: &Path) -> usize {
 
 #[test]
 fn results_are_pefts_where_peft_is_right() {
-    assert!(check_combos(&fixtures()) >= 5);
-    if let Some(root) = reference() {
-        assert!(check_combos(&root) >= 15);
-    }
+    assert_eq!(check_combos(&fixtures()), 6);
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn results_of_the_reference_are_pefts_where_peft_is_right() {
+    assert_eq!(check_combos(&reference()), 21);
 }
 
 /// Two adapters over two modules that neither fixtures nor reference need.
@@ -233,34 +242,41 @@ fn two(bench: &Bench) -> (PathBuf, PathBuf) {
     (first, second)
 }
 
-#[test]
-fn merging_the_stack_is_merging_both() {
-    for root in [Some(fixtures()), reference()].into_iter().flatten() {
-        let root = root.join("peft");
-        for (base, left, right) in [
-            ("llama-bf16", "lora-r8", "rslora-r4"),
-            ("llama-bf16", "lora-embed", "lora-patterns"),
-            ("tinynet-f32", "conv-lora", "mha-lora"),
-            ("mixtral-bf16", "mixtral-params", "mixtral-params"),
-        ] {
-            let bench = Bench::new();
-            let base = root.join("bases").join(base);
-            let adapters = [left, right].map(|name| root.join(name).join("adapter"));
-            stack(&[(&adapters[0], 0.5), (&adapters[1], -1.5)], &bench.path("stack"), &[]).ok();
-            let (first, second) = (format!("{}:0.5", adapters[0].display()), format!("{}:-1.5", adapters[1].display()));
-            lorakit(&[&"merge", &base, &first, &second, &"-o", &bench.path("both"), &"--dtype", &"f32"]).ok();
-            lorakit(&[&"merge", &base, &bench.path("stack"), &"-o", &bench.path("one"), &"--dtype", &"f32"]).ok();
-            let (both, one) = (read_model(&bench.path("both")), read_model(&bench.path("one")));
-            assert_eq!(both.keys().collect::<Vec<_>>(), one.keys().collect::<Vec<_>>());
-            for (name, tensor) in &both {
-                if tensor.dtype == safetensors::tensor::Dtype::F32 {
-                    crate::support::assert_close(&one[name].values(), &tensor.values(), EXACT);
-                } else {
-                    assert_eq!(one[name], *tensor, "{name}");
-                }
+fn check_merges(root: &Path) {
+    for (base, left, right) in [
+        ("llama-bf16", "lora-r8", "rslora-r4"),
+        ("llama-bf16", "lora-embed", "lora-patterns"),
+        ("tinynet-f32", "conv-lora", "mha-lora"),
+        ("mixtral-bf16", "mixtral-params", "mixtral-params"),
+    ] {
+        let bench = Bench::new();
+        let base = root.join("bases").join(base);
+        let adapters = [left, right].map(|name| root.join(name).join("adapter"));
+        stack(&[(&adapters[0], 0.5), (&adapters[1], -1.5)], &bench.path("stack"), &[]).ok();
+        let (first, second) = (format!("{}:0.5", adapters[0].display()), format!("{}:-1.5", adapters[1].display()));
+        lorakit(&[&"merge", &base, &first, &second, &"-o", &bench.path("both"), &"--dtype", &"f32"]).ok();
+        lorakit(&[&"merge", &base, &bench.path("stack"), &"-o", &bench.path("one"), &"--dtype", &"f32"]).ok();
+        let (both, one) = (read_model(&bench.path("both")), read_model(&bench.path("one")));
+        assert_eq!(both.keys().collect::<Vec<_>>(), one.keys().collect::<Vec<_>>());
+        for (name, tensor) in &both {
+            if tensor.dtype == safetensors::tensor::Dtype::F32 {
+                crate::support::assert_close(&one[name].values(), &tensor.values(), EXACT);
+            } else {
+                assert_eq!(one[name], *tensor, "{name}");
             }
         }
     }
+}
+
+#[test]
+fn merging_the_stack_is_merging_both() {
+    check_merges(&fixtures().join("peft"));
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn merging_the_stack_of_the_reference_is_merging_both() {
+    check_merges(&reference_part("peft"));
 }
 
 #[test]
@@ -448,81 +464,91 @@ fn untrained_factors_are_subtracted() {
     assert!(distance(&content(&bench.path("out")).deltas, &wanted) <= EXACT);
 }
 
+fn check_lost(root: &Path, names: &[&str]) {
+    for name in names {
+        let case = root.join("peft").join(name);
+        let bench = Bench::new();
+        let base = root.join("peft/bases/llama-bf16");
+        let other = root.join("peft/lora-r8/adapter");
+        let adapters: [(&Path, f64); 2] = [(&case.join("adapter"), 0.5), (&other, 1.0)];
+        stack(&adapters, &bench.path("found"), &["--base", base.to_str().unwrap()]).ok();
+        stack(&adapters, &bench.path("given"), &["--init-adapter", case.join("init").to_str().unwrap()]).ok();
+        let (found, given) = (content(&bench.path("found")), content(&bench.path("given")));
+        // What was taken out was found in f32, by an SVD or a QR of another library.
+        let error = distance(&found.deltas, &given.deltas);
+        assert!(error <= 2e-5, "{name}: {error:e}");
+    }
+}
+
 #[test]
 fn factors_that_are_lost_are_found_in_the_model() {
-    for root in [Some(fixtures()), reference()].into_iter().flatten() {
-        for name in ["pissa-r4", "olora-r4"] {
-            let case = root.join("peft").join(name);
-            if !case.exists() {
-                continue;
+    check_lost(&fixtures(), &["pissa-r4"]);
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn factors_that_are_lost_are_found_in_the_models_of_the_reference() {
+    check_lost(&reference(), &["pissa-r4", "olora-r4"]);
+}
+
+/// Case, base, and what it is stacked with: the first two lie in the fixtures.
+const DORA: [(&str, &str, &str); 5] = [
+    ("dora-r4", "llama-bf16", "lora-r8"),
+    ("conv-dora", "tinynet-f32", "conv-lora"),
+    ("dora-embed", "llama-bf16", "lora-embed"),
+    ("dora-gpt2", "gpt2-f32", "gpt2-fanin"),
+    ("dora-rslora-patterns", "llama-bf16", "dora-r4"),
+];
+
+fn check_dora(root: &Path, cases: &[(&str, &str, &str)]) {
+    for (name, base, other) in cases {
+        let bench = Bench::new();
+        let (base, first, second) =
+            (root.join("bases").join(base), root.join(name).join("adapter"), root.join(other).join("adapter"));
+        let merge = |adapters: &[String], out: &Path| {
+            let mut words: Vec<&dyn AsRef<OsStr>> = vec![&"merge", &base, &"-o", &out, &"--dtype", &"f32"];
+            words.extend(adapters.iter().map(|word| word as &dyn AsRef<OsStr>));
+            lorakit(&words).ok();
+            read_model(out)
+        };
+        // Each alone, for merges of several DoRA apply one to what the other left.
+        let both = [
+            merge(&[first.display().to_string()], &bench.path("a")),
+            merge(&[second.display().to_string()], &bench.path("b")),
+        ];
+        let own = read_model(&base);
+        for (at, how) in ["--max-error 1e-5", "--rank 3"].into_iter().enumerate() {
+            let out = bench.path(&format!("stack-{at}"));
+            let words: Vec<&str> = how.split_whitespace().chain(["--base", base.to_str().unwrap(), "--json"]).collect();
+            let report = stack(&[(&first, 0.5), (&second, 1.0)], &out, &words).ok().json();
+            let merged = merge(&[out.display().to_string()], &bench.path(&format!("one-{at}")));
+            let (mut missed, mut size) = (0.0, 0.0);
+            for (key, tensor) in merged.iter().filter(|(_, tensor)| tensor.dtype == safetensors::tensor::Dtype::F32) {
+                let base = own[key].values();
+                let parts = both.iter().map(|merged| merged[key].values()).collect::<Vec<_>>();
+                for (at, got) in tensor.values().into_iter().enumerate() {
+                    let wanted = 0.5 * (parts[0][at] - base[at]) + (parts[1][at] - base[at]);
+                    missed += (got - base[at] - wanted).powi(2);
+                    size += wanted.powi(2);
+                }
             }
-            let bench = Bench::new();
-            let base = root.join("peft/bases/llama-bf16");
-            let other = root.join("peft/lora-r8/adapter");
-            let adapters: [(&Path, f64); 2] = [(&case.join("adapter"), 0.5), (&other, 1.0)];
-            stack(&adapters, &bench.path("found"), &["--base", base.to_str().unwrap()]).ok();
-            stack(&adapters, &bench.path("given"), &["--init-adapter", case.join("init").to_str().unwrap()]).ok();
-            let (found, given) = (content(&bench.path("found")), content(&bench.path("given")));
-            // What was taken out was found in f32, by an SVD or a QR of another library.
-            let error = distance(&found.deltas, &given.deltas);
-            assert!(error <= 2e-5, "{name}: {error:e}");
+            let (found, claimed) = ((missed / size).sqrt(), report["relative_error"].as_f64().unwrap());
+            // The merges that are compared round W′ to f32 themselves.
+            assert!(found <= claimed + 2e-6, "{name} {how}: {found:e} is more than {claimed:e}");
+            assert!(at > 0 || claimed < 2e-4, "{name} {how}: {claimed:e}");
         }
     }
 }
 
 #[test]
 fn dora_is_approximated_as_well_as_is_asked() {
-    for root in [Some(fixtures()), reference()].into_iter().flatten() {
-        let root = root.join("peft");
-        for (name, base, other) in [
-            ("dora-r4", "llama-bf16", "lora-r8"),
-            ("conv-dora", "tinynet-f32", "conv-lora"),
-            ("dora-embed", "llama-bf16", "lora-embed"),
-            ("dora-gpt2", "gpt2-f32", "gpt2-fanin"),
-            ("dora-rslora-patterns", "llama-bf16", "dora-r4"),
-        ] {
-            if !root.join(name).exists() {
-                continue;
-            }
-            let bench = Bench::new();
-            let (base, first, second) =
-                (root.join("bases").join(base), root.join(name).join("adapter"), root.join(other).join("adapter"));
-            let merge = |adapters: &[String], out: &Path| {
-                let mut words: Vec<&dyn AsRef<OsStr>> = vec![&"merge", &base, &"-o", &out, &"--dtype", &"f32"];
-                words.extend(adapters.iter().map(|word| word as &dyn AsRef<OsStr>));
-                lorakit(&words).ok();
-                read_model(out)
-            };
-            // Each alone, for merges of several DoRA apply one to what the other left.
-            let both = [
-                merge(&[first.display().to_string()], &bench.path("a")),
-                merge(&[second.display().to_string()], &bench.path("b")),
-            ];
-            let own = read_model(&base);
-            for (at, how) in ["--max-error 1e-5", "--rank 3"].into_iter().enumerate() {
-                let out = bench.path(&format!("stack-{at}"));
-                let words: Vec<&str> =
-                    how.split_whitespace().chain(["--base", base.to_str().unwrap(), "--json"]).collect();
-                let report = stack(&[(&first, 0.5), (&second, 1.0)], &out, &words).ok().json();
-                let merged = merge(&[out.display().to_string()], &bench.path(&format!("one-{at}")));
-                let (mut missed, mut size) = (0.0, 0.0);
-                for (key, tensor) in merged.iter().filter(|(_, tensor)| tensor.dtype == safetensors::tensor::Dtype::F32)
-                {
-                    let base = own[key].values();
-                    let parts = both.iter().map(|merged| merged[key].values()).collect::<Vec<_>>();
-                    for (at, got) in tensor.values().into_iter().enumerate() {
-                        let wanted = 0.5 * (parts[0][at] - base[at]) + (parts[1][at] - base[at]);
-                        missed += (got - base[at] - wanted).powi(2);
-                        size += wanted.powi(2);
-                    }
-                }
-                let (found, claimed) = ((missed / size).sqrt(), report["relative_error"].as_f64().unwrap());
-                // The merges that are compared round W′ to f32 themselves.
-                assert!(found <= claimed + 2e-6, "{name} {how}: {found:e} is more than {claimed:e}");
-                assert!(at > 0 || claimed < 2e-4, "{name} {how}: {claimed:e}");
-            }
-        }
-    }
+    check_dora(&fixtures().join("peft"), &DORA[..2]);
+}
+
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn dora_of_the_reference_is_approximated_as_well_as_is_asked() {
+    check_dora(&reference_part("peft"), &DORA);
 }
 
 #[test]

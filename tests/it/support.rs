@@ -113,19 +113,36 @@ pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
-/// The reference data beside the checkout, or `None`, said loudly.
-pub fn reference() -> Option<PathBuf> {
+/// The reference data beside the checkout. A test that asks for it has
+/// `#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]`: build.rs.
+pub fn reference() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/reference");
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: ../shared/reference is not there; only the fixtures of the repository were tested");
-    None
+    assert!(cfg!(reference) && path.is_dir(), "the test has to be ignored where ../shared/reference is not");
+    path
 }
 
 /// One folder of the reference data.
-pub fn reference_part(name: &str) -> Option<PathBuf> {
-    reference().map(|root| root.join(name))
+pub fn reference_part(name: &str) -> PathBuf {
+    reference().join(name)
+}
+
+/// The folders in `root`, in the order of their names, that hold a `case.json`.
+pub fn cases(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| root.join(name).join("case.json").is_file());
+    names.sort();
+    names
+}
+
+/// The largest difference, and the largest number of `wanted`.
+#[track_caller]
+pub fn off_by(got: &Tensor, wanted: &Tensor) -> (f64, f64) {
+    assert_eq!(got.shape, wanted.shape);
+    let (got, wanted) = (got.values(), wanted.values());
+    let size = wanted.iter().fold(0.0_f64, |size, value| size.max(value.abs()));
+    (got.iter().zip(&wanted).map(|(l, r)| (l - r).abs()).fold(0.0, f64::max), size)
 }
 
 /// A directory of its own for one test.

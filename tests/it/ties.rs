@@ -99,7 +99,7 @@ fn a_grown_vocabulary_names_both_sizes() {
 #[test]
 fn a_wrapped_path_does_not_count_as_trained_with_the_head() {
     let bench = Bench::new();
-    let config = json!({"architectures": ["XForConditionalGeneration"], "tie_word_embeddings": true});
+    let config = json!({"architectures": ["LlavaForConditionalGeneration"], "tie_word_embeddings": true});
     let name = "language_model.model.embed_tokens.weight";
     let base = bench.base(&[(name, Tensor::f32(&[VOCABULARY, DIM], &noise(1, VOCABULARY * DIM, 1.0)))], &config);
     let adapter = bench.adapter(

@@ -76,25 +76,27 @@ fn assert_as_converted(words: &[&dyn AsRef<OsStr>], dialects: &[&str], more: &[&
 }
 
 /// A pipeline with two of its adapters.
-fn pipeline() -> Option<(PathBuf, PathBuf, PathBuf)> {
-    let root = reference()?.join("kohya");
+fn pipeline() -> (PathBuf, PathBuf, PathBuf) {
+    let root = reference_part("kohya");
     let adapter = |name: &str| root.join(name).join("lora.safetensors");
-    Some((root.join("base"), adapter("kohya-lora-r4"), adapter("kohya-lora-r4-b")))
+    (root.join("base"), adapter("kohya-lora-r4"), adapter("kohya-lora-r4-b"))
 }
 
 const PIPELINES: [&str; 3] = ["kohya", "comfyui", "diffusers"];
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_is_extracted_from_a_language_model_is_written_for_mlx() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let (base, tuned) = (root.join("peft/bases/llama-bf16"), root.join("extract/tiny-f32/tuned"));
     let more = ["--rank", "4", "--include", "proj", "--exclude", "bias"];
     assert_as_converted(&[&"extract", &base, &tuned], &["mlx", "peft", "safetensors"], &more, &[]);
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn what_is_extracted_from_a_pipeline_is_written_for_pipelines() {
-    let Some((base, adapter, _)) = pipeline() else { return };
+    let (base, adapter, _) = pipeline();
     let bench = Bench::new();
     let tuned = bench.path("tuned");
     merge(&base, &adapter, &tuned, &[]).ok();
@@ -105,23 +107,26 @@ fn what_is_extracted_from_a_pipeline_is_written_for_pipelines() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn sums_of_adapters_are_written_for_pipelines() {
-    let Some((_, left, right)) = pipeline() else { return };
+    let (_, left, right) = pipeline();
     assert_as_converted(&[&"stack", &left, &right], &PIPELINES, &[], &[]);
     assert_as_converted(&[&"subtract", &left, &right], &PIPELINES, &["--rank", "3"], &[]);
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn resized_adapters_are_written_for_pipelines_and_mlx() {
-    let Some((_, adapter, _)) = pipeline() else { return };
+    let (_, adapter, _) = pipeline();
     assert_as_converted(&[&"resize", &adapter], &PIPELINES, &["--rank", "2"], &[]);
-    let peft = reference().unwrap().join("peft/lora-patterns/adapter");
+    let peft = reference_part("peft/lora-patterns/adapter");
     assert_as_converted(&[&"resize", &peft], &["mlx", "peft"], &["--rank", "2"], &[]);
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_language_model_is_refused_for_pipelines_before_the_work() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let (base, tuned) = (root.join("peft/bases/llama-bf16"), root.join("extract/tiny-f32/tuned"));
     let bench = Bench::new();
     let refuse = |words: &[&dyn AsRef<OsStr>], more: &[&str], code: i32, text: &str| {
@@ -139,8 +144,9 @@ fn a_language_model_is_refused_for_pipelines_before_the_work() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_dry_run_tells_the_bytes_and_leaves_nothing() {
-    let Some((_, adapter, _)) = pipeline() else { return };
+    let (_, adapter, _) = pipeline();
     let bench = Bench::new();
     let out = bench.path("out.safetensors");
     let report = |more: &[&str]| run(&[&"resize", &adapter, &"--json"], &out, more).ok().json();
@@ -154,8 +160,9 @@ fn a_dry_run_tells_the_bytes_and_leaves_nothing() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn a_folder_becomes_a_folder_of_the_dialects_files_and_is_done_once() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let bench = Bench::new();
     let adapters = ["lora-all-r4", "rslora-r4"].map(|name| root.join("peft").join(name).join("adapter"));
     let inputs: Vec<PathBuf> = ["one", "two"].iter().map(|name| bench.path("in").join(name)).collect();
@@ -170,8 +177,13 @@ fn a_folder_becomes_a_folder_of_the_dialects_files_and_is_done_once() {
     assert_eq!(outcomes(), ["resized", "resized"]);
     assert!(out.join("one/adapters.safetensors").is_file() && out.join("two/adapters.safetensors").is_file());
     assert_eq!(outcomes(), ["done", "done"]);
+}
 
-    let Some((_, left, right)) = pipeline() else { return };
+#[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
+fn a_folder_of_pipelines_adapters_becomes_a_folder_of_files_and_is_done_once() {
+    let bench = Bench::new();
+    let (_, left, right) = pipeline();
     for (name, adapter) in [("a", left), ("b", right)] {
         let folder = bench.path("files").join(name);
         fs::create_dir_all(&folder).unwrap();
@@ -185,8 +197,9 @@ fn a_folder_becomes_a_folder_of_the_dialects_files_and_is_done_once() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn more_bytes_than_a_budget_are_told() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let adapter = root.join("peft/lora-patterns/adapter");
     let bench = Bench::new();
     let more = ["--max-size", "20kB", "--to", "mlx", "--json"];
@@ -196,8 +209,9 @@ fn more_bytes_than_a_budget_are_told() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn resizing_takes_the_base_where_a_method_needs_it() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     for name in ["vera-r16", "miss-r8", "pissa-r4"] {
         let case = root.join("peft").join(name);
         let base = root.join("peft/bases").join(read_json(&case.join("case.json"))["base"].as_str().unwrap());
@@ -216,8 +230,9 @@ fn resizing_takes_the_base_where_a_method_needs_it() {
 }
 
 #[test]
+#[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn adapters_are_written_for_llama_cpp() {
-    let Some(root) = reference() else { return };
+    let root = reference();
     let (base, tuned) = (root.join("peft/bases/llama-bf16"), root.join("extract/tiny-f32/tuned"));
     let [one, other] = ["lora-all-r4", "lora-all-r4-b"].map(|name| root.join("peft").join(name).join("adapter"));
     let contents = |path: &Path| {

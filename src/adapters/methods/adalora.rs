@@ -27,6 +27,10 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     agree(&b, "the rank", columns, rank)?;
     agree(&e, "the rank", matrix(&e).0 * matrix(&e).1, rank)?;
     let stored = parts.take_part("ranknum");
+    if rank == 0 {
+        // The allocator left it none: the module is as it was.
+        return Ok(None);
+    }
     let kept = match &stored {
         Some(stored) => number(stored)?,
         None => setting::number(context.config, "init_r")?.unwrap_or(12.0),

@@ -98,7 +98,7 @@ fn homeless(paths: &[&str], layouts: &[&Layout], facts: &Facts<'_>) -> Error {
         "`{lost}` is nothing AdapterHub puts LoRA on: it adapts queries, keys, values and one intermediate and one output \
          projection of a layer"
     );
-    facts.refuse(what).hint("leave it out if that is wanted: --exclude; or convert to peft")
+    facts.refuse(what).hint("--to peft has a place for every module")
 }
 
 fn of_layout(

@@ -111,13 +111,13 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint
         Ok(modules)
     });
     config.raw = raw;
-    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| root.join(head).is_file()) {
+    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| std::fs::symlink_metadata(root.join(head)).is_ok()) {
         tensors.note(format!(
             "a prediction head lies beside it (`{head}`): it belongs to the task, and only a conversion of the whole adapter to \
              adapterhub takes it along"
         ));
     }
-    Ok(Opened { root: root.to_path_buf(), dialect: "adapterhub", config, tensors, modules })
+    Ok(Opened::new(root, "adapterhub", config, tensors, modules))
 }
 
 /// Whether a library of this version multiplied by nothing, whatever its config says: before 1.1 the loader takes α for r.

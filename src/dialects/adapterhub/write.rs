@@ -15,9 +15,9 @@ use crate::dialects::files::{Facts, Files, column, matrix};
 use crate::dialects::gguf::write::Wishes;
 use crate::dialects::peft::write::cast;
 use crate::dialects::pieces::{Other, Pieces, most_frequent};
+use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
-use crate::naming::components;
 use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
 
@@ -68,7 +68,7 @@ fn is_own(facts: &Facts<'_>) -> bool {
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
     for path in pieces.paths() {
-        if components::split(path).is_some() || !path.contains('.') && path.starts_with("lora_") {
+        if is_of_pipeline(facts.adapter, path) {
             return Err(facts.refuse(format!(
                 "`{path}` belongs to a diffusion pipeline; AdapterHub's library loads adapters of language and vision models"
             )));
@@ -177,7 +177,7 @@ fn vectors(pieces: &Pieces, facts: &Facts<'_>, planned: &Planned, name: &str, fi
     for (path, like) in &planned.filled {
         let (outputs, float) = sizes[*like];
         let ones = vec![1.0; usize::try_from(outputs).unwrap_or(0)];
-        let bytes = Bytes::held(&ones, facts.float.unwrap_or(float));
+        let bytes = Bytes::held(&ones, facts.float.unwrap_or(float), (&facts.adapter.root, path))?;
         files.tensors.push((key(path), Shape::from([outputs, 1]), bytes));
     }
     filled(planned, "ones", files);

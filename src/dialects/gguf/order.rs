@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::HeadCounts;
 use super::heads::row_order;
-use crate::adapters::{Adapter, Change, describe};
+use crate::adapters::{Adapter, Change, ReadOptions, describe};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::naming::gguf::{GgufArch, gguf_arch_of};
@@ -17,8 +17,8 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Adapter::open`], when the number of heads is needed and not known, or the model is of another architecture.
-    pub fn open_for(path: &Path, model: Option<&Map<String, Value>>) -> Result<Self> {
-        let mut adapter = Self::open_as_it_lies(path)?;
+    pub fn open_for(path: &Path, model: Option<&Map<String, Value>>, options: &ReadOptions) -> Result<Self> {
+        let mut adapter = Self::open_as_it_lies(path, options)?;
         if let Some(said) = adapter.config.llama_cpp.clone() {
             adapter.check_architecture(said.arch, model)?;
             if said.unordered {
@@ -33,8 +33,8 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Adapter::open`].
-    pub fn open_as_it_lies(path: &Path) -> Result<Self> {
-        let (adapter, problem) = Self::examine(path)?;
+    pub fn open_as_it_lies(path: &Path, options: &ReadOptions) -> Result<Self> {
+        let (adapter, problem) = Self::examine(path, options)?;
         problem.map_or(Ok(adapter), Err)
     }
 

@@ -68,7 +68,7 @@ pub fn plan(source: &Path, arch: &GgufArch, model: Model, parts: &[Part<'_>]) ->
             let reason = arch.refusal(part.module).map_or(String::new(), |reason| format!(": {reason}"));
             let what = "has no tensor in a GGUF file of architecture";
             let what = format!("module `{}` {what} {}{reason}", part.module, arch.name());
-            Error::unsupported(source, what).hint("leave it out with --exclude, or merge the adapter into the model")
+            Error::unsupported(source, what).hint("merge the adapter into the model: `lorakit merge`")
         })?;
         let group = *at.entry(place.tensor.clone()).or_insert_with(|| {
             groups.push((place.tensor.clone(), Vec::new()));

@@ -2,16 +2,18 @@
 //! type of ggml. They are computed when they are written.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::formats::gguf::{Layout, Metadata};
 use crate::formats::layout::OutputFile;
 use crate::pairs::Bytes;
-use crate::pairs::matrix::Grid;
+use crate::pairs::matrix::{Grid, Kept};
+use crate::pairs::range::beyond;
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Float, GgmlType, Shape, TensorInfo};
+use crate::tensor::{Beyond, Float, GgmlType, Packing, Rounding, Shape, TensorInfo};
 
 /// A tensor that is to be written.
 pub struct Tensor {
@@ -39,6 +41,7 @@ pub struct Rows {
     /// For every row that is written the one it is in its matrix.
     order: Option<Vec<usize>>,
     ggml: GgmlType,
+    kept: Kept,
 }
 
 impl Rows {
@@ -46,7 +49,7 @@ impl Rows {
     pub fn new(parts: Vec<Option<Grid>>, order: Option<Vec<usize>>) -> Self {
         let size = parts.iter().flatten().map(|grid| grid.size).next().unwrap_or_default();
         let narrow = |count: u64| usize::try_from(count).expect("a mapped tensor fits the address space");
-        Self { height: narrow(size.0), width: narrow(size.1), parts, order, ggml: GgmlType::F32 }
+        Self { height: narrow(size.0), width: narrow(size.1), parts, order, ggml: GgmlType::F32, kept: Kept::default() }
     }
 
     /// The type it is written in: `quant`, unless rows are no whole number of blocks; else `float`; else the widest of the
@@ -75,6 +78,23 @@ impl Rows {
         Source::Computed(Arc::new(Self { ggml, ..self }))
     }
 
+    fn packing(&self) -> Packing {
+        self.ggml.float().map_or(Packing::Blocks(self.ggml), Packing::Float)
+    }
+
+    /// The refusal of a value among those of the rows from `first` on.
+    fn refuse(&self, first: usize, found: &Beyond) -> Error {
+        let width = self.width.max(1);
+        let row = first + found.index / width;
+        let within = row % self.height.max(1);
+        let own = self.order.as_ref().map_or(within, |order| order[within]);
+        let found = Beyond { index: found.index % width, ..*found };
+        match self.parts.get(row / self.height.max(1)) {
+            Some(Some(grid)) => grid.refuse(own, &found),
+            _ => beyond(Path::new(""), "", row * width, &found),
+        }
+    }
+
     /// Decodes the rows `rows`, which lie in one matrix.
     fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let (part, first) = (rows.start / self.height, rows.start % self.height);
@@ -100,8 +120,20 @@ impl Compute for Rows {
             self.decode(first..last, &mut values[place])?;
             first = last;
         }
-        self.ggml.encode(&values, out);
+        let packing = self.packing();
+        let outcome = packing.encode_finite(&values, Rounding::Nearest, out);
+        outcome.map_err(|found| self.refuse(rows.start, &found))?;
+        self.kept.look(&values, || {
+            let mut back = vec![0.0; values.len()];
+            packing.decode(out, &mut back);
+            back.iter().all(|value| *value == 0.0) && values.iter().any(|value| *value != 0.0)
+        });
         Ok(())
+    }
+
+    fn vanished(&self) -> Option<String> {
+        let name = || self.parts.iter().flatten().next().map(|grid| grid.origin().1.to_owned());
+        self.kept.is_nothing().then(name).flatten()
     }
 }
 

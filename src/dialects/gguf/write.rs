@@ -10,11 +10,10 @@ use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
 use crate::dialects::files::{Facts, Files};
 use crate::dialects::pieces::{Pair, Pieces, WholePiece};
-use crate::dialects::spell::{self, Respelled};
+use crate::dialects::spell::{self, Respelled, is_of_pipeline};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, FileType, Metadata, Value};
 use crate::io::name_of;
-use crate::naming::components;
 use crate::naming::experts::{self, SPLIT};
 use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::tensor::{GgmlType, TensorInfo};
@@ -146,7 +145,8 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     let known = |path: &String| arch.place(path).is_some();
     let expert = || experts::expert_of(&path);
     let others = expert().into_iter().flat_map(|(layer, expert, part)| {
-        let names = SPLIT.iter().map(move |split| split.tensor(layer, expert, part));
+        let has = SPLIT.iter().filter(move |split| split.has().contains(&part));
+        let names = has.map(move |split| split.tensor(layer, expert, part));
         names.map(|tensor| tensor.trim_end_matches(".weight").to_owned())
     });
     let other = experts::aliases(&path).into_iter().chain(others).find(known);
@@ -218,10 +218,9 @@ fn wished(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<Option<&'static Gguf
 
 /// What llama.cpp does not load.
 fn refuse(adapter: &Adapter, pieces: &Pieces) -> Result<()> {
-    const WAY_OUT: &str =
-        "merge it into the model instead, `lorakit merge`, and serve that; or leave it out with --exclude";
+    const WAY_OUT: &str = "merge it into the model instead, `lorakit merge`, and serve that";
     let error = |what: String| Error::unsupported(&adapter.root, what);
-    if let Some(path) = pieces.paths().find(|path| components::split(path).is_some()) {
+    if let Some(path) = pieces.paths().find(|path| is_of_pipeline(adapter, path)) {
         return Err(error(format!(
             "`{path}` belongs to a diffusion pipeline; llama.cpp loads adapters of language models"
         )));
@@ -268,7 +267,7 @@ fn check_head(adapter: &Adapter, pairs: &[Pair], wishes: &Wishes<'_>) -> Result<
                 pair.path
             );
             Err(Error::unsupported(&adapter.root, what)
-                .hint("leave it out with --exclude, or merge it into the model, which unties the head"))
+                .hint("merge it into the model, `lorakit merge`, which unties the head"))
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::{Gathered, gather, has_magnitudes};
+use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes};
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     let path = root.join(CONFIG_NAME);
     let scale = scale(&path, &raw)?;
     let mut config = AdapterConfig::synthetic(&path, "LORA", None);
+    config.alpha_from = scale.map(|_| AlphaFrom::File(CONFIG_NAME.to_owned()));
     config.base_model = raw.get("model").and_then(Value::as_str).map(str::to_owned);
     let table = scheme::scheme("mlx").expect("the table is part of the program");
     let mut keyed = Vec::new();
@@ -37,7 +38,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
         modules
     });
     config.raw = raw;
-    Ok(Opened { root: root.to_path_buf(), dialect: "mlx", config, tensors, modules })
+    Ok(Opened::new(root, "mlx", config, tensors, modules))
 }
 
 /// A tensor in PEFT's orientation, with PEFT's role.

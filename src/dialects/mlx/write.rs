@@ -8,10 +8,10 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
 use crate::dialects::pieces::{Pieces, most_frequent};
+use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::Role;
-use crate::naming::components;
 use crate::naming::scheme::scheme;
 
 /// The files.
@@ -53,7 +53,7 @@ pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
     for path in pieces.paths() {
-        if components::split(path).is_some() || !path.contains('.') && path.starts_with("lora_") {
+        if is_of_pipeline(facts.adapter, path) {
             return Err(facts.refuse(format!(
                 "`{path}` belongs to a diffusion pipeline; mlx-lm loads adapters of language models"
             )));

@@ -126,15 +126,3 @@ fn nested(kind: &PairKind) -> String {
         _ => String::new(),
     }
 }
-
-/// A PEFT adapter is a directory.
-///
-/// # Errors
-/// When `out` is named like a file.
-pub(crate) fn refuse_file_name(out: &Path) -> Result<()> {
-    if out.extension().is_some_and(|extension| extension == "safetensors") {
-        let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
-        return Err(Error::invalid("--out", problem).hint("name a directory"));
-    }
-    Ok(())
-}

@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use foldhash::{HashMap, HashSet};
 use serde_json::{Value, json};
 
 use super::new_adapter::NewAdapter;
+use crate::naming::ends;
 use crate::pairs::{NewPair, PairKind};
 
 /// Settings that say where an adapter belongs, not what it does.
@@ -116,9 +118,10 @@ fn patterns<T: PartialEq + Copy>(
         if members.iter().all(|(_, value)| *value == first) && is_word(name) {
             keys.extend((first != *default).then(|| (escaped(name), first)));
         } else {
+            let paths: HashSet<&str> = members.iter().map(|(path, _)| *path).collect();
             let others = members.iter().filter(|(path, value)| {
                 // A module whose path is the end of another's would be taken for it, unless both are named.
-                *value != *default || members.iter().any(|(other, _)| path.ends_with(&format!(".{other}")))
+                *value != *default || ends(path).skip(1).any(|end| paths.contains(end))
             });
             keys.extend(others.map(|(path, value)| (escaped(path), *value)));
         }
@@ -155,11 +158,18 @@ fn target_parameters(adapter: &NewAdapter) -> Vec<String> {
     });
     all.for_each(|(path, name)| owners.entry(name).or_default().push(path));
     let modules: BTreeSet<&str> = owners.values().flatten().copied().collect();
+    let mut by_name: HashMap<&str, Vec<&str>> = HashMap::default();
+    modules.iter().for_each(|path| by_name.entry(last(path)).or_default().push(path));
+    let depths = Depths::of(modules.iter().copied());
     let mut names = BTreeSet::new();
     for (name, paths) in owners {
+        let own: HashSet<&str> = paths.iter().copied().collect();
+        let mut short: HashMap<&str, bool> = HashMap::default();
         for path in &paths {
-            let alike: Vec<&str> = modules.iter().copied().filter(|other| last(other) == last(path)).collect();
-            let short = alike.iter().all(|other| paths.contains(other)) && is_everywhere(&alike, &modules);
+            let short = *short.entry(last(path)).or_insert_with_key(|name| {
+                let alike = by_name.get(name).map_or(&[][..], Vec::as_slice);
+                alike.iter().all(|other| own.contains(other)) && depths.fill(alike)
+            });
             names.insert(format!("{}.{name}", if short { last(path) } else { path }));
         }
     }
@@ -184,11 +194,11 @@ fn targets(adapter: &NewAdapter, saved: &[String]) -> Value {
     }
     let mut names: Vec<&str> = Vec::new();
     let elsewhere = adapter.whole.iter().filter(|whole| !all.contains(whole.module.as_str()));
-    let others: Vec<&str> =
-        elsewhere.map(|whole| whole.module.as_str()).chain(saved.iter().map(String::as_str)).collect();
+    let others: HashSet<&str> =
+        elsewhere.map(|whole| whole.module.as_str()).chain(saved.iter().map(String::as_str)).map(last).collect();
+    let depths = Depths::of(all.iter().copied());
     for (name, members) in groups {
-        let ambiguous = others.iter().any(|other| last(other) == name);
-        if is_word(name) && !ambiguous && is_everywhere(&members, &all) {
+        if is_word(name) && !others.contains(name) && depths.fill(&members) {
             names.push(name);
         } else {
             names.extend(members);
@@ -198,27 +208,43 @@ fn targets(adapter: &NewAdapter, saved: &[String]) -> Value {
     json!(names)
 }
 
-/// Whether `members` fill every layer that the adapter knows: then their common name means no module of the same model that
-/// was left out.
-fn is_everywhere(members: &[&str], all: &BTreeSet<&str>) -> bool {
-    /// What stands before the first number of a path → the numbers.
-    fn layers<'a>(paths: impl Iterator<Item = &'a &'a str>) -> BTreeMap<(String, String), BTreeSet<u64>> {
-        let mut found: BTreeMap<(String, String), BTreeSet<u64>> = BTreeMap::new();
-        for path in paths {
-            let segments: Vec<&str> = path.split('.').collect();
-            let Some(at) = segments.iter().position(|segment| segment.parse::<u64>().is_ok()) else { continue };
-            let number = segments[at].parse().expect("it was found for being a number");
-            found.entry((segments[..at].join("."), segments[at + 1..].join("."))).or_default().insert(number);
+/// How many layers of a kind are known: what stands before the first number of a path → the largest number.
+struct Depths<'a>(HashMap<&'a str, u64>);
+
+impl<'a> Depths<'a> {
+    fn of(paths: impl Iterator<Item = &'a str>) -> Self {
+        let mut depths: HashMap<&str, u64> = HashMap::default();
+        for (stem, number, _) in paths.filter_map(layer) {
+            let known = depths.entry(stem).or_default();
+            *known = number.max(*known);
         }
-        found
+        Self(depths)
     }
-    let mut depth: BTreeMap<String, u64> = BTreeMap::new();
-    for ((stem, _), numbers) in layers(all.iter()) {
-        let deepest = numbers.last().copied().unwrap_or(0);
-        let known = depth.entry(stem).or_default();
-        *known = deepest.max(*known);
+
+    /// Whether `members` fill every layer that the adapter knows: then their common name means no module of the same model that
+    /// was left out.
+    fn fill(&self, members: &[&str]) -> bool {
+        let mut numbers: HashMap<(&str, &str), HashSet<u64>> = HashMap::default();
+        for (stem, number, rest) in members.iter().copied().filter_map(layer) {
+            numbers.entry((stem, rest)).or_default().insert(number);
+        }
+        numbers
+            .iter()
+            .all(|((stem, _), numbers)| self.0.get(stem).is_some_and(|depth| numbers.len() as u64 == depth + 1))
     }
-    layers(members.iter()).iter().all(|((stem, _), numbers)| numbers.len() as u64 == depth[stem] + 1)
+}
+
+/// What stands before the first number of a path, the number, and the rest.
+fn layer(path: &str) -> Option<(&str, u64, &str)> {
+    let mut start = 0;
+    for segment in path.split('.') {
+        let end = start + segment.len();
+        if let Ok(number) = segment.parse() {
+            return Some((&path[..start], number, &path[end..]));
+        }
+        start = end + 1;
+    }
+    None
 }
 
 fn last(path: &str) -> &str {

@@ -2,30 +2,62 @@
 
 use std::path::Path;
 
-use crate::adapters::Inserted;
-use crate::adapters::config::AdapterConfig;
-use crate::adapters::refused;
-use crate::adapters::{Change, Module};
-use crate::adapters::{Gathered, gather};
+use crate::adapters::config::{AdapterConfig, Scaling};
+use crate::adapters::options::Chosen;
+use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, refused};
+use crate::dialects::alphas::{Alphas, Survey};
 use crate::dialects::open::Opened;
 use crate::error::Result;
-use crate::formats::Checkpoint;
-use crate::naming::peft;
+use crate::formats::{Checkpoint, Stored};
+use crate::naming::{Role, peft};
 
-pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
-    let config = AdapterConfig::read(root)?;
-    let modules = collect(&config, &tensors);
-    Ok(Opened { root: root.to_path_buf(), dialect: "peft", config, tensors, modules })
+/// The method that may leave a module no rank.
+const ADALORA: &str = "ADALORA";
+
+pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &ReadOptions) -> Result<Opened> {
+    let mut config = AdapterConfig::read(root)?;
+    let keyed: Vec<(peft::Key, Stored)> = tensors
+        .all()
+        .filter_map(|stored| Some((peft::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
+        .collect();
+    let empty =
+        keyed.iter().filter(|(key, stored)| key.role == Role::Down && stored.info.shape.rows_cols().0 == 0).count();
+    let modules = settle(&mut config, &tensors, &keyed, options).and_then(|()| collect(&config, keyed));
+    let mut opened = Opened::new(root, "peft", config, tensors, modules);
+    if empty > 0 && opened.config.method == ADALORA {
+        opened.tensors.note(format!("AdaLoRA left {empty} modules no rank: they stay as they are"));
+    }
+    Ok(opened)
+}
+
+/// What the header says of α has to be what the config says, unless it is told.
+fn settle(
+    config: &mut AdapterConfig,
+    tensors: &Checkpoint,
+    keyed: &[(peft::Key, Stored)],
+    options: &ReadOptions,
+) -> Result<()> {
+    if config.scaling.is_none() {
+        return Ok(());
+    }
+    let survey = Survey::of(keyed)?;
+    let alphas = Alphas::decide(tensors, &survey, Some(config), options)?;
+    if alphas.is_told() {
+        let told =
+            survey.pairs.iter().filter_map(|(path, rank)| Some((path.clone(), (*rank, alphas.of(None, path, *rank)?))));
+        config.scaling = Some(Scaling::exact(told));
+        config.alpha_from = Some(alphas.from);
+    }
+    Ok(())
 }
 
 /// Groups the tensors by module, in path order.
-fn collect(config: &AdapterConfig, tensors: &Checkpoint) -> Result<Vec<Module>> {
-    let keyed = tensors.all().map(|stored| (peft::parse(&stored.info.name), stored));
+fn collect(config: &AdapterConfig, keyed: Vec<(peft::Key, Stored)>) -> Result<Vec<Module>> {
     if let Some((kind, reason)) = refused::inserted(&config.method) {
-        let tensors = keyed.map(|(_, stored)| (stored.info.name.clone(), stored)).collect();
+        let tensors = keyed.into_iter().map(|(_, stored)| (stored.info.name.clone(), stored)).collect();
         let change = Change::Inserted(Box::new(Inserted { kind, reason, tensors }));
         return Ok(vec![Module { path: String::new(), nesting: 0, change }]);
     }
-    let Gathered { modules, .. } = gather(keyed, config, "peft", false)?;
+    let Gathered { modules, .. } = gather(keyed.into_iter(), config, "peft", false)?;
     Ok(modules)
 }

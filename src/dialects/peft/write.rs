@@ -10,6 +10,7 @@ use super::new_config;
 use crate::adapters::config::{CONFIG_NAME, INVOCATION};
 use crate::dialects::files::{Facts, Files, column};
 use crate::dialects::pieces::{Other, Pieces};
+use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::components;
@@ -48,7 +49,7 @@ pub fn write(mut pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
 /// An adapter of PEFT belongs to one model: the name of its component is left out.
 fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
     let mut known: Option<String> = None;
-    for path in pieces.paths() {
+    for path in pieces.paths().filter(|path| is_of_pipeline(facts.adapter, path)) {
         let Some((component, _)) = components::split(path) else { continue };
         match &known {
             Some(other) if other != component => {
@@ -60,7 +61,7 @@ fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
             _ => known = Some(component.to_owned()),
         }
     }
-    for path in pieces.paths_mut() {
+    for path in pieces.paths_mut().filter(|path| is_of_pipeline(facts.adapter, path)) {
         let rest = components::split(path).map(|(_, rest)| rest.to_owned());
         rest.into_iter().for_each(|rest| *path = rest);
     }

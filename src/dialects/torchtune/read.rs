@@ -14,7 +14,7 @@ use crate::adapters::gather;
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored, json};
+use crate::formats::{Checkpoint, Stored, side};
 use crate::naming::arch::{Arch, Spelling, arch};
 use crate::naming::gguf::interleaved;
 use crate::naming::peft::Key;
@@ -45,7 +45,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
         });
     }
     let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);
-    Ok(Opened { root: root.to_path_buf(), dialect: "torchtune", config, tensors, modules })
+    Ok(Opened::new(root, "torchtune", config, tensors, modules))
 }
 
 fn table() -> &'static Scheme {
@@ -62,7 +62,7 @@ fn renamed(root: &Path, names: &Arch, key: Key, stored: Stored) -> Result<(Key, 
 
 fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
     let path = root.join(MODEL);
-    if !path.is_file() {
+    let Some(model) = side::look_up(&path)? else {
         let problem = format!(
             "tensor `{}` has its rows in the order of torchtune's heads, whose number `{MODEL}` tells, and there is none",
             stored.info.name
@@ -70,8 +70,7 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
         return Err(Error::unsupported(&path, problem).hint(
             "copy the base model's `config.json` beside the adapter, or let torchtune save it in PEFT's format",
         ));
-    }
-    let model = json::read_object(&path)?;
+    };
     let rows = stored.info.shape.as_slice().first().copied().unwrap_or(0);
     let Some(head) = head_of(&path, &model, module, rows)
         .map_err(|problem| problem.hint(format!("it is tensor `{}`", stored.info.name)))?

@@ -184,5 +184,6 @@ fn alternating(
     let order = interleaved(rows, rows / head).expect("heads have an even number of rows");
     let ordered: Vec<f32> =
         order.into_iter().flat_map(|from| &values[from * width..(from + 1) * width]).copied().collect();
-    Ok((key, shape.to_vec().into(), Bytes::held(&ordered, float.unwrap_or_else(|| grid.float()))))
+    let bytes = Bytes::held(&ordered, float.unwrap_or_else(|| grid.float()), grid.origin())?;
+    Ok((key, shape.to_vec().into(), bytes))
 }

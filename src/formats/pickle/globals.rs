@@ -124,9 +124,16 @@ const INERT: [(&str, &[&str]); 32] = [
     ("torch.optim.lr_scheduler", &["*"]),
 ];
 
+/// What a file with such tensors is.
+const SHARD: &str = "it is one rank's shard of a distributed checkpoint (FSDP), which holds a piece of every tensor; gather them with the \
+                     trainer (`accelerate merge-weights`, FULL_STATE_DICT)";
+
 /// Names that weight files do ask for and that cannot be kept: a prefix, and why.
-const REFUSED: [(&str, &str); 11] = [
+const REFUSED: [(&str, &str); 14] = [
     ("__torch__.", "the file is a TorchScript program, not weights"),
+    ("torch.distributed.tensor.", SHARD),
+    ("torch.distributed._tensor.", SHARD),
+    ("optimum.quanto.", "its weights are quantised by quanto; save the adapter or the model before quantisation"),
     ("torch.nn.modules.", "the file is a whole module, not its state dict"),
     ("torch._utils._rebuild_qtensor", "quantised tensors of torch cannot be read"),
     ("torch._utils._rebuild_sparse", "sparse tensors cannot be read"),

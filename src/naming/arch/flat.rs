@@ -49,7 +49,7 @@ pub fn unflatten_all(names: &[&str]) -> Vec<Result<Option<String>, Vec<String>>>
 pub fn flatten(path: &str, several: bool) -> Option<String> {
     let (component, rest) = path.split_once('.')?;
     let prefix = match component {
-        "unet" | "transformer" | "transformer_2" => "lora_unet_",
+        "unet" | "unet_2" | "transformer" | "transformer_2" => "lora_unet_",
         "prior" => "lora_prior_unet_",
         "text_encoder" if several => "lora_te1_",
         "text_encoder" => "lora_te_",

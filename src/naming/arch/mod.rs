@@ -1,10 +1,13 @@
 //! Families of models: how their weights are called in the original release and in diffusers, and which of them are fused
-//! there and split here. Tables in `archs/*.toml`; the number of layers is never part of a table.
+//! there and split here. Tables in `archs/*.toml`. A row holds for any number of layers; how many the models of a family have
+//! stands beside the rows, to tell families apart ([`left`]).
 //!
 //! A fused weight and its parts differ in rows only, so a change of one is told as [`Spot`]s of the other: exact in both
 //! directions, whatever the change is.
 
+mod choice;
 mod flat;
+mod parts;
 mod table;
 mod template;
 #[cfg(test)]
@@ -15,7 +18,9 @@ use std::sync::LazyLock;
 
 use foldhash::HashMap;
 
+pub use choice::{By, Left, Said, Seen, left, said};
 pub use flat::{flatten, flattened, unflatten, unflatten_all};
+pub use parts::part_of;
 use table::{Expanded, Row, Share, Swap};
 use template::{Filling, outline};
 
@@ -51,6 +56,8 @@ pub struct Arch {
     flat: HashMap<String, Vec<Place>>,
     /// Those that any path may stand in front of.
     open: Vec<Place>,
+    /// Rows lie in another order within a head.
+    heads: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +85,7 @@ pub fn arch(name: &str) -> Option<&'static Arch> {
 /// order within a head are left out: no block of rows could tell where they go.
 pub fn translate(path: &str, outputs: u64, inputs: u64) -> Vec<Vec<Spot>> {
     let mut found: Vec<Vec<Spot>> = Vec::new();
-    for arch in archs().iter().filter(|arch| !arch.table.rows.iter().any(|row| row.heads)) {
+    for arch in archs().iter().filter(|arch| !arch.has_heads()) {
         for spots in arch.translate(path, outputs, inputs) {
             if !found.contains(&spots) {
                 found.push(spots);
@@ -107,14 +114,6 @@ fn most_known(count: impl Fn(&Arch) -> usize) -> Vec<&'static Arch> {
     if denoisers.is_empty() { best(false) } else { denoisers }
 }
 
-/// The family `paths` belong to; `None` if no table knows them or several know them alike.
-pub fn arch_of<'a>(paths: impl IntoIterator<Item = &'a str>) -> Option<&'static Arch> {
-    match archs_of(paths).as_slice() {
-        [arch] => Some(arch),
-        _ => None,
-    }
-}
-
 /// Name of the tensor that holds the parameter `parameter` of `module`: with a dot between, but for two kinds of modules whose
 /// originals call it otherwise.
 pub fn parameter(module: &str, parameter: &str) -> String {
@@ -128,7 +127,8 @@ pub fn parameter(module: &str, parameter: &str) -> String {
 
 impl Arch {
     fn new(table: Expanded) -> Self {
-        let mut arch = Self { table, dotted: HashMap::default(), flat: HashMap::default(), open: Vec::new() };
+        let heads = table.rows.iter().any(|row| row.heads);
+        let mut arch = Self { table, dotted: HashMap::default(), flat: HashMap::default(), open: Vec::new(), heads };
         for (row, own) in arch.table.rows.iter().enumerate() {
             let original = std::iter::once((Spelling::Original, 0, &own.original));
             let parts = own.diffusers.iter().enumerate().map(|(part, name)| (Spelling::Diffusers, part, name));
@@ -185,6 +185,11 @@ impl Arch {
     /// Whether it is the names of one tool, beside those of a family.
     pub fn is_aside(&self) -> bool {
         self.table.aside
+    }
+
+    /// Whether rows lie in another order within a head, so that no block of rows tells where they go.
+    pub fn has_heads(&self) -> bool {
+        self.heads
     }
 
     /// The other spellings of `path` in this family.

@@ -77,6 +77,22 @@ pub struct Expanded {
     pub components: Vec<String>,
     pub aside: bool,
     pub rows: Vec<Row>,
+    /// How names of models of this family begin, in small letters and digits.
+    pub says: Vec<String>,
+    /// The sizes that its models have.
+    pub models: Vec<Model>,
+}
+
+/// The sizes of one model of a family.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// How a module's path ends → its inputs.
+    #[serde(default)]
+    pub inputs: BTreeMap<String, u64>,
+    /// List of blocks → how many there are.
+    #[serde(default)]
+    pub blocks: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +104,10 @@ struct Table {
     /// Names of one tool beside those of a family: no family of its own.
     #[serde(default)]
     aside: bool,
+    #[serde(default)]
+    says: Vec<String>,
+    #[serde(default)]
+    model: Vec<Model>,
     tails_of: Option<String>,
     #[serde(default)]
     tails: BTreeMap<String, Vec<String>>,
@@ -126,7 +146,14 @@ pub fn read() -> Vec<Expanded> {
             None => &own.tails,
         };
         let rows = own.row.iter().flat_map(|raw| rows(raw, tails)).collect();
-        Expanded { name: own.name, components: own.components, aside: own.aside, rows }
+        Expanded {
+            name: own.name,
+            components: own.components,
+            aside: own.aside,
+            rows,
+            says: own.says,
+            models: own.model,
+        }
     };
     ARCHS.iter().map(table).map(expand).collect()
 }

@@ -11,30 +11,30 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::checkpoint::globs;
-use super::{ConvertOptions, Target};
+use super::{ConvertOptions, Target, watch};
 use crate::adapters::config::INVOCATION;
-use crate::adapters::{Adapter, Init, weight_files};
+use crate::adapters::{Adapter, AlphaFrom, Init};
 use crate::dialects::adapterhub::write as adapterhub;
-use crate::dialects::files::{self, Facts, Files};
+use crate::dialects::files::{Facts, Files};
 use crate::dialects::gguf::write::Wishes;
 use crate::dialects::gguf::{rows as gguf_rows, write as gguf};
 use crate::dialects::mlx::write as mlx;
-use crate::dialects::peft::new_adapter::refuse_file_name;
 use crate::dialects::peft::write as peft;
 use crate::dialects::pieces::{Pieces, Stacks};
 use crate::dialects::spell::{Respelled, Wanted};
 use crate::dialects::torchtune::write as torchtune;
-use crate::dialects::{as_lora, diffusers, hashes, kohya, pieces, same, spell, xlabs};
+use crate::dialects::{as_lora, diffusers, family, files, hashes, kohya, pieces, same, spell, xlabs};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
-use crate::formats::{hub, json};
+use crate::formats::hub;
 use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::{Base, config_of};
 use crate::naming::{arch, components};
-use crate::output::recipe::{SIDECAR, hashes as digests};
-use crate::output::tensors;
-use crate::output::{Output, Run, refuse_inputs};
+use crate::output::new_adapter::refuse_file_name;
+use crate::output::recipe::adapter_hashes;
+use crate::output::{Expected, Output, Run, check_early, tensors};
+use crate::pairs::range::vanished_note;
 
 /// Where a file for llama.cpp says how it was made.
 pub(in crate::ops) const PROVENANCE: &str = "lorakit.recipe";
@@ -54,6 +54,9 @@ pub struct AdapterReport {
     pub to: String,
     /// The family of models, where names tell.
     pub family: Option<String>,
+    /// What told the family.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family_by: Option<String>,
     /// Nothing was written.
     pub dry_run: bool,
     /// Modules that are changed by low-rank pairs.
@@ -76,6 +79,8 @@ pub struct AdapterReport {
     pub made_pairs: usize,
     /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
     pub error: Option<f64>,
+    /// Where α of the adapter stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// Bytes of the output.
     pub bytes: u64,
     /// Things worth knowing.
@@ -92,23 +97,18 @@ pub struct AdapterReport {
 /// When it is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport> {
     let started = Instant::now();
+    let inputs = watch(options);
     let Opened { adapter, model, target } = open(options)?;
+    options.read.check_needed("--alpha", std::iter::once(&adapter))?;
     adapter.check_values()?;
     if options.write.part.is_some() {
         return Err(Error::invalid("--part", "an adapter is written in one piece"));
     }
-    let files_of = adapter.tensors.files().iter().map(|file| file.map.path());
-    refuse_inputs(
-        &options.write.out,
-        files_of
-            .chain([adapter.root.as_path()])
-            .filter(|path| path.is_file() || adapter.config.path.is_file() && *path == adapter.root),
-    )?;
+    check_early(&options.write, &inputs, &Expected::Planned)?;
     let recipe = recipe(&adapter, options, target)?;
     let (output, mut report) = output(&adapter, options, target, model.as_ref(), &recipe)?;
-    if !options.write.dry_run {
-        output.write(&options.write, run)?;
-    }
+    output.write(&options.write, run, &inputs)?;
+    report.notes.extend(vanished_note(&output.plan.vanished()));
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -135,7 +135,11 @@ fn output(
 ) -> Result<(Output, AdapterReport)> {
     let to = target.name();
     let mut report = empty_report(options, adapter, to);
-    let all = options.include.is_empty() && options.exclude.is_empty() && !options.as_lora;
+    let all = options.include.is_empty()
+        && options.exclude.is_empty()
+        && !options.as_lora
+        && options.component.is_none()
+        && same::is_whole(adapter);
     let mut files = if (target == Target::Safetensors || to == adapter.dialect) && all && adapter.dialect != "gguf" {
         same::write(adapter, options.write.dtype)?
     } else {
@@ -144,7 +148,7 @@ fn output(
     report.folded = files.folded;
     report.padded = files.padded;
     report.notes.append(&mut files.notes);
-    report.notes.extend(adapter.tensors.notes().cloned());
+    report.notes.extend(adapter.reading_notes());
     if !files.single {
         refuse_file_name(&options.write.out)?;
     }
@@ -166,7 +170,7 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         return Err(Error::invalid("--rounding", "the factors of an adapter are rounded to nearest"));
     }
     let model = options.base.as_deref().map(config_of).transpose();
-    let (said, _) = Adapter::examine(&options.input)?;
+    let (said, _) = Adapter::examine(&options.input, &options.read)?;
     let is_gguf = said.config.llama_cpp.is_some();
     let named = is_gguf_name(&options.write.out);
     let target = options.to.unwrap_or(if is_gguf || named { Target::Gguf } else { Target::Safetensors });
@@ -188,9 +192,9 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         model
     };
     if is_gguf && target == Target::Gguf && model.is_none() {
-        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input)?, model, target });
+        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input, &options.read)?, model, target });
     }
-    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref())?, model, target })
+    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref(), &options.read)?, model, target })
 }
 
 /// Whether what is written depends on the config of the model.
@@ -211,6 +215,7 @@ fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> Adapte
         from: adapter.dialect.to_owned(),
         to: if to == "safetensors" { adapter.dialect } else { to }.to_owned(),
         family: None,
+        family_by: None,
         dry_run: options.write.dry_run,
         pairs: 0,
         methods: 0,
@@ -222,6 +227,7 @@ fn empty_report(options: &ConvertOptions, adapter: &Adapter, to: &str) -> Adapte
         padded: 0,
         made_pairs: 0,
         error: None,
+        alpha_from: adapter.config.alpha_from.clone(),
         bytes: 0,
         notes: Vec::new(),
         seconds: 0.0,
@@ -275,10 +281,20 @@ fn translate(
     let names_known = wants_config(target) || adapter.config.llama_cpp.is_some();
     let base = if names_known && !options.as_lora { base.unwrap_or_default() } else { base? };
     let flat = base.as_ref().map(flattened_names).unwrap_or_default();
-    spell::unflatten(adapter, &mut pieces, &flat)?;
+    if wanted != Wanted::Own {
+        family::name_components(&mut pieces);
+    }
+    // Targets whose models have configs have names of their own for architectures.
+    let named = options.arch.as_deref().filter(|_| !wants_config(target));
+    let asked = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat };
+    let chosen = asked.family(named)?;
+    spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
     if wanted != Wanted::Own {
         // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
         pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+    }
+    if let Some(component) = &options.component {
+        mean(&mut pieces, component)?;
     }
     select(&mut pieces, options);
     if options.as_lora {
@@ -287,9 +303,7 @@ fn translate(
         report.error = made.error;
         report.notes.extend(made.notes);
     }
-    // These targets have names of their own for architectures.
-    let family = options.arch.as_deref().filter(|_| !wants_config(target));
-    let mut respelled = spell::respell(adapter, &mut pieces, wanted, family)?;
+    let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
     let wishes = Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
     match &adapter.config.llama_cpp {
         _ if target == Target::Gguf => gguf::fit(adapter, &mut pieces, &wishes, &mut respelled)?,
@@ -298,6 +312,10 @@ fn translate(
         None => {}
     }
     let Respelled { renamed, split, fused, family } = respelled;
+    // One of several that give the same names is none.
+    let family = family.and(chosen.family);
+    report.family_by = family.and(chosen.by);
+    report.notes.extend(chosen.notes);
     (report.renamed, report.split, report.fused) = (renamed, split, fused);
     report.family = family.map(|family| family.name().to_owned());
     (report.pairs, report.methods, report.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
@@ -325,6 +343,21 @@ fn translate(
     }
 }
 
+/// Puts what is below a denoiser below the one of its kind that is meant.
+fn mean(pieces: &mut Pieces, meant: &str) -> Result<()> {
+    let Some(kind) = components::kind_of_denoiser(meant).filter(|_| components::ADAPTED.contains(&meant)) else {
+        return Err(Error::invalid("--component", format!("`{meant}` is no denoiser of a pipeline"))
+            .hint("transformer, transformer_2, unet or unet_2"));
+    };
+    for path in pieces.paths_mut() {
+        let own =
+            components::split(path).filter(|(component, _)| components::kind_of_denoiser(component) == Some(kind));
+        let own = own.map(|(_, rest)| format!("{meant}.{rest}"));
+        own.into_iter().for_each(|own| *path = own);
+    }
+    Ok(())
+}
+
 fn select(pieces: &mut Pieces, options: &ConvertOptions) {
     let takes = |path: &str| {
         (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(path)))
@@ -335,12 +368,13 @@ fn select(pieces: &mut Pieces, options: &ConvertOptions) {
     pieces.whole.retain(|whole| takes(&whole.path));
 }
 
-/// Flattened name → path of every module of the base.
+/// Flattened name → path of every module of the base; what no component is told of is a denoiser's.
 fn flattened_names(base: &Base) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for info in base.checkpoint.tensors() {
         let Some((module, "weight")) = info.name.rsplit_once('.') else { continue };
         let path = components::with_component(module);
+        let path = if components::split(&path).is_some() { path } else { format!("transformer.{module}") };
         for several in [false, true] {
             found.extend(arch::flatten(&path, several).map(|flat| (flat, path.clone())));
         }
@@ -354,7 +388,14 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         metadata.retain(|key| !stripped.is_match(key));
         metadata.set(PROVENANCE, recipe.to_string().as_str().into());
         let plan = gguf_rows::lay_out(&files.weights, &metadata, tensors, options.write.budget.job_bytes())?;
-        return Ok(Output { plan, written: files.beside, copied: Vec::new(), single_file: files.single });
+        return Ok(Output {
+            plan,
+            written: files.beside,
+            copied: Vec::new(),
+            record: None,
+            single_file: files.single,
+            inputs: Vec::new(),
+        });
     }
     let mut metadata = files.metadata;
     let stripped = globs(&options.strip_metadata)?;
@@ -366,11 +407,16 @@ fn lay_out(files: Files, options: &ConvertOptions, recipe: &Value) -> Result<Out
         hashes::refresh(&mut tensors, &mut metadata)?;
     }
     let plan = tensors::lay_out(&files.weights, tensors, &metadata, options.write.budget.job_bytes());
-    let mut written = files.beside;
-    if !files.single {
-        written.push((PathBuf::from(SIDECAR), json::render(recipe)));
-    }
-    Ok(Output { plan, written, copied: files.copied, single_file: files.single })
+    // A file of its own says it in its header.
+    let record = (!files.single).then(|| recipe.clone());
+    Ok(Output {
+        plan,
+        written: files.beside,
+        copied: files.copied,
+        record,
+        single_file: files.single,
+        inputs: Vec::new(),
+    })
 }
 
 fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result<Value> {
@@ -381,11 +427,10 @@ fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result
     if options.as_lora {
         chosen["as"] = "lora".into();
     }
-    let own: Vec<PathBuf> = weight_files(adapter).into_iter().filter(|path| path.is_file()).collect();
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": "convert",
-        "adapters": [{ "name": name_of(&options.input), "dialect": adapter.dialect, "blake3": digests(&own)? }],
+        "adapters": [{ "name": name_of(&options.input), "dialect": adapter.dialect, "blake3": adapter_hashes(adapter)? }],
         "options": chosen,
     }))
 }

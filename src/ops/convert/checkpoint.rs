@@ -12,20 +12,22 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
-use super::scaled::Scaled;
-use super::{ConvertOptions, Target, from_gguf};
+use super::scaled::{Dequantised, Scaled};
+use super::{ConvertOptions, Target, from_gguf, watch};
 use crate::error::{Error, Result};
+use crate::formats::companions::{self, Left};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
-use crate::formats::{Checkpoint, Container, Stored, companions, json as files};
+use crate::formats::{Checkpoint, Container, Stored, comfyui, json as files};
 use crate::model::Rounding;
 use crate::model::base::{Base, PACKED};
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::indexes;
+use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{Edits, edited_config, metadata, model_entry};
-use crate::output::recipe::{SIDECAR, sidecar_beside};
-use crate::output::{Output, Run, refuse_inputs};
+use crate::output::recipe::SIDECAR;
+use crate::output::{Expected, Output, Run, check_early};
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Float, Packing, TensorInfo};
 
@@ -92,11 +94,11 @@ pub enum Origin {
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointReport> {
     let started = Instant::now();
     check(options)?;
+    let inputs = watch(options);
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
-    let base = Base::open(&options.input)?;
-    let of_files = base.checkpoint.files().iter().map(|file| file.map.path());
-    refuse_inputs(&write.out, of_files.chain([base.checkpoint.root()]))?;
-    let Sorted { outputs, cast, folded } = sort(&base, options)?;
+    let base = Base::open_as_it_is(&options.input)?;
+    check_early(write, &inputs, &Expected::Planned)?;
+    let Sorted { outputs, cast, folded, dequantised } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();
     let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
     infos().for_each(|info| *dtypes.entry(info.dtype.name().to_owned()).or_insert(0) += 1);
@@ -109,9 +111,17 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
     let is_single = single.is_some();
-    let arranged = arrange(&base, write, single, outputs, &globs(&options.strip_metadata)?, &metadata(&recipe));
+    let stripped = globs(&options.strip_metadata)?;
+    let kept = |(key, text): &(String, String), folder: &str| {
+        let text = if key == comfyui::HEADER { dequantised.header(text, folder) } else { Some(text.clone()) };
+        text.filter(|_| !stripped.is_match(key)).map(|text| (key.clone(), text))
+    };
+    let arranged = arrange(&base, write, single, outputs, &kept, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
-    let mut output = Output { plan, written: Vec::new(), copied: Vec::new(), single_file: is_single };
+    let record = Some(recipe.clone());
+    let fingerprints = fingerprints(write.part, [&base.checkpoint])?;
+    let mut output =
+        Output { plan, written: Vec::new(), copied: Vec::new(), record, single_file: is_single, inputs: fingerprints };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
@@ -138,16 +148,16 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
             format!("{folded} scales of FP8 weights are folded into them (W = code · scale in f32) and left out");
         report.notes.push(note);
     }
-    let edits = Edits { dequantised: folded > 0, ..Edits::default() };
+    let edits = Edits { dequantised: folded > 0 && dequantised.all(), ..Edits::default() };
     let made = from_gguf::beside(&base, write.dtype)?;
     report.notes.extend(made.notes);
     if !is_single {
         output.written.extend(made.written);
     }
-    beside(&mut output, &mut report, write, &base, &edits, &recipe)?;
+    beside(&mut output, &mut report, write, &base, &edits)?;
     report.bytes = output.bytes();
+    output.write(write, run, &inputs)?;
     if !write.dry_run {
-        output.write(write, run)?;
         (report.rounding, report.worst) = summarise(cast.iter().map(Arc::as_ref)).unzip();
     }
     report.seconds = started.elapsed().as_secs_f64();
@@ -186,6 +196,7 @@ struct Sorted {
     cast: Vec<Arc<Rounded>>,
     /// Scales that were folded into their weights, and what belongs to them.
     folded: usize,
+    dequantised: Dequantised,
 }
 
 /// Decides for every tensor.
@@ -204,15 +215,17 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
         return Err(Error::invalid("--include", problem));
     }
     let scaled = Scaled::find(base);
-    let dequantised = scaled.dequantised(base, chosen)?;
-    let mut cast = Vec::new();
+    let widened = |name: &str| chosen(name) && options.write.dtype.is_some_and(|wanted| wanted.bytes() > 1);
+    let dequantised = scaled.dequantised(base, widened)?;
+    let (mut cast, mut folded) = (Vec::new(), 0);
     let mut one = |stored: Stored| -> Result<Option<Tensor>> {
         let name = &stored.info.name;
         if from_gguf::is_said(base, name) {
             return Ok(None);
         }
         if scaled.belongs(name) {
-            let kept = !dequantised;
+            let kept = !scaled.goes(name, &dequantised);
+            folded += usize::from(!kept);
             return Ok(kept.then(|| Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         }
         let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(name));
@@ -247,7 +260,7 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     let outputs =
         files.map(|file| (0..file.header.tensors.len()).filter_map(|at| one(file.stored(at)).transpose()).collect());
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    Ok(Sorted { outputs, cast, folded: if dequantised { scaled.belonging() } else { 0 } })
+    Ok(Sorted { outputs, cast, folded, dequantised })
 }
 
 /// A quantised model is more than its dtypes: its floating point tensors belong to codes that are not cast.
@@ -292,18 +305,15 @@ fn schedule(files: Vec<(OutputFile, Vec<Origin>)>, write: &WriteOptions, cast: &
     plan
 }
 
-/// Adds index, sidecar, config and companions.
+/// Adds index, config and companions.
 fn beside(
     output: &mut Output,
     report: &mut CheckpointReport,
     write: &WriteOptions,
     base: &Base,
     edits: &Edits,
-    recipe: &Value,
 ) -> Result<()> {
-    let sidecar = files::render(recipe);
     if output.single_file {
-        output.written.push((sidecar_beside(&write.out), sidecar));
         return Ok(());
     }
     let container = base.checkpoint.container();
@@ -314,25 +324,26 @@ fn beside(
         let index = layout::index(Map::new(), &files_of);
         output.written.push((PathBuf::from(layout::index_name("model")), files::render(&index)));
     }
-    output.written.push((PathBuf::from(SIDECAR), sidecar));
     if [Container::File, Container::Split].contains(container) {
         return Ok(());
     }
+    let found = companions::list(base.checkpoint.directory())?;
     if base.view.is_none()
+        && !found.is_left(Path::new("config.json"), Left::LinkOut)
         && let Some((contents, changes)) = edited_config(base, write, edits)
     {
         output.written.push((PathBuf::from("config.json"), contents));
         report.config_changes = changes;
     }
-    let found = companions::list(base.checkpoint.directory())?;
+    report.notes.extend(found.notes(|path| !output.written.iter().any(|(written, _)| written == path)));
     for path in found.copied {
-        if !output.written.iter().any(|(written, _)| *written == path) {
+        if path != Path::new(SIDECAR) && !output.written.iter().any(|(written, _)| *written == path) {
             let source = base.checkpoint.directory().join(&path);
             output.copied.push((path, source));
         }
     }
     let own = |path: &Path| base.checkpoint.files().iter().any(|file| Path::new(&file.name) == path);
-    let left = found.left.iter().filter(|path| !own(path) && !path.to_string_lossy().ends_with(".index.json"));
+    let left = found.weights.iter().filter(|path| !own(path) && !path.to_string_lossy().ends_with(".index.json"));
     let left: Vec<String> = left.map(|path| format!("`{}`", path.display())).collect();
     if !left.is_empty() {
         report.notes.push(format!("not copied, since they are other weights: {}", left.join(", ")));

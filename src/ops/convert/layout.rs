@@ -1,7 +1,5 @@
 //! Which tensor of a converted checkpoint lies in which file.
 
-use globset::GlobSet;
-
 use super::checkpoint::Origin;
 use crate::formats::layout::{OutputFile, shard};
 use crate::formats::{Component, WeightFile};
@@ -14,13 +12,13 @@ use crate::tensor::TensorInfo;
 pub type Tensor = Placed<Origin>;
 
 /// The files of the output: one called `single`, or the input's own, or new ones of a given size. The parts of a pipeline are
-/// cut by themselves.
+/// cut by themselves. `kept` gives what is taken along of an entry of a header, in the component of this folder.
 pub fn arrange(
     base: &Base,
     options: &WriteOptions,
     single: Option<String>,
     outputs: Vec<Vec<Tensor>>,
-    stripped: &GlobSet,
+    kept: &dyn Fn(&(String, String), &str) -> Option<(String, String)>,
     more: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<Origin>)> {
     let mut outputs = outputs.into_iter();
@@ -33,7 +31,7 @@ pub fn arrange(
             align(&mut tensors);
             let own = component.files.get(at).filter(|_| same).or(component.files.first());
             let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
-            let kept: Vec<_> = inherited.iter().filter(|(key, _)| !stripped.is_match(key)).cloned().collect();
+            let kept: Vec<_> = inherited.iter().filter_map(|entry| kept(entry, component.folder)).collect();
             let infos = tensors.iter().map(|tensor| tensor.info.clone()).collect();
             let origins = tensors.into_iter().map(|tensor| tensor.origin).collect();
             arranged.push((OutputFile::new(name, &with_provenance(&kept, more), infos), origins));

@@ -18,9 +18,12 @@ use std::str::FromStr;
 use regex::Regex;
 use serde::Serialize;
 
-use crate::dialects::is_adapter;
+use crate::adapters::ReadOptions;
+use crate::dialects::{of_a_folder, recognise};
 use crate::error::{Error, Result};
+use crate::formats::Checkpoint;
 use crate::formats::gguf::{Mix, is_gguf_name};
+use crate::io::Inputs;
 use crate::output::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
@@ -90,12 +93,16 @@ impl FromStr for Target {
 pub struct ConvertOptions {
     /// A checkpoint or an adapter.
     pub input: PathBuf,
+    /// What an adapter's files leave open.
+    pub read: ReadOptions,
     /// What is written; a checkpoint becomes safetensors if nothing is said, or GGUF where the output or `quant` says so.
     pub to: Option<Target>,
     /// The model an adapter belongs to, where its names or shapes are needed.
     pub base: Option<PathBuf>,
     /// Where the model that an adapter names is looked for, if none is given and its config is needed.
     pub caches: Vec<PathBuf>,
+    /// The denoiser an adapter is for, where a pipeline has several alike.
+    pub component: Option<String>,
     /// The architecture an adapter is for, where names alone do not tell.
     pub arch: Option<String>,
     /// The types of a GGUF file; each tensor keeps its own if nothing is said.
@@ -132,12 +139,23 @@ impl Converted {
     }
 }
 
+/// The files that a conversion reads from now on. What is named as its base is none of its outputs, used or not.
+fn watch(options: &ConvertOptions) -> Inputs {
+    let inputs = Inputs::watch();
+    if let Some(base) = &options.base {
+        inputs.keep(base);
+        // What of it is used may be the config alone, and that it cannot be read is said where it is needed.
+        let _ = Checkpoint::open(base);
+    }
+    inputs
+}
+
 /// Converts a checkpoint or an adapter.
 ///
 /// # Errors
 /// When the input is malformed, or the target cannot express it; nothing is left behind then.
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
-    if is_adapter(&options.input) {
+    if recognise(&options.input).0 || options.read.name.is_some() || options.read.alpha.is_some() {
         return adapter::convert(options, run).map(Box::new).map(Converted::Adapter);
     }
     if options.as_lora {
@@ -145,11 +163,12 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
         return Err(Error::invalid("--as", problem));
     }
     let named = is_gguf_name(&options.write.out);
-    let mut report = match options.to {
-        None if named || options.quant.is_some() => gguf::convert(options, run)?,
-        Some(Target::Gguf) => gguf::convert(options, run)?,
-        _ => checkpoint::convert(options, run)?,
+    let converted = match options.to {
+        None if named || options.quant.is_some() => gguf::convert(options, run),
+        Some(Target::Gguf) => gguf::convert(options, run),
+        _ => checkpoint::convert(options, run),
     };
+    let mut report = converted.map_err(|problem| of_a_folder(&options.input).unwrap_or(problem))?;
     let unused = [(options.base.is_some(), "--base"), (options.arch.is_some(), "--arch")];
     for (_, option) in unused.iter().filter(|(given, _)| *given) {
         report.notes.push(format!("`{option}` was not used: a checkpoint says itself what it is"));

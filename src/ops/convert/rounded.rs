@@ -76,9 +76,17 @@ impl Rounded {
         }
         place.reverse();
         let (out, max) = (self.out.dtype(), self.out.max());
+        if !value.is_finite() {
+            let problem = format!("the value at {place:?} is beyond the range of F32, in which it is computed");
+            return Error::numeric(self.source.tensor.path(), &self.name, problem)
+                .hint("`--exclude` leaves the tensor as it is");
+        }
         let problem = format!("the value at {place:?} is {value}, {out} ends at {max}");
-        Error::numeric(self.source.tensor.path(), &self.name, problem)
-            .hint("`--dtype bf16` has room for it, `--exclude` leaves the tensor as it is")
+        let error = Error::numeric(self.source.tensor.path(), &self.name, problem);
+        match self.out {
+            Float::Bf16 | Float::F32 => error.hint("`--exclude` leaves the tensor as it is"),
+            _ => error.hint("`--dtype bf16` has room for it, `--exclude` leaves the tensor as it is"),
+        }
     }
 }
 
@@ -150,7 +158,9 @@ impl Compute for Rounded {
             self.out.decode(place, &mut back);
             for (at, (before, after)) in values.iter().zip(&back).enumerate() {
                 let kept = before.is_finite() == after.is_finite() && before.is_nan() == after.is_nan();
-                if !kept {
+                let (row, col) = (first + at / cols, at % cols);
+                // What is infinite only as f32 was not so in the file.
+                if !kept || !before.is_finite() && self.source.is_stored_finite(row, col)? {
                     return Err(self.refuse(first * cols + at, *before));
                 }
                 sums.count(*before, *after);

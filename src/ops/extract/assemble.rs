@@ -1,5 +1,6 @@
 //! Factors and whole tensors → a PEFT adapter.
 
+use foldhash::HashMap;
 use serde_json::{Map, Value};
 
 use super::class::Layer;
@@ -27,6 +28,7 @@ pub fn assemble(
     uniform: bool,
 ) -> NewAdapter {
     let widest = factored.iter().map(|factored| factored.rank).max().unwrap_or(0);
+    let nesting = Nesting::of(&examined.tasks);
     let mut pairs = Vec::new();
     for (task, mut factored) in examined.tasks.iter().zip(factored).filter(|(_, factored)| factored.rank > 0) {
         if uniform {
@@ -35,7 +37,7 @@ pub fn assemble(
         if let Some(head) = &task.tied_head {
             pairs.push(mirrored(head, task, &factored));
         }
-        pairs.push(pair(task, factored, nesting(task, examined)));
+        pairs.push(pair(task, factored, nesting.depth(task)));
     }
     NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
 }
@@ -55,7 +57,7 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
             let weight = tuned.weight(&whole.tuned, None)?;
             let mut values = vec![0.0; weight.rows * weight.cols];
             weight.read(0..weight.rows, 0..weight.cols, &mut values)?;
-            Bytes::held(&values, Float::F32)
+            Bytes::held(&values, Float::F32, (weight.tensor.path(), &whole.tuned))?
         } else {
             Bytes::Stored(stored)
         };
@@ -146,11 +148,31 @@ fn transposed(bytes: &[u8], cols: usize, width: usize) -> Vec<u8> {
     turned
 }
 
-/// How many adapted parameters of the same module are wrapped around this one.
-fn nesting(task: &Task, examined: &Examined) -> usize {
-    let place = |task: &Task| (task.layer.definition_order(), task.name.clone());
-    let same = |other: &&Task| other.path == task.path && matches!(other.layer, Layer::Parameter { .. });
-    examined.tasks.iter().filter(same).filter(|other| place(other) > place(task)).count()
+/// The adapted parameters of every module, in the order they are wrapped.
+struct Nesting<'a>(HashMap<&'a str, Vec<Place<'a>>>);
+
+/// Where a parameter stands among those of its module.
+type Place<'a> = (usize, &'a str);
+
+impl<'a> Nesting<'a> {
+    fn of(tasks: &'a [Task]) -> Self {
+        let mut places: HashMap<&str, Vec<Place<'_>>> = HashMap::default();
+        for task in tasks.iter().filter(|task| matches!(task.layer, Layer::Parameter { .. })) {
+            places.entry(&task.path).or_default().push(place(task));
+        }
+        places.values_mut().for_each(|own| own.sort_unstable());
+        Self(places)
+    }
+
+    /// How many adapted parameters of the same module are wrapped around this one.
+    fn depth(&self, task: &Task) -> usize {
+        let own = self.0.get(task.path.as_str()).map_or(&[][..], Vec::as_slice);
+        own.len() - own.partition_point(|other| *other <= place(task))
+    }
+}
+
+fn place(task: &Task) -> Place<'_> {
+    (task.layer.definition_order(), &task.name)
 }
 
 /// Fills a pair with zeros up to `rank`; the scale becomes 1 by an alpha of as much.

@@ -172,6 +172,10 @@ impl Look<'_> {
         }
         for (model, tensor) in [(self.base, left), (self.tuned, right)] {
             let module = module_of(&tensor.info.name);
+            let stack = ["_blocks", "_scales"].iter().find_map(|ending| tensor.info.name.strip_suffix(ending));
+            if let Some(error) = stack.and_then(|stack| model.packed_stack(stack)) {
+                return Err(error);
+            }
             let packed = PACKED.iter().find(|(ending, _)| model.names.has(&format!("{module}{ending}")));
             if let Some((ending, who)) = packed {
                 let what = format!("the weight of `{module}` is quantised by {who} (tensor `{module}{ending}`)");
@@ -183,8 +187,7 @@ impl Look<'_> {
             "one is {}, the other {}: there is no difference of such numbers",
             left.info.dtype, right.info.dtype
         );
-        Err(Error::mismatch(describe(left), describe(right), problem)
-            .hint("`--skip REGEX` leaves it out, `--full REGEX` stores it whole"))
+        Err(Error::mismatch(describe(left), describe(right), problem).hint("`--full REGEX` stores it whole"))
     }
 
     fn has_children(&self, module: &str) -> bool {
@@ -213,7 +216,7 @@ fn grown(module: &str, base: &Stored, tuned: &Stored) -> Result<String> {
         _ => {
             let problem = format!("their shapes are {} and {}", base.info.shape, tuned.info.shape);
             let error = Error::mismatch(describe(tuned), describe(base), problem);
-            Err(error.hint("is this the base the model was tuned from? `--skip REGEX` leaves the module out"))
+            Err(error.hint("is this the base the model was tuned from?"))
         }
     }
 }
@@ -223,8 +226,7 @@ fn loose(tensor: &Stored, module: &str) -> Error {
         "tensor `{}` {} changed and is no layer of its own: PEFT could only save all of `{module}` whole",
         tensor.info.name, tensor.info.shape
     );
-    Error::unsupported(tensor.path(), what)
-        .hint(format!("`--full '^{module}$'` does that, `--skip` leaves the tensor out"))
+    Error::unsupported(tensor.path(), what).hint(format!("`--full '^{module}$'` does that"))
 }
 
 /// The modules that are saved whole and why, the outermost only: what lies below one is saved with it.

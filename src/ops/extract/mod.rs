@@ -24,6 +24,7 @@ pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
 
 use super::{Budgeted, Dialect, RankChoice, Ranking};
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::base::Base;
@@ -31,7 +32,7 @@ use crate::naming::experts;
 use crate::ops::dialect::beyond_budget;
 use crate::output::WriteOptions;
 use crate::output::new_adapter::peft_output;
-use crate::output::{Run, refuse_inputs};
+use crate::output::{Run, check_early};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
 use crate::tensor::Float;
@@ -77,9 +78,11 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let started = Instant::now();
     check_dtype(options.write.dtype)?;
     options.dialect.check_out(&options.write.out)?;
+    let inputs = Inputs::watch();
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
-    refuse_inputs(&options.write.out, [&base, &tuned].into_iter().map(|model| model.checkpoint.root()))?;
+    check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
     let pairing = pairing::pair(&base, &tuned, &options.choice)?;
     let budget = options.write.budget;
     let examined = examine(&base, &tuned, pairing, &options.choice, &budget, run)?;
@@ -111,7 +114,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
     let output = peft_output(adapter, &options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
-    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet)?;
+    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet, &inputs)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
 use crate::naming::buffers::is_buffer;
-use crate::naming::head::{Tie, find_stored_pair};
+use crate::naming::head::Tie;
 use crate::naming::{Names, Shift};
 
 /// Names that are listed in a message.
@@ -60,7 +60,7 @@ pub fn pair(base: &Base, tuned: &Base, choice: &Choice) -> Result<Pairing> {
         }
     }
     if !lone.is_empty() {
-        return Err(unpaired(base, tuned, &lone));
+        return Err(unpaired(base, tuned, &lone, false));
     }
     pairing.pairs.append(&mut heads);
     // What is left stands under names that the base does not have.
@@ -78,7 +78,7 @@ pub fn pair(base: &Base, tuned: &Base, choice: &Choice) -> Result<Pairing> {
         }
     }
     if !lone.is_empty() {
-        return Err(unpaired(tuned, base, &lone));
+        return Err(unpaired(tuned, base, &lone, true));
     }
     pairing.pairs.append(&mut added);
     Ok(pairing)
@@ -147,8 +147,7 @@ fn join_heads(
     heads: &mut Vec<Pair>,
     pairing: &mut Pairing,
 ) -> Result<()> {
-    let stored = find_stored_pair(|name| base.names.has(name));
-    let Some(tie) = base.tie.clone().or(stored) else { return Ok(()) };
+    let Some(tie) = base.tie.clone().or_else(|| base.heads.stored(&base.names)) else { return Ok(()) };
     let Some(Partner::Tensor(embedding)) = partner.get(&tie.embedding) else { return Ok(()) };
     let embedding = embedding.clone();
     let own_in_base = base.names.has(&tie.head);
@@ -211,18 +210,23 @@ fn place(model: &Base) -> String {
     model.checkpoint.root().display().to_string()
 }
 
-fn unpaired(holder: &Base, other: &Base, names: &[String]) -> Error {
+fn unpaired(holder: &Base, other: &Base, names: &[String], holder_is_tuned: bool) -> Error {
     let mut listed: Vec<String> = names.iter().take(LISTED).map(|name| format!("`{name}`")).collect();
     if names.len() > LISTED {
         listed.push("…".into());
     }
     let problem = format!("{} tensors have no partner there: {}", names.len(), listed.join(", "));
     let nearest = other.names.nearest(&names[0], 2);
+    let way = if holder_is_tuned {
+        "`--full REGEX` keeps whole what only TUNED has"
+    } else {
+        "`--skip REGEX` leaves out what TUNED does not have"
+    };
     let hint = if nearest.is_empty() {
-        "`--skip REGEX` leaves modules out; what only TUNED has can be kept whole with `--full REGEX`".to_owned()
+        way.to_owned()
     } else {
         let nearest: Vec<String> = nearest.iter().map(|name| format!("`{name}`")).collect();
-        format!("most like `{}`: {}; `--skip REGEX` leaves modules out", names[0], nearest.join(", "))
+        format!("most like `{}`: {}; {way}", names[0], nearest.join(", "))
     };
     Error::mismatch(place(holder), place(other), problem).hint(hint)
 }

@@ -65,7 +65,7 @@ pub fn factor(tasks: &[Task], means: &Means<'_>, run: &Run<'_>) -> Result<(Vec<F
     };
     let too_small = || {
         let problem = format!("what is stored whole takes {} of {total}, and nothing is left for factors", means.spent);
-        Error::invalid(option_of(&budgeted), problem).hint("a larger budget, or `--skip` for what is stored whole")
+        Error::invalid(option_of(&budgeted), problem).hint("a larger budget has room for it")
     };
     let left = total.checked_sub(means.spent).ok_or_else(too_small)?;
     let (own, shared): (Vec<usize>, Vec<usize>) =

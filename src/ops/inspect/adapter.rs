@@ -18,7 +18,7 @@ use super::values::{self, ValueFacts};
 use super::weights::{Weights, elements, parameters};
 use super::{InspectOptions, origin, problems};
 use crate::adapters::config::{Scaling, saves};
-use crate::adapters::{Adapter, AdapterConfig, Change, Init};
+use crate::adapters::{Adapter, AdapterConfig, AlphaFrom, Change, Init};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
 use crate::output::Run;
@@ -39,6 +39,8 @@ pub struct AdapterFacts {
     pub base_model: Option<String>,
     /// Where the base is named: key and what it says.
     pub base_hints: Vec<Hint>,
+    /// Where α stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// The program that wrote it.
     pub trainer: Option<String>,
     /// `task_type`.
@@ -154,7 +156,7 @@ impl AdapterFacts {
     /// # Errors
     /// When one of them cannot be read. What else is wrong becomes a problem.
     pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
-        let (adapter, refused) = Adapter::examine_opened(path, file)?;
+        let (adapter, refused) = Adapter::examine_opened(path, file, &options.read)?;
         let config = &adapter.config;
         let header = Header(&adapter.tensors);
         let targets = Targets::of(config);
@@ -176,6 +178,7 @@ impl AdapterFacts {
             variants: variants(config),
             base_model: config.base_model.clone(),
             base_hints: hints.map(|(key, says)| Hint { key, says }).collect(),
+            alpha_from: config.alpha_from.clone(),
             trainer: origin::trainer(&adapter, |key| header.get(key)),
             task_type: text("task_type"),
             peft_version: text("peft_version"),

@@ -15,8 +15,8 @@ use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
-use crate::model::base::is_tied;
-use crate::naming::head::find_tie;
+use crate::model::heads;
+use crate::naming::Names;
 use crate::naming::{Role, peft};
 
 /// How many of the largest tensors are told.
@@ -90,7 +90,9 @@ impl CheckpointFacts {
         }));
         problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
         let has = |name: &str| checkpoint.info(name).is_some();
-        let tie = config.as_ref().filter(|config| is_tied(config)).and_then(|_| find_tie(has));
+        let names = || Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
+        let tied = config.as_ref().filter(|config| heads::is_tied(config));
+        let tie = tied.and_then(|config| heads::of(config).tie(&names()));
         let gguf = GgufFacts::of(&checkpoint);
         problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&checkpoint)));
         // A file of llama.cpp without a head takes the embedding for it.
@@ -184,7 +186,7 @@ fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Res
         }
         own.insert(index);
     }
-    let left = companions::list(checkpoint.directory())?.left;
+    let left = companions::list(checkpoint.directory())?.weights;
     let left: Vec<String> = left.iter().map(|path| path.to_string_lossy().into_owned()).collect();
     let others: Vec<&str> = left.iter().map(String::as_str).filter(|name| !own.contains(*name)).collect();
     if !others.is_empty() {

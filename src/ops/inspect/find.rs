@@ -1,6 +1,7 @@
 //! What a path stands for: one model or adapter, or a folder with some in it.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
@@ -12,6 +13,15 @@ const MAX_DEPTH: usize = 8;
 
 /// Most models and adapters of one folder.
 const MAX_FOUND: usize = 20_000;
+
+/// Most entries of folders that are looked at, and most folders: a tree of models has a few hundred.
+const MAX_ENTRIES: usize = 200_000;
+
+/// As above.
+const MAX_FOLDERS: usize = 10_000;
+
+/// How long is looked for.
+const MAX_TIME: Duration = Duration::from_secs(3);
 
 /// Endings of files that can hold weights.
 const WEIGHTS: [&str; 7] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz", "gguf"];
@@ -45,8 +55,9 @@ pub fn find(path: &Path) -> Result<Option<Found>> {
     if !path.is_dir() || is_adapter(path) || is_model(path) {
         return Ok(None);
     }
-    let mut found = Found::default();
-    walk(path, 0, &mut found)?;
+    let mut walk = Walk { found: Found::default(), entries: 0, folders: 0, started: Instant::now() };
+    walk.enter(path, 0)?;
+    let found = walk.found;
     // Nothing known, or one lone weight file: that is for the reader of directories to say.
     let is_alone = found.paths.len() == 1 && found.paths[0].parent() == Some(path) && found.paths[0].is_file();
     let nothing = found.paths.is_empty() && found.unreadable.is_empty();
@@ -60,45 +71,73 @@ fn is_model(path: &Path) -> bool {
         ["safetensors", "safetensors.index.json", "bin", "bin.index.json", "pth"]
             .map(|end| path.join(format!("{stem}.{end}")))
     };
-    path.join(PIPELINE).is_file() || stems().any(|stem| names(stem).iter().any(|name| name.exists()))
+    // What has such a name and cannot be read is told by its reader, with the reason.
+    let is_named = |path: &Path| std::fs::symlink_metadata(path).is_ok();
+    is_named(&path.join(PIPELINE)) || stems().any(|stem| names(stem).iter().any(|name| is_named(name)))
 }
 
-fn walk(folder: &Path, depth: usize, found: &mut Found) -> Result<()> {
-    let cannot = |source| Error::io(folder, "cannot list", source);
-    let mut entries: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(cannot)? {
-        entries.push(entry.map_err(cannot)?.path());
+/// A search, and how far it has come.
+struct Walk {
+    found: Found,
+    entries: usize,
+    folders: usize,
+    started: Instant,
+}
+
+impl Walk {
+    /// Whether enough was looked at.
+    fn is_over(&mut self) -> bool {
+        let over = self.found.paths.len() >= MAX_FOUND
+            || self.entries >= MAX_ENTRIES
+            || self.folders >= MAX_FOLDERS
+            || self.started.elapsed() >= MAX_TIME;
+        self.found.cut |= over;
+        over
     }
-    entries.sort();
-    for path in entries {
-        if found.paths.len() >= MAX_FOUND {
-            found.cut = true;
-            return Ok(());
+
+    fn enter(&mut self, folder: &Path, depth: usize) -> Result<()> {
+        let cannot = |source| Error::io(folder, "cannot list", source);
+        self.folders += 1;
+        let mut entries: Vec<PathBuf> = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(cannot)? {
+            entries.push(entry.map_err(cannot)?.path());
+            self.entries += 1;
+            if self.entries >= MAX_ENTRIES {
+                self.found.cut = true;
+                break;
+            }
         }
+        entries.sort();
+        for path in entries {
+            if self.is_over() {
+                return Ok(());
+            }
+            self.look(path, depth);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, path: PathBuf, depth: usize) {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with('.') {
-            continue;
+            return;
         }
         let is_link = path.symlink_metadata().is_ok_and(|kind| kind.is_symlink());
         if path.is_dir() {
-            // A link can lead back to where it stands.
-            if is_link && !(is_adapter(&path) || is_model(&path)) {
-                continue;
-            }
-            if is_adapter(&path) || is_model(&path) {
-                found.paths.push(path);
-            } else if depth < MAX_DEPTH {
-                if let Err(error) = walk(&path, depth + 1, found) {
-                    found.unreadable.push((path, error));
-                }
-            } else {
-                found.cut = true;
+            let is_known = is_adapter(&path) || is_model(&path);
+            if is_known {
+                self.found.paths.push(path);
+            } else if is_link {
+                // A link can lead back to where it stands.
+            } else if depth >= MAX_DEPTH {
+                self.found.cut = true;
+            } else if let Err(error) = self.enter(&path, depth + 1) {
+                self.found.unreadable.push((path, error));
             }
         } else if is_weights(&name) {
-            found.paths.push(path);
+            self.found.paths.push(path);
         }
     }
-    Ok(())
 }
 
 /// Whether a file's name is one that weights have.

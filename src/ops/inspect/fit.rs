@@ -14,7 +14,8 @@ use crate::linalg::{LinearOperator, Streamed};
 use crate::model::base::Base;
 use crate::output::Run;
 use crate::placement::Applied;
-use crate::placement::placer::{Fate, Lander, Selection, Target};
+use crate::placement::Selection;
+use crate::placement::placer::{Fate, Lander, Target};
 use crate::placement::tile::delta_norm;
 use crate::plan::map_within;
 
@@ -110,7 +111,7 @@ impl BaseFit {
     }
 
     fn place(&mut self, path: &Path, base: &Base, options: &InspectOptions, run: &Run<'_>) -> Result<()> {
-        let adapter = match Adapter::open_for(path, base.config.as_ref()) {
+        let adapter = match Adapter::open_for(path, base.config.as_ref(), &options.read) {
             Ok(adapter) => adapter,
             Err(error) => {
                 self.misfit = Some(error.to_string());

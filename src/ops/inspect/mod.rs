@@ -45,8 +45,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::adapters::ReadOptions;
 use crate::dialects::recognise;
 use crate::error::{Blame, Error, Result};
+use crate::limits::MAX_HELD_BYTES;
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
 
@@ -69,6 +71,8 @@ pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 /// What is looked at beside headers and configs.
 #[derive(Debug, Clone)]
 pub struct InspectOptions {
+    /// What an adapter's files leave open.
+    pub read: ReadOptions,
     /// The model an adapter is for.
     pub base: Option<PathBuf>,
     /// Where models are looked for by name, if none is given.
@@ -99,7 +103,8 @@ pub enum Inspection {
 /// When headers or configs cannot be read.
 pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<Inspection> {
     let (is_adapter, file) = recognise(path);
-    if !is_adapter {
+    let told = options.read.alpha.is_some() || options.read.name.is_some();
+    if !is_adapter && !told {
         return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)));
     }
     match AdapterFacts::read(path, file, options, run) {
@@ -136,10 +141,14 @@ pub enum Entry {
 pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<Entry>> {
     // What is computed for one adapter runs on several threads itself.
     let threads = if options.spectrum || options.check { 1 } else { options.budget.threads };
-    let budget = Budget { threads, max_bytes: u64::MAX };
-    let held = vec![1; found.paths.len()];
+    let budget = Budget { threads, ..options.budget };
+    let held: Vec<u64> = found.paths.iter().map(|path| held_for(path)).collect();
     let look = |at: usize| match inspect(&found.paths[at], options, run) {
-        Ok(found) => Ok(Entry::Found(found)),
+        Ok(mut found) => {
+            // Of many, none is read any more.
+            found.let_go();
+            Ok(Entry::Found(found))
+        }
         Err(error) if matches!(error.blame(), Blame::Interrupted) => Err(error),
         Err(error) => Ok(Entry::failed(&error)),
     };
@@ -150,6 +159,12 @@ pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Re
         entries.push(Entry::Failed { error, hint: Some("name a folder further down".to_owned()) });
     }
     Ok(entries)
+}
+
+/// Bytes that looking at `path` holds: files that may be compressed are unpacked.
+fn held_for(path: &Path) -> u64 {
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if ["safetensors", "gguf"].contains(&ending) { 1 } else { MAX_HELD_BYTES }
 }
 
 impl Entry {
@@ -190,6 +205,17 @@ impl Inspection {
         match self {
             Self::Checkpoint(facts) => &facts.weights,
             Self::Adapter(facts) => &facts.weights,
+        }
+    }
+
+    /// Lets go of what is held in memory of the tensors.
+    fn let_go(&mut self) {
+        match self {
+            Self::Checkpoint(facts) => facts.checkpoint.let_go(),
+            Self::Adapter(facts) => {
+                facts.adapter.modules.clear();
+                facts.adapter.tensors.let_go();
+            }
         }
     }
 

@@ -121,7 +121,7 @@ impl Task {
             return Ok(Err("its factors are not finite".to_owned()));
         }
         let (left, right) = (norm(&up), norm(&down));
-        let found = LowRank::from_rows(up, down, rank, *scale).decompose();
+        let found = LowRank::from_rows(up, down, rank, *scale).decompose()?;
         let balance = (right > 0.0).then(|| left / right);
         Ok(Ok(Spectrum::new(self.path.clone(), rank, found.values().to_vec(), balance)))
     }

@@ -1,9 +1,11 @@
 //! Which modules a config means by `target_modules` (PEFT 0.21 `tuners/tuners_utils.py`, `check_target_module_exists`).
 
+use foldhash::HashSet;
 use regex::Regex;
 use serde_json::Value;
 
 use crate::adapters::AdapterConfig;
+use crate::naming::{Endings, ends};
 
 /// What stands for every linear layer.
 const ALL_LINEAR: &str = "all-linear";
@@ -13,8 +15,8 @@ const ATTENTION_OUT: &str = ".out_proj";
 
 /// The modules a config names.
 pub enum Targets {
-    /// Ends of paths.
-    Endings(Vec<String>),
+    /// Ends of paths, as they are listed.
+    Endings(Vec<String>, Endings),
     /// Whole paths.
     Pattern(Regex),
     /// Nothing that can be compared with a file.
@@ -26,7 +28,7 @@ impl Targets {
     pub fn of(config: &AdapterConfig) -> Self {
         match config.raw.get("target_modules") {
             Some(Value::Array(list)) if !list.is_empty() => {
-                Self::Endings(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+                Self::ends(list.iter().filter_map(Value::as_str).map(str::to_owned).collect())
             }
             Some(Value::String(text)) if text != ALL_LINEAR => {
                 Regex::new(&format!("^(?:{text})$")).map_or(Self::Open, Self::Pattern)
@@ -35,12 +37,17 @@ impl Targets {
         }
     }
 
+    fn ends(names: Vec<String>) -> Self {
+        let endings = names.iter().map(String::as_str).collect();
+        Self::Endings(names, endings)
+    }
+
     /// Whether `module` is one of them; `None` where that cannot be told.
     pub fn take(&self, module: &str) -> Option<bool> {
         let names = [Some(module), module.strip_suffix(ATTENTION_OUT)];
         let any = |takes: &dyn Fn(&str) -> bool| names.into_iter().flatten().any(takes);
         match self {
-            Self::Endings(endings) => Some(any(&|name| endings.iter().any(|ending| ends_with(name, ending)))),
+            Self::Endings(_, endings) => Some(any(&|name| endings.take(name))),
             Self::Pattern(pattern) => Some(any(&|name| pattern.is_match(name))),
             Self::Open => None,
         }
@@ -48,15 +55,10 @@ impl Targets {
 
     /// The names that mean none of `modules`.
     pub fn without<'a>(&'a self, modules: &[&str]) -> Vec<&'a str> {
-        let Self::Endings(endings) = self else { return Vec::new() };
-        let endings = endings.iter().map(String::as_str);
-        endings.filter(|ending| !modules.iter().any(|module| ends_with(module, ending))).collect()
+        let Self::Endings(names, _) = self else { return Vec::new() };
+        let there: HashSet<&str> = modules.iter().flat_map(|module| ends(module)).collect();
+        names.iter().map(String::as_str).filter(|name| !there.contains(name)).collect()
     }
-}
-
-/// Whether `ending` is the whole path, or its end from a dot on.
-pub fn ends_with(path: &str, ending: &str) -> bool {
-    path.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -65,7 +67,7 @@ mod tests {
 
     #[test]
     fn an_ending_begins_at_a_dot() {
-        let targets = Targets::Endings(vec!["q_proj".into(), "mlp.up".into(), "attn".into()]);
+        let targets = Targets::ends(vec!["q_proj".into(), "mlp.up".into(), "attn".into()]);
         for (module, takes) in [
             ("a.q_proj", true),
             ("q_proj", true),

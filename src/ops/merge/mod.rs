@@ -10,8 +10,11 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use crate::adapters::ReadOptions;
 use crate::error::Result;
+use crate::io::Inputs;
 use crate::model::base::Base;
+use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
 use crate::output::{Run, WriteOptions, sides};
 use crate::placement::{Applied, Lander, Sources, applied, ties, vocabulary};
@@ -29,6 +32,8 @@ pub struct MergeOptions {
     pub base: PathBuf,
     /// Adapters with their weights, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
     /// The model that PiSSA or OLoRA started from: gives the untrained factors of adapters that lost them.
@@ -39,6 +44,8 @@ pub struct MergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// The denoiser that is meant where a pipeline has several alike.
+    pub component: Option<String>,
     /// A matrix saved whole may change the size of the vocabulary.
     pub resize_vocabulary: bool,
     /// What the weights that change are written as in a file of llama.cpp; `None` keeps the type of each.
@@ -53,14 +60,19 @@ pub struct MergeOptions {
 
 impl MergeOptions {
     /// What is opened.
-    pub(super) fn open(&self, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
-        let sources = Sources {
+    fn sources(&self) -> Sources<'_> {
+        Sources {
             adapters: &self.adapters,
+            read: &self.read,
             untrained: &self.init_adapters,
             original: self.original.as_deref(),
             residual_base: self.residual_base,
-        };
-        applied::open(sources, model)
+        }
+    }
+
+    /// Opens all adapters, for the model with the config `model`.
+    pub(super) fn open(&self, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
+        applied::open(self.sources(), model)
     }
 
     /// What the record tells.
@@ -72,6 +84,7 @@ impl MergeOptions {
             keep_change: self.keep_change,
             hash_base: self.hash_base,
             residual_base: self.residual_base,
+            component: self.component.as_deref(),
             resize_vocabulary: self.resize_vocabulary,
             write: &self.write,
         }
@@ -90,16 +103,25 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
 /// Merges in either direction.
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
-    let base = Base::open(&options.base)?;
+    let inputs = Inputs::watch();
+    let base = Base::open(&options.base).map_err(|problem| options.sources().swapped(&options.base, problem))?;
+    if direction == Direction::TakenOut {
+        base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
+    }
     let mut applied = options.open(base.config.as_ref())?;
-    sides::check_out(&options.write.out, &[&base], &applied)?;
+    sides::check_out(&options.write, &base, &inputs)?;
+    let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
+    let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
+    let mut lander = Lander::new(&base, &options.selection, &unused)
+        .resizing(options.resize_vocabulary)
+        .meaning(options.component.as_deref());
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
+    lander.tell_of_denoisers();
     let untied = match direction {
         Direction::PutIn => ties::untie(&mut lander, &applied)?,
         Direction::TakenOut => {
@@ -115,13 +137,16 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
+    let originals = applied.iter().filter_map(|applied| applied.original.as_ref());
+    let models = originals.map(|(original, _)| &original.base.checkpoint).chain([&base.checkpoint]);
+    output.inputs = fingerprints(options.write.part, models)?;
     let added =
         sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary, ..Edits::default() }, &recipe)?;
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();
+    output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        output.write(&options.write, run)?;
         summary::complete(&mut report, &merged, started.elapsed());
     }
     Ok(report)

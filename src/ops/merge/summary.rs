@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
-use crate::adapters::Change;
+use crate::adapters::{AlphaFrom, Change};
 use crate::error::Result;
 use crate::model::base::Base;
 use crate::placement::applied::Applied;
@@ -97,6 +97,8 @@ pub struct AdapterSummary {
     pub ranks: BTreeMap<u64, usize>,
     /// Smallest and largest scale in front of B·A.
     pub scales: Option<(f64, f64)>,
+    /// Where its α stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// What became of its tensors, by number.
     pub tensors: BTreeMap<Fate, usize>,
 }
@@ -214,7 +216,8 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
     let said = adapter.dialect == "peft" || kinds.is_empty();
     let method = if said { adapter.config.method.clone() } else { kinds.into_iter().collect::<Vec<_>>().join(" + ") };
     let path = adapter.root.clone();
-    AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, tensors }
+    let alpha_from = adapter.config.alpha_from.clone();
+    AdapterSummary { path, method, weight: applied.strength, modules, ranks, scales, alpha_from, tensors }
 }
 
 /// What the deltas found while they were measured, once each, and not more than people read.

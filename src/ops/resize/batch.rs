@@ -8,15 +8,16 @@ use serde_json::Value;
 
 use super::ResizeOptions;
 use crate::adapters::config::CONFIG_NAME;
-use crate::dialects::is_adapter;
+use crate::dialects::{is_adapter, recognise};
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, json};
+use crate::formats::Checkpoint;
 use crate::io::name_of;
+use crate::io::{is_replaceable, unwatched};
 use crate::ops::convert::PROVENANCE;
-use crate::output::recipe::SIDECAR;
+use crate::output::files::record_of;
 
 /// What was named.
-pub enum Inputs {
+pub enum Named {
     /// A single adapter.
     One(PathBuf),
     /// Adapters with the names of their outputs.
@@ -27,13 +28,16 @@ pub enum Inputs {
 ///
 /// # Errors
 /// When a folder holds no adapters, or two adapters have one name.
-pub fn inputs(paths: &[PathBuf]) -> Result<Inputs> {
+pub fn inputs(paths: &[PathBuf]) -> Result<Named> {
     let mut all = Vec::new();
     for path in paths {
-        if path.is_dir() && !is_adapter(path) {
-            all.extend(adapters_in(path)?);
+        let folder = if path.is_dir() && !is_adapter(path) { Some(adapters_in(path)) } else { None };
+        // Without adapters below it, a folder may hold the weights of one.
+        let folder = folder.filter(|below| below.is_ok() || !recognise(path).0);
+        if let Some(below) = folder {
+            all.extend(below?);
         } else if paths.len() == 1 {
-            return Ok(Inputs::One(path.clone()));
+            return Ok(Named::One(path.clone()));
         } else {
             all.push(path.clone());
         }
@@ -50,7 +54,7 @@ pub fn inputs(paths: &[PathBuf]) -> Result<Inputs> {
             return Err(Error::mismatch(left, right, problem).hint("resize one of them on its own"));
         }
     }
-    Ok(Inputs::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
+    Ok(Named::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
 }
 
 fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -73,16 +77,31 @@ fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Makes the folder that the outputs of several adapters lie in.
-///
-/// # Errors
-/// When it cannot be made.
-pub fn make_folder(options: &ResizeOptions) -> Result<()> {
-    let out = &options.write.out;
-    if options.write.dry_run || out.is_dir() {
-        return Ok(());
+/// The folder that the outputs of several adapters lie in. Where it was made for them and none came, it goes again.
+pub struct OutFolder<'a> {
+    made: Option<&'a Path>,
+}
+
+impl<'a> OutFolder<'a> {
+    /// Makes the folder, unless it is there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make(options: &'a ResizeOptions) -> Result<Self> {
+        let out = &options.write.out;
+        if options.write.dry_run || out.is_dir() {
+            return Ok(Self { made: None });
+        }
+        fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))?;
+        Ok(Self { made: Some(out) })
     }
-    fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))
+}
+
+impl Drop for OutFolder<'_> {
+    fn drop(&mut self) {
+        // Only an empty folder can be removed like this.
+        let _ = self.made.map(fs::remove_dir);
+    }
 }
 
 /// Whether `out` is what `recipe` makes.
@@ -96,16 +115,16 @@ pub fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
     if recipe_of(out).is_some_and(|found| found == *recipe) {
         return Ok(true);
     }
-    Err(Error::unsupported(out, "exists, and was not made from this adapter with these options")
-        .hint("`--force` replaces it"))
+    let hint = if is_replaceable(out) { "`--force` replaces it" } else { "name another output" };
+    Err(Error::unsupported(out, "exists, and was not made from this adapter with these options").hint(hint))
 }
 
 /// How what lies at `out` was made, if it says so: beside its weights, or a single file in its header.
 fn recipe_of(out: &Path) -> Option<Value> {
     if out.is_dir() {
-        return json::read_object(&out.join(SIDECAR)).ok().map(Value::Object);
+        return record_of(out);
     }
-    let file = Checkpoint::open(out).ok()?;
+    let file = unwatched(|| Checkpoint::open(out)).ok()?;
     let text = match file.gguf() {
         Some(metadata) => metadata.text(PROVENANCE)?,
         None => file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit").map(|(_, text)| text)?,

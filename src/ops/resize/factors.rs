@@ -4,11 +4,14 @@
 //! stack's singular values are those of the experts together: σₖ = √(Σₑ σₑₖ²), so that Σσₖ² is ‖ΔW‖² of the stack and what
 //! rank k keeps of it is the sum of the first k.
 
+use std::path::Path;
+
 use crate::adapters::{Factor, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::{Certificate, Decomposition, LowRank};
 use crate::pairs::Bytes;
+use crate::pairs::range::hinted;
 use crate::placement::terms::Slot;
 use crate::tensor::Float;
 
@@ -48,12 +51,20 @@ impl Decomposed {
     /// Decomposes what `slot` adds, divided by `divisor`.
     ///
     /// # Errors
-    /// When factors cannot be read.
+    /// When factors cannot be read, or the run is interrupted.
     pub fn new(slot: &Slot, divisor: f64) -> Result<Self> {
         let part = |expert: usize| {
             let mut products = slot.products(expert, |share| share.factor() / divisor)?;
             let product = if products.len() == 1 { products.remove(0) } else { LowRank::sum(&products) };
-            let found = product.decompose();
+            let found = product.decompose()?;
+            if !found.norm_squared().is_finite() {
+                let (path, name) = origin(slot);
+                return Err(Error::numeric(
+                    path,
+                    name,
+                    "its change is beyond the range of F32, in which it is computed",
+                ));
+            }
             Ok((product, found))
         };
         Ok(Self { parts: (0..slot.experts()).map(part).collect::<Result<_>>()?, divisor })
@@ -92,18 +103,15 @@ impl Decomposed {
         }
         let certificate = together(&certificates, self.divisor.abs());
         if !certificate.residual.is_finite() {
-            let (path, name) = slot.shares[0]
-                .stored
-                .as_ref()
-                .map_or_else(Default::default, |(down, _)| (down.path().to_path_buf(), down.info.name.clone()));
+            let (path, name) = origin(slot);
             let problem = format!("its factors at rank {rank} are beyond the range of {float}");
-            return Err(Error::numeric(path, name, problem).hint("`--dtype f32` has the range"));
+            return Err(hinted(Error::numeric(path, name, problem), Some(float)));
         }
         Ok(Factors {
             rank,
             alpha: self.divisor * rank as f64,
-            down: Bytes::held(&down, float),
-            up: Bytes::held(&up, float),
+            down: Bytes::held(&down, float, origin(slot))?,
+            up: Bytes::held(&up, float, origin(slot))?,
             bias: bias(slot, self.divisor)?,
             certificate,
             kept: false,
@@ -139,6 +147,12 @@ pub fn pad(slot: &Slot, rank: usize, spectrum: &Spectrum) -> Result<Factors> {
     Ok(Factors { rank, alpha: share.factor() * rank as f64, down, up, bias, certificate, kept: true })
 }
 
+/// File and name of a tensor of the pair, where one holds it; else the module.
+fn origin(slot: &Slot) -> (&Path, &str) {
+    let stored = slot.shares.first().and_then(|share| share.stored.as_ref());
+    stored.map_or((Path::new(""), slot.path.as_str()), |(down, _)| (down.path(), down.info.name.as_str()))
+}
+
 /// The elements of `tensor` in `runs` runs of equal length, each followed by `zeros` zeros.
 fn with_zeros(tensor: &Stored, runs: usize, zeros: usize) -> Result<Bytes> {
     let float = tensor.info.dtype.float().ok_or_else(|| Error::unsupported(tensor.path(), describe(tensor)))?;
@@ -161,7 +175,8 @@ fn bias(slot: &Slot, divisor: f64) -> Result<Option<Bytes>> {
         let values = Factor::new(tensor)?.to_vec()?;
         sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += (factor * f64::from(value)) as f32);
     }
-    Ok(Some(Bytes::held(&sum, first.info.dtype.float().expect("its values have just been read"))))
+    let float = first.info.dtype.float().expect("its values have just been read");
+    Bytes::held(&sum, float, (first.path(), &first.info.name)).map(Some)
 }
 
 /// Errors of several matrices as one, times `scale`.

@@ -18,11 +18,12 @@ use std::time::Instant;
 
 use super::dialect::{Dialect, beyond_budget};
 use super::rank_choice::RankChoice;
+use crate::adapters::ReadOptions;
 use crate::error::{Blame, Error, Result};
-use crate::output::WriteOptions;
-use crate::output::{Run, refuse_inputs};
+use crate::io::{Inputs, sweep_leftovers};
+use crate::output::{Run, WriteOptions, check_early};
 use crate::placement::Selection;
-use batch::Inputs;
+use batch::{Named, OutFolder};
 use one::Opened;
 
 pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
@@ -32,6 +33,8 @@ pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
 pub struct ResizeOptions {
     /// Adapters, or folders of adapters. The output of a single adapter is an adapter, that of several a folder of them.
     pub adapters: Vec<PathBuf>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// The untrained factors of a single adapter that needs them.
     pub init_adapters: Vec<PathBuf>,
     /// How ranks are chosen.
@@ -69,20 +72,26 @@ pub fn resize(options: &ResizeOptions, run: &Run<'_>) -> Result<ResizeReport> {
         peak_resident_bytes: None,
     };
     match batch::inputs(&options.adapters)? {
-        Inputs::One(path) => {
+        Named::One(path) => {
             let outcome = resize_one(&path, options, run)?;
             report.adapters.push(AdapterResize { path, out: options.write.out.clone(), outcome });
         }
-        Inputs::Several(inputs) => {
+        Named::Several(inputs) => {
             if let Some(extra) = options.init_adapters.first() {
                 let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
                 return Err(Error::invalid("--init-adapter", problem));
             }
-            batch::make_folder(options)?;
+            let _folder = OutFolder::make(options)?;
             for (path, name) in inputs {
                 let out = options.write.out.join(options.dialect.file_name(&name));
-                let write = WriteOptions { out: out.clone(), ..options.write.clone() };
+                // A dry run makes no folder: there is a place in it if there is one for it.
+                let place = if options.write.out.is_dir() { &out } else { &options.write.out };
+                let write = WriteOptions { out: place.clone(), ..options.write.clone() };
                 let own = ResizeOptions { write, ..options.clone() };
+                if !own.write.dry_run {
+                    // Of a run that was killed after this one was done, which is then not written again.
+                    sweep_leftovers(&out);
+                }
                 let outcome = match resize_or_skip(&path, &own, run) {
                     Ok(outcome) => outcome,
                     Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),
@@ -111,26 +120,33 @@ fn check(options: &ResizeOptions) -> Result<()> {
 
 /// As [`resize_one`], unless the same result is there.
 fn resize_or_skip(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
+    let inputs = Inputs::watch();
     let opened = Opened::read(path, options, run)?;
     let recipe = recipe::recipe(opened.source(), options)?;
     if !options.write.force && batch::is_done(&options.write.out, &recipe)? {
         return Ok(Outcome::Done);
     }
-    write(&opened, options, &recipe, run)
+    write(&opened, options, &recipe, run, &inputs)
 }
 
 fn resize_one(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Outcome> {
+    let inputs = Inputs::watch();
     let opened = Opened::read(path, options, run)?;
     let recipe = recipe::recipe(opened.source(), options)?;
-    write(&opened, options, &recipe, run)
+    write(&opened, options, &recipe, run, &inputs)
 }
 
-fn write(opened: &Opened, options: &ResizeOptions, recipe: &serde_json::Value, run: &Run<'_>) -> Result<Outcome> {
-    let source = opened.source();
-    let inputs = std::iter::once(&source.adapter).chain(&source.init).map(|adapter| adapter.root.as_path());
-    refuse_inputs(&options.write.out, inputs.chain(options.base.as_deref()))?;
+fn write(
+    opened: &Opened,
+    options: &ResizeOptions,
+    recipe: &serde_json::Value,
+    run: &Run<'_>,
+    inputs: &Inputs,
+) -> Result<Outcome> {
+    let copied = written::beside(&opened.source().adapter, &[])?.0.into_iter().map(|(path, _)| path);
+    check_early(&options.write, inputs, &options.dialect.expected(&options.write.out, copied))?;
     let (output, mut resized) = opened.resize(options, recipe, run)?;
-    let written = options.dialect.write(&output, recipe, options.base.as_deref(), &options.write, run)?;
+    let written = options.dialect.write(&output, recipe, options.base.as_deref(), &options.write, run, inputs)?;
     if options.dialect.foreign().is_some() {
         resized.bytes = written.bytes;
     }

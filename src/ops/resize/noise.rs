@@ -22,8 +22,8 @@ pub fn floor(slot: &Slot) -> Result<f64> {
             // What was computed is rounded to f32.
             let float = share.float.unwrap_or(Float::F32);
             let (up, down, rank) = (product.up(), product.down(), product.rank());
-            let of_up = spread(&up, rank, float) * spectral(&down, rank);
-            let of_down = spread(&down, rank, float) * spectral(&transposed(&up, rank), rank);
+            let of_up = spread(&up, rank, float) * spectral(&down, rank)?;
+            let of_down = spread(&down, rank, float) * spectral(&transposed(&up, rank), rank)?;
             squared += (product.scale() * (of_up + of_down)).powi(2);
         }
     }
@@ -38,11 +38,11 @@ fn spread(values: &[f32], rank: usize, float: Float) -> f64 {
 }
 
 /// The largest singular value of `[rank, n]`.
-fn spectral(values: &[f32], rank: usize) -> f64 {
+fn spectral(values: &[f32], rank: usize) -> Result<f64> {
     let mut identity = vec![0.0; rank * rank];
     identity.iter_mut().step_by(rank + 1).for_each(|value| *value = 1.0);
-    let found = LowRank::from_rows(identity, values.to_vec(), rank, 1.0).decompose();
-    found.values().first().copied().unwrap_or(0.0)
+    let found = LowRank::from_rows(identity, values.to_vec(), rank, 1.0).decompose()?;
+    Ok(found.values().first().copied().unwrap_or(0.0))
 }
 
 /// `[n, rank]` as `[rank, n]`.

@@ -11,6 +11,7 @@ use super::summary::{ModuleResize, Resized};
 use super::{ResizeOptions, written};
 use crate::error::{Error, Result};
 use crate::model::original::Original;
+use crate::naming::layers_within_layers;
 use crate::ops::{Budgeted, Ranking};
 use crate::output::{Output, Run};
 use crate::placement::Applied;
@@ -42,8 +43,9 @@ impl Opened {
     /// When it cannot be read, or its changes are no low-rank products.
     pub fn read(path: &Path, options: &ResizeOptions, run: &Run<'_>) -> Result<Self> {
         let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-        let mut sources = terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref())?;
-        let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref())?;
+        let mut sources =
+            terms::open(&[(path.to_path_buf(), 1.0)], &options.init_adapters, original.as_ref(), &options.read)?;
+        let mut terms = terms::gather(&sources, &Selection::default(), original.as_deref(), None)?;
         terms.resolve(&options.write.budget, run.cancel)?;
         if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
             let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
@@ -70,7 +72,8 @@ impl Opened {
         let jobs = self.terms.slots.values().map(|slot| Job::new(slot, options)).collect::<Result<Vec<_>>>()?;
         let held: Vec<u64> = jobs.iter().map(Job::held_bytes).collect();
         let (budget, cancel) = (&options.write.budget, run.cancel);
-        let nested = layers_within_layers(&jobs);
+        // PEFT builds a layer within another adapted one with the same rank.
+        let nested = layers_within_layers(jobs.iter().map(|job| job.slot.path.as_str()));
         let shared = options.uniform_rank || !nested.is_empty() || jobs.iter().any(|job| job.request == Request::Share);
         let (spectra, pairs) = if !shared {
             let keep = options.alpha.is_none();
@@ -153,7 +156,8 @@ impl Opened {
         let adapter = &self.source.adapter;
         let copied = self.terms.whole.values().map(Vec::len).sum::<usize>()
             + self.terms.rows.values().map(Vec::len).sum::<usize>();
-        let mut report = Resized { copied, ..Resized::default() };
+        let (notes, alpha_from) = (adapter.reading_notes(), adapter.config.alpha_from.clone());
+        let mut report = Resized { copied, notes, alpha_from, ..Resized::default() };
         let mut lost = 0.0;
         for ((job, spectrum), pair) in jobs.iter().zip(spectra).zip(&pairs) {
             let numbers = |rank: usize| unit_cost(job.slot, Budgeted::Parameters(0), 0) * rank as u64;
@@ -174,7 +178,8 @@ impl Opened {
             return Err(Error::unsupported(&adapter.root, what).hint("allow a larger error or budget"));
         }
         report.total(lost);
-        let output = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
+        let (output, notes) = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
+        report.notes.extend(notes);
         report.bytes_before = adapter.tensors.files().iter().map(|file| file.map.len()).sum();
         report.bytes = output.plan.bytes();
         Ok((output, report))
@@ -226,13 +231,6 @@ impl<'a> Job<'a> {
         };
         found.cut(self.slot, rank, self.float).map(Some)
     }
-}
-
-/// Pairs of which the first belongs to a layer within that of the second: PEFT builds both with one rank.
-fn layers_within_layers(jobs: &[Job<'_>]) -> Vec<(usize, usize)> {
-    let within = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
-    let pairs = (0..jobs.len()).flat_map(|inner| (0..jobs.len()).map(move |outer| (inner, outer)));
-    pairs.filter(|(inner, outer)| within(&jobs[*inner].slot.path, &jobs[*outer].slot.path)).collect()
 }
 
 /// Whether all pairs can keep their factors, and have one scale: then they have one alpha as well.

@@ -3,10 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::ResizeOptions;
-use crate::adapters::weight_files;
 use crate::error::Result;
 use crate::io::name_of;
-use crate::output::recipe::hashes;
+use crate::output::recipe::adapter_hashes;
 use crate::placement::Applied;
 
 /// How the output is made. Depends on the inputs and options alone.
@@ -18,10 +17,10 @@ pub fn recipe(source: &Applied, options: &ResizeOptions) -> Result<Value> {
     let mut entry = json!({
         "name": name_of(&adapter.root),
         "method": adapter.config.method,
-        "blake3": hashes(&weight_files(adapter))?,
+        "blake3": adapter_hashes(adapter)?,
     });
     if let Some(init) = &source.init {
-        entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+        entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
     }
     Ok(json!({
         "lorakit": env!("CARGO_PKG_VERSION"),

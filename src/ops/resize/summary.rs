@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::factors::{Factors, Spectrum};
+use crate::adapters::AlphaFrom;
 use crate::placement::terms::Slot;
 
 /// What was done to all adapters.
@@ -65,6 +66,8 @@ pub struct Resized {
     pub modules: Vec<ModuleResize>,
     /// Pairs that nothing is left of.
     pub left_out: Vec<String>,
+    /// Where α of the adapter stands.
+    pub alpha_from: Option<AlphaFrom>,
     /// Tensors that were copied: modules saved whole, biases, token rows.
     pub copied: usize,
     /// ‖ΔW‖ over all modules.

@@ -1,7 +1,7 @@
 //! The resized adapter as files: every tensor under its own key, the config as it was but for what ranks and scales say.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
@@ -30,7 +30,8 @@ const ENTRY_BYTES: u64 = 128;
 /// A tensor of the output: key, shape, values.
 type Tensor = (String, Shape, Bytes);
 
-/// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out.
+/// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out. With them what is
+/// to be said of the side files.
 ///
 /// # Errors
 /// When the adapter's directory cannot be listed.
@@ -40,15 +41,16 @@ pub fn output(
     pairs: Vec<Option<Factors>>,
     recipe: &Value,
     options: &WriteOptions,
-) -> Result<Output> {
+) -> Result<(Output, Vec<String>)> {
     if !keeps_its_form(adapter, terms) {
-        return Ok(peft_output(renewed(adapter, terms, pairs)?, options, recipe));
+        return Ok((peft_output(renewed(adapter, terms, pairs)?, options, recipe), Vec::new()));
     }
     let config = json::render(&config(adapter, terms, &pairs));
     let tensors = tensors(adapter, terms, pairs);
     let plan = lay_out(WEIGHTS_NAME, tensors, &metadata(adapter, recipe), options.budget.job_bytes());
-    let written = vec![(PathBuf::from(CONFIG_NAME), config), (PathBuf::from(SIDECAR), json::render(recipe))];
-    Ok(Output { plan, copied: beside(adapter, &written)?, written, single_file: false })
+    let written = vec![(PathBuf::from(CONFIG_NAME), config)];
+    let (copied, notes) = beside(adapter, &written)?;
+    Ok((Output { plan, copied, written, record: Some(recipe.clone()), single_file: false, inputs: Vec::new() }, notes))
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
@@ -68,7 +70,8 @@ pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
 /// Whether the adapter stays what it is but for its ranks: PEFT's LoRA. Everything else becomes one.
 fn keeps_its_form(adapter: &Adapter, terms: &Terms) -> bool {
     let stored = terms.slots.values().all(|slot| slot.shares.first().is_some_and(|share| share.stored.is_some()));
-    adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME) && adapter.config.method == "LORA" && stored
+    let is_pefts = adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME);
+    is_pefts && adapter.config.method == "LORA" && adapter.is_self_contained() && stored
 }
 
 /// The adapter as a LoRA of PEFT's.
@@ -193,12 +196,19 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
-fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<Vec<(PathBuf, PathBuf)>> {
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
-    let found = companions::list(&adapter.root)?.copied.into_iter();
-    let own = found.filter(|path| path.components().count() == 1 && !written.iter().any(|(other, _)| other == path));
-    Ok(own.map(|path| (path.clone(), adapter.root.join(path))).collect())
+    let found = companions::list(&adapter.root)?;
+    let is_own = |path: &Path| {
+        path.components().count() == 1 && path != Path::new(SIDECAR) && !written.iter().any(|(other, _)| other == path)
+    };
+    let notes = found.notes(is_own);
+    let own = found.copied.into_iter().filter(|path| is_own(path));
+    Ok((own.map(|path| (path.clone(), adapter.root.join(path))).collect(), notes))
 }

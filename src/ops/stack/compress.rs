@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use foldhash::HashSet;
+
 use super::StackOptions;
 use super::elementwise::{Contribution, Elementwise, Pruning};
 use super::fold;
@@ -10,6 +12,7 @@ use crate::linalg::{
     Certificate, Compute, Decomposition, LinearOperator, LowRank, RankPolicy, RankRule, Spectrum, Streamed, allocate,
     decompose,
 };
+use crate::naming::layers_within_layers;
 use crate::ops::rank_choice::{Budgeted, RankChoice, Ranking};
 use crate::placement::terms::{Moved, Share, Slot};
 use crate::plan::map_within;
@@ -64,7 +67,7 @@ pub fn compress(
     fixed: (u64, u64),
     cancel: &AtomicBool,
 ) -> Result<Vec<Compressed>> {
-    let work = Work { slots, pruning, compute: options.compute, dtype: options.write.dtype };
+    let work = Work { slots, pruning, compute: options.compute, dtype: options.write.dtype, options };
     let rules = work.rules(choice, options, fixed, cancel)?;
     let run = |at: usize| work.cut(slots[at], &rules[at]);
     work.all(options, cancel, run)
@@ -75,6 +78,7 @@ struct Work<'a> {
     pruning: Option<Pruning>,
     compute: Compute,
     dtype: Option<Float>,
+    options: &'a StackOptions,
 }
 
 /// How one slot is cut.
@@ -175,12 +179,14 @@ impl Work<'_> {
             return Ok(Operator::Sum(Sum::of(&slot.products(expert, Share::factor)?)));
         };
         let mut contributions: Vec<Contribution> = Vec::new();
+        let root = |source: usize| self.options.adapters.get(source).map(|(path, _)| path.clone()).unwrap_or_default();
         for (share, product) in slot.shares.iter().zip(slot.products(expert, |share| share.term.scale)?) {
             match contributions.last_mut().filter(|last| last.adapter == share.source) {
                 // The change of an adapter with untrained factors is the difference of two products.
                 Some(last) => last.delta = LowRank::sum(&[last.delta.clone(), product]),
                 None => {
-                    contributions.push(Contribution { adapter: share.source, weight: share.weight, delta: product })
+                    let (adapter, root) = (share.source, root(share.source));
+                    contributions.push(Contribution { adapter, root, weight: share.weight, delta: product });
                 }
             }
         }
@@ -189,18 +195,24 @@ impl Work<'_> {
     }
 
     fn decomposed(&self, slot: &Slot, operator: &Operator<'_>, rule: &RankRule) -> Result<Decomposition> {
-        match operator {
+        let found = match operator {
             Operator::Sum(sum) => {
-                let found = sum.product.decompose();
+                let found = sum.product.decompose()?;
                 // Terms that cancel leave nothing that is worth a rank.
                 let nothing = found.norm_squared().sqrt() <= sum.floor;
                 let (rows, cols) = slot.shape();
-                Ok(if nothing { Decomposition::zero(rows, cols, 0.0) } else { found })
+                if nothing && found.norm_squared().is_finite() { Decomposition::zero(rows, cols, 0.0) } else { found }
             }
             Operator::Merged(_) | Operator::Moved(..) => {
-                decompose(operator.as_dyn(), rule, self.compute, seed(&slot.name()))
+                decompose(operator.as_dyn(), rule, self.compute, seed(&slot.name()))?
             }
+        };
+        if found.norm_squared().is_finite() {
+            return Ok(found);
         }
+        let problem = "its change is beyond the range of F32, in which it is computed";
+        Err(Error::numeric(self.options.root_of(slot), slot.name(), problem)
+            .hint("a weight, an alpha or a factor is too large"))
     }
 
     /// How every slot is cut.
@@ -218,12 +230,13 @@ impl Work<'_> {
             Ranking::Budget(budget) => Some(budget),
             _ => None,
         };
-        let inner = self.layers_within_layers();
+        let inner = layers_within_layers(self.slots.iter().map(|slot| slot.path.as_str()));
+        let nested: HashSet<usize> = inner.iter().flat_map(|(child, parent)| [*child, *parent]).collect();
         if budgeted.is_none() && inner.is_empty() {
             return Ok(cuts);
         }
         let spectra = self.all(options, cancel, |at| {
-            let needed = budgeted.is_some() || inner.iter().any(|(child, parent)| [*child, *parent].contains(&at));
+            let needed = budgeted.is_some() || nested.contains(&at);
             if needed { self.spectrum(self.slots[at], &rule_of(self.slots[at])) } else { Ok((Vec::new(), 0.0)) }
         })?;
         if let Some(budget) = budgeted {
@@ -295,15 +308,6 @@ impl Work<'_> {
             return Err(Error::invalid(option, problem));
         }
         Ok(ranks)
-    }
-
-    /// Pairs of slots of which the first lies within the second.
-    fn layers_within_layers(&self) -> Vec<(usize, usize)> {
-        let within = |child: &Slot, parent: &Slot| {
-            child.path.strip_prefix(parent.path.as_str()).is_some_and(|rest| rest.starts_with('.'))
-        };
-        let pairs = (0..self.slots.len()).flat_map(|child| (0..self.slots.len()).map(move |parent| (child, parent)));
-        pairs.filter(|(child, parent)| within(self.slots[*child], self.slots[*parent])).collect()
     }
 
     fn cut(&self, slot: &Slot, cut: &Cut) -> Result<Compressed> {

@@ -4,15 +4,17 @@
 //! files as they are written. In a stack of experts A holds expert after expert, and B has the expert running fastest.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::fold::{Fold, holds};
 use crate::adapters::Factor;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pairs::Bytes;
-use crate::placement::terms::Slot;
+use crate::pairs::range::beyond;
+use crate::placement::terms::{Share, Slot};
 use crate::plan::Compute;
-use crate::tensor::{Float, Rounding};
+use crate::tensor::{Beyond, Float};
 
 /// Elements that are looked at at once.
 const LOOKED_AT: usize = 1 << 18;
@@ -39,14 +41,16 @@ struct Block {
     factor: Factor,
     times: f64,
     rank: usize,
+    /// Whose it is, for messages.
+    of: (PathBuf, String),
 }
 
-/// The sum over the shares of `slot`, divided by `scale`, the scale of the result. Without `dtype` the factors keep the dtype of the
+/// The sum over the shares of `slot`, divided by `scale`, the scale of the result; `inputs` are the adapters. Without `dtype` the factors keep the dtype of the
 /// inputs where that changes nothing, and are f32 otherwise.
 ///
 /// # Errors
 /// When factors cannot be read.
-pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>) -> Result<Concatenated> {
+pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(PathBuf, f64)]) -> Result<Concatenated> {
     let folds: Vec<Fold> = slot.shares.iter().map(|share| Fold::of(share.factor() / scale)).collect();
     let rank = slot.shares.iter().map(|share| share.rank).sum();
     let (float, exact) = match (dtype, slot.common_float()) {
@@ -62,10 +66,15 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>) -> Result<Conc
     {
         return Ok(Concatenated { down: Bytes::Stored(down), up: Bytes::Stored(up), up_bias, rank, float, exact });
     }
-    let block = |factor: &Factor, times: f64, rank: usize| Block { factor: factor.clone(), times, rank };
+    let block = |share: &Share, is_down: bool, factor: &Factor, times: f64| {
+        let stored = share.stored.as_ref().map(|(down, up)| if is_down { down } else { up });
+        let computed = || (inputs.get(share.source).map(|(path, _)| path.clone()).unwrap_or_default(), slot.name());
+        let of = stored.map_or_else(computed, |stored| (stored.path().to_path_buf(), stored.info.name.clone()));
+        Block { factor: factor.clone(), times, rank: share.rank, of }
+    };
     let shares = || slot.shares.iter().zip(&folds);
-    let down: Vec<Block> = shares().map(|(share, fold)| block(&share.term.down, fold.down, share.rank)).collect();
-    let up: Vec<Block> = shares().map(|(share, fold)| block(&share.term.up, fold.up, share.rank)).collect();
+    let down: Vec<Block> = shares().map(|(share, fold)| block(share, true, &share.term.down, fold.down)).collect();
+    let up: Vec<Block> = shares().map(|(share, fold)| block(share, false, &share.term.up, fold.up)).collect();
     let computed = |compute: Arc<dyn Compute>, blocks: &[Block]| {
         let numbers = blocks.iter().map(|block| (block.factor.shape().0 * block.factor.shape().1) as u64);
         Bytes::Computed { compute, float, count: numbers.sum::<u64>() * float.bytes() as u64 }
@@ -82,8 +91,10 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>) -> Result<Conc
 /// When a bias cannot be read.
 pub fn bias(slot: &Slot, scale: f64, float: Float) -> Result<Option<Bytes>> {
     let mut sum: Vec<f64> = Vec::new();
+    let mut of = (Path::new(""), "");
     for share in &slot.shares {
         let Some(bias) = &share.bias else { continue };
+        of = (bias.path(), &bias.info.name);
         let values = Factor::new(bias)?.to_vec()?;
         sum.resize(values.len(), 0.0);
         let factor = share.factor() / scale;
@@ -94,7 +105,8 @@ pub fn bias(slot: &Slot, scale: f64, float: Float) -> Result<Option<Bytes>> {
     }
     // A bias is added once for every output: it costs nothing to keep what narrower types would round.
     let float = if slot.shares.len() == 1 { float } else { Float::F32 };
-    Ok(Some(Bytes::held(&sum.iter().map(|value| *value as f32).collect::<Vec<f32>>(), float)))
+    let sum: Vec<f32> = sum.iter().map(|value| *value as f32).collect();
+    Bytes::held(&sum, float, of).map(Some)
 }
 
 /// Whether `float` holds the folded factors as they are.
@@ -129,6 +141,13 @@ fn all_held(factor: &Factor, float: Float, times: f64) -> Result<bool> {
     Ok(true)
 }
 
+impl Block {
+    /// The refusal of a value among those from element `first` on.
+    fn refuse(&self, first: usize, found: &Beyond) -> Error {
+        beyond(&self.of.0, &self.of.1, first, found)
+    }
+}
+
 /// Matrices one beneath the other; in a stack expert after expert.
 struct Beneath {
     blocks: Vec<Block>,
@@ -155,7 +174,7 @@ impl Compute for Beneath {
             let from = expert * block.rank + within;
             block.factor.decode(from..from + 1, 0..cols, &mut line)?;
             scale(&mut line, block.times);
-            self.float.encode(&line, Rounding::Nearest, out);
+            self.float.encode_finite(&line, out).map_err(|found| block.refuse(from * cols, &found))?;
         }
         Ok(())
     }
@@ -178,8 +197,10 @@ impl Compute for Beside {
             block.factor.decode(rows.clone(), 0..cols, &mut band)?;
             scale(&mut band, block.times);
             let bytes = cols * self.float.bytes();
-            for (line, out) in band.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(width.max(1))) {
-                self.float.encode(line, Rounding::Nearest, &mut out[offset..offset + bytes]);
+            let lines = band.chunks_exact(cols.max(1)).zip(out.chunks_exact_mut(width.max(1)));
+            for (row, (line, out)) in rows.clone().zip(lines) {
+                let outcome = self.float.encode_finite(line, &mut out[offset..offset + bytes]);
+                outcome.map_err(|found| block.refuse(row * cols, &found))?;
             }
             offset += bytes;
         }

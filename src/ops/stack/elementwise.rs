@@ -14,6 +14,7 @@
 //! chosen. Chance is drawn by seed, module, adapter and index alone.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use super::selection::Largest;
 use crate::error::{Error, Result};
@@ -86,6 +87,8 @@ impl Pruning {
 pub struct Contribution {
     /// Which of the adapters it is, as they were given: chance is drawn by it.
     pub adapter: usize,
+    /// Where it lies, for messages.
+    pub root: PathBuf,
     /// Its weight.
     pub weight: f64,
     /// ΔW, its scale apart.
@@ -94,6 +97,7 @@ pub struct Contribution {
 
 /// The merged ΔW of one module, `[out, in]`, computed band by band.
 pub struct Elementwise {
+    module: String,
     pruning: Pruning,
     shape: (usize, usize),
     parts: Vec<Part>,
@@ -101,6 +105,8 @@ pub struct Elementwise {
 
 /// One ΔWᵢ and which of its elements stay.
 struct Part {
+    module: String,
+    root: PathBuf,
     weight: f32,
     scale: f32,
     rank: usize,
@@ -130,6 +136,8 @@ impl Elementwise {
             let delta = &contribution.delta;
             assert_eq!(delta.shape(), shape, "contributions have one outer shape");
             let mut part = Part {
+                module: module.to_owned(),
+                root: contribution.root.clone(),
                 weight: contribution.weight as f32,
                 scale: delta.scale() as f32,
                 rank: delta.rank(),
@@ -141,7 +149,7 @@ impl Elementwise {
             Ok(part)
         };
         let parts = contributions.iter().map(part).collect::<Result<_>>()?;
-        Ok(Self { pruning, shape, parts })
+        Ok(Self { module: module.to_owned(), pruning, shape, parts })
     }
 }
 
@@ -152,13 +160,14 @@ impl RowSource for Elementwise {
 
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let cols = self.shape.1;
-        let pruned: Vec<Vec<f32>> = self.parts.iter().map(|part| part.pruned(rows.clone(), cols)).collect();
+        let pruned = self.parts.iter().map(|part| part.pruned(rows.clone(), cols));
+        let pruned: Vec<Vec<f32>> = pruned.collect::<Result<_>>()?;
         let Some(majority) = self.pruning.rule.majority() else {
             out.fill(0.0);
             for (part, values) in self.parts.iter().zip(&pruned) {
                 out.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * part.weight);
             }
-            return Ok(());
+            return self.check(out);
         };
         for (at, out) in out.iter_mut().enumerate() {
             let values = || pruned.iter().map(|values| values[at]);
@@ -176,8 +185,25 @@ impl RowSource for Elementwise {
             }
             *out = sum / count.max(1.0);
         }
-        Ok(())
+        self.check(out)
     }
+}
+
+impl Elementwise {
+    /// Sums of values that are finite may not be.
+    fn check(&self, sums: &[f32]) -> Result<()> {
+        let root = self.parts.first().map_or(Path::new(""), |part| part.root.as_path());
+        finite(sums, root, &self.module)
+    }
+}
+
+/// An element that is infinite or NaN would be elected or left out as if it were a number.
+fn finite(values: &[f32], root: &Path, module: &str) -> Result<()> {
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(Error::numeric(root, module, "its change is beyond the range of F32, in which it is merged")
+        .hint("a weight, an alpha or a factor is too large"))
 }
 
 impl Part {
@@ -195,7 +221,7 @@ impl Part {
         let largest = Largest::select(count, &|each| {
             for first in (0..rows).step_by(step) {
                 let band = first..rows.min(first + step);
-                each((first * cols) as u64, &self.values(band, cols));
+                each((first * cols) as u64, &self.values(band, cols)?);
             }
             Ok(())
         })?;
@@ -203,16 +229,17 @@ impl Part {
     }
 
     /// Rows of ΔW.
-    fn values(&self, rows: Range<usize>, cols: usize) -> Vec<f32> {
+    fn values(&self, rows: Range<usize>, cols: usize) -> Result<Vec<f32>> {
         let mut values = vec![0.0; rows.len() * cols];
         let up = &self.up[rows.start * self.rank..rows.end * self.rank];
         add_low_rank(&mut values, cols, up, &self.down, cols, self.rank, self.scale);
-        values
+        finite(&values, &self.root, &self.module)?;
+        Ok(values)
     }
 
     /// Rows of ΔW with what does not stay set to zero.
-    fn pruned(&self, rows: Range<usize>, cols: usize) -> Vec<f32> {
-        let mut values = self.values(rows.clone(), cols);
+    fn pruned(&self, rows: Range<usize>, cols: usize) -> Result<Vec<f32>> {
+        let mut values = self.values(rows.clone(), cols)?;
         let elements = values.iter_mut().zip((rows.start * cols) as u64..);
         match self.kept {
             Kept::Largest(Largest::ALL) => {}
@@ -224,7 +251,7 @@ impl Part {
                 *value = if stays { *value / density } else { 0.0 };
             }),
         }
-        values
+        Ok(values)
     }
 }
 
@@ -259,7 +286,12 @@ mod tests {
         let rank = adapter + 2;
         let seed = adapter as u64 * 2;
         let (up, down) = (uniform(seed, rows * rank), uniform(seed + 1, rank * cols));
-        Contribution { adapter, weight, delta: LowRank::from_rows(up, down, rank, 0.5 + weight) }
+        Contribution {
+            adapter,
+            root: "adapter".into(),
+            weight,
+            delta: LowRank::from_rows(up, down, rank, 0.5 + weight),
+        }
     }
 
     /// ΔWᵢ without its weight, in f32 as PEFT has it.

@@ -22,16 +22,16 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::{Dialect, beyond_budget};
 use super::rank_choice::{RankChoice, Ranking};
-use crate::adapters::{Change, weight_files};
+use crate::adapters::{Change, ReadOptions};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::original::Original;
-use crate::output::WriteOptions;
 use crate::output::new_adapter::peft_output;
-use crate::output::recipe::hashes;
-use crate::output::{Run, refuse_inputs};
+use crate::output::recipe::adapter_hashes;
+use crate::output::{Run, WriteOptions, check_early};
 use crate::placement::terms;
 use crate::placement::{Applied, Selection};
 
@@ -56,6 +56,8 @@ pub struct StackOptions {
     pub operation: &'static str,
     /// Adapters with their weights, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// Untrained factors for the adapters that need them, in order.
     pub init_adapters: Vec<PathBuf>,
     /// The model the adapters were trained on: for tensors they hold whole, DoRA, and what PiSSA or OLoRA took out of it.
@@ -83,13 +85,16 @@ pub struct StackOptions {
 pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     let started = Instant::now();
     check(options)?;
+    let inputs = Inputs::watch();
     let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref())?;
+    let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
     let base = original.as_ref().map(|original| &original.base);
-    let roots = sources.iter().flat_map(|source| [Some(&source.adapter), source.init.as_ref()]).flatten();
-    refuse_inputs(&options.write.out, roots.map(|adapter| adapter.root.as_path()).chain(options.base.as_deref()))?;
-    let mut gathered = terms::gather(&sources, &options.selection, original.as_deref())?;
+    check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
+    let family = options.dialect.arch.as_deref();
+    let mut gathered = terms::gather(&sources, &options.selection, original.as_deref(), family)?;
     let mut report = begin(options, &sources, gathered.left_out);
+    report.notes.append(&mut gathered.notes);
+    report.notes.extend(unshared(options, &sources, &gathered.apart)?);
     report.notes.extend(gathered.resolve(&options.write.budget, run.cancel)?);
     let combined = whole::combine(&gathered, base, options.write.dtype)?;
     let mut adapter = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
@@ -113,12 +118,43 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     }
     adapter.check_readable(first_input(options))?;
     let output = peft_output(adapter, &options.write, &recipe);
-    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run)?;
+    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run, &inputs)?;
     report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// What to say of adapters that have no module in common with another: only a sum of those means something.
+fn unshared(options: &StackOptions, sources: &[Applied], apart: &[usize]) -> Result<Vec<String>> {
+    let root = |at: usize| sources[at].adapter.root.display();
+    match (options.method, apart) {
+        (_, []) => Ok(Vec::new()),
+        (Method::Concat, _) => {
+            let note = |at: &usize| {
+                format!("`{}` has no module in common with the others: what it changes is only its own", root(*at))
+            };
+            Ok(apart.iter().map(note).collect())
+        }
+        (method, [first, ..]) => {
+            let others = if *first == 0 { 1 } else { 0 };
+            let problem =
+                format!("they have no module in common, and `{}` compares changes of one module", method_name(method));
+            Err(Error::mismatch(root(*first).to_string(), root(others).to_string(), problem).hint(
+                "`--method concat` unites them; if both are for one model, `--base PATH` tells which modules are one",
+            ))
+        }
+    }
+}
+
+impl StackOptions {
+    /// The first adapter that changes `slot`, for messages.
+    fn root_of(&self, slot: &terms::Slot) -> &Path {
+        let products = slot.shares.iter().map(|share| share.source);
+        let first = products.chain(slot.multiplied.iter().map(|multiplied| multiplied.source)).next().unwrap_or(0);
+        self.adapters.get(first).map_or(Path::new(""), |(path, _)| path)
+    }
 }
 
 /// Options that do not go together.
@@ -169,7 +205,13 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
             };
             rank.into_iter().for_each(|rank| *ranks.entry(rank).or_default() += 1);
         }
-        Input { path: source.adapter.root.clone(), weight: source.strength, modules: ranks.values().sum(), ranks }
+        Input {
+            path: source.adapter.root.clone(),
+            weight: source.strength,
+            modules: ranks.values().sum(),
+            ranks,
+            alpha_from: source.adapter.config.alpha_from.clone(),
+        }
     };
     let files = sources.iter().flat_map(|source| source.adapter.tensors.files());
     StackReport {
@@ -189,7 +231,7 @@ fn begin(options: &StackOptions, sources: &[Applied], left_out: usize) -> StackR
         parameters: 0,
         bytes_before: files.map(|file| file.map.len()).sum(),
         bytes: 0,
-        notes: Vec::new(),
+        notes: sources.iter().flat_map(|source| source.adapter.reading_notes()).collect(),
         seconds: 0.0,
         peak_resident_bytes: None,
     }
@@ -254,10 +296,10 @@ fn recipe(options: &StackOptions, sources: &[Applied]) -> Result<Value> {
         let mut entry = json!({
             "name": name_of(&source.adapter.root),
             "weight": source.strength,
-            "blake3": hashes(&weight_files(&source.adapter))?,
+            "blake3": adapter_hashes(&source.adapter)?,
         });
         if let Some(init) = &source.init {
-            entry["init"] = json!({ "name": name_of(&init.root), "blake3": hashes(&weight_files(init))? });
+            entry["init"] = json!({ "name": name_of(&init.root), "blake3": adapter_hashes(init)? });
         }
         if let Some((original, _)) = &source.original {
             entry["init"] = json!({ "base": { "name": name_of(original.base.checkpoint.root()) } });

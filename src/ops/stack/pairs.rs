@@ -1,5 +1,7 @@
 //! The low-rank changes of a stack: slots and a method → pairs of the new adapter, and what is to be said about each.
 
+use std::path::Path;
+
 use super::average::{Averaged, average};
 use super::compress::{Compressed, compress};
 use super::concat::{self, concatenate};
@@ -8,6 +10,7 @@ use super::summary::StackedModule;
 use super::{Method, StackOptions};
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
+use crate::model::same_values;
 use crate::ops::rank_choice::RankChoice;
 use crate::output::Run;
 use crate::pairs::{Bytes, NewPair};
@@ -83,11 +86,44 @@ fn factor_bytes(slot: &Slot) -> u64 {
 
 type Piece = (NewPair, StackedModule);
 
+/// Whether every product stands there once more with the opposite factor: nothing is left of them.
+fn cancels(slot: &Slot) -> Result<bool> {
+    let mut rest: Vec<&Share> = slot.shares.iter().collect();
+    while let Some(share) = rest.pop() {
+        let mut found = None;
+        for (at, other) in rest.iter().enumerate() {
+            if other.factor() == -share.factor() && are_one(share, other)? {
+                found = Some(at);
+                break;
+            }
+        }
+        let Some(at) = found else { return Ok(false) };
+        rest.swap_remove(at);
+    }
+    Ok(slot.shares.len() > 1 && slot.multiplied.is_empty())
+}
+
+/// Whether two products are of the same stored factors.
+fn are_one(left: &Share, right: &Share) -> Result<bool> {
+    let (Some(one), Some(other)) = (&left.stored, &right.stored) else { return Ok(false) };
+    let biases = match (&left.bias, &right.bias) {
+        (None, None) => true,
+        (Some(one), Some(other)) => same_values(one, other)?,
+        _ => false,
+    };
+    let shapes = one.0.info.shape == other.0.info.shape && one.1.info.shape == other.1.info.shape;
+    Ok(biases && shapes && same_values(&one.0, &other.0)? && same_values(&one.1, &other.1)?)
+}
+
 /// The exact sum.
 fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
+    if cancels(slot)? {
+        let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
+        return Ok((pair(slot, 0, 0.0, nothing(), nothing(), None), describe(slot, 0, Float::F32, 0.0)));
+    }
     let total: usize = slot.shares.iter().map(|share| share.rank).sum();
     let alpha = options.alpha.unwrap_or(total as f64);
-    let joined = concatenate(slot, alpha / total as f64, options.write.dtype)?;
+    let joined = concatenate(slot, alpha / total as f64, options.write.dtype, &options.adapters)?;
     let (mut norm, mut rounded) = (0.0, 0.0);
     for expert in 0..slot.experts() {
         let products = slot.products(expert, Share::factor)?;
@@ -134,8 +170,10 @@ fn averaged(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<Pi
     module.relative_error = share_of(residual, norm);
     module.kept_energy = (1.0 - module.relative_error.powi(2)).max(0.0);
     let bias = concat::bias(slot, 1.0, float)?;
-    let pair = pair(slot, rank, rank as f64, Bytes::held(&down, float), Bytes::held(&up, float), bias);
-    Ok((pair, module))
+    let root = slot.shares.first().map_or(Path::new(""), |share| sources[share.source].adapter.root.as_path());
+    let name = slot.name();
+    let [down, up] = [&down, &up].map(|values| Bytes::held(values, float, (root, &name)));
+    Ok((pair(slot, rank, rank as f64, down?, up?, bias), module))
 }
 
 fn cut(
@@ -153,9 +191,10 @@ fn cut(
         module.kept_energy = (1.0 - share_of(found.residual, found.norm).powi(2)).max(0.0);
         module.optimum_at_least = Some(share_of(found.optimum_at_least, found.norm));
         module.singular_values = found.singular_values;
-        let (down, up) = (Bytes::held(&found.down, found.float), Bytes::held(&found.up, found.float));
+        let (root, name) = (options.root_of(slot), slot.name());
+        let [down, up] = [&found.down, &found.up].map(|values| Bytes::held(values, found.float, (root, &name)));
         let bias = concat::bias(slot, 1.0, found.float)?;
-        Ok((pair(slot, found.rank, found.rank as f64, down, up, bias), module))
+        Ok((pair(slot, found.rank, found.rank as f64, down?, up?, bias), module))
     };
     slots.iter().zip(compressed).map(piece).collect()
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::adapters::AlphaFrom;
+
 /// What a stack did, or would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct StackReport {
@@ -61,6 +63,8 @@ pub struct Input {
     pub modules: usize,
     /// Ranks that occur, and in how many modules.
     pub ranks: BTreeMap<u64, usize>,
+    /// Where its α stands.
+    pub alpha_from: Option<AlphaFrom>,
 }
 
 /// One module of the result.

@@ -13,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
 use crate::model::weight::Weight;
+use crate::pairs::range::beyond;
 use crate::pairs::{Bytes, NewWhole};
 use crate::placement::terms::{Held, Rows, Standing, Terms};
 use crate::plan::Compute;
-use crate::tensor::{Float, Rounding, Shape};
+use crate::tensor::{Float, Shape};
 
 /// Parameter under which PEFT keeps token rows beside their embedding.
 const TOKEN_ROWS: &str = "token_adapter.trainable_tokens_delta";
@@ -109,7 +110,7 @@ fn one(
     let float = dtype.unwrap_or(common(&parts));
     let count = (weight.rows * weight.cols * float.bytes()) as u64;
     let parts = parts.iter().map(|(times, tensor)| Ok((*times, Factor::new(tensor)?))).collect::<Result<_>>()?;
-    Ok(Some(Bytes::Computed { compute: Arc::new(Blend { weight, parts, float }), float, count }))
+    Ok(Some(Bytes::Computed { compute: Arc::new(Blend { of: first.clone(), weight, parts, float }), float, count }))
 }
 
 fn unknown(name: &str, parts: &[(f64, &Stored)]) -> Error {
@@ -122,7 +123,7 @@ fn unknown(name: &str, parts: &[(f64, &Stored)]) -> Error {
         count => format!("`{name}` is held whole by {count} adapters, differently: W + Σ wᵢ·(Tᵢ − W) depends on W"),
     };
     Error::unsupported(tensor.path(), what)
-        .hint("`--base PATH` with the model the adapters were trained on computes it; `--exclude REGEX` leaves it out")
+        .hint("`--base PATH` with the model the adapters were trained on computes it")
 }
 
 fn token_rows(terms: &Terms, base: Option<&Base>, dtype: Option<Float>, combined: &mut Combined) -> Result<()> {
@@ -189,11 +190,13 @@ fn rows_of(
         .flat_map(|(own, sum)| own.iter().zip(sum).map(|(own, sum)| (f64::from(*own) + sum) as f32))
         .collect();
     let shape = Shape::from([ids.len() as u64, weight.cols as u64]);
-    Ok((ids, shape, Bytes::held(&values, dtype.unwrap_or(common(&parts)))))
+    let bytes = Bytes::held(&values, dtype.unwrap_or(common(&parts)), (first.path(), &first.info.name))?;
+    Ok((ids, shape, bytes))
 }
 
 /// W + Σ wᵢ·(Tᵢ − W), in f64, rounded once.
 struct Blend {
+    of: Stored,
     weight: Weight,
     parts: Vec<(f64, Factor)>,
     float: Float,
@@ -212,8 +215,10 @@ impl Compute for Blend {
             sum.iter_mut().zip(moved).for_each(|(sum, moved)| *sum += times * moved);
         }
         let values: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
-        self.float.encode(&values, Rounding::Nearest, out);
-        Ok(())
+        let first = rows.start * self.weight.cols;
+        self.float
+            .encode_finite(&values, out)
+            .map_err(|found| beyond(self.of.path(), &self.of.info.name, first, &found))
     }
 }
 

@@ -14,11 +14,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::merge::{self, MergeOptions, MergeReport, merge_as};
-use crate::adapters::{Adapter, Init};
+use crate::adapters::{Adapter, Init, ReadOptions};
 use crate::error::{Error, Result};
+use crate::io::Inputs;
 use crate::model::base::Base;
 use crate::output::Run;
 use crate::output::WriteOptions;
+use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::Direction;
 use crate::output::provenance::{self, Edits};
 use crate::output::sides;
@@ -35,6 +37,8 @@ pub struct UnmergeOptions {
     pub merged: PathBuf,
     /// Adapters with the weights they were merged with, in order.
     pub adapters: Vec<(PathBuf, f64)>,
+    /// What the adapters' files leave open.
+    pub read: ReadOptions,
     /// The model they were merged into, if it is at hand.
     pub base: Option<PathBuf>,
     /// Untrained factors for the adapters that need them, in order.
@@ -45,6 +49,8 @@ pub struct UnmergeOptions {
     pub selection: Selection,
     /// Patterns of adapter tensors that may stay unused.
     pub allow_unused: Vec<String>,
+    /// The denoiser that is meant where a pipeline has several alike.
+    pub component: Option<String>,
     /// A matrix saved whole changed the size of the vocabulary.
     pub resize_vocabulary: bool,
     /// Hash the models' files as well.
@@ -82,11 +88,13 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
     MergeOptions {
         base: model.into(),
         adapters: options.adapters.clone(),
+        read: options.read.clone(),
         init_adapters: options.init_adapters.clone(),
         original,
         residual_base: options.residual_base,
         selection: options.selection.clone(),
         allow_unused: options.allow_unused.clone(),
+        component: options.component.clone(),
         resize_vocabulary: options.resize_vocabulary,
         quant: None,
         keep_change: true,
@@ -100,17 +108,23 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     if options.write.dtype.is_some() {
         return Err(Error::invalid("--dtype", "the result has the dtypes of `--base`").hint("leave `--dtype` away"));
     }
+    let inputs = Inputs::watch();
     let as_merge = as_merge(options, base, taken_from(options, base)?);
     let (base, merged) = (Base::open(base)?, Base::open(&options.merged)?);
+    merged.wrapping.refuse_inside(&merged.checkpoint, "the merged model")?;
     if let Some(gguf) = [&base, &merged].into_iter().find(|model| model.view.is_some()) {
         let what = "is a GGUF file, and `--base` compares models of other formats only";
         return Err(Error::unsupported(gguf.checkpoint.root(), what)
             .hint("without `--base` the adapters are taken out up to rounding; or keep the base itself"));
     }
     let applied = as_merge.open(base.config.as_ref())?;
-    sides::check_out(&options.write.out, &[&base, &merged], &applied)?;
+    let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
+    let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
+    sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs(&options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused).resizing(options.resize_vocabulary);
+    let mut lander = Lander::new(&base, &options.selection, &unused)
+        .resizing(options.resize_vocabulary)
+        .meaning(options.component.as_deref());
     applied.iter().try_for_each(|applied| lander.land(applied))?;
     options.selection.check(&lander.paths)?;
     let notes = lander.landed.notes.clone();
@@ -145,10 +159,13 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
         peak_resident_bytes: None,
     };
     let mut output = sides::output(std::mem::take(&mut planned.plan), &options.write, &base);
+    let originals = applied.iter().filter_map(|applied| applied.original.as_ref());
+    let models = originals.map(|(original, _)| &original.base.checkpoint);
+    output.inputs = fingerprints(options.write.part, models.chain([&base.checkpoint, &merged.checkpoint]))?;
     report.notes.extend(sides::add(&mut output, &options.write, &base, &Edits::default(), &recipe)?.notes);
     report.bytes = output.bytes();
+    output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        output.write(&options.write, run)?;
         report.complete(&planned, |tensor| landed.targets.contains_key(tensor), started.elapsed());
     }
     Ok(report)
@@ -161,7 +178,7 @@ fn taken_from(options: &UnmergeOptions, base: &Path) -> Result<Option<PathBuf>> 
     }
     let mut lacking = 0;
     for (path, _) in &options.adapters {
-        lacking += usize::from(Adapter::examine(path)?.0.config.init.0 != Init::Plain);
+        lacking += usize::from(Adapter::examine(path, &options.read)?.0.config.init.0 != Init::Plain);
     }
     Ok((lacking > options.init_adapters.len()).then(|| base.into()))
 }

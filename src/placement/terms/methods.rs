@@ -20,8 +20,7 @@ const CONVOLUTIONS: [&str; 9] = [
 ];
 
 /// What every refusal offers.
-const WAY_OUT: &str =
-    "`merge` applies it to the model, and `extract` makes a LoRA of the difference; `--exclude REGEX` leaves it out";
+const WAY_OUT: &str = "`merge` applies it to the model, and `extract` makes a LoRA of the difference";
 
 /// A stack of experts in factors of three dimensions has no place in a PEFT adapter of layers.
 ///

@@ -3,21 +3,27 @@
 mod methods;
 mod moved;
 mod parameters;
+mod selected;
 mod source;
+mod spellings;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use foldhash::HashMap;
+
 use super::{Applied, Landable, Selection};
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Term, describe};
+use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
 use crate::model::original::Original;
+use crate::naming::arch::Spot;
 use crate::pairs::PairKind;
 use crate::tensor::Float;
 use parameters::Parameters;
+use spellings::{Place, Spellings};
 
 use moved::Home;
 pub use moved::{Moved, Multiplied};
@@ -104,35 +110,90 @@ pub struct Terms {
     pub rows: BTreeMap<String, Vec<Rows>>,
     /// Tensors that the selection or a weight of zero leave out.
     pub left_out: usize,
+    /// What people should know of how the adapters' names came together.
+    pub notes: Vec<String>,
+    /// Adapters that have no module in common with any other.
+    pub apart: Vec<usize>,
     /// Changes whose weight is looked at last, all at once.
     pending: Vec<moved::Pending>,
 }
 
-/// Gathers what `sources` do to the modules of `selection`. Some changes need the model to be known: `base`, and
-/// [`Terms::resolve`] afterwards.
+/// Gathers what `sources` do to the modules of `selection`, each module under one name. Some changes need the model to be known:
+/// `base`, and [`Terms::resolve`] afterwards. `family` is the one that the user says the model is of.
 ///
 /// # Errors
-/// When tensors of one module do not fit each other, or a kind of change cannot be summed.
-pub fn gather(sources: &[Applied], selection: &Selection, base: Option<&Original>) -> Result<Terms> {
-    let parameters = Parameters::of(sources)?;
-    let mut terms = Terms::default();
+/// When tensors of one module do not fit each other, a kind of change cannot be summed, or it is not clear which modules are one.
+pub fn gather(
+    sources: &[Applied],
+    selection: &Selection,
+    base: Option<&Original>,
+    family: Option<&str>,
+) -> Result<Terms> {
+    let spellings = Spellings::of(sources, base.map(|base| &base.base), family)?;
+    let parameters = Parameters::of(sources, &spellings)?;
+    let mut terms = Terms { notes: spellings.notes.clone(), ..Terms::default() };
     let mut paths = BTreeSet::new();
+    let mut holders = Holders::default();
     for (source, applied) in sources.iter().enumerate() {
         let home = base.map(|base| Home::of(base, &applied.adapter)).transpose()?;
         for (at, module) in applied.adapter.modules.iter().enumerate() {
-            paths.insert(module.path.clone());
-            let strength = applied.strength * selection.strength(&module.path);
-            if strength == 0.0 || !selection.takes(&module.path) {
+            let place = spellings.place(source, at);
+            let path = match place {
+                Place::Own => &module.path,
+                Place::Named(path) => path,
+                // The first stands for all: they are parts of one weight.
+                Place::Rows(spots) => &spots[0].module,
+            };
+            let names = spellings.names(path).chain([module.path.as_str()]);
+            paths.extend(names.clone().map(str::to_owned));
+            let strength = applied.within_range(selected::strength(selection, names.clone()), path)?;
+            if strength == 0.0 || !selected::takes(selection, names) {
                 terms.left_out += module.change.tensors().len();
                 continue;
             }
-            let job = Landable { applied, module, at, path: module.path.clone(), strength };
-            terms.take(&Taken { job, source, parameters: &parameters, home: home.as_ref() })?;
+            let taken = |path: &str| {
+                let job = Landable { applied, module, at, path: path.to_owned(), strength };
+                Taken { job, source, parameters: &parameters, home: home.as_ref() }
+            };
+            match place {
+                Place::Own | Place::Named(_) => {
+                    holders.add(path, source);
+                    terms.take(&taken(path))?;
+                }
+                Place::Rows(spots) => {
+                    spots.iter().for_each(|spot| holders.add(&spot.module, source));
+                    terms.take_rows(&taken, module, spots)?;
+                }
+            }
         }
     }
     selection.check(&paths)?;
     terms.check()?;
+    terms.apart = holders.apart();
     Ok(terms)
+}
+
+/// Which adapters have a module.
+#[derive(Default)]
+struct Holders {
+    by_module: HashMap<String, BTreeSet<usize>>,
+}
+
+impl Holders {
+    fn add(&mut self, module: &str, source: usize) {
+        match self.by_module.get_mut(module) {
+            Some(sources) => drop(sources.insert(source)),
+            None => drop(self.by_module.insert(module.to_owned(), BTreeSet::from([source]))),
+        }
+    }
+
+    /// Those that share no module with another, where there are others.
+    fn apart(self) -> Vec<usize> {
+        let all: BTreeSet<usize> = self.by_module.values().flatten().copied().collect();
+        let sharing: BTreeSet<usize> =
+            self.by_module.values().filter(|sources| sources.len() > 1).flatten().copied().collect();
+        if all.len() < 2 { Vec::new() } else { all.difference(&sharing).copied().collect() }
+    }
 }
 
 /// One change on its way.
@@ -146,6 +207,7 @@ pub(crate) struct Taken<'a> {
 impl Terms {
     fn take(&mut self, taken: &Taken<'_>) -> Result<()> {
         let Landable { applied, module, strength: weight, .. } = taken.job;
+        let path = &taken.job.path;
         let config = &applied.adapter.config;
         let held = |tensor: &Stored, standing| Held { weight, tensor: tensor.clone(), standing };
         match &module.change {
@@ -153,25 +215,25 @@ impl Terms {
             Change::Whole(parameter, tensor) => {
                 let trained = config.modules_to_save.iter().any(|saved| saves(saved, &module.path));
                 let standing = if parameter == "bias" && !trained { Standing::Bias } else { Standing::Saved };
-                self.whole.entry((module.path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
+                self.whole.entry((path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
                 Ok(())
             }
             Change::Frozen(parameter, tensor) => {
                 let trained = parameter == "bias" && config.raw.get("bias").is_some_and(|bias| bias != "none");
                 let standing = if trained { Standing::Bias } else { Standing::Frozen };
-                self.whole.entry((module.path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
+                self.whole.entry((path.clone(), parameter.clone())).or_default().push(held(tensor, standing));
                 Ok(())
             }
             Change::TokenRows(tensor) => {
                 let (suffix, ids) = token_ids(&applied.adapter, &module.path, tensor)?;
                 let rows = Rows { held: held(tensor, Standing::Saved), ids, suffix };
-                self.rows.entry(module.path.clone()).or_default().push(rows);
+                self.rows.entry(path.clone()).or_default().push(rows);
                 Ok(())
             }
             Change::Method(method) => self.take_method(taken, method.as_ref()),
             Change::Inserted(inserted) => {
                 let what = format!("`{}` is {}: {}", module.path, inserted.kind, inserted.reason);
-                Err(Error::unsupported(&applied.adapter.root, what).hint("`--exclude REGEX` leaves it out"))
+                Err(Error::unsupported(&applied.adapter.root, what))
             }
             Change::Unknown(tensor) => {
                 let what = format!("tensor `{}` belongs to LoRA in a way that is not known", tensor.info.name);
@@ -180,10 +242,23 @@ impl Terms {
         }
     }
 
+    /// Takes a change whose rows lie in other modules than its own.
+    fn take_rows<'a>(&mut self, taken: &dyn Fn(&str) -> Taken<'a>, module: &Module, spots: &[Spot]) -> Result<()> {
+        let whole = taken(&spots[0].module);
+        let Change::Lora(lora) = &module.change else { return Err(spellings::not_cut(&whole.job, spots)) };
+        if moved::needs_weight(&whole.job, lora) || whole.job.applied.init.is_some() {
+            return Err(spellings::not_cut(&whole.job, spots));
+        }
+        for (path, part) in spellings::cut(lora, spots)? {
+            self.take_pair(&taken(&path), &part)?;
+        }
+        Ok(())
+    }
+
     fn take_pair(&mut self, taken: &Taken<'_>, lora: &Lora) -> Result<()> {
         let Taken { job, source, parameters, home } = taken;
         methods::refuse_stack(job, lora)?;
-        let kind = parameters.kind(&job.applied.adapter, job.module, lora)?;
+        let kind = parameters.kind(job, *source, lora)?;
         let outer = outer(lora, &kind);
         let mut slot = Slot { path: job.path.clone(), kind, outer, shares: Vec::new(), multiplied: Vec::new() };
         let name = match &slot.kind {
@@ -206,6 +281,7 @@ impl Terms {
             }
             Entry::Occupied(mut place) => {
                 let earlier = place.get_mut();
+                earlier.widen(&slot);
                 earlier.check_alike(&slot, what)?;
                 earlier.shares.extend(slot.shares);
             }
@@ -223,9 +299,8 @@ impl Terms {
             {
                 let other = share.stored.as_ref().map_or_else(|| module.clone(), |(down, _)| describe(down));
                 let problem = format!("module `{module}` is saved whole by one and adapted by the other");
-                return Err(Error::mismatch(describe(&saved.tensor), other, problem).hint(
-                    "an adapter can hold a module in one way only; `merge` takes both, `--exclude REGEX` leaves it out",
-                ));
+                return Err(Error::mismatch(describe(&saved.tensor), other, problem)
+                    .hint("an adapter can hold a module in one way only; `merge` takes both"));
             }
         }
         Ok(())
@@ -247,7 +322,11 @@ fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Resu
             bias: pair.bias.clone(),
         })
     };
-    let mut shares = vec![share(lora, job.scale_as(&slot.name(), lora.rank() / experts)?)?];
+    let own = match &slot.kind {
+        PairKind::Parameter { name, .. } => format!("{}.{name}", job.module.path),
+        _ => job.module.path.clone(),
+    };
+    let mut shares = vec![share(lora, job.scale_as(&own, lora.rank() / experts)?)?];
     if let Some((untrained, scale)) = job.untrained()? {
         if (untrained.outputs(), untrained.inputs()) != (lora.outputs(), lora.inputs()) {
             let problem = "the untrained factors have another shape";
@@ -271,9 +350,20 @@ fn lies_as_stored(job: &Landable<'_>, untrained: &Lora) -> bool {
 }
 
 impl Slot {
+    /// A convolution of one position is a matrix, and is stored as either: here as the convolution, if one of both is.
+    fn widen(&mut self, other: &Self) {
+        let pointwise =
+            |slot: &Self| matches!(slot.kind, PairKind::Linear | PairKind::Conv { .. }) && slot.positions() == 1;
+        if pointwise(self) && pointwise(other) && self.kind == PairKind::Linear {
+            self.kind = other.kind.clone();
+        }
+    }
+
     /// What another adapter does to the module has to be of the same kind and shape.
     fn check_alike(&self, other: &Self, what: impl Fn() -> String) -> Result<()> {
-        if self.kind == other.kind && self.outer == other.outer {
+        let both_pointwise =
+            matches!((&self.kind, &other.kind), (PairKind::Conv { .. }, PairKind::Linear)) && self.positions() == 1;
+        if (self.kind == other.kind || both_pointwise) && self.outer == other.outer {
             return Ok(());
         }
         let earlier = self.shares.first().and_then(|share| share.stored.as_ref()).map(|(down, _)| describe(down));

@@ -64,7 +64,7 @@ impl<'a> Home<'a> {
     }
 
     fn path(&self, job: &Landable<'_>) -> String {
-        let path = self.shift.apply(&job.path);
+        let path = self.shift.apply(&job.module.path);
         self.base.names.located(&path).unwrap_or(path)
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::adapters::{Adapter, Change, Init};
+use crate::adapters::{Adapter, Change, Init, ReadOptions};
 use crate::error::{Error, Result};
 use crate::model::original::{Original, initialiser};
 use crate::placement::Applied;
@@ -13,13 +13,18 @@ use crate::placement::Applied;
 ///
 /// # Errors
 /// When one cannot be read, or changes weights in a way that has no sum.
-pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Arc<Original>>) -> Result<Vec<Applied>> {
+pub fn open(
+    adapters: &[(PathBuf, f64)],
+    untrained: &[PathBuf],
+    base: Option<&Arc<Original>>,
+    read: &ReadOptions,
+) -> Result<Vec<Applied>> {
     let model = base.and_then(|original| original.base.config.clone());
     let model = model.as_ref();
     let mut untrained = untrained.iter();
     let mut sources = Vec::new();
     for (path, weight) in adapters {
-        let adapter = Adapter::open_for(path, model)?;
+        let adapter = Adapter::open_for(path, model, read)?;
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
@@ -30,7 +35,7 @@ pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Ar
         if adapter.config.init.0 != Init::Plain {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, base) {
-                (Some(saved), _) => init = Some(Adapter::open_for(saved, model)?),
+                (Some(saved), _) => init = Some(Adapter::open_for(saved, model, &ReadOptions::default())?),
                 (None, Some(base)) => original = initialiser(&adapter)?.map(|how| (Arc::clone(base), how)),
                 (None, None) => return Err(changed_base(&adapter)),
             }
@@ -43,6 +48,7 @@ pub fn open(adapters: &[(PathBuf, f64)], untrained: &[PathBuf], base: Option<&Ar
         let problem = format!("`{}` belongs to no adapter: none left needs its untrained factors", extra.display());
         return Err(Error::invalid("--init-adapter", problem));
     }
+    read.check_needed("--input-alpha", sources.iter().map(|applied: &Applied| &applied.adapter))?;
     Ok(sources)
 }
 

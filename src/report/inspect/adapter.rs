@@ -6,7 +6,7 @@ use super::{dtypes, gguf, shards, spectrum, stored, training};
 use serde_json::Value;
 
 use crate::ops::inspect::{AdapterFacts, InsertedFacts, ModuleFacts, ModuleGroup, ShapeCount, Share, Sum};
-use crate::report::size;
+use crate::report::{shown, size};
 
 /// Most groups of modules that are told one by one.
 const MAX_GROUPS: usize = 8;
@@ -20,10 +20,11 @@ const MAX_PATH: usize = 36;
 
 /// Everything about an adapter but its problems; `modules` lists each.
 pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
-    page.title(&format!("{}: {} adapter", facts.path.display(), dialect(facts.dialect)));
+    page.title(&format!("{}: {} adapter", shown(&facts.path), dialect(facts.dialect)));
     page.line("method", &method(facts));
     page.line("base", &base(facts));
     page.line("task", facts.task_type.as_deref().unwrap_or_default());
+    page.line("alpha", &facts.alpha_from.as_ref().map_or(String::new(), |from| format!("from {from}")));
     page.line("written by", facts.trainer.as_deref().unwrap_or_default());
     page.line("trained", &trained(facts));
     stored(page, &facts.weights);
@@ -98,7 +99,7 @@ fn trained(facts: &AdapterFacts) -> String {
         (false, true) => ", by its config",
     };
     let share = percent(base.share);
-    format!("{own}, {share} of the {} of `{}`{found}", super::count(base.parameters), base.path.display())
+    format!("{own}, {share} of the {} of `{}`{found}", super::count(base.parameters), shown(&base.path))
 }
 
 fn base(facts: &AdapterFacts) -> String {

@@ -4,12 +4,12 @@ use super::numbers::{count, exact, first, plural, shape, share};
 use super::page::{MAX_NAME, MAX_ROWS, Page, shorten};
 use super::{dtypes, gguf, shards, stored, training};
 use crate::ops::inspect::{CheckpointFacts, Group, TensorFacts};
-use crate::report::size;
+use crate::report::{shown, size};
 
 /// Everything about a checkpoint but its problems.
 pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     let weights = &facts.weights;
-    page.title(&format!("{}: checkpoint", facts.path.display()));
+    page.title(&format!("{}: checkpoint", shown(&facts.path)));
     let model = [facts.architectures.join(", "), facts.model_type.clone().unwrap_or_default()];
     let model = if model.iter().all(String::is_empty) {
         [facts.family.map_or_else(String::new, |family| format!("{family} (by its names)")), String::new()]

@@ -4,6 +4,7 @@ use unicode_width::UnicodeWidthStr;
 
 use super::numbers::{digits, percent, plural};
 use super::page::{Page, WIDTH, shorten};
+use crate::error::shown::line as line_of;
 use crate::ops::inspect::{GgufEntry, GgufFacts, Given};
 
 /// Most columns of a key.
@@ -78,7 +79,7 @@ pub fn metadata(page: &mut Page, facts: &GgufFacts) {
     if facts.metadata.is_empty() {
         return;
     }
-    let keys: Vec<String> = facts.metadata.iter().map(|entry| shorten(&entry.key, MAX_KEY)).collect();
+    let keys: Vec<String> = facts.metadata.iter().map(|entry| shorten(&line_of(&entry.key), MAX_KEY)).collect();
     let column = |widths: &mut dyn Iterator<Item = usize>, header: &str| widths.max().unwrap_or(0).max(header.len());
     let key_width = column(&mut keys.iter().map(|key| key.width()), HEADER[0]);
     let type_width = column(&mut facts.metadata.iter().map(|entry| entry.kind.len()), HEADER[1]);
@@ -90,7 +91,7 @@ pub fn metadata(page: &mut Page, facts: &GgufFacts) {
     line("", "", "");
     line(HEADER[0], HEADER[1], HEADER[2]);
     for (key, entry) in keys.iter().zip(&facts.metadata) {
-        line(key, entry.kind, &cut(&value(entry), room));
+        line(key, entry.kind, &cut(&line_of(&value(entry)), room));
     }
 }
 

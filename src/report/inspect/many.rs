@@ -6,7 +6,7 @@ use super::adapter::{dialect, method};
 use super::numbers::count;
 use super::page::{Page, WIDTH, shorten};
 use crate::ops::inspect::{AdapterFacts, Entry, Inspection};
-use crate::report::{size, table_of_texts};
+use crate::report::{shown, size, table_of_texts};
 
 /// Fewest columns of a path.
 const MIN_PATH: usize = 20;
@@ -94,7 +94,7 @@ fn row(found: &Inspection) -> Vec<String> {
         some => some.to_string(),
     };
     let what = shorten(&what, MAX_METHOD);
-    vec![path.display().to_string(), what, rank, count(elements), size(weights.file_bytes()), problems]
+    vec![shown(path), what, rank, count(elements), size(weights.file_bytes()), problems]
 }
 
 fn ranks(facts: &AdapterFacts) -> String {

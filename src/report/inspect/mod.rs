@@ -12,6 +12,7 @@ mod training;
 use self::numbers::{count, plural, shape, share};
 use self::page::{MAX_ROWS, Page};
 use super::size;
+use crate::error::shown::clean;
 use crate::ops::inspect::{Entry, Inspection, TensorFacts, Weights};
 
 /// A page for each entry; `tensors` lists every tensor, `modules` every module.
@@ -47,7 +48,7 @@ fn one(found: &Inspection, tensors: bool, modules: bool) -> String {
 
 /// Names in a file can hold anything, a terminal obeys what it is shown.
 fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    clean(text).into_owned()
 }
 
 /// Files, tensors, bytes.

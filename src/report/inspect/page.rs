@@ -2,6 +2,7 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use crate::error::shown::line as line_of;
 use crate::report::table;
 
 /// Columns of a terminal.
@@ -32,6 +33,7 @@ impl Page {
 
     /// A label and what it stands for, wrapped at words; nothing where there is nothing to say.
     pub fn line(&mut self, label: &str, value: &str) {
+        let (label, value) = (&line_of(label), &line_of(value));
         let room = WIDTH - INDENT;
         let mut line = format!("  {label:<width$}", width = INDENT - 2);
         // A label that fills its column pushes the value one further.

@@ -20,7 +20,7 @@ use serde_json::{Map, Value as Json};
 use super::config::Family;
 use super::metadata::{Array, Value};
 use crate::error::{Error, Result};
-use crate::formats::json::read_object;
+use crate::formats::side;
 pub use back::hub_tokenizer;
 use special::Special;
 
@@ -69,13 +69,9 @@ struct Added {
 
 impl Files {
     fn open(directory: &Path, model: &Map<String, Json>) -> Result<Self> {
-        let read = |name: &str| -> Result<Option<Map<String, Json>>> {
-            let path = directory.join(name);
-            if path.is_file() { read_object(&path).map(Some) } else { Ok(None) }
-        };
         Ok(Self {
-            fast: read("tokenizer.json")?,
-            config: read("tokenizer_config.json")?.unwrap_or_default(),
+            fast: side::read(directory, "tokenizer.json")?,
+            config: side::read(directory, "tokenizer_config.json")?.unwrap_or_default(),
             directory: directory.to_owned(),
             model: model.clone(),
         })
@@ -167,7 +163,7 @@ impl Tokenizer {
     /// When its files are damaged, or of a kind that cannot be written.
     pub fn read(directory: &Path, family: &Family, model: &Map<String, Json>) -> Result<Option<Self>> {
         let files = Files::open(directory, model)?;
-        let of_pieces = files.path("tokenizer.model").is_file() && files.class() != "GPT2Tokenizer";
+        let of_pieces = side::find(directory, "tokenizer.model")?.is_some() && files.class() != "GPT2Tokenizer";
         if files.fast.is_none() && !of_pieces {
             return Ok(None);
         }

@@ -16,7 +16,7 @@ use super::merges::told;
 use super::{Files, Kind, Vocabulary};
 use crate::error::Result;
 use crate::formats::gguf::config::Family;
-use crate::formats::json::read_object;
+use crate::formats::side;
 use crate::io::read_small;
 use crate::limits::MAX_JSON_BYTES;
 
@@ -44,9 +44,8 @@ pub(super) fn of_model(files: &Files, family: &Family) -> Result<Vocabulary> {
     for (id, piece) in pieces.into_iter().enumerate() {
         table.put(id as u64, piece);
     }
-    let path = files.path("added_tokens.json");
-    if path.is_file() {
-        for (text, id) in read_object(&path)? {
+    if let Some(tokens) = side::read(&files.directory, "added_tokens.json")? {
+        for (text, id) in tokens {
             let piece = Piece { text, score: ADDED_SCORE, kind: Kind::UserDefined };
             id.as_u64().into_iter().for_each(|id| table.put(id, Piece { text: piece.text.clone(), ..piece }));
         }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use super::Files;
 use crate::error::Result;
 use crate::formats::gguf::metadata::{Array, Value};
-use crate::formats::json::read_object;
+use crate::formats::side;
 use crate::io::read_small;
 use crate::limits::MAX_JSON_BYTES;
 
@@ -239,12 +239,12 @@ impl Special {
 
     fn templates(&mut self, files: &Files) -> Result<()> {
         let alone = || -> Result<Option<Json>> {
-            let (jinja, json) = (files.path("chat_template.jinja"), files.path("chat_template.json"));
-            if jinja.is_file() {
+            if let Some(jinja) = side::find(&files.directory, "chat_template.jinja")? {
                 let text = String::from_utf8_lossy(&read_small(&jinja, MAX_JSON_BYTES)?).into_owned();
                 return Ok(Some(text.into()));
             }
-            if json.is_file() { Ok(read_object(&json)?.get("chat_template").cloned()) } else { Ok(None) }
+            let said = side::read(&files.directory, "chat_template.json")?;
+            Ok(said.and_then(|said| said.get("chat_template").cloned()))
         };
         let template = match files.config.get("chat_template") {
             Some(template) => Some(template.clone()),

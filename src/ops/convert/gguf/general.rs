@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::Result;
 use crate::formats::gguf::{Kind, Value};
-use crate::formats::json::read_object;
+use crate::formats::side;
 use crate::tensor::TensorInfo;
 
 /// How texts are drawn from the model: key, names in generation_config.json, type.
@@ -30,8 +30,7 @@ const SAMPLING: [(&str, &[&str], Kind); 12] = [
 /// # Errors
 /// When it is there and no JSON object.
 pub fn sampling(directory: &Path) -> Result<Vec<(String, Value)>> {
-    let path = directory.join("generation_config.json");
-    let config = if path.is_file() { read_object(&path)? } else { Map::new() };
+    let config = side::read(directory, "generation_config.json")?.unwrap_or_default();
     let value = |names: &[&str], kind: Kind| -> Option<Value> {
         let said = names.iter().find_map(|name| config.get(*name))?;
         match kind {

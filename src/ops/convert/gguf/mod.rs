@@ -9,13 +9,13 @@ mod write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{CheckpointReport, ConvertOptions};
+use super::{CheckpointReport, ConvertOptions, watch};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Mix};
 use crate::formats::{Checkpoint, Stored};
 use crate::model::Rounding;
 use crate::model::base::Base;
-use crate::output::{Run, refuse_inputs};
+use crate::output::{Expected, Run, check_early};
 use crate::tensor::TensorInfo;
 use packed::Packed;
 
@@ -44,14 +44,18 @@ pub struct Made {
 pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointReport> {
     let started = Instant::now();
     let mix = mix(options)?;
+    let inputs = watch(options);
     let input = Checkpoint::open(&options.input)?;
-    let of_files = input.files().iter().map(|file| file.map.path());
-    refuse_inputs(&options.write.out, of_files.chain([input.root()]))?;
+    check_early(&options.write, &inputs, &Expected::Planned)?;
     let made = match input.gguf() {
         Some(metadata) => requantised::make(&input, metadata, mix)?,
-        None => hub::make(&Base::open(&options.input)?, mix)?,
+        None => {
+            let base = Base::open(&options.input)?;
+            base.wrapping.refuse_inside(&base.checkpoint, "the model")?;
+            hub::make(&base, mix)?
+        }
     };
-    write::write(options, &input, made, run, started)
+    write::write(options, &input, made, &inputs, run, started)
 }
 
 /// What the options ask for; `None` where each tensor keeps its type.

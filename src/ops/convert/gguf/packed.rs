@@ -78,6 +78,13 @@ impl Packed {
         Ok(())
     }
 
+    /// Whether what is stored for an element of the file is finite, although it is not as f32.
+    fn was_finite(&self, row: usize, col: usize) -> Result<bool> {
+        let (part, local) = (&self.parts[row / self.rows], row % self.rows);
+        let own = part.order.as_ref().map_or(local, |order| order[local]);
+        part.weight.is_stored_finite(own, col)
+    }
+
     fn refuse(&self, row: usize, col: usize, before: f32, after: f32) -> Error {
         let path = self.parts[row / self.rows].weight.tensor.path();
         let problem = if before.is_finite() {
@@ -108,13 +115,16 @@ impl Compute for Packed {
             let place = &mut out[begin..begin + self.bytes_of(band.len())];
             self.out.encode(&values, place);
             self.out.decode(place, &mut back);
+            if let Some(at) = self.out.lost(&values, &back) {
+                return Err(self.refuse(first + at / self.cols, at % self.cols, values[at], back[at]));
+            }
             for (at, (before, after)) in values.iter().zip(&back).enumerate() {
                 let kept = if plain {
                     before.is_finite() == after.is_finite() && before.is_nan() == after.is_nan()
                 } else {
                     before.is_finite() && after.is_finite()
                 };
-                if !kept {
+                if !kept || !before.is_finite() && self.was_finite(first + at / self.cols, at % self.cols)? {
                     return Err(self.refuse(first + at / self.cols, at % self.cols, *before, *after));
                 }
                 sums.count(*before, *after);

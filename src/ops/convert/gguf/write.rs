@@ -9,13 +9,14 @@ use serde_json::json;
 use super::packed::{Packed, summarise};
 use super::{Made, Source};
 use crate::error::{Error, Result};
+use crate::formats::Checkpoint;
 use crate::formats::gguf::{Layout, cut, is_gguf_name, split_name};
 use crate::formats::layout::OutputFile;
-use crate::formats::{Checkpoint, json as files};
+use crate::io::Inputs;
 use crate::ops::convert::{CheckpointReport, ConvertOptions};
 use crate::output::WriteOptions;
+use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::checkpoint_entry;
-use crate::output::recipe::{SIDECAR, sidecar_beside};
 use crate::output::{Output, Run};
 use crate::plan::{Compute, Plan};
 
@@ -24,6 +25,7 @@ pub fn write(
     options: &ConvertOptions,
     input: &Checkpoint,
     made: Made,
+    inputs: &Inputs,
     run: &Run<'_>,
     started: Instant,
 ) -> Result<CheckpointReport> {
@@ -49,9 +51,9 @@ pub fn write(
         "input": checkpoint_entry(input, false)?,
         "options": chosen,
     });
-    let sidecar = if single { sidecar_beside(&write.out) } else { SIDECAR.into() };
-    let written = vec![(sidecar, files::render(&recipe))];
-    let output = Output { plan, written, copied: Vec::new(), single_file: single };
+    let (written, copied) = (Vec::new(), Vec::new());
+    let fingerprints = fingerprints(write.part, [input])?;
+    let output = Output { plan, written, copied, record: Some(recipe), single_file: single, inputs: fingerprints };
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
@@ -73,8 +75,8 @@ pub fn write(
         seconds: 0.0,
         peak_resident_bytes: None,
     };
+    output.write(write, run, inputs)?;
     if !write.dry_run {
-        output.write(write, run)?;
         (report.rounding, report.worst) = summarise(packed.iter().map(Arc::as_ref)).unzip();
     }
     report.seconds = started.elapsed().as_secs_f64();

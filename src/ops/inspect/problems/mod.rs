@@ -5,14 +5,17 @@ mod values;
 
 use std::collections::BTreeSet;
 
+use foldhash::HashSet;
+
 use super::adapter::{parameter_name, trains_biases};
 use super::pairs::Pair;
-use super::targets::{Targets, ends_with};
+use super::targets::Targets;
 use super::weights;
 use super::{counted, named};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Error;
+use crate::naming::ends;
 
 pub use header::find as of_header;
 pub use values::find as of_values;
@@ -116,7 +119,9 @@ fn target_problems(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets) -> 
             named(extra)
         ));
     }
-    let is_there = |target: &&String| pairs.iter().any(|pair| pair.parameter && ends_with(&pair.path, target));
+    let parameters = pairs.iter().filter(|pair| pair.parameter);
+    let there: HashSet<&str> = parameters.flat_map(|pair| ends(&pair.path)).collect();
+    let is_there = |target: &&String| there.contains(target.as_str());
     let absent: Vec<&str> =
         config.target_parameters.iter().filter(|target| !is_there(target)).map(String::as_str).collect();
     if !absent.is_empty() {

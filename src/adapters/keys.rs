@@ -1,0 +1,42 @@
+//! Whether names of tensors are those of an adapter.
+
+use crate::formats::Checkpoint;
+use crate::naming::scheme::{Scheme, schemes};
+use crate::naming::{Role, peft};
+
+/// Begins of parts that no model names its own parameters by.
+const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_norm", "lora_mid", "set_weight", "a1"];
+
+/// Whether most tensors are an adapter's, and none is of the layers that it was trained on.
+pub fn is_bare_adapter(tensors: &Checkpoint) -> bool {
+    // Names of models are many.
+    let can_be = |key: &str| ["lora", "hada_", "lokr_", "ia3_", "oft_", "vera_"].iter().any(|part| key.contains(part));
+    let own = tensors.tensors().filter(|info| can_be(&info.name) && is_adapters(&info.name)).count();
+    own > 0 && own * 2 >= tensors.count() && !tensors.tensors().any(|info| is_frozen(&info.name))
+}
+
+/// Whether a key is one of a layer that an adapter was trained on.
+pub fn is_frozen(key: &str) -> bool {
+    key.contains(".base_layer.")
+}
+
+/// The scheme of a key, if it is an adapter's beyond doubt.
+pub fn scheme_of(key: &str) -> Option<&'static Scheme> {
+    schemes().iter().find(|scheme| scheme.parse(key).is_some_and(|key| is_strong(&key.role) || scheme.is_flattened()))
+}
+
+/// Whether no other part of a model has such a name.
+pub fn is_adapters(key: &str) -> bool {
+    scheme_of(key).is_some() || is_strong(&peft::parse(key).role)
+}
+
+/// Whether a role is one that only adapters have.
+pub fn is_strong(role: &Role) -> bool {
+    match role {
+        Role::Down | Role::Up | Role::EmbeddingDown | Role::EmbeddingUp => true,
+        Role::Part(name) => {
+            STRONG_PARTS.iter().any(|part| name.starts_with(part)) || name.contains('_') && name != "dora_scale"
+        }
+        _ => false,
+    }
+}

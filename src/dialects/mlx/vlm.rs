@@ -1,0 +1,69 @@
+//! mlx-vlm: `adapter_config.json` is `{rank, alpha, dropout}`; `A` is `[in, r]`, `B` `[r, out]`, and α multiplies the product as it is.
+//! Newer files write `lora_A.NAME.weight` the same way round. Source: mlx-vlm `trainer/{lora,utils}.py`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
+use crate::adapters::options::{AlphaFrom, Chosen};
+use crate::adapters::{Gathered, gather};
+use crate::dialects::open::Opened;
+use crate::dialects::turn;
+use crate::error::{Error, Result};
+use crate::formats::{Checkpoint, Stored};
+use crate::naming::peft::Key;
+use crate::naming::{Role, peft};
+
+/// What such a config says of the rank.
+const RANK: &str = "rank";
+
+/// Whether a config is one of mlx-vlm.
+pub(crate) fn is_config(raw: &Map<String, Value>) -> bool {
+    !raw.contains_key("peft_type") && raw.get(RANK).is_some_and(Value::is_number) && raw.contains_key("alpha")
+}
+
+pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint, chosen: &Chosen) -> Result<Opened> {
+    let path = root.join(CONFIG_NAME);
+    let alpha = raw.get("alpha").and_then(Value::as_f64).filter(|alpha| alpha.is_finite());
+    let scale = alpha.ok_or_else(|| Error::malformed(&path, "`alpha`", "must be a finite number"))?;
+    let rank = raw.get(RANK).and_then(Value::as_u64);
+    let mut config = AdapterConfig::synthetic(&path, "LORA", None);
+    config.alpha_from = Some(AlphaFrom::File(CONFIG_NAME.to_owned()));
+    let mut keyed = Vec::new();
+    for stored in tensors.all() {
+        let Some(key) = chosen.key(&stored.info.name) else { continue };
+        keyed.push(oriented(parse(&key), stored, rank)?);
+    }
+    let modules = gather(keyed.into_iter(), &config, "mlx-vlm", true).map(|gathered| {
+        let Gathered { modules, mut scales, .. } = gathered;
+        scales.values_mut().for_each(|(rank, alpha)| *alpha = scale * *rank as f64);
+        config.scaling = Some(Scaling::exact(scales));
+        modules
+    });
+    config.raw = raw;
+    Ok(Opened::new(root, "mlx-vlm", config, tensors, modules))
+}
+
+fn parse(key: &str) -> Key {
+    let role = |ending: &str, role: Role| {
+        key.strip_suffix(ending).map(|module| Key { module: module.to_owned(), nesting: 0, role })
+    };
+    role(".A", Role::Down).or_else(|| role(".B", Role::Up)).unwrap_or_else(|| peft::parse(key))
+}
+
+/// A factor in PEFT's orientation.
+fn oriented(key: Key, stored: Stored, rank: Option<u64>) -> Result<(Key, Stored)> {
+    let shape = stored.info.shape.as_slice();
+    let (at, named) = match key.role {
+        Role::Down => (1, "A"),
+        Role::Up => (0, "B"),
+        _ => return Ok((key, stored)),
+    };
+    if shape.len() != 2 || rank.is_some_and(|rank| shape[at] != rank) {
+        let rank = rank.map_or("the rank".into(), |rank| format!("rank {rank}"));
+        let problem = format!("has shape {}, and {named} of mlx-vlm has {rank} in dimension {at}", stored.info.shape);
+        return Err(Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem));
+    }
+    Ok((key, turn::transposed(&stored)?))
+}
