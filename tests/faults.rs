@@ -255,7 +255,6 @@ fn change_inputs(step: usize) -> Counts {
 }
 
 #[test]
-#[ignore = "until every verb checks all its inputs in front of the commit: 11 of 96 runs mix"]
 fn an_input_that_changes_during_the_run_gives_no_mixture() {
     if can_trace() {
         change_inputs(17).end();

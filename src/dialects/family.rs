@@ -52,6 +52,8 @@ pub struct Asked<'a> {
     pub base: Option<&'a Base>,
     /// Flattened names of the base's modules → paths.
     pub flat: &'a BTreeMap<String, String>,
+    /// The one family that the target's tool knows.
+    pub only: Option<&'static str>,
 }
 
 impl Asked<'_> {
@@ -175,6 +177,9 @@ impl Asked<'_> {
 
     /// The family among those that are left.
     fn of(&self, left: &Left) -> Result<Chosen> {
+        if let Some(family) = left.families.iter().find(|family| Some(family.name()) == self.only) {
+            return Ok(Chosen::sure(family, "the target, which knows no other"));
+        }
         if let ([family], false) = (left.families.as_slice(), left.other_sizes) {
             return Ok(Chosen::sure(family, left.by.words()));
         }

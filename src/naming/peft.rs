@@ -100,8 +100,8 @@ const NAMED: [&str; 7] = [
     "trainable_tokens_delta",
 ];
 
-/// What an adapter's name is not.
-const PARAMETERS: [&str; 2] = ["weight", "bias"];
+/// What an adapter's name is not: parameters, and the parts of GLoRA and PSOFT (PEFT 0.21, `tuners/{glora,psoft}/layer.py`).
+const PARAMETERS: [&str; 8] = ["weight", "bias", "Xd", "Xu", "X", "zeros", "vector_a", "vector_b"];
 
 /// The adapter's name in a key, where it still stands there: `reference` in `a.lora_A.reference.weight`.
 pub fn adapter_name(key: &str) -> Option<&str> {

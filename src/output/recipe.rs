@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::adapters::Adapter;
 use crate::error::Result;
-use crate::formats::{Checkpoint, Container, json};
-use crate::io::{MappedFile, RECORDED_FILES, is_there, name_of, old_record_beside, record_beside};
+use crate::formats::{Checkpoint, Container, side};
+use crate::io::{MappedFile, RECORDED_FILES, name_of, old_record_beside, record_beside};
 
 /// File that tells how an output was made.
 pub use crate::io::RECORD as SIDECAR;
@@ -75,14 +75,12 @@ pub fn earlier_record(checkpoint: &Checkpoint) -> Result<Option<Value>> {
         // A file of its own has a record beside it, an older one under a name that it may share with another.
         places.splice(0..0, [record_beside(checkpoint.root()), old_record_beside(checkpoint.root())]);
     }
-    let mut there = Vec::new();
     for path in places {
-        if is_there(&path)? {
-            there.push(path);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(mut record) = side::read(path.parent().unwrap_or(Path::new("")), &name)? {
+            record.shift_remove(RECORDED_FILES);
+            return Ok(Some(record.into()));
         }
     }
-    let Some(path) = there.into_iter().next() else { return Ok(None) };
-    let mut record = json::read_object(&path)?;
-    record.shift_remove(RECORDED_FILES);
-    Ok(Some(record.into()))
+    Ok(None)
 }

@@ -30,6 +30,9 @@ impl Lander<'_> {
             of_kind.count() > 1
         };
         if let Some(alone) = self.places.alone.clone() {
+            if let Some(component) = self.component.filter(|component| *component != alone) {
+                return Err(self.no_such(component, &[]));
+            }
             if kind_of_denoiser(&alone).is_some() && !both(&alone) {
                 self.places.mean(Some(alone));
             }

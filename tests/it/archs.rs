@@ -56,8 +56,8 @@ fn fused_weights_go_where_diffusers_takes_them_and_back() {
         let named: Vec<(&str, Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
         let [source, there, back] = ["in", "there", "back"].map(|name| bench.path(&format!("{name}.safetensors")));
         write(&source, &named);
-        lorakit(&[&"convert", &source, &"--to", &"diffusers", &"-o", &there]).ok();
-        // The names of diffusers alone, without the other weights, could be those of several families.
+        // The small sizes here say nothing of the family, and some names could be those of several.
+        lorakit(&[&"convert", &source, &"--to", &"diffusers", &"--arch", &family, &"-o", &there]).ok();
         lorakit(&[&"convert", &there, &"--to", &"comfyui", &"--arch", &family, &"-o", &back]).ok();
         let [source, there, back] = [source, there, back].map(|path| read(&path));
         let mut parts = 0;

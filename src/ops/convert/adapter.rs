@@ -286,7 +286,8 @@ fn translate(
     }
     // Targets whose models have configs have names of their own for architectures.
     let named = options.arch.as_deref().filter(|_| !wants_config(target));
-    let asked = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat };
+    let only = (target == Target::XLabs).then_some("flux");
+    let asked = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat, only };
     let chosen = asked.family(named)?;
     spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
     if wanted != Wanted::Own {

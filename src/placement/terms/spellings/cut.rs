@@ -21,9 +21,7 @@ pub fn cut(lora: &Lora, spots: &[Spot]) -> Result<Vec<(String, Lora)>> {
              is cut",
             lora.up.info.name, spots[0].module
         );
-        return Err(
-            Error::unsupported(lora.up.path(), what).hint("`merge` takes both; `--exclude REGEX` leaves it out")
-        );
+        return Err(Error::unsupported(lora.up.path(), what).hint("`merge` takes both"));
     }
     let mut modules: BTreeMap<&str, Vec<&Spot>> = BTreeMap::new();
     spots.iter().for_each(|spot| modules.entry(&spot.module).or_default().push(spot));
@@ -41,7 +39,7 @@ pub fn not_cut(job: &Landable<'_>, spots: &[Spot]) -> Error {
         "`{}` is one weight here and several, or a part of one, in another adapter (`{}`): only plain LoRA is cut",
         job.module.path, spots[0].module
     );
-    Error::unsupported(&job.applied.adapter.root, what).hint("`merge` takes both; `--exclude REGEX` leaves it out")
+    Error::unsupported(&job.applied.adapter.root, what).hint("`merge` takes both")
 }
 
 /// Rows of `stored` at the places of `spots`, which are of one module; zeros elsewhere.
