@@ -16,8 +16,9 @@
 //! | 4 | [`plan`] | independent jobs within a memory budget |
 //! | 5 | [`model`] | what a base is |
 //! | 5 | [`pairs`] | low-rank pairs that are to be written |
-//! | 6 | [`placement`] | where each change belongs |
-//! | 7 | [`output`] | how a result reaches the disk |
+//! | 6 | [`dialects`] | adapters as each tool writes them |
+//! | 7 | [`placement`] | where each change belongs |
+//! | 8 | [`output`] | how a result reaches the disk |
 //! | 9 | [`ops`] | the verbs |
 //! | 10 | [`report`] | results as text |
 //!

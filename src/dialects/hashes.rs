@@ -1,4 +1,4 @@
-//! The hashes of `ops/hashes.rs`, of tensors that are about to be written.
+//! The hashes of `metadata_hashes.rs`, of tensors that are about to be written.
 
 use sha2::{Digest, Sha256};
 

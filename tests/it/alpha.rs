@@ -67,10 +67,13 @@ fn settings(component: &str) -> String {
     Value::Object(named.collect()).to_string()
 }
 
+/// A prefix, entries of the header, the scales of both modules, the key that tells them.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], [f64; 2], &'a str);
+
 #[test]
 fn alpha_in_the_header_counts_in_every_spelling() {
     let (plain, with_component) = (settings(""), settings("transformer."));
-    let cases: [(&str, &[(&str, &str)], [f64; 2], &str); 11] = [
+    let cases: [Case<'_>; 11] = [
         ("", &[("alpha", "8"), ("rank", "4")], [2.0; 2], "alpha"),
         ("diffusion_model.", &[("alpha", "8.0")], [2.0; 2], "alpha"),
         ("transformer.", &[("lora_alpha", "8"), ("r", "4")], [2.0; 2], "lora_alpha"),

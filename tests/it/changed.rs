@@ -231,8 +231,10 @@ const VERBS: [(&str, &[&str]); 14] = [
     ("convert, mlx", &["one/adapter_model.safetensors", "base/config.json"]),
 ];
 
-/// Ways to change a file, and what is said of each.
-fn ways() -> [(&'static str, fn(&Path)); 3] {
+/// A way to change a file, and what is said of it.
+type Way = (&'static str, fn(&Path));
+
+fn ways() -> [Way; 3] {
     [
         ("written to since", |path| {
             let bytes = fs::read(path).unwrap();

@@ -236,8 +236,11 @@ fn a_copy_is_open_to_no_more_people_than_its_source() {
     assert_eq!(mode("run.sh"), 0o644 & !umask, "nothing is made a program");
 }
 
+/// A kind of trouble, what makes it, and what is said of it.
+type Trouble = (&'static str, Box<dyn Fn(&Path)>, &'static str);
+
 /// A config that is there and cannot be read, by kind of trouble.
-fn troubles(bench: &Bench) -> Vec<(&'static str, Box<dyn Fn(&Path)>, &'static str)> {
+fn troubles(bench: &Bench) -> Vec<Trouble> {
     let _ = bench;
     vec![
         (

@@ -73,8 +73,8 @@ fn no_other_file_offers_to_leave_modules_out() {
         "src/cli/stack.rs",
         "src/cli/subtract.rs",
         "src/ops/convert/rounded.rs",
-        "src/ops/merge/homeless.rs",
-        "src/ops/merge/provenance.rs",
+        "src/output/provenance.rs",
+        "src/placement/unplaced.rs",
     ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("src")];

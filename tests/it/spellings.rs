@@ -382,12 +382,7 @@ fn flux_in_the_names_of_two_tools_is_one_model() {
         }
     }
     let less = bench.path("less");
-    let same = kohya(
-        &bench,
-        "same.safetensors",
-        &names.iter().map(|name| name.clone()).zip(&parts).collect::<Vec<_>>(),
-        RANK as f32,
-    );
+    let same = kohya(&bench, "same.safetensors", &names.iter().cloned().zip(&parts).collect::<Vec<_>>(), RANK as f32);
     lorakit(&[&"subtract", &b, &same, &"-o", &less]).refused(1, &["the sum is zero in all 3 modules"]);
 }
 

@@ -61,8 +61,11 @@ fn wanted() -> Tensors {
     tensors
 }
 
+/// How a tool calls itself, and how it names what has a name.
+type Wrap = (&'static str, fn(&str) -> String);
+
 /// How names look in models that training tools have wrapped.
-const WRAPS: [(&str, fn(&str) -> String); 9] = [
+const WRAPS: [Wrap; 9] = [
     ("clean", |name| name.to_owned()),
     ("compile", |name| format!("_orig_mod.{name}")),
     ("ddp", |name| format!("module.{name}")),

@@ -1,4 +1,4 @@
-//! torchtune's own names, with the rows of queries and keys in its order (`adapters/read/torchtune.rs`). Source: torchtune 0.6
+//! torchtune's own names, with the rows of queries and keys in its order (`dialects/torchtune/read.rs`). Source: torchtune 0.6
 //! `models/convert_weights.py`, `training/checkpointing/_utils.py`, `modules/peft/_utils.py`.
 //!
 //! torchtune saves a pickle, or PEFT's form, which it cannot load again; what it loads as `adapter_checkpoint` is a pickle or

@@ -11,6 +11,9 @@ use crate::tensor::TensorInfo;
 /// A tensor of the output.
 pub type Tensor = Placed<Origin>;
 
+/// An entry of a header.
+type Entry = (String, String);
+
 /// The files of the output: one called `single`, or the input's own, or new ones of a given size. The parts of a pipeline are
 /// cut by themselves. `kept` gives what is taken along of an entry of a header, in the component of this folder.
 pub fn arrange(
@@ -18,7 +21,7 @@ pub fn arrange(
     options: &WriteOptions,
     single: Option<String>,
     outputs: Vec<Vec<Tensor>>,
-    kept: &dyn Fn(&(String, String), &str) -> Option<(String, String)>,
+    kept: &dyn Fn(&Entry, &str) -> Option<Entry>,
     more: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<Origin>)> {
     let mut outputs = outputs.into_iter();

@@ -1,6 +1,6 @@
 //! The hashes that trainers write into a header, computed again from the file.
 //!
-//! Which bytes they cover: `ops/hashes.rs`; `modelspec.hash_sha256` (sd-scripts `library/sai_model_spec.py`) is SHA-256 of the data as it lies
+//! Which bytes they cover: `dialects/metadata_hashes.rs`; `modelspec.hash_sha256` (sd-scripts `library/sai_model_spec.py`) is SHA-256 of the data as it lies
 //! in the file.
 
 use serde::Serialize;

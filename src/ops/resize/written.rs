@@ -30,6 +30,9 @@ const ENTRY_BYTES: u64 = 128;
 /// A tensor of the output: key, shape, values.
 type Tensor = (String, Shape, Bytes);
 
+/// Files that are copied: path below the output, source.
+type Copies = Vec<(PathBuf, PathBuf)>;
+
 /// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out. With them what is
 /// to be said of the side files.
 ///
@@ -199,7 +202,7 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Copies, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
         return Ok(Default::default());
