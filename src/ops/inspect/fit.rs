@@ -13,7 +13,8 @@ use crate::formats::{Checkpoint, hub, json};
 use crate::linalg::{LinearOperator, Streamed};
 use crate::ops::Run;
 use crate::ops::base::Base;
-use crate::ops::merge::landing::{Fate, Lander, Selection, Target};
+use crate::ops::merge::Selection;
+use crate::ops::merge::landing::{Fate, Lander, Target};
 use crate::ops::merge::{Applied, delta_norm};
 use crate::plan::map_within;
 

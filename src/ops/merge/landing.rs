@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use regex::Regex;
-
 use super::applied::Applied;
 use super::denoisers::in_component;
 use super::fit::check_elements;
@@ -13,6 +11,7 @@ use super::landable::Landable;
 use super::methods;
 use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
+use super::selection::Selection;
 use super::tile::Piece;
 use super::vocabulary::{self, Resized, is_resized};
 use super::{split, stacks};
@@ -21,57 +20,8 @@ use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRo
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter as parameter_of};
-use crate::naming::blocks::BlockWeights;
 use crate::naming::{Shift, experts, head, renamed};
 use crate::ops::base::Base;
-
-/// Which modules are changed, and how strongly.
-#[derive(Debug, Clone, Default)]
-pub struct Selection {
-    /// Only these modules, if any is given.
-    pub include: Vec<Regex>,
-    /// Not these.
-    pub exclude: Vec<Regex>,
-    /// Further weights of modules; all that match are multiplied.
-    pub weights: Vec<(Regex, f64)>,
-    /// And by blocks.
-    pub blocks: Option<BlockWeights>,
-}
-
-impl Selection {
-    /// Whether the module is among those that are changed.
-    pub fn takes(&self, module: &str) -> bool {
-        let any = |patterns: &[Regex]| patterns.iter().any(|pattern| pattern.is_match(module));
-        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
-    }
-
-    /// Every pattern has to mean something.
-    ///
-    /// # Errors
-    /// When a pattern matches none of `modules`.
-    pub fn check(&self, modules: &BTreeSet<String>) -> Result<()> {
-        let include = self.include.iter().map(|pattern| ("--include", pattern));
-        let exclude = self.exclude.iter().map(|pattern| ("--exclude", pattern));
-        let weights = self.weights.iter().map(|(pattern, _)| ("--weight-for", pattern));
-        for (option, pattern) in include.chain(exclude).chain(weights) {
-            if !modules.iter().any(|module| pattern.is_match(module)) {
-                let like = modules.first().map_or(String::new(), |module| format!(", such as `{module}`"));
-                let problem =
-                    format!("`{pattern}` matches none of the {} modules of the adapters{like}", modules.len());
-                return Err(Error::invalid(option, problem));
-            }
-        }
-        self.blocks.as_ref().map_or(Ok(()), |blocks| blocks.check(modules.iter().filter(|module| self.takes(module))))
-    }
-
-    /// The further weight of a module.
-    pub fn strength(&self, module: &str) -> f64 {
-        let matching = self.weights.iter().filter(|(pattern, _)| pattern.is_match(module));
-        // `check` refuses modules whose block has no weight.
-        let of_block = self.blocks.as_ref().and_then(|blocks| blocks.of(module).ok()).unwrap_or(1.0);
-        matching.map(|(_, weight)| weight).product::<f64>() * of_block
-    }
-}
 
 /// What became of an adapter's tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
