@@ -397,9 +397,9 @@ fn an_index_that_counts_wrong_and_weights_beside_it_are_told() {
 }
 
 #[test]
-fn lora_tensors_without_a_config_are_a_checkpoint_with_a_problem() {
+fn a_lora_without_its_config_is_described_with_a_problem() {
     let (_keep, path) = directory("adapter_model.safetensors", &[DOWN, UP], None);
-    assert_problem(&path, &["2 factors of a LoRA", "adapter_config.json"]);
+    assert_problem(&path, &["is a PEFT LoRA (one pair, rank 2)", "adapter_config.json"]);
 }
 
 #[test]

@@ -81,9 +81,8 @@ pub(crate) fn open(
         Beside::Peft(config) => Alphas::decide(&tensors, &survey, Some(config), options),
         Beside::Mistral(lora) => of_mistral(root, lora, &survey),
     };
-    if alphas.as_ref().is_ok_and(Alphas::is_missing) && dialect == "peft" && lost_its_config(&keyed) {
-        return Err(lost(&tensors, &survey));
-    }
+    let is_lost = alphas.as_ref().is_ok_and(Alphas::is_missing) && dialect == "peft" && lost_its_config(&keyed);
+    let alphas = if is_lost { Err(lost(&tensors, &survey)) } else { alphas };
     let path = tensors.files().first().map_or(root, |file| file.map.path()).to_path_buf();
     let (dialect, mut config) = match beside {
         Beside::Nothing => (dialect, AdapterConfig::synthetic(&path, "LORA", None)),
