@@ -221,7 +221,7 @@ impl Checkpoint {
         let rename = |file: WeightFile| {
             let tensors = file.header.tensors.clone().into_iter().enumerate();
             let named = tensors.zip(names.by_ref()).filter_map(|((at, info), name)| {
-                let name = name?.into();
+                let name = name?;
                 Some((at, TensorInfo { name, ..info }))
             });
             let named: Vec<(usize, TensorInfo)> = named.collect();

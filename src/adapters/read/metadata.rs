@@ -178,7 +178,7 @@ fn numbers(file: &WeightFile, trained: bool) -> Result<Vec<Said>> {
             ranks.extend(text.trim().parse::<u64>().ok().map(|rank| (component, rank)));
         }
         let is_record = name == TRAINED;
-        if !ALPHAS.contains(&name) && !(is_record && trained) {
+        if !(ALPHAS.contains(&name) || is_record && trained) {
             continue;
         }
         let Some(alpha) = number(text) else {

@@ -8,6 +8,9 @@ use crate::ops::base::Base;
 use crate::ops::merge::arrange::{Placed, with_provenance};
 use crate::tensor::TensorInfo;
 
+/// What becomes of an entry of the metadata of a file in a folder of the input.
+pub type Kept<'a> = dyn Fn(&(String, String), &str) -> Option<(String, String)> + 'a;
+
 /// A tensor of the output.
 pub type Tensor = Placed<Origin>;
 
@@ -18,7 +21,7 @@ pub fn arrange(
     options: &WriteOptions,
     single: Option<String>,
     outputs: Vec<Vec<Tensor>>,
-    kept: &dyn Fn(&(String, String), &str) -> Option<(String, String)>,
+    kept: &Kept<'_>,
     more: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<Origin>)> {
     let mut outputs = outputs.into_iter();

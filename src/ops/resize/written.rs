@@ -191,12 +191,15 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
     metadata
 }
 
+/// Files that are copied: path below the output, source.
+type Copied = Vec<(PathBuf, PathBuf)>;
+
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<String>)> {
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Copied, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
         return Ok(Default::default());
