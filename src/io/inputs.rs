@@ -185,8 +185,8 @@ mod tests {
 
     #[test]
     fn every_way_to_change_an_input_is_noticed() {
-        type Way = fn(&Path);
-        let ways: [(&str, Way); 5] = [
+        type Way = (&'static str, fn(&Path));
+        let ways: [Way; 5] = [
             ("4 bytes at open, 5 now", |path| fs::write(path, "other").unwrap()),
             ("4 bytes as at open, but written to since", touch),
             ("was replaced by another file while it was being read", |path| {

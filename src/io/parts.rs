@@ -521,7 +521,8 @@ mod tests {
         let (target, shared) = (root.path().join("tuned"), root.path().join(".tuned.lorakit-parts"));
         let part = PartsDir::open(&target, "1", false).unwrap();
         part.write(Path::new("done"), b"1").unwrap();
-        part.write(Path::new("lorakit.json"), br#"{"lorakit": "0.1.0", "files": ["done"]}"#).unwrap();
+        part.write(Path::new("lorakit.json"), br#"{"lorakit": "0.1.0", "operation": "merge", "files": ["done"]}"#)
+            .unwrap();
         part.write_note(Path::new("1.json"), b"{}").unwrap();
         drop(part);
         assert_eq!(PartsDir::left_notes(&target), None);

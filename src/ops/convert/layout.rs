@@ -8,11 +8,11 @@ use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, with_provenance};
 use crate::tensor::TensorInfo;
 
+/// What becomes of an entry of the metadata of a file in a folder of the input.
+pub type Kept<'a> = dyn Fn(&(String, String), &str) -> Option<(String, String)> + 'a;
+
 /// A tensor of the output.
 pub type Tensor = Placed<Origin>;
-
-/// An entry of a header.
-type Entry = (String, String);
 
 /// The files of the output: one called `single`, or the input's own, or new ones of a given size. The parts of a pipeline are
 /// cut by themselves. `kept` gives what is taken along of an entry of a header, in the component of this folder.
@@ -21,7 +21,7 @@ pub fn arrange(
     options: &WriteOptions,
     single: Option<String>,
     outputs: Vec<Vec<Tensor>>,
-    kept: &dyn Fn(&Entry, &str) -> Option<Entry>,
+    kept: &Kept<'_>,
     more: &[(String, String)],
 ) -> Vec<(OutputFile, Vec<Origin>)> {
     let mut outputs = outputs.into_iter();

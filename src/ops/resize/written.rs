@@ -30,9 +30,6 @@ const ENTRY_BYTES: u64 = 128;
 /// A tensor of the output: key, shape, values.
 type Tensor = (String, Shape, Bytes);
 
-/// Files that are copied: path below the output, source.
-type Copies = Vec<(PathBuf, PathBuf)>;
-
 /// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out. With them what is
 /// to be said of the side files.
 ///
@@ -197,12 +194,15 @@ fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
     metadata
 }
 
+/// Files that are copied: path below the output, source.
+type Copied = Vec<(PathBuf, PathBuf)>;
+
 /// Files that lie beside the weights and are not `written`: a tokenizer, a model card. Folders are other adapters, or the
 /// checkpoints of a trainer.
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Copies, Vec<String>)> {
+pub fn beside(adapter: &Adapter, written: &[(PathBuf, Vec<u8>)]) -> Result<(Copied, Vec<String>)> {
     // A file of its own has no companions: what lies beside it are other adapters.
     if !adapter.root.is_dir() {
         return Ok(Default::default());
