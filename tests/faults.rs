@@ -10,6 +10,7 @@
 //! cargo test --test faults -- --ignored --nocapture
 //! ```
 
+#![allow(unsafe_code, reason = "ptrace has no safe interface")]
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
 

@@ -112,6 +112,33 @@ fn crates_stay_in_their_rooms() {
     }
 }
 
+/// Verbs: the folders of `ops`, and its files of one verb.
+const VERBS: [&str; 7] = ["convert", "extract", "finish", "inspect", "merge", "resize", "stack"];
+
+#[test]
+fn no_verb_imports_another_verb() {
+    let import = Regex::new(r"\b(?:crate::ops|super|super::super|super::super::super)::(\w+)").unwrap();
+    let mut checked = 0;
+    for (_, path) in sources().into_iter().filter(|(room, _)| room == "ops") {
+        let place = path.to_string_lossy().replace('\\', "/");
+        let Some((_, below)) = place.split_once("/src/ops/") else { continue };
+        let own = below.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
+        if !VERBS.contains(&own.as_str()) {
+            continue;
+        }
+        checked += 1;
+        for found in import.captures_iter(&code(&path)) {
+            let other = &found[1];
+            let is_own_file =
+                path.with_file_name(format!("{other}.rs")).is_file() || path.with_file_name(other).is_dir();
+            let through_root = found[0].starts_with("crate::ops") || !is_own_file;
+            let foreign = VERBS.contains(&other) && other != own && through_root;
+            assert!(!foreign, "{below}: `{own}` imports the verb `{other}`");
+        }
+    }
+    assert!(checked > 50, "only {checked} files of verbs were found");
+}
+
 #[test]
 fn unsafe_code_stays_where_it_is_explained() {
     let allowed = ["io/mapped.rs", "tensor/simd.rs", "src/interrupt.rs"];

@@ -9,9 +9,9 @@ pub mod merge;
 mod rank_choice;
 pub mod resize;
 pub mod stack;
-pub mod unmerge;
 
 pub use crate::model::Rounding;
 pub use crate::output::{Part, Run, WriteOptions};
 pub use dialect::Dialect;
+pub use merge::unmerge;
 pub use rank_choice::{Budgeted, RankChoice, Ranking};

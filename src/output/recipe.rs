@@ -9,6 +9,9 @@ use crate::error::Result;
 use crate::formats::{Checkpoint, Container, side};
 use crate::io::{MappedFile, RECORDED_FILES, name_of, old_record_beside, record_beside};
 
+/// Key under which the metadata of a GGUF file tells how it was made.
+pub const PROVENANCE: &str = "lorakit.recipe";
+
 /// File that tells how an output was made.
 pub use crate::io::RECORD as SIDECAR;
 

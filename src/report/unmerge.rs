@@ -6,7 +6,7 @@ use super::merge::{describe, merge};
 use super::{shown, size, table};
 use crate::error::shown::line;
 use crate::ops::merge::MergeReport;
-use crate::ops::unmerge::UnmergeReport;
+use crate::ops::merge::unmerge::UnmergeReport;
 
 /// Tensors that are shown without `-v`.
 const SHOWN: usize = 5;

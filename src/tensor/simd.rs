@@ -84,6 +84,7 @@ macro_rules! per_cpu {
             = { avx512: $avx512:path, avx2: $avx2:path, portable: $portable:path };
     ) => {
         $(#[$meta])*
+        #[allow(unsafe_code)]
         $vis fn $name $(<$generic: $bound>)? (level: $crate::tensor::simd::Level, $($arg: $type),*) $(-> $output)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]

@@ -32,12 +32,9 @@ use crate::model::Rounding;
 use crate::model::base::{Base, config_of};
 use crate::naming::{arch, components};
 use crate::output::new_adapter::refuse_file_name;
-use crate::output::recipe::adapter_hashes;
+use crate::output::recipe::{PROVENANCE, adapter_hashes};
 use crate::output::{Expected, Output, Run, check_early, tensors};
 use crate::pairs::range::vanished_note;
-
-/// Where a file for llama.cpp says how it was made.
-pub(in crate::ops) const PROVENANCE: &str = "lorakit.recipe";
 
 /// What a conversion of an adapter did, or would do.
 #[derive(Debug, Clone, Serialize)]

@@ -27,7 +27,7 @@ use crate::io::Inputs;
 use crate::output::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
-pub(super) use adapter::{PROVENANCE, new_adapter};
+pub(super) use adapter::new_adapter;
 pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
 

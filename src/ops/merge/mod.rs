@@ -1,9 +1,10 @@
-//! `merge`: W′ = W + Σ wᵢ ΔWᵢ, and replacements, streamed in the base's own layout.
+//! `merge`: W′ = W + Σ wᵢ ΔWᵢ, and replacements, streamed in the base's own layout. [`unmerge`] is the other direction.
 
 mod assemble;
 mod packing;
 mod reversible;
 pub(super) mod summary;
+pub mod unmerge;
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
 use crate::io::name_of;
 use crate::io::{is_replaceable, unwatched};
-use crate::ops::convert::PROVENANCE;
 use crate::output::files::record_of;
+use crate::output::recipe::PROVENANCE;
 
 /// What was named.
 pub enum Named {

@@ -13,7 +13,7 @@ mod summary;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::merge::{self, MergeOptions, MergeReport, merge_as};
+use super::{MergeOptions, MergeReport, merge_as};
 use crate::adapters::{Adapter, Init, ReadOptions};
 use crate::error::{Error, Result};
 use crate::io::Inputs;
@@ -142,7 +142,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
         out: options.write.out.clone(),
         dry_run: options.write.dry_run,
         part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
-        adapters: merge::summary::adapters(&applied, &landed),
+        adapters: super::summary::adapters(&applied, &landed),
         compared: planned.taken.len(),
         proved: planned.proved.len(),
         elements: 0,
