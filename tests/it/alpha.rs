@@ -231,7 +231,8 @@ fn pefts_file_without_its_config_asks_for_alpha_in_every_verb() {
         lorakit(&[&"convert", path, &"--to", &"peft", &"-o", &bench.path("no")]).refused(1, asks);
         lorakit(&[&"stack", path, path, &"-o", &bench.path("no")]).refused(1, asks);
         lorakit(&[&"resize", path, &"--rank", &"2", &"-o", &bench.path("no")]).refused(1, asks);
-        lorakit(&[&"inspect", path]).refused(1, asks);
+        let problems = lorakit(&[&"inspect", path, &"--json"]).ok().json()["problems"].to_string();
+        assert!(problems.contains("its alpha is unknown"), "{problems}");
     }
     merge(&base, &file, &bench.path("file.safetensors"), &["--alpha", "8"]).ok();
     assert_scales(&bench.path("file.safetensors"), &LAYERS, [2.0; 2]);
