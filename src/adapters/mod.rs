@@ -8,6 +8,7 @@ pub mod config;
 mod delta;
 mod dora;
 mod factor;
+mod frozen;
 mod gather;
 pub mod gguf;
 mod initial;

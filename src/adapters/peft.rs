@@ -221,7 +221,8 @@ impl Adapter {
         self.tensors.notes().cloned().chain(alpha).collect()
     }
 
-    /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined.
+    /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined,
+    /// nothing left out.
     pub fn is_self_contained(&self) -> bool {
         self.needed == Needed::default() && !self.tensors.all().any(|stored| read::is_saved_beside(&stored))
     }

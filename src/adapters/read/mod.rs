@@ -55,7 +55,7 @@ impl Opened {
         tensors: Checkpoint,
         modules: Result<Vec<Module>>,
     ) -> Self {
-        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), name: false };
+        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), ..Needed::default() };
         Self { root: root.to_path_buf(), dialect, config, tensors, modules, needed }
     }
 }

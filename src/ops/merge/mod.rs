@@ -25,6 +25,7 @@ mod stacks;
 pub(super) mod summary;
 pub(super) mod ties;
 pub(super) mod tile;
+mod unplaced;
 pub(super) mod vocabulary;
 
 use std::path::PathBuf;
