@@ -302,11 +302,11 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn wrong(&self, key: &str, wanted: &str, found: &Value) -> Error {
-        Error::malformed(
-            self.path,
-            format!("`{key}`"),
-            format!("must be {wanted}, is {} ({})", kind(found), shorten(found)),
-        )
+        let is = match found.as_str().filter(|text| json::NOT_FINITE.contains(text)) {
+            Some(number) => number.to_owned(),
+            None => format!("{} ({})", kind(found), shorten(found)),
+        };
+        Error::malformed(self.path, format!("`{key}`"), format!("must be {wanted}, is {is}"))
     }
 
     fn value(&self, key: &str) -> Option<&Value> {

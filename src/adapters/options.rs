@@ -28,6 +28,8 @@ pub struct Needed {
     pub alpha: bool,
     /// It is the one that was named.
     pub name: bool,
+    /// It is without the weights of the model that lie in its file.
+    pub model: bool,
 }
 
 /// Where the α of an adapter stands.

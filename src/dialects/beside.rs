@@ -10,12 +10,10 @@ use std::path::{Component, Path, PathBuf};
 use super::ADAPTERHUB_HEADS;
 use super::open::STEMS;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
+use crate::adapters::frozen::TRAINED_BESIDE as TRAINED;
 use crate::error::Result;
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::Checkpoint;
 use crate::naming::{Role, peft};
-
-/// Stems of files with what was trained beside LoRA: parameters of the model, whole.
-const TRAINED: [&str; 2] = ["non_lora_trainables", "non_lora_state_dict"];
 
 /// Endings of weight files, in the order they are looked for.
 const ENDINGS: [&str; 7] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz", "gguf"];
@@ -58,12 +56,6 @@ pub(crate) fn join(root: &Path, mut tensors: Checkpoint) -> Result<Checkpoint> {
         }
     }
     Ok(tensors)
-}
-
-/// Whether a tensor lies in a file of what was trained beside an adapter.
-pub fn is_saved_beside(stored: &Stored) -> bool {
-    let stem = stored.path().file_stem().map(|stem| stem.to_string_lossy());
-    stem.is_some_and(|stem| TRAINED.contains(&stem.as_ref()))
 }
 
 /// Says which weight files beside the adapter are not read.

@@ -58,7 +58,7 @@ pub(crate) fn nothing(path: &Path, tensors: Option<&Checkpoint>) -> Error {
 fn adapters_below(path: &Path, below: &[PathBuf]) -> Error {
     let names: Vec<String> =
         below.iter().map(|folder| folder.strip_prefix(path).unwrap_or(folder).display().to_string()).collect();
-    let last = path.join(below.last().expect("there is one"));
+    let last = below.last().expect("there is one");
     let checkpoints =
         names.iter().all(|name| name.rsplit('/').next().is_some_and(|name| name.starts_with("checkpoint")));
     match names.as_slice() {

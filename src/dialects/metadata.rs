@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use crate::adapters::config::Scaling;
+use crate::adapters::{Change, Module, describe};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, WeightFile, json};
 use crate::naming::components;
@@ -130,12 +131,39 @@ impl HeaderAlphas {
     }
 
     fn serving(&self, path: &str) -> Option<&Said> {
-        let serves = |component: &str| {
-            let of = |component: &str| path.strip_prefix(component).is_some_and(|rest| rest.starts_with('.'));
-            component.is_empty() || of(component) || component == DENOISER && (of("unet") || of("transformer"))
-        };
-        self.0.iter().find(|said| serves(&said.component))
+        self.0.iter().find(|said| serves(&said.component, path))
     }
+}
+
+/// The first pair without magnitudes of which the settings in a header say that it is DoRA.
+///
+/// # Errors
+/// When it cannot be read, and when there is one.
+pub(super) fn check_magnitudes(tensors: &Checkpoint, modules: &[Module]) -> Result<()> {
+    for file in tensors.files() {
+        let settings = components_of(file)?;
+        let dora = settings.iter().filter(|(_, own)| own.get("use_dora").and_then(Value::as_bool) == Some(true));
+        for (component, _) in dora {
+            let lacks = modules.iter().find_map(|module| match &module.change {
+                Change::Lora(lora) if lora.magnitude.is_none() && serves(component, &module.path) => {
+                    Some((module, lora))
+                }
+                _ => None,
+            });
+            if let Some((module, lora)) = lacks {
+                let problem = format!("`use_dora` is true, `{}` has no `lora_magnitude_vector`", module.path);
+                let header = format!("{}: metadata `{SETTINGS}`", file.map.path().display());
+                return Err(Error::mismatch(describe(&lora.down), header, problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether what is said of `component` is said of the module `path`; what is said of none, of all.
+fn serves(component: &str, path: &str) -> bool {
+    let of = |component: &str| path.strip_prefix(component).is_some_and(|rest| rest.starts_with('.'));
+    component.is_empty() || of(component) || component == DENOISER && (of("unet") || of("transformer"))
 }
 
 /// Whether two numbers are the same α, one of which may have been rounded to 8 bits.
@@ -149,20 +177,25 @@ fn below(path: &str) -> &str {
 }
 
 /// PEFT's settings, component by component.
-fn settings(file: &WeightFile) -> Result<Vec<Said>> {
-    let Some((_, text)) = file.header.metadata.iter().find(|(key, _)| key == SETTINGS) else { return Ok(Vec::new()) };
+fn components_of(file: &WeightFile) -> Result<BTreeMap<String, Map<String, Value>>> {
+    let mut parts: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
+    let Some((_, text)) = file.header.metadata.iter().find(|(key, _)| key == SETTINGS) else { return Ok(parts) };
     let at = format!("metadata `{SETTINGS}`");
     let all = json::parse(file.map.path(), &at, text.as_bytes())?;
-    let mut parts: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
     for (key, value) in &all {
         let (component, name) = key.split_once('.').unwrap_or(("", key));
-        parts.entry(component).or_default().insert(name.to_owned(), value.clone());
+        parts.entry(component.to_owned()).or_default().insert(name.to_owned(), value.clone());
     }
+    Ok(parts)
+}
+
+/// What PEFT's settings say of α.
+fn settings(file: &WeightFile) -> Result<Vec<Said>> {
     let mut said = Vec::new();
-    for (component, own) in parts {
+    for (component, own) in components_of(file)? {
         if own.contains_key("r") && own.contains_key("lora_alpha") {
             let alpha = Alpha::Settings(Box::new(Scaling::read(file.map.path(), &own)?));
-            said.push(Said { component: component.to_owned(), key: SETTINGS.to_owned(), alpha });
+            said.push(Said { component, key: SETTINGS.to_owned(), alpha });
         }
     }
     Ok(said)

@@ -44,7 +44,6 @@ mod unaided;
 pub mod xlabs;
 
 pub use adapterhub::read::ADAPTERHUB_HEADS;
-pub use beside::is_saved_beside;
 pub use found::{is_model, of_a_folder, of_a_model};
 pub use recognise::{is_adapter, recognise};
 pub use torchtune::read::head_of as torchtune_heads;

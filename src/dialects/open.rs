@@ -39,7 +39,7 @@ impl Opened {
         tensors: Checkpoint,
         modules: Result<Vec<Module>>,
     ) -> Self {
-        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), name: false };
+        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), ..Needed::default() };
         Self { root: root.to_path_buf(), dialect, config, tensors, modules, needed }
     }
 }
@@ -198,9 +198,10 @@ impl Adapter {
         Ok((adapter, problem))
     }
 
-    /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined.
+    /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined,
+    /// nothing left out.
     pub fn is_self_contained(&self) -> bool {
-        self.needed == Needed::default() && !self.tensors.all().any(|stored| beside::is_saved_beside(&stored))
+        self.needed == Needed::default() && !self.tensors.all().any(|stored| crate::adapters::is_saved_beside(&stored))
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::alphas::{Alphas, Survey, TELL};
 use super::open::Opened;
-use super::{found, mistral, recognise};
+use super::{found, metadata, mistral, recognise};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::options::Chosen;
 use crate::adapters::{AlphaFrom, Fallback, Gathered, ReadOptions, gather_with, has_magnitudes};
@@ -97,6 +97,7 @@ pub(crate) fn open(
         let fallback = Fallback { of: &of, forced: alphas.forced };
         let gathered = gather_with(keyed.into_iter(), &config, dialect, true, Some(&fallback))?;
         let Gathered { modules, scales, .. } = gathered;
+        metadata::check_magnitudes(&tensors, &modules)?;
         config.scaling = Some(Scaling::exact(scales));
         config.dora |= has_magnitudes(&modules);
         let is_scaled = !survey.pairs.is_empty() || survey.has_own() || alphas.from != AlphaFrom::Rank;

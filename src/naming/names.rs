@@ -68,6 +68,18 @@ impl Names {
         found.next().filter(|_| found.next().is_none())
     }
 
+    /// The keys that are `name` with a prefix of a model class more, or less, in their order.
+    pub fn one_prefix_away(&self, name: &str) -> Vec<&str> {
+        let is_prefix = |longer: &str, shorter: &str| {
+            let prefix = longer.strip_suffix(shorter).and_then(|prefix| prefix.strip_suffix('.'));
+            shorter.contains('.') && prefix.is_some_and(|prefix| is_wrapper(&prefix.split('.').collect::<Vec<&str>>()))
+        };
+        let is = |key: &&str| is_prefix(key, name) || is_prefix(name, key);
+        let mut found: Vec<&str> = self.keys.iter().map(String::as_str).filter(is).collect();
+        found.sort_unstable();
+        found
+    }
+
     /// Whether the base holds a tensor of this name.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)

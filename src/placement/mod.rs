@@ -35,6 +35,7 @@ pub mod ties;
 pub mod tile;
 mod unplaced;
 pub mod vocabulary;
+mod whole;
 
 pub use applied::{Applied, Sources};
 pub use change::Landable;

@@ -15,9 +15,7 @@ use super::tile::Piece;
 use super::unplaced::{Homeless, Lost, embedding_of};
 use super::vocabulary::{self, Resized, is_resized};
 use super::{expert_stacks, split};
-use crate::adapters::config::saves;
 use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
-use crate::dialects::is_saved_beside;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
@@ -77,7 +75,7 @@ pub struct Lander<'a> {
     /// Modules of the tie: number of the adapter, position in it, and whether it is the head.
     pub(crate) tied: Vec<(usize, usize, bool)>,
     /// Whether the adapter that lands calls the base's modules as the base does.
-    same_paths: bool,
+    pub(super) same_paths: bool,
     /// What has landed so far.
     pub landed: Landed,
     /// Every module path seen.
@@ -354,8 +352,8 @@ impl<'a> Lander<'a> {
         Ok(())
     }
 
-    fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let Some(name) = self.tensor_of(job, parameter) else { return self.land_new(job, parameter, tensor) };
+    pub(super) fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+        let Some(name) = self.tensor_of(job, parameter) else { return self.land_unplaced(job, parameter, tensor) };
         let target = self.target(&name);
         // A copy of a shared embedding is no reason to give its head another tensor.
         let is_shared = self.base.tie.as_ref().is_some_and(|tie| tie.embedding == name);
@@ -393,29 +391,6 @@ impl<'a> Lander<'a> {
         let delta = Arc::new(Whole::new(Factor::new(tensor)?));
         self.add(name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
         Ok(())
-    }
-
-    /// A module the base does not have: a new head that the adapter declares.
-    fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let declared = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path))
-            || self.same_paths && is_saved_beside(tensor);
-        let is_there = self.base.names.has_module(&job.path) && !self.base.is_tied_head(&job.path);
-        if !declared || is_there || job.strength != 1.0 {
-            return Ok(None);
-        }
-        let name = format!("{}.{parameter}", job.path);
-        if let Some(earlier) = self.landed.targets.get(&name).and_then(|target| target.replacement.as_ref()) {
-            if !crate::model::same_values(tensor, earlier)? {
-                let problem = "both bring a new tensor of this name, and the base has none to add them to";
-                return Err(Error::mismatch(describe(tensor), describe(earlier), problem));
-            }
-            return Ok(Some(Fate::Merged));
-        }
-        self.landed.notes.push(format!(
-            "`{name}` is new: the base has no such module; `architectures` in config.json has to name a class that has one"
-        ));
-        self.entry(&name).replacement = Some(tensor.clone());
-        Ok(Some(Fate::Merged))
     }
 
     /// A layer's own parameter, saved beside its LoRA: usually the base's, sometimes trained (`bias`) or resized.
@@ -471,7 +446,7 @@ impl<'a> Lander<'a> {
         target.pieces.push(piece);
     }
 
-    fn entry(&mut self, name: &str) -> &mut Target {
+    pub(super) fn entry(&mut self, name: &str) -> &mut Target {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
         self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })

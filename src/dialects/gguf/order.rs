@@ -34,7 +34,8 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::open`].
     pub fn open_as_it_lies(path: &Path, options: &ReadOptions) -> Result<Self> {
-        let (adapter, problem) = Self::examine(path, options)?;
+        let (mut adapter, problem) = Self::examine(path, options)?;
+        adapter.leave_out_originals();
         problem.map_or(Ok(adapter), Err)
     }
 

@@ -18,6 +18,9 @@ use crate::naming::{Role, peft};
 /// What such a config says of the rank.
 const RANK: &str = "rank";
 
+/// How the factors of mlx-lm are named.
+const OF_MLX_LM: [&str; 2] = [".lora_a", ".lora_b"];
+
 /// Whether a config is one of mlx-vlm.
 pub(crate) fn is_config(raw: &Map<String, Value>) -> bool {
     !raw.contains_key("peft_type") && raw.get(RANK).is_some_and(Value::is_number) && raw.contains_key("alpha")
@@ -28,6 +31,15 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint, ch
     let alpha = raw.get("alpha").and_then(Value::as_f64).filter(|alpha| alpha.is_finite());
     let scale = alpha.ok_or_else(|| Error::malformed(&path, "`alpha`", "must be a finite number"))?;
     let rank = raw.get(RANK).and_then(Value::as_u64);
+    if let Some(tensor) = tensors.tensors().find(|info| OF_MLX_LM.iter().any(|ending| info.name.ends_with(ending))) {
+        let what = format!(
+            "is a config of mlx-vlm, and `{}` has a name of mlx-lm: whether `alpha` is what multiplies it is unknown",
+            tensor.name
+        );
+        return Err(Error::unsupported(&path, what).hint(
+            "if mlx-lm wrote the weights, its own `adapter_config.json` belongs beside them: `lora_parameters` with `scale`",
+        ));
+    }
     let mut config = AdapterConfig::synthetic(&path, "LORA", None);
     config.alpha_from = Some(AlphaFrom::File(CONFIG_NAME.to_owned()));
     let mut keyed = Vec::new();

@@ -191,7 +191,14 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
     if is_gguf && target == Target::Gguf && model.is_none() {
         return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input, &options.read)?, model, target });
     }
-    Ok(Opened { adapter: Adapter::open_for(&options.input, model.as_ref(), &options.read)?, model, target })
+    let mut adapter = Adapter::open_for(&options.input, model.as_ref(), &options.read)?;
+    if target == Target::Safetensors {
+        // Another container keeps what lies in the file.
+        adapter.needed.model = false;
+    } else {
+        adapter.leave_out_model();
+    }
+    Ok(Opened { adapter, model, target })
 }
 
 /// Whether what is written depends on the config of the model.

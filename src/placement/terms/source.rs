@@ -24,7 +24,8 @@ pub fn open(
     let mut untrained = untrained.iter();
     let mut sources = Vec::new();
     for (path, weight) in adapters {
-        let adapter = Adapter::open_for(path, model, read)?;
+        let mut adapter = Adapter::open_for(path, model, read)?;
+        adapter.leave_out_model();
         if let Some(refusal) = adapter.config.refusal() {
             return Err(refusal);
         }
