@@ -7,6 +7,7 @@
 pub mod config;
 mod delta;
 mod dora;
+mod embedded;
 mod factor;
 mod gather;
 pub mod gguf;
@@ -29,6 +30,7 @@ mod whole;
 pub use config::{AdapterConfig, Init};
 pub use delta::{BaseRows, Columns, Delta, Tile};
 pub use dora::{Axis, Dora, Magnitudes, Manner};
+pub use embedded::{embedding_of, embeddings_note};
 pub use factor::Factor;
 pub use gather::{Gathered, gather};
 pub use initial::{Initial, Initialiser};

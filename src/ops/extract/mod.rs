@@ -27,7 +27,7 @@ use crate::io::Inputs;
 use crate::linalg::Compute;
 use crate::naming::experts;
 use crate::ops::base::Base;
-use crate::ops::dialect::beyond_budget;
+use crate::ops::dialect::{Origin, beyond_budget};
 use crate::ops::new_adapter::NewWhole;
 use crate::ops::output::{Run, check_early};
 use crate::ops::recipe::name_of;
@@ -112,7 +112,8 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
     let output = adapter.output(&options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
-    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet, &inputs)?;
+    let origin = Origin { input: &options.tuned, base: Some(&options.base), component: true };
+    let written = options.dialect.write(&output, &recipe, origin, &options.write, &quiet, &inputs)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

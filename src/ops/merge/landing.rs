@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::applied::Applied;
 use super::denoisers::in_component;
 use super::fit::check_elements;
-use super::homeless::{Homeless, Lost, embedding_of};
+use super::homeless::{Homeless, Lost};
 use super::landable::Landable;
 use super::methods;
 use super::places::{Place, Places, names_component, size_of};
@@ -16,7 +16,10 @@ use super::tile::Piece;
 use super::vocabulary::{self, Resized, is_resized};
 use super::{split, stacks};
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe, is_saved_beside};
+use crate::adapters::{
+    Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe, embedding_of, embeddings_note,
+    is_saved_beside,
+};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter as parameter_of};
@@ -158,13 +161,7 @@ impl<'a> Lander<'a> {
                 }
             }
         }
-        if let Some(name) = embedded.first() {
-            let count = embedded.len();
-            self.landed.notes.push(format!(
-                "{count} embeddings of tokens (`{name}`) lie beside the weights: a model has no place for them, they are loaded as \
-                 textual inversion"
-            ));
-        }
+        self.landed.notes.extend(embeddings_note(&embedded, "a model"));
         if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
     }
 
