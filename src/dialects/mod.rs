@@ -19,6 +19,7 @@ pub mod adapterhub;
 mod alphas;
 pub mod as_lora;
 mod beside;
+pub mod denoisers;
 pub mod diffusers;
 mod evened;
 mod expert_pairs;

@@ -1,10 +1,10 @@
 //! An adapter's changes in the one form every target is written from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::expert_pairs::take_apart;
-use crate::adapters::{Adapter, Change, Lora, Method, Module, scale_of};
+use crate::adapters::{Adapter, Change, Lora, Method, Module, embedding_of, scale_of};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::pairs::matrix::Grid;
@@ -19,6 +19,8 @@ pub struct Pieces {
     pub methods: Vec<Other>,
     /// Parameters stored whole.
     pub whole: Vec<WholePiece>,
+    /// Tokens whose embeddings lie beside the changes: none of a weight, so they are left out.
+    pub embedded: BTreeSet<String>,
 }
 
 /// A low-rank change.
@@ -122,6 +124,13 @@ impl Pieces {
         pairs.chain(methods).chain(self.whole.iter_mut().map(|whole| &mut whole.path))
     }
 
+    /// Leaves out what `takes` does not take, by path.
+    pub fn retain(&mut self, takes: impl Fn(&str) -> bool) {
+        self.pairs.retain(|pair| takes(&pair.path));
+        self.methods.retain(|other| takes(&other.path));
+        self.whole.retain(|whole| takes(&whole.path));
+    }
+
     /// Those of what is no pair.
     pub fn other_paths_mut(&mut self) -> impl Iterator<Item = &mut String> {
         let methods = self.methods.iter_mut().map(|other| &mut other.path);
@@ -172,6 +181,10 @@ pub fn most_frequent(pairs: &[Pair]) -> f64 {
 pub fn collect(adapter: &Adapter, stacks: Stacks) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     for module in &adapter.modules {
+        if let Some(name) = embedding_of(module) {
+            pieces.embedded.insert(name);
+            continue;
+        }
         let refuse = |what: String| Err(Error::unsupported(&adapter.root, what));
         let path = module.path.clone();
         match &module.change {

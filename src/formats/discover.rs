@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::below;
 use super::gguf::parse_name;
 use crate::error::{Error, Result};
 use crate::io::is_there;
@@ -164,10 +165,7 @@ fn list_weights(directory: &Path) -> Result<Listing> {
 fn only_gguf(directory: &Path, names: &[String]) -> Result<Place> {
     let set = |name: &String| parse_name(name).map(|(prefix, _, count)| (prefix.to_owned(), count));
     match names {
-        [] => {
-            let what = "holds no weights that can be read: safetensors, PyTorch, numpy or GGUF";
-            Err(Error::unsupported(directory, what))
-        }
+        [] => Err(below::nothing(directory)),
         [first, rest @ ..]
             if rest.is_empty() || set(first).is_some() && rest.iter().all(|name| set(name) == set(first)) =>
         {

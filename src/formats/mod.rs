@@ -10,6 +10,7 @@
 //! * [`side`], [`companions`]: what lies beside the weights, and may be taken along.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.
 
+mod below;
 mod checkpoint;
 pub mod comfyui;
 pub mod companions;

@@ -96,14 +96,12 @@ pub fn render_header(metadata: &[(String, String)], tensors: &[TensorInfo]) -> V
     bytes
 }
 
-/// What a file that is not safetensors probably is.
 /// What a file that is not safetensors could be, from its first bytes.
 pub(super) fn looks_like(file: &[u8]) -> &'static str {
     match file {
         [b'P', b'K', ..] => "this is a zip archive, probably a PyTorch checkpoint",
         [0x80, ..] => "this looks like a Python pickle",
         [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file",
-        [b'v', b'e', b'r', b's', ..] => "this is a Git LFS pointer; fetch the real file with `git lfs pull`",
         [b'<', ..] => "this looks like a web page, not a model file",
         _ => "the file is not safetensors",
     }

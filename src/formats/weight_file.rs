@@ -19,6 +19,9 @@ const PYTORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
 /// File endings of numpy.
 const NUMPY: [&str; 2] = ["npz", "npy"];
 
+/// What the text begins with that Git LFS leaves in place of a file.
+const GIT_LFS: &[u8] = b"version https://git-lfs";
+
 /// How a file keeps its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -206,6 +209,10 @@ fn read(map: &Arc<MappedFile>) -> Result<(Format, Header, Found)> {
     let (path, bytes) = (map.path(), map.bytes());
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let is_safetensors = ending == "safetensors";
+    if bytes.starts_with(GIT_LFS) {
+        return Err(Error::unsupported(path, "is a Git LFS pointer, not the file itself")
+            .hint("fetch the real file with `git lfs pull`"));
+    }
     if !is_safetensors {
         // Headers lie in front of every tensor.
         map.advise_scattered(true);

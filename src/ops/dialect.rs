@@ -30,6 +30,9 @@ const NAMES: [&str; 8] = [
     "pytorch_lora_weights.safetensors",
 ];
 
+/// The option that says which of several denoisers is meant.
+const COMPONENT: &str = "--component";
+
 /// How a new adapter is written.
 #[derive(Debug, Clone, Default)]
 pub struct Dialect {
@@ -37,6 +40,17 @@ pub struct Dialect {
     pub to: Option<Target>,
     /// The architecture, where the names of modules do not tell.
     pub arch: Option<String>,
+}
+
+/// Where the adapter that is written comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// An input it was made of, by which messages name it.
+    pub input: &'a Path,
+    /// The model it is for, where it is at hand.
+    pub base: Option<&'a Path>,
+    /// Whether the verb can be told which denoiser is meant.
+    pub component: bool,
 }
 
 /// What was written.
@@ -116,7 +130,7 @@ impl Dialect {
         Ok(())
     }
 
-    /// Writes the adapter `peft`, which was made by `recipe`. `base` is the model it is for, where it is at hand.
+    /// Writes the adapter `peft`, which was made by `recipe`.
     ///
     /// # Errors
     /// When the dialect cannot express it, or it cannot be written; nothing is left behind then.
@@ -124,7 +138,7 @@ impl Dialect {
         &self,
         peft: &Output,
         recipe: &Value,
-        base: Option<&Path>,
+        origin: Origin<'_>,
         options: &WriteOptions,
         run: &Run<'_>,
         inputs: &Inputs,
@@ -140,7 +154,7 @@ impl Dialect {
             quant: None,
             input: staged.path().to_owned(),
             to: Some(target),
-            base: base.map(Path::to_owned),
+            base: origin.base.map(Path::to_owned),
             caches: Vec::new(),
             component: None,
             arch: self.arch.clone(),
@@ -150,7 +164,15 @@ impl Dialect {
             strip_metadata: Vec::new(),
             write: WriteOptions { dtype: None, ..options.clone() },
         };
-        let (output, notes) = convert::new_adapter(&wanted, recipe)?;
+        let (output, notes) = convert::new_adapter(&wanted, origin.input, recipe).map_err(|error| {
+            let way = error.way_out().filter(|way| !origin.component && way.contains(COMPONENT)).map(|way| {
+                format!("without `--to` it is written; then `lorakit convert --to {}`, {way}", target.name())
+            });
+            match way {
+                Some(way) => error.hint(way),
+                None => error,
+            }
+        })?;
         output.write(options, run, inputs)?;
         Ok(Written { bytes: output.bytes(), notes })
     }

@@ -12,10 +12,12 @@ use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
 use super::selection::Selection;
 use super::tile::Piece;
-use super::unplaced::{Homeless, Lost, embedding_of};
+use super::unplaced::{Homeless, Lost};
 use super::vocabulary::{self, Resized, is_resized};
 use super::{expert_stacks, split};
-use crate::adapters::{Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe};
+use crate::adapters::{
+    Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe, embedding_of, embeddings_note,
+};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
@@ -157,13 +159,7 @@ impl<'a> Lander<'a> {
                 }
             }
         }
-        if let Some(name) = embedded.first() {
-            let count = embedded.len();
-            self.landed.notes.push(format!(
-                "{count} embeddings of tokens (`{name}`) lie beside the weights: a model has no place for them, they are loaded as \
-                 textual inversion"
-            ));
-        }
+        self.landed.notes.extend(embeddings_note(&embedded, "a model"));
         if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
     }
 

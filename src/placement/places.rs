@@ -1,7 +1,7 @@
 //! Which module of the base a module path of an adapter means: the same name below its component, the same name flattened, or
 //! another spelling of the family, whose rows may be those of several modules.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::adapters::Change;
 use crate::error::{Error, Result};
@@ -9,6 +9,9 @@ use crate::formats::Container;
 use crate::model::base::{Base, PACKED};
 use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
 use crate::naming::components::{ADAPTED, below, kind_of_denoiser, of_blocks, of_prefix, split, with_component};
+
+/// Most words that stand in front of all names of a base.
+const MAX_WORDS: usize = 5;
 
 /// Where a change goes.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,6 +34,19 @@ pub struct Places {
     pub alone: Option<String>,
     /// The denoiser that paths mean which name none, or name only its kind.
     meant: Option<String>,
+    /// What the modules of a denoiser are behind the words that all names of the base begin with.
+    wrapped: Wrapped,
+    /// Whether those names count.
+    behind: bool,
+}
+
+/// Paths behind words in front that no table knows.
+#[derive(Debug, Default)]
+struct Wrapped {
+    /// The words, with their dots.
+    prefix: String,
+    /// Path with its component → path in the base.
+    modules: HashMap<String, String>,
 }
 
 impl Places {
@@ -73,11 +89,35 @@ impl Places {
                 }
             }
         }
+        let is_told = denoiser.is_some() || alone.is_some();
+        let wrapped = if is_told || matches!(base.checkpoint.container(), Container::Pipeline(_)) {
+            Wrapped::default()
+        } else {
+            Wrapped::of(base.names.modules())
+        };
         let mut flat: HashMap<String, Vec<String>> = HashMap::new();
         for path in modules.keys() {
             flat.entry(path.replace('.', "_")).or_default().push(path.clone());
         }
-        Self { modules, flat, denoiser, alone: alone.map(str::to_owned), meant: None }
+        Self { modules, flat, denoiser, alone: alone.map(str::to_owned), meant: None, wrapped, behind: false }
+    }
+
+    /// Whether some module belongs to the component `part`.
+    pub fn has_part(&self, part: &str) -> bool {
+        let is_below = |path: &String| path.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
+        self.modules.keys().chain(self.wrapped.modules.keys()).any(is_below)
+    }
+
+    /// Lets names behind the words count that all names of the base begin with, or no longer: those words, if there are any.
+    pub fn look_behind(&mut self, behind: bool) -> Option<&str> {
+        self.behind = behind && !self.wrapped.modules.is_empty();
+        self.behind.then_some(self.wrapped.prefix.as_str())
+    }
+
+    /// The module of the base that a path with its component is.
+    fn module(&self, path: &str) -> Option<&String> {
+        let behind = || self.wrapped.modules.get(path).filter(|_| self.behind);
+        self.modules.get(path).or_else(behind)
     }
 
     /// Says which denoiser is meant by paths that name none, or only its kind.
@@ -137,7 +177,7 @@ impl Places {
 
     /// The place of a path with its component.
     fn locate(&self, base: &Base, path: String, size: Option<(u64, u64)>) -> Result<Option<Place>> {
-        if let Some(module) = self.modules.get(&path) {
+        if let Some(module) = self.module(&path) {
             return Ok(Some(Place::Whole(module.clone())));
         }
         let Some((outputs, inputs)) = size else { return Ok(None) };
@@ -146,7 +186,7 @@ impl Places {
         let mut found: Vec<Place> = Vec::new();
         for spots in translate(&path, outputs, inputs) {
             let own = |spot: &Spot| {
-                let module = self.modules.get(&spot.module)?;
+                let module = self.module(&spot.module)?;
                 let has = rows(module)?;
                 let fits = spot.of.is_none_or(|of| of == has) && spot.at + (spot.take.end - spot.take.start) <= has;
                 fits.then(|| Spot { module: module.clone(), ..spot.clone() })
@@ -180,6 +220,28 @@ impl Places {
             [one] => Ok(Some((*one).clone())),
             several => Err(ambiguous(base, path, several.iter().map(|path| path.as_str()))),
         }
+    }
+}
+
+impl Wrapped {
+    /// The names of `modules` behind the first of the words in front of all of them that the blocks of a denoiser stand behind.
+    fn of<'a>(modules: impl Iterator<Item = &'a str>) -> Self {
+        let modules: Vec<&str> = modules.collect();
+        let Some(first) = modules.first() else { return Self::default() };
+        let is_word = |word: &&str| !word.bytes().all(|byte| byte.is_ascii_digit());
+        for (at, _) in first.match_indices('.').take(MAX_WORDS) {
+            let prefix = &first[..=at];
+            let last = prefix.trim_end_matches('.').rsplit('.').next();
+            if !last.as_ref().is_some_and(is_word) || !modules.iter().all(|module| module.starts_with(prefix)) {
+                break;
+            }
+            let inner = |module: &&str| with_component(&module[prefix.len()..]);
+            let paths: BTreeSet<String> = modules.iter().map(inner).collect();
+            let Some(denoiser) = of_blocks(paths.iter().map(String::as_str)) else { continue };
+            let modules = modules.iter().map(|module| (below(denoiser, &inner(module)), (*module).to_owned()));
+            return Self { prefix: prefix.to_owned(), modules: modules.collect() };
+        }
+        Self::default()
     }
 }
 

@@ -52,6 +52,7 @@ impl Lander<'_> {
     /// # Errors
     /// When they could be several modules each.
     pub(crate) fn moved(&mut self, adapter: &Adapter, shift: &Shift) -> Result<Moved> {
+        self.places.look_behind(false);
         let mut missing: BTreeMap<String, Option<(u64, u64)>> = BTreeMap::new();
         for module in &adapter.modules {
             if !matches!(module.change, Change::Lora(_) | Change::Method(_)) {
@@ -73,14 +74,19 @@ impl Lander<'_> {
         }
         let keeps_first =
             matches!(self.base.checkpoint.container(), Container::Pipeline(_)) && ADAPTED.contains(&words.first());
-        let ways = self.ways(&words, &missing, usize::from(keeps_first));
-        let mut whole: Vec<&Way> = Vec::new();
-        for way in ways.iter().filter(|way| way.found.len() == missing.len()) {
-            let same = |other: &&Way| other.found.iter().zip(&way.found).all(|((_, one), (_, other))| one == other);
-            if !whole.iter().any(same) {
-                whole.push(way);
+        let kept = usize::from(keeps_first);
+        let mut ways = self.ways(&words, &missing, kept, None);
+        if let (true, Some(prefix)) = (whole(&ways, missing.len()).is_empty(), self.places.look_behind(true)) {
+            // The same with the names of the tables, which begin behind the base's prefix.
+            let prefix = prefix.to_owned();
+            let behind = self.ways(&words, &missing, kept, Some(&prefix));
+            if whole(&behind, missing.len()).is_empty() {
+                self.places.look_behind(false);
+            } else {
+                ways = behind;
             }
         }
+        let whole = whole(&ways, missing.len());
         match whole.as_slice() {
             [] => {
                 let best = ways.iter().max_by_key(|way| way.found.len()).filter(|way| !way.found.is_empty());
@@ -107,8 +113,15 @@ impl Lander<'_> {
         }
     }
 
-    /// All ways that lead some modules into the base, from the first on; `kept` words stay in front.
-    fn ways(&self, words: &Words<'_>, missing: &[(String, Option<(u64, u64)>)], kept: usize) -> Vec<Way> {
+    /// All ways that lead some modules into the base, from the first on; `kept` words stay in front. `behind` are the words in
+    /// front of the base's names that are looked behind.
+    fn ways(
+        &self,
+        words: &Words<'_>,
+        missing: &[(String, Option<(u64, u64)>)],
+        kept: usize,
+        behind: Option<&str>,
+    ) -> Vec<Way> {
         let separator = words.separator;
         let spelled = |module: &str| module.replace('.', &separator.to_string());
         let mut own: HashMap<String, Vec<&str>> = HashMap::new();
@@ -130,8 +143,9 @@ impl Lander<'_> {
             if adds.len() > MAX_WAYS {
                 adds.retain(|add| own.contains_key(&format!("{add}{last}")));
             }
-            if count > 0 {
+            if count > 0 || behind.is_some() {
                 let path = |path: &str| match separator {
+                    _ if count == 0 => path.to_owned(),
                     '.' => format!("{front}{}", rest(path)),
                     _ => format!("{FLAT_DENOISER}{}", rest(path)),
                 };
@@ -141,7 +155,8 @@ impl Lander<'_> {
                     Some((path, found))
                 };
                 let found: Vec<(String, Place)> = missing.iter().filter_map(place).collect();
-                ways.extend((!found.is_empty()).then(|| Way { strip: strip.clone(), add: String::new(), found }));
+                let add = behind.unwrap_or_default().to_owned();
+                ways.extend((!found.is_empty()).then(|| Way { strip: strip.clone(), add, found }));
             }
             for add in adds.into_iter().take(MAX_WAYS) {
                 let place = |(old, _): &(String, _)| match own.get(&format!("{add}{}", rest(old))).map(Vec::as_slice) {
@@ -154,6 +169,18 @@ impl Lander<'_> {
         }
         ways
     }
+}
+
+/// Those of `ways` that lead all of `count` modules into the base, each to other places.
+fn whole(ways: &[Way], count: usize) -> Vec<&Way> {
+    let mut whole: Vec<&Way> = Vec::new();
+    for way in ways.iter().filter(|way| way.found.len() == count) {
+        let same = |other: &&Way| other.found.iter().zip(&way.found).all(|((_, one), (_, other))| one == other);
+        if !whole.iter().any(same) {
+            whole.push(way);
+        }
+    }
+    whole
 }
 
 /// What the paths of all modules begin with.

@@ -1,9 +1,11 @@
 //! Tensors of an adapter that have no place in the base: one message names all of them, and what they may have meant.
 
 use super::change::Landable;
-use super::placer::Lander;
-use crate::adapters::{Adapter, Change, Module};
+use super::placer::{Fate, Lander};
+use crate::adapters::{Adapter, Change};
 use crate::error::Error;
+use crate::naming::arch::flattened;
+use crate::naming::components::with_component;
 use crate::naming::experts::{self, FUSED};
 
 /// A module that found no place; others may still follow, so that one message names all.
@@ -44,6 +46,8 @@ impl Lander<'_> {
         const SHOWN: usize = 3;
         let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();
+        let found = |fate: &Fate| matches!(fate, Fate::Merged | Fate::LeftOut);
+        let any = self.landed.fates.last().is_some_and(|fates| fates.values().any(found));
         let shown: Vec<String> = homeless
             .iter()
             .take(SHOWN)
@@ -67,19 +71,26 @@ impl Lander<'_> {
             format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
         let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
         Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem)
-            .hint(self.way_out(homeless, tensors == total))
+            .hint(self.way_out(homeless, !any))
     }
 
-    /// The way out. What was trained for a part that the base has is never offered to be dropped.
+    /// The way out. What was trained for a part that the base has is never offered to be dropped, nor `all` that was trained.
     fn way_out(&self, homeless: &[Homeless], all: bool) -> &'static str {
         let names = &self.base.names;
         let is_new = |module: &Homeless| module.lost == Lost::Whole && !names.has_module(&module.wanted);
-        let part = |module: &Homeless| module.wanted.split('.').next().unwrap_or_default().to_owned();
+        let has_part = |module: &Homeless| match flattened(&module.wanted) {
+            Some((_, components)) => components.iter().any(|component| self.places.has_part(component)),
+            None => {
+                let path = with_component(&module.wanted);
+                let part = path.split('.').next().unwrap_or_default();
+                names.has_module(part) || self.places.has_part(part)
+            }
+        };
         if homeless.iter().all(|module| module.lost == Lost::Copy) {
             "they repeat weights of the model the adapter was trained on: `--allow-unused GLOB` lets them go"
         } else if homeless.iter().all(is_new) {
             "`modules_to_save` of the adapter's config names modules that are added to the model, such as a new head"
-        } else if !all && homeless.iter().all(|module| !names.has_module(&part(module))) {
+        } else if !all && !homeless.iter().any(has_part) {
             "`--allow-unused GLOB` leaves away what belongs to a part of the model that the base does not have"
         } else {
             "is this the model the adapter was trained on?"
@@ -102,11 +113,4 @@ impl Lander<'_> {
         stacks.extend(list.and_then(|(list, _)| list.strip_suffix('s')).map(str::to_owned));
         stacks.iter().find_map(|stack| self.base.packed_stack(stack))
     }
-}
-
-/// The name of the tokens whose embedding a module is (LyCORIS `bundle_emb`): no weight of a model.
-pub fn embedding_of(module: &Module) -> Option<String> {
-    let tensors = module.change.tensors();
-    let rest = tensors.first()?.info.name.strip_prefix("bundle_emb.")?;
-    Some(rest.rsplit_once('.').map_or(rest, |(name, _)| name).to_owned())
 }

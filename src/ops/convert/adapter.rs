@@ -4,7 +4,7 @@
 //! folded exactly or refused with the reason, never dropped.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::checkpoint::globs;
 use super::{ConvertOptions, Target, watch};
 use crate::adapters::config::INVOCATION;
-use crate::adapters::{Adapter, AlphaFrom, Init};
+use crate::adapters::{Adapter, AlphaFrom, Init, embeddings_note};
 use crate::dialects::adapterhub::write as adapterhub;
 use crate::dialects::files::{Facts, Files};
 use crate::dialects::gguf::write::Wishes;
@@ -23,7 +23,7 @@ use crate::dialects::peft::write as peft;
 use crate::dialects::pieces::{Pieces, Stacks};
 use crate::dialects::spell::{Respelled, Wanted};
 use crate::dialects::torchtune::write as torchtune;
-use crate::dialects::{as_lora, diffusers, family, files, hashes, kohya, pieces, same, spell, xlabs};
+use crate::dialects::{as_lora, denoisers, diffusers, family, files, hashes, kohya, pieces, same, spell, xlabs};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::hub;
@@ -111,13 +111,14 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
 }
 
 /// What `options` make of an adapter that another verb has just put at their input by `recipe`, and what is worth knowing of it.
+/// `made_of` is what people know it by: an input of that verb.
 ///
 /// # Errors
 /// When the target cannot express it.
-pub fn new_adapter(options: &ConvertOptions, recipe: &Value) -> Result<(Output, Vec<String>)> {
+pub fn new_adapter(options: &ConvertOptions, made_of: &Path, recipe: &Value) -> Result<(Output, Vec<String>)> {
     let Opened { mut adapter, model, target } = open(options)?;
     // Where it lies is nothing people know of.
-    adapter.root = options.write.out.with_extension("");
+    adapter.root = made_of.to_owned();
     let (output, report) = output(&adapter, options, target, model.as_ref(), recipe)?;
     Ok((output, report.notes))
 }
@@ -280,6 +281,7 @@ fn translate(
     }
     let stacks = if target == Target::Gguf { Stacks::Apart(model.and_then(gguf::width)) } else { Stacks::Refused };
     let mut pieces = pieces::collect(adapter, stacks)?;
+    report.notes.extend(embeddings_note(&pieces.embedded, &format!("the dialect {to}")));
     let base = options.base.as_deref().map(Base::open).transpose();
     // Here the config is enough.
     let names_known = wants_config(target) || adapter.config.llama_cpp.is_some();
@@ -299,7 +301,7 @@ fn translate(
         pieces.paths_mut().for_each(|path| *path = components::with_component(path));
     }
     if let Some(component) = &options.component {
-        mean(&mut pieces, component)?;
+        report.notes.extend(denoisers::mean(&mut pieces, component)?);
     }
     select(&mut pieces, options);
     if options.as_lora {
@@ -308,6 +310,7 @@ fn translate(
         report.error = made.error;
         report.notes.extend(made.notes);
     }
+    let denoisers = denoisers::named(&pieces);
     let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
     let wishes = Wishes { config: model, arch: options.arch.as_deref(), quant: options.quant.map(|mix| mix.ggml) };
     match &adapter.config.llama_cpp {
@@ -343,24 +346,9 @@ fn translate(
     let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Error::unsupported(&adapter.root, format!("two modules would both be called `{}`", pair[0]))),
+        Some(pair) => Err(denoisers::same_name(&adapter.root, pair[0], &denoisers, to)),
         None => Ok(files),
     }
-}
-
-/// Puts what is below a denoiser below the one of its kind that is meant.
-fn mean(pieces: &mut Pieces, meant: &str) -> Result<()> {
-    let Some(kind) = components::kind_of_denoiser(meant).filter(|_| components::ADAPTED.contains(&meant)) else {
-        return Err(Error::invalid("--component", format!("`{meant}` is no denoiser of a pipeline"))
-            .hint("transformer, transformer_2, unet or unet_2"));
-    };
-    for path in pieces.paths_mut() {
-        let own =
-            components::split(path).filter(|(component, _)| components::kind_of_denoiser(component) == Some(kind));
-        let own = own.map(|(_, rest)| format!("{meant}.{rest}"));
-        own.into_iter().for_each(|own| *path = own);
-    }
-    Ok(())
 }
 
 fn select(pieces: &mut Pieces, options: &ConvertOptions) {
@@ -368,9 +356,7 @@ fn select(pieces: &mut Pieces, options: &ConvertOptions) {
         (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(path)))
             && !options.exclude.iter().any(|pattern| pattern.is_match(path))
     };
-    pieces.pairs.retain(|pair| takes(&pair.path));
-    pieces.methods.retain(|other| takes(&other.path));
-    pieces.whole.retain(|whole| takes(&whole.path));
+    pieces.retain(takes);
 }
 
 /// Flattened name → path of every module of the base; what no component is told of is a denoiser's.

@@ -29,7 +29,7 @@ use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::base::Base;
 use crate::naming::experts;
-use crate::ops::dialect::beyond_budget;
+use crate::ops::dialect::{Origin, beyond_budget};
 use crate::output::WriteOptions;
 use crate::output::new_adapter::peft_output;
 use crate::output::{Run, check_early};
@@ -114,7 +114,8 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
     let output = peft_output(adapter, &options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
-    let written = options.dialect.write(&output, &recipe, Some(&options.base), &options.write, &quiet, &inputs)?;
+    let origin = Origin { input: &options.tuned, base: Some(&options.base), component: true };
+    let written = options.dialect.write(&output, &recipe, origin, &options.write, &quiet, &inputs)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -16,7 +16,7 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::dialect::{Dialect, beyond_budget};
+use super::dialect::{Dialect, Origin, beyond_budget};
 use super::rank_choice::RankChoice;
 use crate::adapters::ReadOptions;
 use crate::error::{Blame, Error, Result};
@@ -146,7 +146,9 @@ fn write(
     let copied = written::beside(&opened.source().adapter, &[])?.0.into_iter().map(|(path, _)| path);
     check_early(&options.write, inputs, &options.dialect.expected(&options.write.out, copied))?;
     let (output, mut resized) = opened.resize(options, recipe, run)?;
-    let written = options.dialect.write(&output, recipe, options.base.as_deref(), &options.write, run, inputs)?;
+    let input = &opened.source().adapter.root;
+    let origin = Origin { input, base: options.base.as_deref(), component: false };
+    let written = options.dialect.write(&output, recipe, origin, &options.write, run, inputs)?;
     if options.dialect.foreign().is_some() {
         resized.bytes = written.bytes;
     }

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::dialect::{Dialect, beyond_budget};
+use super::dialect::{Dialect, Origin, beyond_budget};
 use super::rank_choice::{RankChoice, Ranking};
 use crate::adapters::{Change, ReadOptions};
 use crate::dialects::peft::new_adapter::NewAdapter;
@@ -118,7 +118,8 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
     }
     adapter.check_readable(first_input(options))?;
     let output = peft_output(adapter, &options.write, &recipe);
-    let written = options.dialect.write(&output, &recipe, options.base.as_deref(), &options.write, run, &inputs)?;
+    let origin = Origin { input: first_input(options), base: options.base.as_deref(), component: false };
+    let written = options.dialect.write(&output, &recipe, origin, &options.write, run, &inputs)?;
     report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -14,7 +14,9 @@ use foldhash::HashMap;
 
 use super::{Applied, Landable, Selection};
 use crate::adapters::config::saves;
-use crate::adapters::{Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe};
+use crate::adapters::{
+    Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe, embedding_of, embeddings_note,
+};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
@@ -134,9 +136,14 @@ pub fn gather(
     let mut terms = Terms { notes: spellings.notes.clone(), ..Terms::default() };
     let mut paths = BTreeSet::new();
     let mut holders = Holders::default();
+    let mut embedded = BTreeSet::new();
     for (source, applied) in sources.iter().enumerate() {
         let home = base.map(|base| Home::of(base, &applied.adapter)).transpose()?;
         for (at, module) in applied.adapter.modules.iter().enumerate() {
+            if let Some(name) = embedding_of(module) {
+                embedded.insert(name);
+                continue;
+            }
             let place = spellings.place(source, at);
             let path = match place {
                 Place::Own => &module.path,
@@ -167,6 +174,7 @@ pub fn gather(
             }
         }
     }
+    terms.notes.extend(embeddings_note(&embedded, "a sum"));
     selection.check(&paths)?;
     terms.check()?;
     terms.apart = holders.apart();
