@@ -28,6 +28,7 @@ mod experts;
 mod experts_ungated;
 mod extract;
 mod families;
+mod found_bases;
 mod gguf_adapters;
 mod golden;
 mod heads;
