@@ -149,25 +149,27 @@ impl Adapter {
         Ok(())
     }
 
-    /// A pair for each expert in two tensors of three dimensions: A `[E, r, in]`, B `[E, out, r]`, either with one for all.
-    fn refuse_experts(&self, lora: &Lora) -> Result<()> {
-        let (&[first, rank, _], &[second, outputs, inner]) =
+    /// Experts, rank, outputs and inputs of a pair for each expert in two tensors of three dimensions: A `[E, r, in]`, B
+    /// `[E, out, r]`, either with one for all.
+    pub fn experts_of_pair(&self, lora: &Lora) -> Option<[u64; 4]> {
+        let (&[first, rank, inputs], &[second, outputs, inner]) =
             (lora.down.info.shape.as_slice(), lora.up.info.shape.as_slice())
         else {
-            return Ok(());
+            return None;
         };
         // A convolution over one dimension has A `[r, in, k]`, B `[out, r, 1]`.
         let is_convolution = outputs == first && inner == 1 && self.dialect != "mlx";
         if is_convolution || rank != inner || (first != second && first != 1 && second != 1) {
-            return Ok(());
+            return None;
         }
+        Some([first.max(second), rank, outputs, inputs])
+    }
+
+    fn refuse_experts(&self, lora: &Lora) -> Result<()> {
+        let Some([experts, ..]) = self.experts_of_pair(lora) else { return Ok(()) };
         let what = format!(
             "tensors `{}` {} and `{}` {} hold a pair for each of {} experts in one tensor each; such pairs are not read yet",
-            lora.down.info.name,
-            lora.down.info.shape,
-            lora.up.info.name,
-            lora.up.info.shape,
-            first.max(second)
+            lora.down.info.name, lora.down.info.shape, lora.up.info.name, lora.up.info.shape, experts
         );
         let error = Error::unsupported(lora.down.path(), what);
         Err(if self.dialect == "mlx" { error.hint("`mlx_lm.fuse` merges them into the model") } else { error })

@@ -29,11 +29,17 @@ pub(super) struct Stamp {
     bytes: u64,
     /// Seconds and nanoseconds.
     modified: (i64, i64),
+    mode: u32,
 }
 
 impl Stamp {
     pub(super) fn of(found: &Metadata) -> Self {
-        Self { identity: (found.dev(), found.ino()), bytes: found.len(), modified: (found.mtime(), found.mtime_nsec()) }
+        Self {
+            identity: (found.dev(), found.ino()),
+            bytes: found.len(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            mode: found.mode(),
+        }
     }
 
     /// Fails when what is `now` at `path`, or behind an open file, is not this.
@@ -113,6 +119,11 @@ impl Inputs {
     pub fn keep(&self, path: &Path) {
         // What is not there cannot be lost.
         self.kept.borrow_mut().extend(fs::canonicalize(path).ok());
+    }
+
+    /// The permissions that every input has: what is made of them is open to nobody that one of them is closed to.
+    pub fn permissions(&self) -> u32 {
+        self.seen.borrow().iter().fold(0o666, |mode, (_, stamp)| mode & stamp.mode)
     }
 
     /// Checks that every input is still the file it was: the same device and inode, length and time of modification. Call it

@@ -115,6 +115,13 @@ impl PartsDir {
         Ok(notes)
     }
 
+    /// The same, whose weight files are open to no more people than `mode` says.
+    #[must_use]
+    pub fn open_to(mut self, mode: u32) -> Self {
+        self.unfinished.limit(mode);
+        self
+    }
+
     /// The directory of the finished files of all parts so far.
     pub fn path(&self) -> &Path {
         self.finished.root()

@@ -18,18 +18,28 @@ use crate::error::{Error, Result};
 /// All may read and write, nobody executes: what the umask takes from.
 const READ_WRITE: u32 = 0o666;
 
+/// What is left to its owner of any file.
+const OWNER: u32 = 0o600;
+
 /// The directory. Permissions of everything in it follow the umask, as for files a shell writes; a copy is never open to more
 /// people than its source.
 #[derive(Debug)]
 pub(super) struct Payload {
     root: PathBuf,
+    /// Permissions of the files that are filled piece by piece.
+    mode: u32,
 }
 
 impl Payload {
     /// Creates the directory, or takes it as it is.
     pub(super) fn open(root: PathBuf) -> Result<Self> {
         create_directories(&root)?;
-        Ok(Self { root })
+        Ok(Self { root, mode: READ_WRITE })
+    }
+
+    /// Files that are filled piece by piece are open to no more people than `mode` says; their owner may always write them.
+    pub(super) fn limit(&mut self, mode: u32) {
+        self.mode = mode & READ_WRITE | OWNER;
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -52,7 +62,7 @@ impl Payload {
     }
 
     pub(super) fn create(&self, relative: &Path, bytes: u64) -> Result<PositionalFile> {
-        PositionalFile::create(self.place(relative)?, bytes)
+        PositionalFile::create(self.place(relative)?, bytes, self.mode)
     }
 
     pub(super) fn write(&self, relative: &Path, contents: &[u8]) -> Result<()> {

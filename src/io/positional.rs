@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,13 +36,15 @@ pub struct PositionalFile {
 }
 
 impl PositionalFile {
-    /// Creates `path` (which must not exist) with `bytes` bytes of reserved disk space.
-    pub(super) fn create(path: PathBuf, bytes: u64) -> Result<Self> {
+    /// Creates `path` (which must not exist) with `bytes` bytes of reserved disk space, and the permissions `mode` as far as the
+    /// umask lets them.
+    pub(super) fn create(path: PathBuf, bytes: u64, mode: u32) -> Result<Self> {
         // Readable too, because the file system may want to read what it copies onto.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(mode)
             .open(&path)
             .map_err(|source| Error::io(&path, "cannot create", source))?;
         space::reserve(&file, &path, bytes)?;
@@ -213,7 +215,7 @@ mod tests {
     fn a_closed_file_is_opened_by_the_next_write() {
         let directory = tempfile::tempdir().unwrap();
         let source = source_of(directory.path(), b"56789");
-        let file = PositionalFile::create(directory.path().join("out.bin"), 10).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 10, 0o666).unwrap();
 
         file.close();
         file.write_at(0, b"01234").unwrap();
@@ -228,7 +230,7 @@ mod tests {
     fn threads_write_their_own_places_in_any_order() {
         let directory = tempfile::tempdir().unwrap();
         let contents = noise(1_000_003);
-        let file = PositionalFile::create(directory.path().join("out.bin"), 1_000_003).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 1_000_003, 0o666).unwrap();
 
         std::thread::scope(|scope| {
             for thread in 0..8 {
@@ -248,7 +250,7 @@ mod tests {
     #[test]
     fn a_write_beyond_the_planned_length_is_refused() {
         let directory = tempfile::tempdir().unwrap();
-        let file = PositionalFile::create(directory.path().join("out.bin"), 10).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 10, 0o666).unwrap();
         let source = source_of(directory.path(), b"12345");
 
         let text = "out.bin: byte 8: 3 bytes do not fit there, the file was planned with 10 bytes";
@@ -263,7 +265,7 @@ mod tests {
         let path = directory.path().join("out.bin");
         fs::write(&path, b"kept").unwrap();
 
-        let error = PositionalFile::create(path.clone(), 10).unwrap_err().to_string();
+        let error = PositionalFile::create(path.clone(), 10, 0o666).unwrap_err().to_string();
 
         assert!(error.ends_with("out.bin: cannot create: File exists (os error 17)"), "{error}");
         assert_eq!(fs::read(path).unwrap(), b"kept");
@@ -280,7 +282,7 @@ mod tests {
             ("kernel", PositionalFile::copy_from as fn(&PositionalFile, &MappedFile, u64, u64, u64) -> _),
             ("hand", PositionalFile::copy_by_hand),
         ] {
-            let file = PositionalFile::create(directory.path().join(name), len + 3).unwrap();
+            let file = PositionalFile::create(directory.path().join(name), len + 3, 0o666).unwrap();
             way(&file, &source, 11, 3, len).unwrap();
             let written = fs::read(file.path()).unwrap();
             assert!(written[..3] == [0; 3] && written[3..] == contents[11..], "{name}");
@@ -295,7 +297,7 @@ mod tests {
         let contents = noise(100_000);
         let source = source_of(directory.path(), &contents);
 
-        let file = PositionalFile::create(disk.path().join("out.bin"), 100_000).unwrap();
+        let file = PositionalFile::create(disk.path().join("out.bin"), 100_000, 0o666).unwrap();
         file.copy_from(&source, 0, 0, 100_000).unwrap();
 
         assert!(fs::read(file.path()).unwrap() == contents);
@@ -305,7 +307,7 @@ mod tests {
     fn what_is_held_is_written_from_memory() {
         let directory = tempfile::tempdir().unwrap();
         let source = source_of(directory.path(), b"0123456789").held(b"abcdef".to_vec());
-        let file = PositionalFile::create(directory.path().join("out.bin"), 5).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 5, 0o666).unwrap();
 
         file.copy_from(&source, 1, 1, 4).unwrap();
 
@@ -318,7 +320,7 @@ mod tests {
     fn a_copy_of_nothing_is_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let source = source_of(directory.path(), b"");
-        let file = PositionalFile::create(directory.path().join("out.bin"), 0).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 0, 0o666).unwrap();
 
         file.copy_from(&source, 0, 0, 0).unwrap();
         file.write_at(0, b"").unwrap();
@@ -330,7 +332,7 @@ mod tests {
     fn a_source_that_got_shorter_is_an_error_with_both_lengths() {
         let directory = tempfile::tempdir().unwrap();
         let source = source_of(directory.path(), &noise(100_000));
-        let file = PositionalFile::create(directory.path().join("out.bin"), 100_000).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 100_000, 0o666).unwrap();
 
         File::options().write(true).open(source.path()).unwrap().set_len(50_000).unwrap();
 
@@ -343,7 +345,7 @@ mod tests {
     fn a_copy_beyond_the_source_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let source = source_of(directory.path(), b"12345");
-        let file = PositionalFile::create(directory.path().join("out.bin"), 10).unwrap();
+        let file = PositionalFile::create(directory.path().join("out.bin"), 10, 0o666).unwrap();
 
         let error = file.copy_from(&source, 3, 0, 3).unwrap_err().to_string();
 
@@ -354,7 +356,7 @@ mod tests {
     #[cfg_attr(not(mounts), ignore = "needs the right to mount")]
     fn a_disk_that_is_full_after_all_is_an_error_with_the_place() {
         let disk = SmallDisk::mount(256);
-        let file = PositionalFile::create(disk.path().join("out.bin"), 4096).unwrap();
+        let file = PositionalFile::create(disk.path().join("out.bin"), 4096, 0o666).unwrap();
         // The length without the reservation, as on a file system that cannot promise.
         let file = PositionalFile { bytes: 1 << 20, ..file };
 

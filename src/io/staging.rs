@@ -66,6 +66,13 @@ impl Staging {
         Ok(Self { root, payload, target, swept, _lock: lock })
     }
 
+    /// The same, whose weight files are open to no more people than `mode` says.
+    #[must_use]
+    pub fn open_to(mut self, mode: u32) -> Self {
+        self.payload.limit(mode);
+        self
+    }
+
     /// The directory that will be the target; for looking at, and for tools that need a path.
     pub fn path(&self) -> &Path {
         self.payload.root()

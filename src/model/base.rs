@@ -15,7 +15,7 @@ use crate::formats::{Checkpoint, Format, Stored, side};
 use crate::naming::gguf::gguf_arch;
 use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
-use crate::tensor::Packing;
+use crate::tensor::{Dtype, Packing};
 
 /// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
 /// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
@@ -24,8 +24,11 @@ pub const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scal
 /// Endings under which scales were seen whose use is not known.
 const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
 
+/// Words in the names of what scales a weight.
+const SCALE_WORDS: [&str; 4] = ["scale", "amax", "absmax", "inv"];
+
 /// Endings that betray a packed weight, and who packs like that.
-pub const PACKED: [(&str, &str); 10] = [
+pub const PACKED: [(&str, &str); 11] = [
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
     (".weight.absmax", "bitsandbytes 4-bit"),
@@ -33,6 +36,7 @@ pub const PACKED: [(&str, &str); 10] = [
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
     (".weight._data", "quanto"),
+    (".weight.qdata", "torchao"),
     ("._weight_qdata", "torchao"),
     (".W_q", "HQQ"),
     (".trellis", "EXL3"),
@@ -102,9 +106,8 @@ impl Base {
         let tie = if tied { heads.tie(&names) } else { None };
         let declared = config.as_ref().and_then(heads::declared_tie) == Some(true);
         let stored_tie = if declared { heads.stored(&names) } else { None };
-        let unnamed = (tied && heads == Heads::Unknown && heads.stored(&names).is_none())
-            .then(|| Heads::any_embedding(&names))
-            .flatten();
+        let is_open = config.is_none() || tied && heads == Heads::Unknown;
+        let unnamed = (is_open && heads.stored(&names).is_none()).then(|| Heads::any_embedding(&names)).flatten();
         let formats = comfyui::Formats::of(&checkpoint);
         let base = Self { checkpoint, view, names, config, formats, tie: None, stored_tie, heads, unnamed, wrapping };
         Ok(base.with_tie(tie))
@@ -123,7 +126,7 @@ impl Base {
     /// that it has no tensor for: the adapters were made on the class itself.
     #[must_use]
     pub fn with_head_named_by<'a>(self, mut paths: impl Iterator<Item = &'a str>) -> Self {
-        if self.unnamed.is_none() {
+        if self.unnamed.is_none() || self.config.is_none() {
             return self;
         }
         match paths.find_map(|path| Heads::named(path, &self.names)) {
@@ -218,7 +221,18 @@ impl Base {
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
     fn unknown_scale_of(&self, name: &str, packing: Packing) -> Option<String> {
-        self.scale_beside(name).filter(|_| is_fp8(packing))
+        is_fp8(packing).then(|| self.scale_beside(name).or_else(|| self.like_a_scale(name))).flatten()
+    }
+
+    /// A tensor of numbers beside the weight `name` that may scale it by its own name: `weight_amax`.
+    fn like_a_scale(&self, name: &str) -> Option<String> {
+        let stem = name.strip_suffix(".weight").unwrap_or(name);
+        let holds_numbers = |key: &str| {
+            let dtype = self.checkpoint.info(key).map(|info| &info.dtype);
+            dtype.is_some_and(|dtype| *dtype == Dtype::F8E8M0 || dtype.float().is_some_and(|float| float.bytes() > 1))
+        };
+        let mut beside = self.names.beginning_with(stem).filter(|key| *key != name);
+        beside.find(|key| may_scale(&key[stem.len()..]) && holds_numbers(key)).map(str::to_owned)
     }
 
     /// A tensor beside a weight that is called like its scales.
@@ -289,6 +303,21 @@ fn told(metadata: &Metadata, has_output: bool) -> Option<Map<String, Value>> {
 /// Whether a checkpoint of llama.cpp has a head of its own.
 fn has_output(checkpoint: &Checkpoint) -> bool {
     ["lm_head.weight", "embed_out.weight", "output.weight"].iter().any(|name| checkpoint.info(name).is_some())
+}
+
+/// Whether what follows the path of a module in a tensor's name may be that of scales of its weight.
+fn may_scale(rest: &str) -> bool {
+    let (parameter, is_own) = match rest.strip_prefix('.') {
+        Some(own) => (own, true),
+        None => (rest.strip_prefix('_').unwrap_or_default(), false),
+    };
+    // `weight_amax`, `weight.amax`
+    let of_weight = parameter.strip_prefix("weight").filter(|rest| rest.starts_with(['.', '_']));
+    if parameter.contains("bias") || of_weight.map_or(parameter, |rest| &rest[1..]).contains('.') {
+        return false;
+    }
+    let has = |word: &&str| if is_own { parameter.contains(*word) } else { parameter.starts_with(*word) };
+    of_weight.is_some() || SCALE_WORDS.iter().any(|word| has(&word))
 }
 
 fn is_fp8(packing: Packing) -> bool {

@@ -163,6 +163,11 @@ pub fn find(layer: &str, has: impl Fn(&str) -> bool) -> Option<Place> {
     FUSED.iter().find(|fused| has(&fused.tensor(layer, Part::Gate))).map(Place::Fused)
 }
 
+/// Name of the weight of one expert of the list `list` whose projection is the parameter `name` of the stack.
+pub fn of_list(list: &str, expert: u64, name: &str) -> String {
+    format!("{list}.{expert}.{name}.weight")
+}
+
 /// Other paths the same module may have in the base: blocks are renamed between memory and disk.
 pub fn aliases(module: &str) -> Vec<String> {
     let segments: Vec<&str> = module.split('.').collect();

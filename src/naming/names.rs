@@ -1,6 +1,8 @@
 //! The keys of a base: what is there, what resembles it, and how an adapter's paths map onto it.
 
 use std::collections::{BTreeSet, HashSet};
+use std::ops::Bound;
+use std::sync::OnceLock;
 
 use super::renamed;
 
@@ -18,6 +20,8 @@ const MAX_SHIFT_COMPONENTS: usize = 3;
 pub struct Names {
     keys: HashSet<String>,
     modules: BTreeSet<String>,
+    /// The keys in order, at the first question that needs it.
+    sorted: OnceLock<BTreeSet<String>>,
 }
 
 /// A change of prefix that maps every path of an adapter onto the base: model classes wrap the same layers under
@@ -47,7 +51,7 @@ impl Names {
     pub fn new(keys: impl IntoIterator<Item = String>) -> Self {
         let keys: HashSet<String> = keys.into_iter().collect();
         let modules = keys.iter().filter_map(|key| key.rsplit_once('.')).map(|(module, _)| module.to_owned()).collect();
-        Self { keys, modules }
+        Self { keys, modules, sorted: OnceLock::new() }
     }
 
     /// The same names, and the module `module` whose weight is another's.
@@ -83,6 +87,15 @@ impl Names {
     /// Whether the base holds a tensor of this name.
     pub fn has(&self, key: &str) -> bool {
         self.keys.contains(key)
+    }
+
+    /// The names that begin with `start`.
+    pub fn beginning_with<'a>(&'a self, start: &'a str) -> impl Iterator<Item = &'a str> {
+        let sorted = self.sorted.get_or_init(|| self.keys.iter().cloned().collect());
+        sorted
+            .range::<str, _>((Bound::Included(start), Bound::Unbounded))
+            .map(String::as_str)
+            .take_while(move |key| key.starts_with(start))
     }
 
     /// The modules that have parameters of their own.

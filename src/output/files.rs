@@ -157,7 +157,7 @@ impl Output {
     }
 
     fn write_whole(&self, options: &WriteOptions, executor: &Executor<'_>, inputs: &Inputs) -> Result<()> {
-        let staging = Staging::begin(&options.out, options.force)?;
+        let staging = Staging::begin(&options.out, options.force)?.open_to(inputs.permissions());
         self.fill(&staging, options, executor)?;
         inputs.check_unchanged()?;
         if !self.single_file {
@@ -193,7 +193,7 @@ impl Output {
     }
 
     fn write_part(&self, options: &WriteOptions, part: Part, executor: &Executor<'_>, inputs: &Inputs) -> Result<()> {
-        let parts = PartsDir::open(&options.out, &part_name(part), options.force)?;
+        let parts = PartsDir::open(&options.out, &part_name(part), options.force)?.open_to(inputs.permissions());
         let note_path = PathBuf::from(note_name(part));
         // From here on the part is not done, until it is.
         parts.remove_note(&note_path)?;

@@ -13,7 +13,9 @@ use super::tile::Piece;
 use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::naming::experts::{self, Fused, INTERLEAVED_MODELS, Part, Place, Split, TRANSPOSED_MODELS};
+use crate::naming::experts::{
+    self, DEFINITION_ORDER, Fused, INTERLEAVED_MODELS, Part, Place, Split, TRANSPOSED_MODELS,
+};
 
 /// Most parameters of one module; their pairs are told apart by trying every order.
 const MAX_STACKS: usize = 6;
@@ -67,6 +69,8 @@ enum Home {
     Tensor { name: String, transposed: bool },
     /// One tensor per expert; gate over up where the parameter is both.
     Split { split: &'static Split, layer: String, parts: &'static [Part] },
+    /// One tensor per expert of a list that no table has, where the projection has the name of the parameter.
+    List { path: String, name: String },
 }
 
 /// Which pair belongs to which parameter: the order of nesting if the shapes agree with it, else the one order that fits.
@@ -102,6 +106,14 @@ fn assign<'a>(
     }
     let fits = |order: &[usize]| order.iter().zip(&inner_first).all(|(at, module)| stacks[*at].takes(lora_of(module)));
     let found = permutations(stacks.len()).into_iter().find(|order| fits(order));
+    // In what order a class that no table has defines its parameters is not known.
+    let is_open =
+        |stack: &Stack| matches!(&stack.home, Home::List { name, .. } if !DEFINITION_ORDER.contains(&name.as_str()));
+    if stacks.iter().any(is_open) && permutations(stacks.len()).iter().filter(|order| fits(order)).count() > 1 {
+        let names: Vec<String> = stacks.iter().map(|stack| format!("`{}`", stack.parameter)).collect();
+        let what = format!("its pairs for {} have the same shapes, and which is whose is not known", names.join(", "));
+        return Err(Error::unsupported(&job.applied.adapter.root, what));
+    }
     let Some(order) = found else {
         let pair = lora_of(inner_first[0]);
         let offers: Vec<String> = stacks.iter().map(Stack::describe).collect();
@@ -173,7 +185,7 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
             let outputs = rows * parts.len() as u64;
             return Some(Stack { parameter, experts, outputs, inputs, home: Home::Split { split, layer, parts } });
         }
-        None => return None,
+        None => return find_list(lander, &job.path, parameter, name),
     };
     let info = lander.base.checkpoint.info(&tensor)?;
     let (experts, outputs, inputs) = match *info.shape.as_slice() {
@@ -183,6 +195,15 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
     };
     let transposed = lander.base.is_one_of(&TRANSPOSED_MODELS);
     Some(Stack { parameter, experts, outputs, inputs, home: Home::Tensor { name: tensor, transposed } })
+}
+
+/// A parameter whose experts the base keeps one by one below `path`, each under the name of the parameter.
+fn find_list(lander: &Lander<'_>, path: &str, parameter: String, name: &str) -> Option<Stack> {
+    let names = &lander.base.names;
+    let (outputs, inputs) = lander.base.checkpoint.info(&experts::of_list(path, 0, name))?.shape.rows_cols();
+    let count = (0..).take_while(|expert| names.has(&experts::of_list(path, *expert, name))).count();
+    let home = Home::List { path: path.to_owned(), name: name.to_owned() };
+    Some(Stack { parameter, experts: count as u64, outputs, inputs, home })
 }
 
 /// Adds every expert's share of a pair to its place.
@@ -233,6 +254,10 @@ fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
                 transposed: false,
             };
             parts.iter().enumerate().map(landing).collect()
+        }
+        Home::List { path, name } => {
+            let tensor = experts::of_list(path, expert as u64, name);
+            vec![Landing { tensor, row: 0, col: 0, cols: None, outputs: (0, outputs), transposed: false }]
         }
     }
 }

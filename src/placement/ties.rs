@@ -164,13 +164,20 @@ fn change_copies(base: &Base, embedding: &str, landed: &mut Landed) -> Result<()
 
 /// Says that an embedding changes which a head of an unknown name may share.
 fn note_unnamed(lander: &mut Lander<'_>) {
-    let (Some(embedding), Some(config)) = (&lander.base.unnamed, &lander.base.config) else { return };
-    if lander.landed.targets.get(embedding).is_some_and(changes_more_than_rows) {
-        lander.landed.notes.push(format!(
+    let Some(embedding) = &lander.base.unnamed else { return };
+    if !lander.landed.targets.get(embedding).is_some_and(changes_more_than_rows) {
+        return;
+    }
+    let note = match &lander.base.config {
+        Some(config) => format!(
             "`{embedding}` is changed, and how `{}` calls its output head is not known: a head that shares this tensor changes with it",
             class_of(config)
-        ));
-    }
+        ),
+        None => format!(
+            "`{embedding}` is changed, and the base has no config: if the model's head shares its embedding, the head changes too"
+        ),
+    };
+    lander.landed.notes.push(note);
 }
 
 /// The modules of the tie that adapters change.

@@ -6,7 +6,7 @@ use crate::adapters::{Adapter, Change};
 use crate::error::Error;
 use crate::naming::arch::flattened;
 use crate::naming::components::with_component;
-use crate::naming::experts::{self, FUSED};
+use crate::naming::experts::{self, FUSED, SPLIT, Split};
 
 /// A module that found no place; others may still follow, so that one message names all.
 pub struct Homeless {
@@ -111,6 +111,19 @@ impl Lander<'_> {
         // One layer for each expert: `experts.gate_up_projs.0`.
         let list = path.rsplit_once('.').filter(|(_, number)| number.parse::<u64>().is_ok());
         stacks.extend(list.and_then(|(list, _)| list.strip_suffix('s')).map(str::to_owned));
-        stacks.iter().find_map(|stack| self.base.packed_stack(stack))
+        stacks.iter().find_map(|stack| self.base.packed_stack(stack)).or_else(|| self.packed_expert(path, &adapted))
+    }
+
+    /// The refusal of a stack of experts at `path` that the base keeps expert by expert, and packed.
+    fn packed_expert(&self, path: &str, adapted: &[&str]) -> Option<Error> {
+        let own = adapted.iter().map(|name| format!("{path}.0.{name}"));
+        let splits = experts::layer_of_stack(path).into_iter().flat_map(|layer| {
+            let modules = move |split: &'static Split| {
+                let tensors = split.has().iter().map(move |part| split.tensor(layer, 0, *part));
+                tensors.map(|tensor| tensor.trim_end_matches(".weight").to_owned())
+            };
+            SPLIT.iter().flat_map(modules)
+        });
+        own.chain(splits).find_map(|module| self.base.packed(&module))
     }
 }

@@ -28,6 +28,7 @@ mod experts;
 mod experts_ungated;
 mod extract;
 mod families;
+mod found_bases;
 mod found_names;
 mod found_reading;
 mod gguf_adapters;

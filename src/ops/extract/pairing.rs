@@ -9,7 +9,7 @@ use crate::formats::Stored;
 use crate::model::base::Base;
 use crate::naming::buffers::is_buffer;
 use crate::naming::head::Tie;
-use crate::naming::{Names, Shift};
+use crate::naming::{Names, Shift, renamed};
 
 /// Names that are listed in a message.
 const LISTED: usize = 6;
@@ -117,6 +117,16 @@ fn by_name(
     }
     let free: Vec<String> = base_names.iter().filter(|name| !partner.contains_key(*name)).cloned().collect();
     let free = Names::new(free);
+    // What transformers renames when it loads: `LayerNorm.gamma` is `LayerNorm.weight`.
+    let renamed: HashMap<&str, String> = rest
+        .iter()
+        .filter_map(|name| Some((name.as_str(), renamed::parameters(name).find(|other| free.has(other))?)))
+        .collect();
+    if let Some((name, other)) = rest.iter().find_map(|name| Some((name, renamed.get(name.as_str())?))) {
+        notes.push(format!("`{name}` of TUNED is `{other}` in BASE"));
+    }
+    rest.retain(|name| !renamed.contains_key(name.as_str()));
+    partner.extend(renamed.into_iter().map(|(name, other)| (other, Partner::Tensor(name.to_owned()))));
     let head = tuned.tie.as_ref().or(tuned.stored_tie.as_ref()).map(|tie| module_of(&tie.head));
     let modules: BTreeSet<&str> = rest.iter().map(|name| module_of(name)).filter(|path| Some(*path) != head).collect();
     let modules: Vec<&str> = modules.into_iter().collect();

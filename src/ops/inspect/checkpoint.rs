@@ -83,7 +83,7 @@ impl CheckpointFacts {
         let config = checkpoint.config()?;
         let weights = Weights::of(&checkpoint);
         let packed = quantised::packed(&checkpoint);
-        let mut problems = problems(&checkpoint);
+        let mut problems = problems(&checkpoint, |_| false);
         problems.extend(packed.iter().map(|found| {
             let Quantisation { method, modules } = found;
             format!("{} quantised by {method}: no adapter can be merged into them", counted(*modules, "weight"))

@@ -241,13 +241,15 @@ impl ModuleFacts {
 
     fn lora(&mut self, adapter: &Adapter, lora: &Lora, pair: Option<&Pair<'_>>) {
         let dimensions = lora.down.info.shape.as_slice();
-        self.kernel = dimensions.get(2..).unwrap_or_default().to_vec();
+        let each = adapter.experts_of_pair(lora);
+        self.kernel = if each.is_some() { Vec::new() } else { dimensions.get(2..).unwrap_or_default().to_vec() };
         let is_conv = self.kernel.iter().any(|side| *side > 1);
         let plain = if is_conv && adapter.dialect != "peft" { "LoCon" } else { "LoRA" };
         self.method = if lora.magnitude.is_some() { "DoRA" } else { plain };
-        self.shape = Some(match lora.embedding {
-            true => [lora.inputs(), lora.outputs()],
-            false => [lora.outputs(), lora.inputs()],
+        self.shape = Some(match (each, lora.embedding) {
+            (Some([.., outputs, inputs]), _) => [outputs, inputs],
+            (None, true) => [lora.inputs(), lora.outputs()],
+            (None, false) => [lora.outputs(), lora.inputs()],
         });
         self.rank = Some(pair.map_or_else(|| lora.rank(), |pair| pair.rank));
         let configured = match pair {

@@ -44,12 +44,14 @@ pub fn pairs<'a>(adapter: &'a Adapter, targets: &Targets) -> Vec<Pair<'a>> {
             let inside = same.iter().filter(|(_, other, _)| *other > nesting).count();
             let name = if is_layer { None } else { parameters.get(inside) };
             let path = name.map_or_else(|| module.to_owned(), |name| format!("{module}.{name}"));
-            let stored = lora.rank();
+            let each = adapter.experts_of_pair(lora);
+            let stored = each.map_or_else(|| lora.rank(), |[_, rank, ..]| rank);
             let configured = adapter.config.scaling.as_ref().map(|scaling| scaling.of(&path));
             let rank = configured.map_or(stored, |(rank, ..)| rank);
             let held = stored.checked_div(rank).filter(|held| name.is_some() && held * rank == stored);
-            let experts = held.unwrap_or(1).max(1);
-            let (parameter, rank) = (name.is_some(), stored / experts);
+            let held = held.unwrap_or(1).max(1);
+            let (parameter, rank) = (name.is_some(), stored / held);
+            let experts = each.map_or(held, |[experts, ..]| experts);
             found.push(Pair { module, path, parameter, lora, rank, configured, experts });
         }
     }

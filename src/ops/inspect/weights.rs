@@ -151,8 +151,9 @@ pub(super) fn parameters(tensor: &TensorInfo) -> u64 {
     if holds_parameters(&tensor.dtype) { elements(tensor) } else { 0 }
 }
 
-/// What is wrong with any set of tensors: dtypes that are not known, tensors without elements.
-pub(super) fn problems(checkpoint: &Checkpoint) -> Vec<String> {
+/// What is wrong with any set of tensors: dtypes that are not known, tensors without elements but those that are `meant` to have
+/// none.
+pub(super) fn problems(checkpoint: &Checkpoint, meant: impl Fn(&TensorInfo) -> bool) -> Vec<String> {
     let mut problems = Vec::new();
     let unknown: BTreeSet<&str> =
         checkpoint.tensors().filter(|tensor| !is_known(&tensor.dtype)).map(|tensor| tensor.dtype.name()).collect();
@@ -161,7 +162,7 @@ pub(super) fn problems(checkpoint: &Checkpoint) -> Vec<String> {
         problems.push(format!("holds tensors of unknown dtype {what}: they can be copied, not computed with"));
     }
     let empty: Vec<&str> =
-        checkpoint.tensors().filter(|tensor| tensor.bytes == 0).map(|tensor| tensor.name.as_str()).collect();
+        checkpoint.tensors().filter(|info| info.bytes == 0 && !meant(info)).map(|info| info.name.as_str()).collect();
     if !empty.is_empty() {
         let count = counted(empty.len(), "tensor");
         problems.push(format!("{count} without elements, as ZeRO-3 and FSDP leave them: {}", named(empty)));

@@ -16,6 +16,7 @@ use crate::adapters::config::saves;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
 use crate::error::Error;
 use crate::naming::ends;
+use crate::tensor::TensorInfo;
 
 pub use header::find as of_header;
 pub use values::find as of_values;
@@ -23,7 +24,7 @@ pub use values::find as of_values;
 /// Everything that is wrong; `refused` is what [`Adapter::open`] stops at.
 pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: Option<Error>) -> Vec<String> {
     let config = &adapter.config;
-    let mut problems = weights::problems(&adapter.tensors);
+    let mut problems = weights::problems(&adapter.tensors, |info| is_without_rank(config, info));
     problems.extend(refused.iter().map(|error| format!("cannot be used: {error}")));
     let refusal = config.refusal();
     let is_refused = refusal.is_some();
@@ -63,6 +64,12 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
         format!("`base_model_name_or_path` is a path on somebody's machine, which tells more than it should: `{name}`")
     }));
     problems
+}
+
+/// Whether a tensor is empty because AdaLoRA left its module no rank: it keeps both dimensions, and what ZeRO-3 leaves has one.
+fn is_without_rank(config: &AdapterConfig, info: &TensorInfo) -> bool {
+    let is_factor = ["lora_A", "lora_B", "lora_E"].iter().any(|part| info.name.contains(part));
+    config.method == "ADALORA" && is_factor && info.shape.as_slice().len() == 2
 }
 
 /// What no weight can hold, where the config does not say so already.
