@@ -10,9 +10,23 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The result of everything in this crate that can fail.
+///
+/// ```
+/// fn dialect(path: &str) -> lorakit::Result<&'static str> {
+///     Ok(lorakit::Adapter::open(path)?.dialect())
+/// }
+/// assert_eq!(dialect("fixtures/dialects/kohya-lora-r4.safetensors")?, "kohya");
+/// # Ok::<(), lorakit::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure: whose fault it is, and a way out where one is known.
+///
+/// ```
+/// let error = lorakit::Adapter::open("nowhere").unwrap_err();
+/// assert!(error.to_string().starts_with("nowhere: cannot open: "));
+/// assert!(matches!(error.blame(), lorakit::error::Blame::Io { .. }));
+/// ```
 #[derive(Debug)]
 pub struct Error {
     blame: Box<Blame>,

@@ -1,6 +1,32 @@
 //! lorakit merges LoRA adapters into the weights of a model, streamed at about the cost of a file copy, and accounts for
 //! every tensor and every rounding.
 //!
+//! ```
+//! # let folder = tempfile::tempdir()?;
+//! # let out = folder.path().join("merged");
+//! let merge = lorakit::Merge::new("fixtures/tiny/base").adapter("fixtures/tiny/adapter", 1.0);
+//! let report = merge.out(&out).run()?;
+//! println!("{} tensors changed, {} copied", report.tensors.changed, report.tensors.copied);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # A tour
+//! | to | begin with |
+//! |---|---|
+//! | merge, and take out again | [`Merge`], [`Subtract`] |
+//! | make an adapter of a fine-tune, of adapters, of another rank | [`Extract`], [`Stack`], [`Resize`] |
+//! | bring it into another form | [`Convert`], [`Target`] |
+//! | know what a file is | [`Inspect`] |
+//! | read modules, ranks, scales and ΔW | [`Adapter`] |
+//! | read tensors | [`Checkpoint`] |
+//! | stop a run, hear of its progress | [`Run`] |
+//!
+//! Every verb is a builder with the everyday options; for the others there are the option structs of [`ops`]. `examples/` holds
+//! programs that run.
+//!
+//! The feature `cli`, on by default, belongs to the program: a library takes `lorakit` with `default-features = false`.
+//!
+//! # The rooms
 //! The crate is a stack of rooms; a room imports only from rooms below it (`tests/layers.rs` checks it):
 //!
 //! | layer | room | purpose |
@@ -20,51 +46,13 @@
 //! | 7 | [`placement`] | where each change belongs |
 //! | 8 | [`output`] | how a result reaches the disk |
 //! | 9 | [`ops`] | the verbs |
+//! | 10 | `face` | the builders and views of this page |
 //! | 10 | [`report`] | results as text |
-//!
-//! # A merge
-//! ```no_run
-//! use std::sync::atomic::AtomicBool;
-//! use lorakit::ops::merge::{MergeOptions, Selection, merge};
-//! use lorakit::ops::{Rounding, Run, WriteOptions};
-//! use lorakit::plan::{Budget, Quiet};
-//!
-//! let write = WriteOptions {
-//!     out: "merged".into(),
-//!     force: false,
-//!     dtype: None,
-//!     cast_all: false,
-//!     rounding: Rounding::Nearest,
-//!     max_shard_bytes: None,
-//!     budget: Budget { threads: 2, max_bytes: 2 << 30 },
-//!     dry_run: false,
-//!     part: None,
-//!     durable: true,
-//! };
-//! let options = MergeOptions {
-//!     base: "base".into(),
-//!     adapters: vec![("adapter".into(), 1.0)],
-//!     read: lorakit::adapters::ReadOptions::default(),
-//!     init_adapters: Vec::new(),
-//!     original: None,
-//!     residual_base: false,
-//!     selection: Selection::default(),
-//!     allow_unused: Vec::new(),
-//!     component: None,
-//!     quant: None,
-//!     keep_change: true,
-//!     hash_base: false,
-//!     resize_vocabulary: false,
-//!     write,
-//! };
-//! let report = merge(&options, &Run { cancel: &AtomicBool::new(false), progress: &Quiet })?;
-//! println!("{} tensors changed", report.tensors.changed);
-//! # Ok::<(), lorakit::error::Error>(())
-//! ```
 
 pub mod adapters;
 pub mod dialects;
 pub mod error;
+mod face;
 pub mod formats;
 pub mod interrupt;
 pub mod io;
@@ -79,3 +67,10 @@ pub mod placement;
 pub mod plan;
 pub mod report;
 pub mod tensor;
+
+pub use error::{Error, Result};
+pub use face::{Adapter, Convert, Extract, Inspect, Merge, Resize, Stack, Subtract, Subtracted};
+pub use formats::Checkpoint;
+pub use ops::Run;
+pub use ops::convert::Target;
+pub use tensor::Float;

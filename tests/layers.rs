@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Rooms by layer; a room may import rooms of lower layers only.
-const LAYERS: [(&str, u32); 19] = [
+const LAYERS: [(&str, u32); 20] = [
     ("error", 0),
     ("limits", 0),
     ("interrupt", 1),
@@ -26,6 +26,7 @@ const LAYERS: [(&str, u32); 19] = [
     ("placement", 7),
     ("output", 8),
     ("ops", 9),
+    ("face", 10),
     ("report", 10),
     ("cli", 11),
     ("main", 11),

@@ -5,6 +5,8 @@ use lorakit::plan::Budget;
 use lorakit::tensor::Float;
 use regex::Regex;
 
+pub use lorakit::placement::pattern;
+
 use super::place;
 
 /// `--dtype`; `None` keeps what is there.
@@ -30,14 +32,4 @@ pub fn budget(threads: Option<usize>, max_memory: &str) -> Result<Budget> {
 /// The regular expressions given for `option`.
 pub fn patterns(option: &str, written: &[String]) -> Result<Vec<Regex>> {
     written.iter().map(|one| pattern(option, one)).collect()
-}
-
-/// A regular expression.
-pub fn pattern(option: &str, written: &str) -> Result<Regex> {
-    Regex::new(written).map_err(|problem| {
-        // The lines before draw what was written.
-        let problem = problem.to_string();
-        let reason = problem.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
-        Error::invalid(option, format!("`{written}` is not a regular expression: {reason}"))
-    })
 }

@@ -39,6 +39,15 @@ pub enum Container {
 }
 
 /// An opened checkpoint or adapter: every header read and checked, no data touched.
+///
+/// ```
+/// let model = lorakit::Checkpoint::open("fixtures/tiny/base")?;
+/// assert_eq!(model.count(), 21);
+/// let head = model.info("lm_head.weight").expect("a tensor of this name");
+/// assert_eq!((head.dtype.name(), head.shape.as_slice()), ("BF16", &[128, 64][..]));
+/// assert_eq!(model.read_f32("lm_head.weight")?.len(), 128 * 64);
+/// # Ok::<(), lorakit::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Checkpoint {
     root: PathBuf,
@@ -53,7 +62,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Whatever is wrong with the files or with the index that ties them together, naming file and tensor.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &(impl AsRef<Path> + ?Sized)) -> Result<Self> {
+        Self::open_path(path.as_ref())
+    }
+
+    fn open_path(path: &Path) -> Result<Self> {
         let kind = std::fs::metadata(path).map_err(|source| Error::io(path, "cannot open", source))?;
         if !kind.is_dir() {
             return Self::open_file(path);

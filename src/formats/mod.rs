@@ -27,6 +27,7 @@ mod pipeline;
 mod places;
 pub mod safetensors;
 pub mod side;
+mod values;
 mod weight_file;
 mod zip;
 

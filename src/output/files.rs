@@ -38,6 +38,19 @@ pub struct Output {
 }
 
 /// Who watches and stops a run.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let out = folder.path().join("merged");
+/// use lorakit::{Merge, Run, error::Blame, plan::Quiet};
+/// use std::sync::atomic::AtomicBool;
+///
+/// let stopped = AtomicBool::new(true);
+/// let merge = Merge::new("fixtures/tiny/base").adapter("fixtures/tiny/adapter", 1.0).out(&out);
+/// let error = merge.run_with(&Run { cancel: &stopped, progress: &Quiet }).unwrap_err();
+/// assert!(matches!(error.blame(), Blame::Interrupted) && !out.exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Run<'a> {
     /// Set from outside to stop.
     pub cancel: &'a AtomicBool,

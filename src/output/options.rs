@@ -88,6 +88,27 @@ pub fn check_name(out: &Path, is_file: bool, format: &str) -> Result<()> {
 }
 
 impl WriteOptions {
+    /// The result goes to `out`; everything else is as on the command line without options.
+    ///
+    /// ```
+    /// let write = lorakit::ops::WriteOptions::new("merged");
+    /// assert!(!write.force && write.dtype.is_none());
+    /// ```
+    pub fn new(out: impl Into<PathBuf>) -> Self {
+        Self {
+            out: out.into(),
+            force: false,
+            dtype: None,
+            cast_all: false,
+            rounding: Rounding::Nearest,
+            max_shard_bytes: None,
+            budget: Budget::default(),
+            dry_run: false,
+            part: None,
+            durable: false,
+        }
+    }
+
     /// Checks that nothing asks for several files.
     ///
     /// # Errors

@@ -43,4 +43,4 @@ pub use fit::is_transposed;
 pub use placer::{Fate, Lander};
 pub use places::{Place as BasePlace, Places as BasePlaces};
 pub use prepared::{Prepared, prepare};
-pub use selection::Selection;
+pub use selection::{Selection, pattern};

@@ -20,6 +20,19 @@ pub struct Selection {
     pub blocks: Option<BlockWeights>,
 }
 
+/// The regular expression `written` for `option`.
+///
+/// # Errors
+/// `Invalid`, where it is none.
+pub fn pattern(option: &str, written: &str) -> Result<Regex> {
+    Regex::new(written).map_err(|problem| {
+        // The lines before draw what was written.
+        let problem = problem.to_string();
+        let reason = problem.lines().next_back().unwrap_or_default().trim_start_matches("error: ");
+        Error::invalid(option, format!("`{written}` is not a regular expression: {reason}"))
+    })
+}
+
 impl Selection {
     /// Whether the module is among those that are changed.
     pub fn takes(&self, module: &str) -> bool {

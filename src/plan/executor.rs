@@ -20,6 +20,9 @@ const MIN_JOB_BYTES: u64 = 256 << 10;
 /// What a worker holds beside its piece of output: tiles in f32 and decoded factors (measured below 8 MiB at rank 256).
 const WORKER_BYTES: u64 = 8 << 20;
 
+/// Memory of all workers together, if nothing is said: what `--max-memory` is by default.
+const DEFAULT_MEMORY_BYTES: u64 = 2 << 30;
+
 /// Threads and the memory they may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
@@ -27,6 +30,14 @@ pub struct Budget {
     pub threads: usize,
     /// Bytes of memory for all workers together; mapped input pages do not count.
     pub max_bytes: u64,
+}
+
+impl Default for Budget {
+    /// All processors, and as much memory as the program takes if nothing is said.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, max_bytes: DEFAULT_MEMORY_BYTES }
+    }
 }
 
 impl Budget {

@@ -44,6 +44,13 @@ pub enum Dtype {
 /// The element types whose values can be computed with: real, at least 8 bits wide, one number per element.
 ///
 /// (F8_E8M0 is a scale without sign or zero, and F4 and F6 come in blocks that share a scale.)
+///
+/// ```
+/// use lorakit::Float;
+///
+/// assert_eq!(Float::from_option("bf16"), Some(Float::Bf16));
+/// assert_eq!(Float::Bf16.bytes(), 2);
+/// ```
 #[allow(missing_docs, reason = "the variants are the names; their facts are the rows of the table below")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Float {

@@ -27,6 +27,7 @@ mod elementwise;
 mod experts;
 mod experts_ungated;
 mod extract;
+mod face;
 mod families;
 mod found_bases;
 mod found_names;

@@ -32,6 +32,12 @@ pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
 
 /// What is written.
+///
+/// ```
+/// let target: lorakit::Target = "kohya".parse()?;
+/// assert_eq!((target, target.name()), (lorakit::Target::Kohya, "kohya"));
+/// # Ok::<(), lorakit::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// Adapters as PEFT saves them.
@@ -117,6 +123,27 @@ pub struct ConvertOptions {
     pub strip_metadata: Vec<String>,
     /// How the result is written.
     pub write: WriteOptions,
+}
+
+impl ConvertOptions {
+    /// `input` in another form; everything else is as on the command line without options.
+    pub fn new(input: impl Into<PathBuf>, write: WriteOptions) -> Self {
+        Self {
+            input: input.into(),
+            read: ReadOptions::default(),
+            to: None,
+            base: None,
+            caches: Vec::new(),
+            component: None,
+            arch: None,
+            quant: None,
+            as_lora: false,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            strip_metadata: Vec::new(),
+            write,
+        }
+    }
 }
 
 /// What was converted.

@@ -69,6 +69,23 @@ pub struct ExtractOptions {
     pub write: WriteOptions,
 }
 
+impl ExtractOptions {
+    /// What made `tuned` of `base`; everything else is as on the command line without options.
+    pub fn new(base: impl Into<PathBuf>, tuned: impl Into<PathBuf>, ranks: RankChoice, write: WriteOptions) -> Self {
+        Self {
+            base: base.into(),
+            tuned: tuned.into(),
+            choice: Choice::default(),
+            ranks,
+            uniform_rank: false,
+            alpha: None,
+            compute: Compute::default(),
+            dialect: Dialect::default(),
+            write,
+        }
+    }
+}
+
 /// Extracts the change between two models as an adapter.
 ///
 /// # Errors

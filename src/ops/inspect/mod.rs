@@ -60,16 +60,19 @@ pub use gguf::{Entry as GgufEntry, FileTypeFacts, GgufFacts, Given, Sizes, Token
 pub use hashes::HashFacts;
 pub use header::HeaderFacts;
 pub use inserted::InsertedFacts;
+pub(crate) use modules::modules;
 pub use modules::{ModuleFacts, ModuleGroup, ShapeCount, Sum};
+pub(crate) use pairs::{Pair, pairs};
 pub use privacy::Telling;
 pub use quantised::Quantisation;
 pub use spectrum::{Skipped, Spectra, Spectrum, Spread};
+pub(crate) use targets::Targets;
 pub use training::{Tag, Training};
 pub use values::ValueFacts;
 pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 
 /// What is looked at beside headers and configs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InspectOptions {
     /// What an adapter's files leave open.
     pub read: ReadOptions,

@@ -60,6 +60,26 @@ pub struct MergeOptions {
 }
 
 impl MergeOptions {
+    /// `adapters` into `base`; everything else is as on the command line without options.
+    pub fn new(base: impl Into<PathBuf>, adapters: Vec<(PathBuf, f64)>, write: WriteOptions) -> Self {
+        Self {
+            base: base.into(),
+            adapters,
+            read: ReadOptions::default(),
+            init_adapters: Vec::new(),
+            original: None,
+            residual_base: false,
+            selection: Selection::default(),
+            allow_unused: Vec::new(),
+            component: None,
+            resize_vocabulary: false,
+            quant: None,
+            keep_change: true,
+            hash_base: false,
+            write,
+        }
+    }
+
     /// What is opened.
     fn sources(&self) -> Sources<'_> {
         Sources {

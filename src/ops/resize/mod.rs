@@ -55,6 +55,25 @@ pub struct ResizeOptions {
     pub write: WriteOptions,
 }
 
+impl ResizeOptions {
+    /// `adapters` with other ranks; everything else is as on the command line without options.
+    pub fn new(adapters: Vec<PathBuf>, ranks: RankChoice, write: WriteOptions) -> Self {
+        Self {
+            adapters,
+            read: ReadOptions::default(),
+            init_adapters: Vec::new(),
+            ranks,
+            alpha: None,
+            uniform_rank: false,
+            kohya: false,
+            selection: Selection::default(),
+            base: None,
+            dialect: Dialect::default(),
+            write,
+        }
+    }
+}
+
 /// Resizes adapters. With several, one that fails does not keep the others from being done.
 ///
 /// # Errors

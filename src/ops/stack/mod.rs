@@ -78,6 +78,26 @@ pub struct StackOptions {
     pub write: WriteOptions,
 }
 
+impl StackOptions {
+    /// The exact sum of `adapters`; everything else is as on the command line without options.
+    pub fn new(adapters: Vec<(PathBuf, f64)>, write: WriteOptions) -> Self {
+        Self {
+            operation: "stack",
+            adapters,
+            read: ReadOptions::default(),
+            init_adapters: Vec::new(),
+            base: None,
+            method: Method::Concat,
+            rank: None,
+            compute: Compute::default(),
+            alpha: None,
+            selection: Selection::default(),
+            dialect: Dialect::default(),
+            write,
+        }
+    }
+}
+
 /// Stacks adapters.
 ///
 /// # Errors

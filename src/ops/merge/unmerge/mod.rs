@@ -59,6 +59,26 @@ pub struct UnmergeOptions {
     pub write: WriteOptions,
 }
 
+impl UnmergeOptions {
+    /// `adapters` out of `merged`; everything else is as on the command line without options.
+    pub fn new(merged: impl Into<PathBuf>, adapters: Vec<(PathBuf, f64)>, write: WriteOptions) -> Self {
+        Self {
+            merged: merged.into(),
+            adapters,
+            read: ReadOptions::default(),
+            base: None,
+            init_adapters: Vec::new(),
+            residual_base: false,
+            selection: Selection::default(),
+            allow_unused: Vec::new(),
+            component: None,
+            resize_vocabulary: false,
+            hash_base: false,
+            write,
+        }
+    }
+}
+
 /// What was done.
 #[derive(Debug)]
 pub enum Unmerged {

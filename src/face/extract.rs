@@ -1,0 +1,58 @@
+//! `Extract`.
+
+use std::path::PathBuf;
+
+use super::common::{Common, alone, makes_adapters, writes};
+use crate::error::Result;
+use crate::ops::Run;
+use crate::ops::extract::{Choice, ExtractOptions, ExtractReport, extract};
+
+/// What made one model of another, as an adapter.
+///
+/// Ranks have to be chosen, by [`rank`](Extract::rank), [`energy`](Extract::energy) or [`max_bytes`](Extract::max_bytes).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let (tuned, lora) = (folder.path().join("tuned"), folder.path().join("lora"));
+/// # lorakit::Merge::new("fixtures/tiny/base").adapter("fixtures/tiny/adapter", 1.0).out(&tuned).run()?;
+/// let report = lorakit::Extract::new("fixtures/tiny/base", &tuned).rank(4).out(&lora).run()?;
+/// assert_eq!((report.modules.len(), report.unchanged), (14, 7));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing is done until it runs"]
+pub struct Extract {
+    base: PathBuf,
+    tuned: PathBuf,
+    common: Common,
+}
+
+writes!(Extract);
+makes_adapters!(Extract);
+
+impl Extract {
+    /// From the model `base` and what it became.
+    pub fn new(base: impl Into<PathBuf>, tuned: impl Into<PathBuf>) -> Self {
+        Self { base: base.into(), tuned: tuned.into(), common: Common::default() }
+    }
+
+    /// Extracts.
+    ///
+    /// # Errors
+    /// When no ranks are chosen, the models do not fit each other, or the result cannot be written. Nothing is left behind then.
+    pub fn run(&self) -> Result<ExtractReport> {
+        alone(|run| self.run_with(run))
+    }
+
+    /// The same, watched by `run`.
+    ///
+    /// # Errors
+    /// As [`Extract::run`], and when it was stopped.
+    pub fn run_with(&self, run: &Run<'_>) -> Result<ExtractReport> {
+        let common = &self.common;
+        let [include, skip] = common.patterns()?;
+        let options = ExtractOptions::new(&self.base, &self.tuned, common.some_ranks()?, common.write()?);
+        let choice = Choice { include, skip, ..Choice::default() };
+        extract(&ExtractOptions { choice, dialect: common.dialect.clone(), ..options }, run)
+    }
+}
