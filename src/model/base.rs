@@ -317,7 +317,7 @@ fn may_scale(rest: &str) -> bool {
         return false;
     }
     let has = |word: &&str| if is_own { parameter.contains(*word) } else { parameter.starts_with(*word) };
-    of_weight.is_some() || SCALE_WORDS.iter().any(|word| has(word))
+    of_weight.is_some() || SCALE_WORDS.iter().any(has)
 }
 
 fn is_fp8(packing: Packing) -> bool {
