@@ -170,7 +170,7 @@ fn two_that_disagree_are_refused_with_both_numbers_and_told_apart() {
         (folder.clone(), ["adapter_config.json says 4", "`lora_alpha`) 8"]),
         (folder.join("adapter_model.safetensors"), ["adapter_config.json says 4", "`lora_alpha`) 8"]),
         (tensors, ["`alpha`) says 8", "its own tensor 4"]),
-        (header, ["alpha 8", "4"]),
+        (header, ["`alpha`", "`network_alpha`"]),
         (ranks, ["have rank 4", "says 16"]),
     ] {
         let out = bench.path("out.safetensors");

@@ -139,7 +139,7 @@ fn a_language_model_is_refused_for_pipelines_before_the_work() {
     refuse(&extract, &["--rank", "2", "--to", "mlx", "--dry-run"], 1, "mlx-lm takes nothing beside factors");
     refuse(&extract, &["--rank", "2", "--to", "peft2"], 2, "`peft2` is not one of peft, kohya, comfyui");
     let adapter = root.join("peft/lora-all-r4/adapter");
-    refuse(&[&"stack", &adapter], &["--to", "diffusers"], 1, "out: `model.layers.0.mlp.down_proj` is no part of a");
+    refuse(&[&"stack", &adapter], &["--to", "diffusers"], 1, "adapter: `model.layers.0.mlp.down_proj` is no part of a");
     refuse(&[&"subtract", &base, &adapter], &["--to", "mlx"], 2, "dialects belong to adapters");
 }
 
