@@ -35,7 +35,7 @@ pub struct NewPair {
     pub kind: PairKind,
     /// r; of a stack that of one expert.
     pub rank: usize,
-    /// α; the scale is α/r, or α/√r if [`NewAdapter::rslora`].
+    /// α; the scale is α/r, or α/√r if the adapter is rsLoRA.
     pub alpha: f64,
     /// A, `[r, in]`; of a convolution `[r, in, k …]`, of an embedding `[r, vocabulary]`.
     pub down: Bytes,

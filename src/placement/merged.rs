@@ -94,7 +94,7 @@ impl Merged {
         self.pieces.iter().any(|piece| piece.is_active(&rows, &(0..self.source.cols)))
     }
 
-    /// Calls `each` with every tile of `rows` as merged in f32, and as it was unless it is [plain](Self::is_plain). In the
+    /// Calls `each` with every tile of `rows` as merged in f32, and as it was unless it is plain. In the
     /// mode of an f64 source the tile holds ΔW instead.
     pub fn tiles(
         &self,
