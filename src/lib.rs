@@ -38,16 +38,17 @@
 //! | 2 | [`linalg`] | matrices known by their factors |
 //! | 2 | [`naming`] | strings ↔ module paths |
 //! | 3 | [`formats`] | files ↔ tensors |
-//! | 4 | [`adapters`] | what an adapter file means |
-//! | 4 | [`plan`] | independent jobs within a memory budget |
-//! | 5 | [`model`] | what a base is |
-//! | 5 | [`pairs`] | low-rank pairs that are to be written |
-//! | 6 | [`dialects`] | adapters as each tool writes them |
-//! | 7 | [`placement`] | where each change belongs |
-//! | 8 | [`output`] | how a result reaches the disk |
-//! | 9 | [`ops`] | the verbs |
-//! | 10 | `face` | the builders and views of this page |
-//! | 10 | [`report`] | results as text |
+//! | 4 | [`llama`] | what llama.cpp calls, orders and stores |
+//! | 5 | [`adapters`] | what an adapter file means |
+//! | 5 | [`plan`] | independent jobs within a memory budget |
+//! | 6 | [`model`] | what a base is |
+//! | 6 | [`pairs`] | low-rank pairs that are to be written |
+//! | 7 | [`dialects`] | adapters as each tool writes them |
+//! | 8 | [`placement`] | where each change belongs |
+//! | 9 | [`output`] | how a result reaches the disk |
+//! | 10 | [`ops`] | the verbs |
+//! | 11 | `face` | the builders and views of this page |
+//! | 11 | [`report`] | results as text |
 
 pub mod adapters;
 pub mod dialects;
@@ -58,6 +59,7 @@ pub mod interrupt;
 pub mod io;
 pub mod limits;
 pub mod linalg;
+pub mod llama;
 pub mod model;
 pub mod naming;
 pub mod ops;

@@ -6,9 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lorakit::formats::Checkpoint;
-use lorakit::formats::gguf::{
-    Array, Gguf, GgufFile, Header, Kind, Layout, Metadata, Value, cut, hub_config, split_name, write,
-};
+use lorakit::formats::gguf::{Array, Gguf, GgufFile, Header, Kind, Layout, Metadata, Value, cut, split_name, write};
+use lorakit::llama::{View, hub_config};
 use lorakit::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 use proptest::prelude::*;
 
@@ -397,10 +396,11 @@ fn survive_as_checkpoint(path: &Path) -> bool {
     if let Some(metadata) = checkpoint.gguf() {
         let _ = hub_config(metadata, true);
     }
-    let Ok((checkpoint, view)) = checkpoint.in_hub_names() else { return false };
+    let Ok((checkpoint, view)) = View::of(checkpoint) else { return false };
     let view = view.unwrap();
     for tensor in checkpoint.all() {
-        let (lie, rows) = (view.lie(&tensor.info.name), tensor.info.shape.as_slice().first().copied().unwrap_or(1));
+        let (lie, rows) =
+            (view.row_layout(&tensor.info.name), tensor.info.shape.as_slice().first().copied().unwrap_or(1));
         assert_eq!(tensor.view().unwrap().data.len() as u64, tensor.info.bytes);
         (0..rows.min(64)).for_each(|row| assert!(lie.stored_row(row as usize) < rows as usize));
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Rooms by layer; a room may import rooms of lower layers only.
-const LAYERS: [(&str, u32); 20] = [
+const LAYERS: [(&str, u32); 21] = [
     ("error", 0),
     ("limits", 0),
     ("interrupt", 1),
@@ -18,18 +18,19 @@ const LAYERS: [(&str, u32); 20] = [
     ("linalg", 2),
     ("naming", 2),
     ("formats", 3),
-    ("adapters", 4),
-    ("plan", 4),
-    ("model", 5),
-    ("pairs", 5),
-    ("dialects", 6),
-    ("placement", 7),
-    ("output", 8),
-    ("ops", 9),
-    ("face", 10),
-    ("report", 10),
-    ("cli", 11),
-    ("main", 11),
+    ("llama", 4),
+    ("adapters", 5),
+    ("plan", 5),
+    ("model", 6),
+    ("pairs", 6),
+    ("dialects", 7),
+    ("placement", 8),
+    ("output", 9),
+    ("ops", 10),
+    ("face", 11),
+    ("report", 11),
+    ("cli", 12),
+    ("main", 12),
 ];
 
 /// Crates that only some rooms may name.

@@ -1,7 +1,7 @@
 //! What a GGUF file says of its adapter beside the factors.
 
 use crate::formats::gguf::Metadata;
-use crate::naming::gguf::GgufArch;
+use crate::llama::GgufArch;
 
 /// What a file of llama.cpp says beside its factors.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::Args as Group;
 use lorakit::dialects::is_adapter;
 use lorakit::error::{Error, Result};
-use lorakit::formats::gguf::Mix;
+use lorakit::llama::Mix;
 use lorakit::ops::Run;
 use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::report;

@@ -7,7 +7,7 @@ use foldhash::HashSet;
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
-use super::gguf::{Gguf, Metadata, View, looks_like_gguf};
+use super::gguf::{Gguf, Metadata, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
 use super::places::Places;
@@ -213,15 +213,14 @@ impl Checkpoint {
         self.gguf.as_ref()
     }
 
-    /// A checkpoint of llama.cpp as Hugging Face has it, and how that lies in the files; any other as it is.
+    /// The same with other tensors in its files: what `see` makes of each.
     ///
     /// # Errors
-    /// When the metadata does not tell how rows are ordered.
-    pub fn in_hub_names(self) -> Result<(Self, Option<View>)> {
-        let Some(metadata) = self.gguf else { return Ok((self, None)) };
-        let (view, files) = View::of(&metadata, self.files)?;
+    /// When `see` fails, or two tensors have one name.
+    pub fn seen_as(self, see: impl FnMut(WeightFile) -> Result<WeightFile>) -> Result<Self> {
+        let files = self.files.into_iter().map(see).collect::<Result<_>>()?;
         let seen = Self::assemble(&self.root, self.container, files)?;
-        Ok((Self { gguf: Some(metadata), ..seen }, Some(view)))
+        Ok(Self { gguf: self.gguf, ..seen })
     }
 
     /// The same tensors under other names: `names` holds one for each, in the order of [`tensors`](Self::tensors), or `None` for a
@@ -231,18 +230,15 @@ impl Checkpoint {
     /// When two tensors get one name.
     pub fn renamed(self, names: Vec<Option<String>>) -> Result<Self> {
         let mut names = names.into_iter();
-        let rename = |file: WeightFile| {
+        self.seen_as(|file| {
             let tensors = file.header.tensors.clone().into_iter().enumerate();
             let named = tensors.zip(names.by_ref()).filter_map(|((at, info), name)| {
                 let name = name?;
                 Some((at, TensorInfo { name, ..info }))
             });
             let named: Vec<(usize, TensorInfo)> = named.collect();
-            file.with_tensors(named)
-        };
-        let files = self.files.into_iter().map(rename).collect();
-        let renamed = Self::assemble(&self.root, self.container, files)?;
-        Ok(Self { gguf: self.gguf, ..renamed })
+            Ok(file.with_tensors(named))
+        })
     }
 
     /// How the weights are stored.

@@ -33,6 +33,5 @@ mod zip;
 
 pub use checkpoint::{Checkpoint, Container};
 pub use discover::WEIGHT_STEMS;
-pub use gguf::Lie;
 pub use pipeline::{Component, Folder};
 pub use weight_file::{Format, Stored, WeightFile, safetensors_name};

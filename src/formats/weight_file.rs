@@ -164,7 +164,7 @@ impl WeightFile {
     }
 
     /// The same file with other tensors: each lies in one of those it has, at a byte of it.
-    pub(super) fn with_tensors(mut self, tensors: Vec<(usize, TensorInfo)>) -> Self {
+    pub fn with_tensors(mut self, tensors: Vec<(usize, TensorInfo)>) -> Self {
         let held = std::mem::take(&mut self.held);
         let of = |(at, (position, _)): (usize, &(usize, TensorInfo))| Some((at, Arc::clone(held.get(position)?)));
         self.held = tensors.iter().enumerate().filter_map(of).collect();

@@ -10,9 +10,10 @@ use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
 use crate::formats::comfyui;
-use crate::formats::gguf::{Metadata, View, hub_config};
+use crate::formats::gguf::Metadata;
 use crate::formats::{Checkpoint, Format, Stored, side};
-use crate::naming::gguf::gguf_arch;
+use crate::llama::gguf_arch;
+use crate::llama::{View, hub_config};
 use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
 use crate::tensor::{Dtype, Packing};
@@ -95,7 +96,7 @@ impl Base {
             return Err(Error::unsupported(path, "is an adapter, and a model is expected here")
                 .hint("`merge MODEL ADAPTER` puts it into a model, `stack` adds adapters"));
         }
-        let (checkpoint, view) = checkpoint.in_hub_names()?;
+        let (checkpoint, view) = View::of(checkpoint)?;
         let config = match checkpoint.gguf() {
             Some(metadata) => told(metadata, has_output(&checkpoint)),
             None => checkpoint.config()?,
@@ -199,11 +200,11 @@ impl Base {
             return Err(Error::unsupported(self.checkpoint.root(), what)
                 .hint("merge into the model the quantised one was made from, then quantise the result"));
         }
-        let lie = self.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        let layout = self.view.as_ref().map(|view| view.row_layout(name)).unwrap_or_default();
         // The rows of a bias are its values.
-        let is_bias = lie.order.is_some() && tensor.info.shape.as_slice().len() == 1;
+        let is_bias = layout.order.is_some() && tensor.info.shape.as_slice().len() == 1;
         let mut weight = Weight::new(tensor, if is_bias { Some(1) } else { cols })?;
-        weight.lie = lie;
+        weight.layout = layout;
         if let Some(scale) = self.scale_of(name, weight.packing) {
             weight.scale = Some(ScaleGrid::read(self.stored(&scale), weight.rows, weight.cols)?);
         } else if let Some(scale) = self.unknown_scale_of(name, weight.packing) {

@@ -5,14 +5,15 @@
 //! W = code · scale.
 //!
 //! Files of llama.cpp store blocks of values that share scales, put the rows of some weights in another order and add 1 to the
-//! weights of some norms: a [`Lie`] says so, and what is read here is the weight as the checkpoint has it.
+//! weights of some norms: a [`RowLayout`] says so, and what is read here is the weight as the checkpoint has it.
 
 use std::ops::Range;
 
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
-use crate::formats::{Lie, Stored};
+use crate::formats::Stored;
 use crate::linalg::RowSource;
+use crate::llama::RowLayout;
 use crate::tensor::{Float, Packing, first_not_finite};
 
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
@@ -29,7 +30,7 @@ pub struct Weight {
     /// How its elements are stored.
     pub packing: Packing,
     /// How it lies in its file.
-    pub lie: Lie,
+    pub layout: RowLayout,
     /// Rows of the matrix view.
     pub rows: usize,
     /// Columns of the matrix view.
@@ -131,7 +132,7 @@ impl Weight {
             let what = format!("tensor `{name}`: blocks of {block} values of {packing} do not fit rows of {cols}");
             return Err(Error::unsupported(tensor.path(), what));
         }
-        Ok(Self { packing, lie: Lie::default(), rows, cols, scale: None, tensor })
+        Ok(Self { packing, layout: RowLayout::default(), rows, cols, scale: None, tensor })
     }
 
     /// The numbers it is stored as, one by one.
@@ -165,7 +166,7 @@ impl Weight {
         let data = self.tensor.view()?.data;
         // A block whose scale is infinite holds no finite values.
         let Some(float) = self.packing.float() else { return Ok(false) };
-        let bytes = self.bytes(data, self.lie.stored_row(row), col..col + 1);
+        let bytes = self.bytes(data, self.layout.stored_row(row), col..col + 1);
         let mut is_finite = first_not_finite(float, bytes).is_none();
         if let Some(grid) = &self.scale {
             grid.runs(row, col..col + 1, |cell, _| is_finite &= grid.values[cell].is_finite());
@@ -194,16 +195,16 @@ impl Weight {
 impl BaseRows for Weight {
     fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
         let data = self.tensor.view()?.data;
-        if cols.len() == self.cols && self.lie.order.is_none() {
+        if cols.len() == self.cols && self.layout.order.is_none() {
             let bytes = self.row_bytes();
             self.packing.decode(&data[rows.start * bytes..rows.end * bytes], out);
         } else {
             for (row, line) in rows.clone().zip(out.chunks_exact_mut(cols.len().max(1))) {
-                self.packing.decode(self.bytes(data, self.lie.stored_row(row), cols.clone()), line);
+                self.packing.decode(self.bytes(data, self.layout.stored_row(row), cols.clone()), line);
             }
         }
-        if self.lie.added != 0.0 {
-            out.iter_mut().for_each(|value| *value -= self.lie.added);
+        if self.layout.added != 0.0 {
+            out.iter_mut().for_each(|value| *value -= self.layout.added);
         }
         if let Some(grid) = &self.scale {
             for (row, line) in rows.zip(out.chunks_exact_mut(cols.len())) {

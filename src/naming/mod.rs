@@ -14,7 +14,6 @@
 //! * [`Endings`]: lists of names that mean the ends of paths.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
-//! * [`gguf`]: modules ↔ tensors of a GGUF file.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
 pub mod adapterhub;
@@ -26,7 +25,6 @@ pub mod conv1d;
 pub mod embeddings;
 mod endings;
 pub mod experts;
-pub mod gguf;
 pub mod head;
 mod names;
 mod nesting;

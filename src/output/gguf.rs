@@ -7,8 +7,9 @@ use std::ops::Range;
 use super::WriteOptions;
 use super::arrange::Placed;
 use crate::error::{Error, Result};
-use crate::formats::gguf::{FileType, Layout, Metadata, Value, View, cut, is_gguf_name, split_name, split_prefix};
+use crate::formats::gguf::{Layout, Metadata, Value, cut, is_gguf_name, split_name, split_prefix};
 use crate::formats::layout::OutputFile;
+use crate::llama::{FileType, View};
 use crate::model::base::Base;
 use crate::tensor::{Shape, TensorInfo};
 

@@ -10,7 +10,7 @@ use super::scaled::Rescaled;
 use super::tile::{Piece, Place, TILE_COLS, TILE_ROWS, Tiled, coarse, cuts, least_common};
 use crate::adapters::{BaseRows, Columns};
 use crate::error::{Error, Result};
-use crate::formats::Lie;
+use crate::llama::RowLayout;
 use crate::model::Rounding;
 use crate::model::weight::Weight;
 use crate::plan::Compute;
@@ -33,7 +33,7 @@ pub struct Merged {
     /// What it is written as.
     pub out: Packing,
     /// How it lies in the output.
-    pub lie: Lie,
+    pub layout: RowLayout,
     /// How it is rounded.
     pub rounding: Rounding,
     /// New scales, where the output is FP8 with scales.
@@ -49,9 +49,9 @@ pub struct Merged {
 impl Merged {
     /// A merged tensor, nothing computed yet.
     pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Packing, rounding: Rounding) -> Self {
-        let (lie, rescaled, by_chance) = (Lie::default(), OnceLock::new(), OnceLock::new());
+        let (layout, rescaled, by_chance) = (RowLayout::default(), OnceLock::new(), OnceLock::new());
         let tallies = Mutex::default();
-        Self { name, source, pieces, out, lie, rounding, rescaled, may_choose: false, by_chance, tallies }
+        Self { name, source, pieces, out, layout, rounding, rescaled, may_choose: false, by_chance, tallies }
     }
 
     /// Bytes of one row of the output.
@@ -72,21 +72,21 @@ impl Merged {
     /// of the change that asks for it.
     pub fn grain(&self) -> (usize, usize) {
         let of = |piece: &Piece| piece.delta.grain();
-        let stored = (self.lie.grain(), least_common(self.source.packing.block(), self.out.block()));
+        let stored = (self.layout.grain(), least_common(self.source.packing.block(), self.out.block()));
         self.pieces.iter().map(of).fold(stored, |all, one| (least_common(all.0, one.0), least_common(all.1, one.1)))
     }
 
     /// Whether the rows that nothing changes have the bytes that are stored.
     pub fn copies_rows(&self) -> bool {
-        self.source.packing == self.out && self.source.lie == self.lie && self.source.scale.is_none()
+        self.source.packing == self.out && self.source.layout == self.layout && self.source.scale.is_none()
     }
 
     /// Whether values stand one by one, in their order: the fast way.
     fn is_plain(&self) -> bool {
-        let lies = [&self.source.lie, &self.lie];
+        let layouts = [&self.source.layout, &self.layout];
         self.source.packing.float().is_some()
             && self.out.float().is_some()
-            && lies.iter().all(|lie| **lie == Lie::default())
+            && layouts.iter().all(|layout| **layout == RowLayout::default())
     }
 
     /// Whether any change reaches `rows`.
@@ -213,7 +213,7 @@ impl Merged {
         out: &mut [u8],
         tally: &mut Tally,
     ) -> Result<()> {
-        let (width, added) = (self.out.bytes_of(cols.len()), self.lie.added);
+        let (width, added) = (self.out.bytes_of(cols.len()), self.layout.added);
         let (mut base, mut exact) = (Vec::new(), Vec::new());
         let lines = tile.base.chunks_exact(cols.len()).zip(tile.value.chunks_exact(cols.len()));
         for (row, (was, is)) in band.zip(lines) {
@@ -225,7 +225,7 @@ impl Merged {
                 exact.extend(is.iter().map(|value| value + added));
                 (was, is) = (&base, &exact);
             }
-            let begin = (self.lie.stored_row(row) - first) * self.out.bytes_of(self.source.cols)
+            let begin = (self.layout.stored_row(row) - first) * self.out.bytes_of(self.source.cols)
                 + self.out.bytes_of(cols.start);
             let index = (row * self.source.cols + cols.start) as u64;
             let chance = self.by_chance.get().map(|_| Rounding::Stochastic { seed: 0 });

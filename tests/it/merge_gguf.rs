@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lorakit::formats::Checkpoint;
-use lorakit::formats::gguf::{FileType, Gguf, Layout, Metadata, Value, cut, split_name, write as write_gguf};
+use lorakit::formats::gguf::{Gguf, Layout, Metadata, Value, cut, split_name, write as write_gguf};
+use lorakit::llama::{FileType, View};
 use lorakit::tensor::{Dtype, GgmlType, Packing, Shape, TensorInfo};
 
 use super::support::{Bench, Tensor, assert_close, dense, lorakit, merge, noise, read, reference_part};
@@ -14,10 +15,10 @@ use super::support::{Bench, Tensor, assert_close, dense, lorakit, merge, noise, 
 type Values = BTreeMap<String, (Packing, Vec<f64>)>;
 
 fn values(path: &Path) -> Values {
-    let (checkpoint, view) = Checkpoint::open(path).unwrap().in_hub_names().unwrap();
+    let (checkpoint, view) = View::of(Checkpoint::open(path).unwrap()).unwrap();
     let view = view.expect("a file of llama.cpp");
     let one = |stored: lorakit::formats::Stored| {
-        let (name, lie) = (stored.info.name.clone(), view.lie(&stored.info.name));
+        let (name, lie) = (stored.info.name.clone(), view.row_layout(&stored.info.name));
         let packing = Packing::of(&stored.info.dtype).unwrap();
         let mut flat = vec![0.0; usize::try_from(stored.info.shape.elements().unwrap()).unwrap()];
         packing.decode(stored.view().unwrap().data, &mut flat);

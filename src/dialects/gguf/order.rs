@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::HeadCounts;
-use super::heads::row_order;
 use crate::adapters::{Adapter, Change, ReadOptions, describe};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
-use crate::naming::gguf::{GgufArch, gguf_arch_of};
+use crate::llama::HeadCounts;
+use crate::llama::row_order;
+use crate::llama::{GgufArch, gguf_arch_of};
 
 impl Adapter {
     /// Opens an adapter for the model with the config `model`. A file of llama.cpp may need it to be understood: in some

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::heads::row_order;
-use super::{EMBEDDING, HeadCounts};
+use super::EMBEDDING;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Value};
-use crate::naming::gguf::{GgufArch, Place};
+use crate::llama::HeadCounts;
+use crate::llama::row_order;
+use crate::llama::{GgufArch, Place};
 use crate::tensor::Shape;
 
 /// The change of one module.

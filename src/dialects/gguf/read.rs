@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::{GgufFile, Metadata, looks_like_gguf};
 use crate::formats::{Checkpoint, Stored};
 use crate::io::read_start;
-use crate::naming::gguf::{GgufArch, gguf_arch};
+use crate::llama::{GgufArch, gguf_arch};
 use crate::tensor::{Shape, TensorInfo};
 
 /// Ending of such files.

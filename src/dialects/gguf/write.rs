@@ -5,17 +5,19 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use super::rows::{Rows, Tensor};
-use super::{HeadCounts, Model, Part, Planned, metadata_of, plan};
+use super::{Model, Part, Planned, metadata_of, plan};
 use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
 use crate::dialects::files::{Facts, Files};
 use crate::dialects::pieces::{Pair, Pieces, WholePiece};
 use crate::dialects::spell::{self, Respelled, is_of_pipeline};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Array, FileType, Metadata, Value};
+use crate::formats::gguf::{Array, Metadata, Value};
 use crate::io::name_of;
+use crate::llama::FileType;
+use crate::llama::HeadCounts;
+use crate::llama::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::naming::experts::{self, SPLIT};
-use crate::naming::gguf::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// The types that factors are written as.

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Family, RotaryFactors, View, hub_tokenizer};
-use crate::formats::{Lie, Stored, json as files};
+use crate::formats::{Stored, json as files};
+use crate::llama::RowLayout;
+use crate::llama::{Family, RotaryFactors, View, hub_tokenizer};
 use crate::model::base::Base;
 use crate::tensor::{Dtype, Float, Packing};
 
@@ -41,7 +42,7 @@ pub fn plain(base: &Base, stored: &Stored) -> Result<Option<Float>> {
     let info = &stored.info;
     match (Packing::of(&info.dtype), &info.dtype) {
         (Some(Packing::Blocks(_)), _) => Ok(Some(Float::F16)),
-        (Some(Packing::Float(float)), _) => Ok((view.lie(&info.name) != Lie::default()).then_some(float)),
+        (Some(Packing::Float(float)), _) => Ok((view.row_layout(&info.name) != RowLayout::default()).then_some(float)),
         (None, Dtype::Other(_)) => {
             let what = format!("tensor `{}` is of {}, which cannot be unpacked", info.name, info.dtype);
             Err(Error::unsupported(stored.path(), what))

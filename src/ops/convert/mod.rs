@@ -22,8 +22,9 @@ use crate::adapters::ReadOptions;
 use crate::dialects::{of_a_folder, recognise};
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
-use crate::formats::gguf::{Mix, is_gguf_name};
+use crate::formats::gguf::is_gguf_name;
 use crate::io::Inputs;
+use crate::llama::Mix;
 use crate::output::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;

@@ -9,8 +9,8 @@ use super::factor::{Factored, part_shape};
 use crate::adapters::BaseRows;
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::Result;
-use crate::formats::Lie;
 use crate::io::name_of;
+use crate::llama::RowLayout;
 use crate::model::base::Base;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
@@ -52,7 +52,7 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
         let stored = tuned.stored(&whole.tuned);
         let shape = stored.info.shape.clone();
         let packed = stored.info.dtype.float().is_some_and(|float| tuned.scale_of(&whole.tuned, float).is_some());
-        let moved = tuned.view.as_ref().is_some_and(|view| view.lie(&whole.tuned) != Lie::default());
+        let moved = tuned.view.as_ref().is_some_and(|view| view.row_layout(&whole.tuned) != RowLayout::default());
         let bytes = if packed || moved {
             let weight = tuned.weight(&whole.tuned, None)?;
             let mut values = vec![0.0; weight.rows * weight.cols];

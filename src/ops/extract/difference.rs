@@ -59,8 +59,8 @@ impl Difference {
     /// When a file is no longer there as it was mapped.
     pub fn is_zero(&self) -> Result<bool> {
         let scales = |weight: &Weight| weight.scale.as_ref().map(|grid| (grid.values.clone(), grid.block));
-        let lies = [&self.base.lie, &self.tuned.lie];
-        if self.floats[0] == self.floats[1] && lies[0] == lies[1] && scales(&self.base) == scales(&self.tuned) {
+        let layouts = [&self.base.layout, &self.tuned.layout];
+        if self.floats[0] == self.floats[1] && layouts[0] == layouts[1] && scales(&self.base) == scales(&self.tuned) {
             let (base, tuned) = (self.base.tensor.view()?.data, self.tuned.tensor.view()?.data);
             if base == tuned {
                 return Ok(true);
@@ -182,7 +182,7 @@ impl RowSource for Difference {
 fn wide_row(weight: &Weight, row: usize, out: &mut [f64]) -> Result<()> {
     if weight.packing == Packing::Float(Float::F64) {
         let data = weight.tensor.view()?.data;
-        let bytes = weight.bytes(data, weight.lie.stored_row(row), 0..weight.cols);
+        let bytes = weight.bytes(data, weight.layout.stored_row(row), 0..weight.cols);
         for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(8)) {
             *value = f64::from_le_bytes(bytes.try_into().expect("chunks of 8"));
         }

@@ -205,16 +205,16 @@ impl Builder<'_> {
         // A replacement may have another number of rows.
         let shape = target.replacement.as_ref().map_or(&info.shape, |tensor| &tensor.info.shape);
         let info = &TensorInfo { shape: shape.clone(), ..info.clone() };
-        let lie = self.base.view.as_ref().map(|view| view.lie(name)).unwrap_or_default();
+        let layout = self.base.view.as_ref().map(|view| view.row_layout(name)).unwrap_or_default();
         // The rows of a bias are its values.
-        let rows = (lie.order.is_some() && info.shape.as_slice().len() == 1).then_some(1);
+        let rows = (layout.order.is_some() && info.shape.as_slice().len() == 1).then_some(1);
         let source = match (&target.replacement, &target.starts_from) {
             (Some(tensor), _) => Weight::new(tensor.clone(), rows.or(target.cols))?,
             (None, Some(other)) => self.base.weight(other, target.cols)?,
             (None, None) => self.base.weight(name, target.cols)?,
         };
         self.check_combination(name, target, &source, out)?;
-        if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.lie == lie {
+        if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.layout == layout {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
         }
@@ -225,7 +225,7 @@ impl Builder<'_> {
     fn check_combination(&self, name: &str, target: &Target, source: &Weight, out: Packing) -> Result<()> {
         let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
         if let (Some(view), Some(own)) = (&self.base.view, self.base.checkpoint.info(name)) {
-            let bias = own.shape.as_slice().len() == 1 && view.lie(name).order.is_some();
+            let bias = own.shape.as_slice().len() == 1 && view.row_layout(name).order.is_some();
             if bias && !target.pieces.is_empty() {
                 return Err(refuse(format!(
                     "`{name}`: its values lie in another order, and no change can be added to them"
@@ -270,7 +270,7 @@ impl Builder<'_> {
         let info = TensorInfo { dtype: out.dtype(), bytes, ..info.clone() };
         let mut merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
         if let Some(view) = &self.base.view {
-            merged.lie = view.lie(name);
+            merged.layout = view.row_layout(name);
             merged.may_choose = self.keep_change;
         }
         let merged = Arc::new(merged);

@@ -11,12 +11,14 @@ use serde_json::{Map, Value as Json};
 
 use super::super::scaled::Scaled;
 use super::packed::{Packed, Part};
-use super::{Made, Source, general};
+use super::{Made, Source};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::formats::gguf::{Hyperparameters, Metadata, Mix, Tokenizer, Value};
+use crate::formats::gguf::{Metadata, Value};
+use crate::llama::general;
+use crate::llama::{GgufArch, HeadCounts, RowOrder, gguf_arch, split_parameter};
+use crate::llama::{Hyperparameters, Mix, Tokenizer};
 use crate::model::base::{Base, PACKED};
-use crate::naming::gguf::{GgufArch, HeadCounts, RowOrder, gguf_arch, split_parameter};
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
 /// Tensors that are computed from others, and never stored in a GGUF file.

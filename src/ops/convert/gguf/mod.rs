@@ -1,6 +1,5 @@
 //! Checkpoints → GGUF: from models as Hugging Face has them ([`hub`]), and from GGUF itself ([`requantised`]).
 
-mod general;
 mod hub;
 mod packed;
 mod requantised;
@@ -11,8 +10,9 @@ use std::time::Instant;
 
 use super::{CheckpointReport, ConvertOptions, watch};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{Metadata, Mix};
+use crate::formats::gguf::Metadata;
 use crate::formats::{Checkpoint, Stored};
+use crate::llama::Mix;
 use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::output::{Expected, Run, check_early};

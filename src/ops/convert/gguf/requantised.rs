@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::packed::{Packed, Part};
 use super::{Made, Source};
 use crate::error::{Error, Result};
-use crate::formats::gguf::{FileType, Metadata, Mix, Value};
+use crate::formats::gguf::{Metadata, Value};
 use crate::formats::{Checkpoint, Stored};
+use crate::llama::{FileType, Mix};
 use crate::model::weight::Weight;
 use crate::tensor::{GgmlType, Packing, TensorInfo};
 

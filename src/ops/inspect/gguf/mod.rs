@@ -11,7 +11,8 @@ pub use entries::{Entry, Given};
 
 use super::weights::elements;
 use crate::formats::Checkpoint;
-use crate::formats::gguf::{FileType, Metadata};
+use crate::formats::gguf::Metadata;
+use crate::llama::FileType;
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// Least share of the weights that have to be of the type that `general.file_type` names: mixtures have others as well.

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::splitting;
-use crate::formats::gguf::metadata::{Metadata, Value};
+use crate::formats::gguf::{Metadata, Value};
 
 /// Kinds of tokens that stand outside of the vocabulary proper (`tokenizer.ggml.token_type`).
 const CONTROL: i64 = 3;

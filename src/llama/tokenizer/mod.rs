@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value as Json};
 
 use super::config::Family;
-use super::metadata::{Array, Value};
 use crate::error::{Error, Result};
+use crate::formats::gguf::{Array, Value};
 use crate::formats::side;
 pub use back::hub_tokenizer;
 use special::Special;

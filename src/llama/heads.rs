@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::{HeadCounts, Place};
 use crate::formats::gguf::Metadata;
-use crate::naming::gguf::{HeadCounts, Place};
 
 impl HeadCounts {
     /// By the config of a model, or by that of its text part.
@@ -31,7 +31,7 @@ impl HeadCounts {
 }
 
 /// For every row in the file the one of the checkpoint, where the order differs.
-pub(crate) fn row_order(place: &Place, counts: Option<HeadCounts>, rows: usize) -> Result<Option<Vec<usize>>, String> {
+pub fn row_order(place: &Place, counts: Option<HeadCounts>, rows: usize) -> Result<Option<Vec<usize>>, String> {
     let Some(order) = place.order else { return Ok(None) };
     let counts = counts.ok_or("the number of attention heads is not known, and the order of its rows needs it")?;
     order.rows(rows, counts).map(Some)

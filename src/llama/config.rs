@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
-use super::metadata::{Metadata, Value};
+use crate::formats::gguf::{Metadata, Value};
 
 #[derive(Deserialize)]
 struct Tables {
@@ -197,7 +197,7 @@ fn attention(config: &mut Map<String, Json>, family: &Family, metadata: &Metadat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::naming::gguf::gguf_arch_of;
+    use crate::llama::gguf_arch_of;
 
     fn metadata(arch: &str, more: &[(&str, Value)]) -> Metadata {
         let mut metadata = Metadata::new();

@@ -1,16 +1,16 @@
 //! A checkpoint of llama.cpp as Hugging Face has it: names, shapes and experts one by one.
 //!
-//! The tensors of the view are ranges of bytes in those of the file, in its order; how the rows of a range lie is a [`Lie`].
+//! The tensors of the view are ranges of bytes in those of the file, in its order; how the rows of a range lie is a [`RowLayout`].
 //! What has no name there keeps the one it has: `rope_freqs.weight`, everything of an architecture without a table.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::lie::{Lie, RowOrder as Rows};
-use super::metadata::{Metadata, Value};
+use super::row_layout::{RowLayout, RowPermutation};
+use super::{GgufArch, HeadCounts, gguf_arch, split_parameter};
 use crate::error::{Error, Result};
-use crate::formats::WeightFile;
-use crate::naming::gguf::{GgufArch, HeadCounts, gguf_arch, split_parameter};
+use crate::formats::gguf::{Metadata, Value};
+use crate::formats::{Checkpoint, WeightFile};
 use crate::tensor::{GgmlType, Shape, TensorInfo};
 
 /// What the tensors of a view are in their files.
@@ -18,30 +18,31 @@ use crate::tensor::{GgmlType, Shape, TensorInfo};
 pub struct View {
     arch: Option<&'static GgufArch>,
     /// By name in the view.
-    lies: HashMap<String, Lie>,
+    row_layouts: HashMap<String, RowLayout>,
     /// For each file, for each tensor of the view: which tensor of the file it is, or is part of.
     whole: Vec<Vec<usize>>,
 }
 
 impl View {
-    /// The files of a checkpoint with this metadata, seen so.
+    /// A GGUF checkpoint under the names of Hugging Face, and how that lies in the files; any other as it is.
     ///
     /// # Errors
-    /// When the rows of a tensor lie in an order that the metadata does not tell.
-    pub(in crate::formats) fn of(metadata: &Metadata, files: Vec<WeightFile>) -> Result<(Self, Vec<WeightFile>)> {
+    /// When the metadata does not tell how rows are ordered.
+    pub fn of(checkpoint: Checkpoint) -> Result<(Checkpoint, Option<Self>)> {
+        let Some(metadata) = checkpoint.gguf().cloned() else { return Ok((checkpoint, None)) };
         // A range of bytes cannot be turned.
         let arch = metadata.text("general.architecture").and_then(gguf_arch).filter(|arch| !arch.is_turned());
-        let mut view = Self { arch, lies: HashMap::new(), whole: Vec::new() };
-        let seen = files.into_iter().map(|file| view.see(metadata, file)).collect::<Result<Vec<_>>>()?;
-        Ok((view, seen))
+        let mut view = Self { arch, row_layouts: HashMap::new(), whole: Vec::new() };
+        let seen = checkpoint.seen_as(|file| view.see(&metadata, file))?;
+        Ok((seen, Some(view)))
     }
 
     fn see(&mut self, metadata: &Metadata, file: WeightFile) -> Result<WeightFile> {
         let mut tensors = Vec::new();
         for (position, tensor) in file.header.tensors.iter().enumerate() {
             for piece in self.pieces(tensor) {
-                if let Some(lie) = self.lie_of(metadata, &file, &piece)? {
-                    self.lies.insert(piece.name.clone(), lie);
+                if let Some(layout) = self.layout_of(metadata, &file, &piece)? {
+                    self.row_layouts.insert(piece.name.clone(), layout);
                 }
                 tensors.push((position, piece));
             }
@@ -75,11 +76,11 @@ impl View {
         (0..*experts).filter_map(one).collect()
     }
 
-    fn lie_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<Lie>> {
+    fn layout_of(&self, metadata: &Metadata, file: &WeightFile, tensor: &TensorInfo) -> Result<Option<RowLayout>> {
         let module = split_parameter(&tensor.name).filter(|_| is_sized(tensor));
         let Some((arch, (module, _))) = self.arch.zip(module) else { return Ok(None) };
         let (added, order) = (arch.added(module), arch.place(module).and_then(|place| place.order));
-        let Some(order) = order else { return Ok((added != 0.0).then_some(Lie { order: None, added })) };
+        let Some(order) = order else { return Ok((added != 0.0).then_some(RowLayout { order: None, added })) };
         let rows = tensor.shape.as_slice().first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
         let key = |key: &str| format!("{}.attention.{key}", arch.name());
         let of = |name: &str| metadata.get(&key(name)).and_then(|value| count(value, layer_of(module)));
@@ -89,7 +90,7 @@ impl View {
         })?;
         let kv_heads = of("head_count_kv").unwrap_or(heads);
         let order = order.rows(rows, HeadCounts { heads, kv_heads }).map_err(wrong)?;
-        Ok(Some(Lie { order: Some(Arc::new(Rows::new(&order))), added }))
+        Ok(Some(RowLayout { order: Some(Arc::new(RowPermutation::new(&order))), added }))
     }
 
     /// Whether the names of the architecture are known.
@@ -97,9 +98,9 @@ impl View {
         self.arch.is_some()
     }
 
-    /// How a tensor of the view lies in its file.
-    pub fn lie(&self, name: &str) -> Lie {
-        self.lies.get(name).cloned().unwrap_or_default()
+    /// How the rows of a tensor of the view lie in its file.
+    pub fn row_layout(&self, name: &str) -> RowLayout {
+        self.row_layouts.get(name).cloned().unwrap_or_default()
     }
 
     /// Which tensor of file `file` the tensor at `position` of the view is, or is part of.

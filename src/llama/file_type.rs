@@ -2,7 +2,7 @@
 //!
 //! Source: llama.cpp `llama.h`, `enum llama_ftype`.
 
-use super::metadata::{Metadata, Value};
+use crate::formats::gguf::{Metadata, Value};
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// A kind of file, by the number that stands for it.

@@ -1,24 +1,24 @@
-//! How a weight lies in a file of llama.cpp, beside how the checkpoint has it.
+//! How the rows of a weight lie in a GGUF file, beside how the checkpoint has them.
 
 use std::sync::Arc;
 
 /// Order of the rows, and what was added to every value. The default is a weight that lies as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Lie {
+pub struct RowLayout {
     /// Where the rows stand, if not in their order.
-    pub order: Option<Arc<RowOrder>>,
+    pub order: Option<Arc<RowPermutation>>,
     /// Added to every value that is stored: 1 for the norms of Gemma.
     pub added: f32,
 }
 
 /// A permutation of rows.
 #[derive(Debug, PartialEq)]
-pub struct RowOrder {
+pub struct RowPermutation {
     stored: Vec<usize>,
     block: usize,
 }
 
-impl RowOrder {
+impl RowPermutation {
     /// The order in which the file has row `rows[0]` of the checkpoint first, then `rows[1]` and so on.
     ///
     /// # Panics
@@ -32,7 +32,7 @@ impl RowOrder {
     }
 }
 
-impl Lie {
+impl RowLayout {
     /// Where row `row` of the checkpoint stands in the file.
     pub fn stored_row(&self, row: usize) -> usize {
         self.order.as_ref().map_or(row, |order| order.stored[row])
@@ -64,18 +64,18 @@ mod tests {
 
     #[test]
     fn rows_of_heads_change_places_within_their_head() {
-        let lie = Lie { order: Some(Arc::new(RowOrder::new(&[0, 2, 1, 3, 4, 6, 5, 7]))), added: 0.0 };
-        assert_eq!((0..8).map(|row| lie.stored_row(row)).collect::<Vec<_>>(), [0, 2, 1, 3, 4, 6, 5, 7]);
-        assert_eq!(lie.grain(), 4);
-        let order = RowOrder::new(&[0, 3, 1, 4, 2, 5]);
+        let layout = RowLayout { order: Some(Arc::new(RowPermutation::new(&[0, 2, 1, 3, 4, 6, 5, 7]))), added: 0.0 };
+        assert_eq!((0..8).map(|row| layout.stored_row(row)).collect::<Vec<_>>(), [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(layout.grain(), 4);
+        let order = RowPermutation::new(&[0, 3, 1, 4, 2, 5]);
         assert_eq!((order.stored.as_slice(), order.block), (&[0, 2, 4, 1, 3, 5][..], 6));
-        assert_eq!((Lie::default().stored_row(3), Lie::default().grain()), (3, 1));
+        assert_eq!((RowLayout::default().stored_row(3), RowLayout::default().grain()), (3, 1));
     }
 
     #[test]
     fn an_order_that_mixes_all_rows_is_one_block() {
-        assert_eq!(RowOrder::new(&[3, 0, 1, 2]).block, 4);
-        assert_eq!(RowOrder::new(&[]).block, 1);
-        assert_eq!(RowOrder::new(&[0, 1, 3, 2]).block, 2);
+        assert_eq!(RowPermutation::new(&[3, 0, 1, 2]).block, 4);
+        assert_eq!(RowPermutation::new(&[]).block, 1);
+        assert_eq!(RowPermutation::new(&[0, 1, 3, 2]).block, 2);
     }
 }

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::config::Family;
-use super::metadata::Value;
+use crate::formats::gguf::Value;
 
 /// Widest head; those of real models have 256 values at most.
 const MAX_HEAD: u32 = 1 << 16;

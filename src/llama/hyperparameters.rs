@@ -3,8 +3,8 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::config::{Family, KeyKind, hub_config};
-use super::metadata::{Metadata, Value};
 use super::rotary::{Rotary, number};
+use crate::formats::gguf::{Metadata, Value};
 
 /// Keys of config.json that two models may differ in without being computed differently, and those of the rotary embedding,
 /// which has several places there.

@@ -7,7 +7,7 @@
 use std::cmp::Ordering;
 
 use super::file_type::FileType;
-use super::metadata::Metadata;
+use crate::formats::gguf::Metadata;
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// A way to store a whole model, as `llama-quantize` names it.
@@ -318,8 +318,8 @@ fn fitting(tensor: &TensorInfo, ggml: GgmlType) -> GgmlType {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metadata::Value;
     use super::*;
+    use crate::formats::gguf::Value;
     use crate::tensor::Shape;
 
     fn tensor(name: &str, shape: &[u64]) -> TensorInfo {

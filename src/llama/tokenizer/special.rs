@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Files;
 use crate::error::Result;
-use crate::formats::gguf::metadata::{Array, Value};
+use crate::formats::gguf::{Array, Value};
 use crate::formats::side;
 use crate::io::read_small;
 use crate::limits::MAX_JSON_BYTES;

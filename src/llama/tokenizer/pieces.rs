@@ -15,10 +15,10 @@ use std::collections::HashMap;
 use super::merges::told;
 use super::{Files, Kind, Vocabulary};
 use crate::error::Result;
-use crate::formats::gguf::config::Family;
 use crate::formats::side;
 use crate::io::read_small;
 use crate::limits::MAX_JSON_BYTES;
+use crate::llama::Family;
 
 const FILE: &str = "tokenizer.model";
 
