@@ -10,8 +10,7 @@ use lorakit::ops::Run;
 use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::report;
 
-use super::args::Write;
-use super::merge::write_options;
+use super::options::Write;
 use super::progress::Bar;
 use super::reading::Reading;
 use super::{place, watch, words};
@@ -49,7 +48,7 @@ pub struct Convert {
 
 /// Converts, and gives the report.
 pub fn run(args: &Convert) -> Result<Vec<u8>> {
-    let mut write = write_options(&args.write)?;
+    let mut write = args.write.options()?;
     if !args.write.allow_unused.is_empty() {
         return Err(Error::invalid("--allow-unused", "a conversion takes every tensor along"));
     }

@@ -1,16 +1,53 @@
 //! `lorakit inspect`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
 use lorakit::ops::inspect::{Entry, InspectOptions, find, inspect, inspect_all};
 use lorakit::plan::Quiet;
 use lorakit::report;
 
-use super::args::Inspect;
+use super::reading::Reading;
 use super::{place, print, watch, words};
+
+#[derive(Debug, Group)]
+pub struct Inspect {
+    /// Files, directories, folders of them, patterns, or org/name[@rev] in the Hugging Face cache
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+    /// List every tensor, and every module of an adapter
+    #[arg(long)]
+    pub tensors: bool,
+    /// Singular values of what adapters add, effective ranks, norms; with --base against the weights
+    #[arg(long)]
+    pub spectrum: bool,
+    /// The model that the adapters are for: their share of it, and whether every module has a place
+    #[arg(long, value_name = "PATH")]
+    pub base: Option<OsString>,
+    #[command(flatten)]
+    pub read: Reading,
+    /// The component of the pipeline that is meant: of --base where that is given, else of PATH
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
+    /// Read the values too: zeros, what is not finite, hashes
+    #[arg(long)]
+    pub check: bool,
+    /// Worker threads; all processors if not given
+    #[arg(short = 'j', long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory the workers may hold together
+    #[arg(long, default_value = "2GiB", value_name = "SIZE")]
+    pub max_memory: String,
+    /// One JSON document on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// A page for each of several, and every module of an adapter
+    #[arg(short, long)]
+    pub verbose: bool,
+}
 
 /// Length up to which hashes of a single file are computed without being asked for: some milliseconds.
 const HASHED: u64 = 8 << 20;

@@ -1,16 +1,54 @@
 //! `lorakit merge`.
 
+use std::ffi::OsString;
+
+use clap::Args as Group;
 use lorakit::error::{Error, Result};
-use lorakit::naming::blocks::BlockWeights;
-use lorakit::ops::merge::{MergeOptions, Selection, merge};
-use lorakit::ops::{Rounding, Run, WriteOptions};
+use lorakit::ops::Run;
+use lorakit::ops::merge::{MergeOptions, merge};
 use lorakit::report;
 use lorakit::tensor::{Float, GgmlType, Packing};
-use regex::Regex;
 
-use super::args::{Merge, RoundingMode, Weights, Write};
+use super::options::{Weights, Write};
 use super::progress::Bar;
-use super::{notice, place, watch, words};
+use super::reading::Reading;
+use super::{notice, place, watch};
+
+#[derive(Debug, Group)]
+pub struct Merge {
+    /// The model: a directory, a safetensors file, or org/name[@rev] in the Hugging Face cache
+    pub base: OsString,
+    /// Adapters, each with a weight after a colon if it is not 1
+    #[arg(required = true, value_name = "ADAPTER[:W]")]
+    pub adapters: Vec<OsString>,
+    #[command(flatten)]
+    pub write: Write,
+    #[command(flatten)]
+    pub weights: Weights,
+    #[command(flatten)]
+    pub read: Reading,
+    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
+    #[arg(long, value_name = "DIR")]
+    pub init_adapter: Vec<OsString>,
+    /// The model that PiSSA or OLoRA training started from, usually BASE itself: finds the untrained factors again
+    #[arg(long = "base", value_name = "PATH", conflicts_with_all = ["init_adapter", "residual_base"])]
+    pub original: Option<OsString>,
+    /// BASE is the residual model that the adapter's initialiser left behind
+    #[arg(long, conflicts_with = "init_adapter")]
+    pub residual_base: bool,
+    /// Which denoiser of a pipeline is meant where two are built alike: transformer, transformer_2
+    #[arg(long, value_name = "NAME")]
+    pub component: Option<String>,
+    /// Let embedding and head that the adapter holds whole change the size of the vocabulary
+    #[arg(long)]
+    pub resize_vocab: bool,
+    /// What the weights that change are written as in a GGUF file: keep, f16, bf16, f32, q8_0, q4_k …
+    #[arg(long, default_value = "keep", value_name = "TYPE")]
+    pub quant: String,
+    /// Record the hashes of the base's files as well
+    #[arg(long)]
+    pub hash_base: bool,
+}
 
 /// Merges, and gives the report.
 pub fn run(args: &Merge) -> Result<Vec<u8>> {
@@ -21,14 +59,14 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         original: args.original.as_deref().map(place::path).transpose()?,
         residual_base: args.residual_base,
-        selection: selection(&args.write, &args.weights)?,
+        selection: args.write.selection(&args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
         component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         quant: quant(&args.quant)?,
         keep_change: args.write.rounding.is_none(),
         hash_base: args.hash_base,
-        write: write_options(&args.write)?,
+        write: args.write.options()?,
     };
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
@@ -61,59 +99,4 @@ fn quant(typed: &str) -> Result<Option<Packing>> {
         Error::invalid("--quant", format!("`{typed}` is no type that can be written")).hint(hint)
     };
     found.map(Some).ok_or_else(wrong)
-}
-
-/// Options shared by all writing verbs.
-pub fn write_options(args: &Write) -> Result<WriteOptions> {
-    let dtype = words::dtype(&args.dtype)?;
-    if args.cast_all && dtype.is_none() {
-        return Err(Error::invalid("--cast-all", "needs a `--dtype` other than `keep`"));
-    }
-    let keep = args.max_shard_size == "keep";
-    Ok(WriteOptions {
-        out: args.out.clone(),
-        force: args.force,
-        dtype,
-        cast_all: args.cast_all,
-        rounding: match args.rounding.unwrap_or(RoundingMode::Nearest) {
-            RoundingMode::Nearest => Rounding::Nearest,
-            RoundingMode::Stochastic => Rounding::Stochastic { seed: args.seed },
-            RoundingMode::PeftSafe => Rounding::PeftSafe,
-        },
-        max_shard_bytes: if keep { None } else { Some(place::size("--max-shard-size", &args.max_shard_size)?) },
-        budget: words::budget(args.threads, &args.max_memory)?,
-        dry_run: args.dry_run,
-        part: args.part.as_deref().map(str::parse).transpose()?,
-        durable: args.sync,
-    })
-}
-
-/// Which modules are changed, and how strongly.
-pub fn selection(args: &Write, weights: &Weights) -> Result<Selection> {
-    Ok(Selection {
-        include: words::patterns("--include", &args.include)?,
-        exclude: words::patterns("--exclude", &args.exclude)?,
-        weights: weights.patterns()?,
-        blocks: weights.blocks()?,
-    })
-}
-
-impl Weights {
-    /// What `--weight-for` says.
-    pub fn patterns(&self) -> Result<Vec<(Regex, f64)>> {
-        self.weight_for.iter().map(|written| weight(written)).collect()
-    }
-
-    /// What `--lbw` says.
-    pub fn blocks(&self) -> Result<Option<BlockWeights>> {
-        self.lbw.as_deref().map(BlockWeights::read).transpose()
-    }
-}
-
-/// `--weight-for`: a pattern and the weight of the modules that match.
-fn weight(written: &str) -> Result<(Regex, f64)> {
-    let wrong = || Error::invalid("--weight-for", format!("`{written}` is not REGEX=W with a finite number W"));
-    let (pattern, weight) = written.rsplit_once('=').ok_or_else(wrong)?;
-    let weight: f64 = weight.parse().map_err(|_| wrong())?;
-    if weight.is_finite() { Ok((words::pattern("--weight-for", pattern)?, weight)) } else { Err(wrong()) }
 }

@@ -5,6 +5,7 @@ mod convert;
 mod extract;
 mod inspect;
 mod merge;
+mod options;
 mod place;
 mod progress;
 mod rank;

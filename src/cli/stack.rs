@@ -10,7 +10,7 @@ use lorakit::ops::merge::Selection;
 use lorakit::ops::stack::{Majority, Method, Pruning, Rule, StackOptions, stack};
 use lorakit::report;
 
-use super::args::{Talk, Weights};
+use super::options::{Talk, Weights};
 use super::progress::Bar;
 use super::rank::Rank;
 use super::reading::ReadingInputs;

@@ -11,11 +11,11 @@ use lorakit::ops::stack::{Method, StackOptions};
 use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 use lorakit::report;
 
-use super::args::{RoundingMode, Weights, Write};
+use super::options::{RoundingMode, Weights, Write};
 use super::progress::Bar;
 use super::reading::ReadingInputs;
 use super::stack::Sum;
-use super::{merge, notice, place, stack, watch};
+use super::{notice, place, stack, watch};
 
 #[derive(Debug, Group)]
 pub struct Subtract {
@@ -78,12 +78,12 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         read: args.read.options()?,
         init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
         residual_base: args.residual_base,
-        selection: merge::selection(&args.write, &args.weights)?,
+        selection: args.write.selection(&args.weights)?,
         allow_unused: args.write.allow_unused.clone(),
         component: args.component.clone(),
         resize_vocabulary: args.resize_vocab,
         hash_base: args.hash_base,
-        write: merge::write_options(&args.write)?,
+        write: args.write.options()?,
     };
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
@@ -141,9 +141,9 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         rank: args.sum.rank.choice()?,
         compute: args.sum.compute.into(),
         alpha: args.sum.alpha,
-        selection: merge::selection(write, &args.weights)?,
+        selection: write.selection(&args.weights)?,
         dialect: args.sum.to.dialect()?,
-        write: merge::write_options(write)?,
+        write: write.options()?,
     };
     stack::perform(&options, write.talk)
 }

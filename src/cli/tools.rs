@@ -1,10 +1,30 @@
 //! `lorakit finish`.
 
+use std::path::PathBuf;
+
+use clap::Args as Group;
 use lorakit::error::Result;
 use lorakit::{ops, report};
 use serde::Serialize;
 
-use super::args::{Finish, Talk};
+use super::options::Talk;
+
+#[derive(Debug, Group)]
+pub struct Finish {
+    /// The output that was given to the runs with --part
+    pub dir: PathBuf,
+    /// Replace an output that exists
+    #[arg(long)]
+    pub force: bool,
+    /// Throw away the parts that were written, and put nothing together
+    #[arg(long, conflicts_with_all = ["force", "sync"])]
+    pub discard: bool,
+    /// Return only when the output has reached the disk itself
+    #[arg(long)]
+    pub sync: bool,
+    #[command(flatten)]
+    pub talk: Talk,
+}
 
 /// Puts parts together, or throws them away.
 pub fn finish(args: &Finish) -> Result<Vec<u8>> {

@@ -6,7 +6,7 @@ use clap::Args as Group;
 use lorakit::error::Result;
 use lorakit::ops::{Dialect, Rounding, WriteOptions};
 
-use super::args::Talk;
+use super::options::Talk;
 use super::words;
 
 /// The options.
