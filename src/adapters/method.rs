@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::delta::Delta;
+use super::kind::Kind;
 use super::low_rank::Term;
 use crate::error::Result;
 use crate::formats::Stored;
@@ -53,8 +54,8 @@ pub struct ParameterChange {
 
 /// What the tensors of one module mean, for a method other than LoRA.
 pub trait Method: Debug + Send + Sync {
-    /// The method's name as the field writes it: `LoHa`, `OFT` …
-    fn kind(&self) -> &'static str;
+    /// Which method it is.
+    fn kind(&self) -> &'static Kind;
 
     /// Its tensors in the file, by role: the suffix without the module.
     fn tensors(&self) -> Vec<(&'static str, &Stored)>;

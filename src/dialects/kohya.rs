@@ -24,9 +24,6 @@ const VERSIONS: [(&str, &str); 8] = [
     ("qwen_image", "qwen-image"),
 ];
 
-/// Methods that are read below dotted names.
-const DOTTED: [&str; 3] = ["LoHa", "LoKr", "full difference"];
-
 /// The file, in the names of `dialect`: `kohya` or `comfyui`.
 ///
 /// # Errors
@@ -103,8 +100,8 @@ fn others(
 ) -> Result<()> {
     for other in &pieces.methods {
         let (module, kind) = (name(&other.path)?, other.method.kind());
-        let lycoris = facts.adapter.dialect != "peft" || ["LoHa", "LoKr"].contains(&kind);
-        let known = lycoris && (scheme.is_flattened() || DOTTED.contains(&kind));
+        let lycoris = facts.adapter.dialect != "peft" || kind.is_of_lycoris;
+        let known = lycoris && (scheme.is_flattened() || kind.is_dotted);
         let numbers = other.method.rank().zip(other.method.scale());
         let mut has_alpha = false;
         for (role, tensor) in other.method.tensors() {
@@ -127,15 +124,15 @@ fn others(
         let value = match (numbers, other.method.scale()) {
             _ if has_alpha => continue,
             (Some((rank, scale)), _) => scale * rank as f64,
-            // Two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
-            (None, Some(scale)) if kind == "LoKr" && facts.adapter.dialect == "peft" && scale != 1.0 => {
+            // Without a rank two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
+            (None, Some(scale)) if facts.adapter.dialect == "peft" && scale != 1.0 => {
                 let what = format!(
                     "`{}` is two whole Kronecker factors times {scale}; here they cannot be scaled",
                     other.path
                 );
                 return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
             }
-            (None, Some(_)) if kind == "LoKr" => 1.0,
+            (None, Some(_)) => 1.0,
             _ => continue,
         };
         let key = scheme.print(&module, &Role::Alpha).expect("every such dialect has an alpha");

@@ -11,7 +11,7 @@ use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
 use crate::formats::comfyui;
 use crate::formats::gguf::{Metadata, View, hub_config};
-use crate::formats::{Checkpoint, Format, Stored, side};
+use crate::formats::{Checkpoint, Stored, side};
 use crate::naming::gguf::gguf_arch;
 use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
@@ -142,10 +142,9 @@ impl Base {
 
     /// What a user should know of how it was read, and of how it is written.
     pub fn reading_notes(&self) -> impl Iterator<Item = String> {
-        let foreign =
-            self.checkpoint.files().iter().find(|file| ![Format::Safetensors, Format::Gguf].contains(&file.format));
-        let written = foreign
-            .map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name()));
+        let foreign = self.checkpoint.files().iter().find(|file| !file.format.is_written);
+        let written =
+            foreign.map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name));
         self.checkpoint.notes().cloned().chain(written).chain(self.wrapping.notes())
     }
 

@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{General, agree, matrix, values};
+use super::form::{General, matrix, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::parts::{Context, Parts, agree, number};
 use crate::error::Result;
 
 /// DeLoRA.
-pub const KIND: Kind = Kind { name: "DeLoRA", gather };
+pub static KIND: Kind = Kind::of_peft("DeLoRA", &["DELORA"], &["delora"], gather);
 
 /// Norms below this count as this.
 const SMALLEST: f64 = 1e-4;
@@ -45,6 +45,6 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         }
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
     };
-    let method = General::product("DeLoRA", tensors, (outputs as u64, inputs as u64), make);
+    let method = General::product(&KIND, tensors, (outputs as u64, inputs as u64), make);
     Ok(Some(Arc::new(method.ranked(rank as u64, None))))
 }

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapters::delta::{BaseRows, Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::error::{Error, Result};
+use crate::adapters::parts::wrong;
+use crate::error::Result;
 use crate::formats::Stored;
 use crate::linalg::LinearOperator;
 
@@ -18,7 +20,7 @@ type MakeChanges = Box<dyn Fn(&Target) -> Result<Vec<ParameterChange>> + Send + 
 
 /// A method of which the tensors and the way to its changes are known.
 pub struct General {
-    kind: &'static str,
+    kind: &'static Kind,
     tensors: Vec<(&'static str, Stored)>,
     shape: Option<(u64, u64)>,
     rank: Option<u64>,
@@ -34,7 +36,7 @@ enum Make {
 impl General {
     /// ΔW is the product that `make` gives, of this shape.
     pub fn product(
-        kind: &'static str,
+        kind: &'static Kind,
         tensors: Vec<(&'static str, Stored)>,
         shape: (u64, u64),
         make: impl Fn() -> Result<Term> + Send + Sync + 'static,
@@ -44,7 +46,7 @@ impl General {
 
     /// The changes follow from the layer.
     pub fn changing(
-        kind: &'static str,
+        kind: &'static Kind,
         tensors: Vec<(&'static str, Stored)>,
         make: impl Fn(&Target) -> Result<Vec<ParameterChange>> + Send + Sync + 'static,
     ) -> Self {
@@ -66,12 +68,12 @@ impl General {
 
 impl fmt::Debug for General {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(self.kind).field("shape", &self.shape).field("rank", &self.rank).finish_non_exhaustive()
+        f.debug_struct(self.kind.title).field("shape", &self.shape).field("rank", &self.rank).finish_non_exhaustive()
     }
 }
 
 impl Method for General {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &'static Kind {
         self.kind
     }
 
@@ -264,11 +266,6 @@ pub fn values(stored: &Stored) -> Result<Vec<f32>> {
     Factor::new(stored)?.to_vec()
 }
 
-/// That a tensor is not as the method needs it.
-pub fn wrong(stored: &Stored, problem: impl Into<String>) -> Error {
-    Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem.into())
-}
-
 /// The sizes of a tensor with exactly `N` dimensions.
 ///
 /// # Errors
@@ -286,15 +283,4 @@ pub fn sizes<const N: usize>(stored: &Stored) -> Result<[usize; N]> {
 pub fn matrix(stored: &Stored) -> (usize, usize) {
     let (rows, cols) = stored.info.shape.rows_cols();
     (rows as usize, cols as usize)
-}
-
-/// That two sizes agree.
-///
-/// # Errors
-/// When they do not.
-pub fn agree(stored: &Stored, what: &str, got: usize, wanted: usize) -> Result<()> {
-    if got == wanted {
-        return Ok(());
-    }
-    Err(wrong(stored, format!("has shape {}: {what} must be {wanted}, is {got}", stored.info.shape)))
 }

@@ -6,16 +6,17 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use super::Kind;
-use super::form::{Formed, Formula, General, agree, bias, matrix, values, weight, wrong};
+use super::form::{Formed, Formula, General, bias, matrix, values, weight};
 use crate::adapters::delta::BaseRows;
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 
 /// GLoRA.
-pub const KIND: Kind = Kind { name: "GLoRA", gather };
+pub static KIND: Kind =
+    Kind { parameters: &["Xd", "Xu", "X", "zeros"], ..Kind::of_peft("GLoRA", &["GLORA"], &["glora"], gather) };
 
 const NAMES: [[&str; 4]; 5] = [
     ["glora_A.Xd", "glora_A.Xu", "glora_A.X", "glora_A.zeros"],
@@ -67,7 +68,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         changes.push(weight(Formed(Affine { shape, by, add, from: None })));
         Ok(changes)
     };
-    Ok(Some(Arc::new(General::changing("GLoRA", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 /// A path as factors, ready to be asked for elements: `up[row] · down[col]`.

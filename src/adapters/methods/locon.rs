@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::named::{Named, check_rank};
 use super::tucker::Down;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::magnitudes::{LYCORIS_NAME, decomposed};
 use crate::adapters::method::{Method, ParameterChange, Target};
@@ -13,6 +14,9 @@ use crate::error::Result;
 use crate::formats::Stored;
 use crate::naming::Role;
 
+/// LoCon in Tucker form.
+pub static KIND: Kind = Kind { tells_kernel: true, ..Kind::new("LoCon (Tucker)", gather) };
+
 /// The tensors of one module.
 #[derive(Debug)]
 struct Tucker {
@@ -20,11 +24,7 @@ struct Tucker {
     scale: f64,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !parts.has_part("lora_mid") {
         return Ok(None);
     }
@@ -52,8 +52,8 @@ impl Tucker {
 }
 
 impl Method for Tucker {
-    fn kind(&self) -> &'static str {
-        "LoCon (Tucker)"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

@@ -5,18 +5,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::named::{Named, wrong};
+use super::named::Named;
 use super::tucker::Down;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::tensor::add_low_rank;
 
 const NAMES: [&str; 6] = ["a1", "a2", "b1", "b2", "bm", "scalar"];
+
+/// GLoRA of LyCORIS.
+pub static KIND: Kind = Kind::new("GLoRA (LyCORIS)", gather);
 
 /// The tensors of one module.
 #[derive(Debug)]
@@ -27,11 +31,7 @@ struct Glora {
     scale: f64,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !["a1", "a2", "b1", "b2"].iter().all(|name| parts.has_part(name)) {
         return Ok(None);
     }
@@ -51,8 +51,8 @@ pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn
 }
 
 impl Method for Glora {
-    fn kind(&self) -> &'static str {
-        "GLoRA (LyCORIS)"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

@@ -4,13 +4,17 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::named::{Named, wrong};
+use super::named::Named;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::parts::{Context, Parts, number, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
+
+/// IA³ of LyCORIS.
+pub static KIND: Kind = Kind::new("IA³ (LyCORIS)", gather);
 
 /// The tensors of one module.
 #[derive(Debug)]
@@ -19,11 +23,7 @@ struct Ia3 {
     on_input: bool,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When `on_input` is no number, or the factors are missing.
-pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !parts.has_part("on_input") {
         return Ok(None);
     }
@@ -34,8 +34,8 @@ pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dy
 }
 
 impl Method for Ia3 {
-    fn kind(&self) -> &'static str {
-        "IA³ (LyCORIS)"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

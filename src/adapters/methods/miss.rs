@@ -6,17 +6,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
-use super::{Kind, setting};
+use serde_json::Value;
+
+use super::form::{Formed, Formula, General, matrix, sizes, values, weight};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 
 /// MiSS.
-pub const KIND: Kind = Kind { name: "MiSS", gather };
+pub static KIND: Kind = Kind::of_peft("MiSS", &["MISS", "BONE"], &["miss", "bone"], gather);
+
+/// What it was called before.
+static BONE: Kind = Kind::new("Bone", gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let (role, stored) = match (parts.take_part("miss_block"), parts.take_part("bone_block")) {
@@ -29,17 +34,17 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         let [tiles, rank, columns] = sizes::<3>(&stored)?;
         agree(&stored, "the block", columns, rank)?;
         let make = move |target: &Target| bat(&stored, tiles, rank, target);
-        return Ok(Some(Arc::new(General::changing("MiSS", tensors, make).ranked(rank as u64, None))));
+        return Ok(Some(Arc::new(General::changing(&KIND, tensors, make).ranked(rank as u64, None))));
     }
     let [rank, width] = sizes::<2>(&stored)?;
-    let mini = setting::text(context.config, "init_weights") == Some("mini");
-    let kind = if role == "bone_block" { "Bone" } else { "MiSS" };
+    let mini = context.config.raw.get("init_weights").and_then(Value::as_str) == Some("mini");
+    let kind = if role == "bone_block" { &BONE } else { &KIND };
     Ok(Some(Arc::new(Miss { kind, role, stored, rank, width, mini })))
 }
 
 #[derive(Debug)]
 struct Miss {
-    kind: &'static str,
+    kind: &'static Kind,
     role: &'static str,
     stored: Stored,
     rank: usize,
@@ -65,7 +70,7 @@ impl Miss {
 }
 
 impl Method for Miss {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &'static Kind {
         self.kind
     }
 

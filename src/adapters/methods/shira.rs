@@ -5,16 +5,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
+use super::form::{Formed, Formula, General, matrix, sizes, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::tensor::Dtype;
 
 /// SHiRA.
-pub const KIND: Kind = Kind { name: "SHiRA", gather };
+pub static KIND: Kind = Kind::of_peft("SHiRA", &["SHIRA"], &["shira"], gather);
 
 fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("shira_weight") else { return Ok(None) };
@@ -40,7 +40,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         entries.sort_by_key(|(row, col, _)| (*row, *col));
         Ok(vec![weight(Formed(Sparse { shape: (target.outputs, target.inputs), entries }))])
     };
-    Ok(Some(Arc::new(General::changing("SHiRA", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 struct Sparse {

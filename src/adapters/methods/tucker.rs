@@ -1,8 +1,9 @@
 //! Convolutions in Tucker form: a core `[r, q, kh, kw]` between an up `[out, r]` and a down `[q, in]`.
 //! ΔW[o, i, x] = Σₘₙ core[m, n, x] · up[o, m] · down[n, i]: with the core folded into the down side it is a plain product.
 
-use super::named::{room, wrong};
+use super::named::room;
 use crate::adapters::factor::Factor;
+use crate::adapters::parts::wrong;
 use crate::error::Result;
 use crate::formats::Stored;
 

@@ -5,31 +5,31 @@
 
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{General, agree, matrix, sizes, values, wrong};
+use super::form::{General, matrix, sizes, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
-use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::method::{Method, ParameterChange, Target};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 /// VeRA.
-pub const KIND: Kind = Kind { name: "VeRA", gather: gather_vera };
+pub static KIND: Kind = Kind::of_peft("VeRA", &["VERA"], &["vera"], gather_vera);
 
 /// PVeRA.
-pub const PROBABILISTIC: Kind = Kind { name: "PVeRA", gather: gather_pvera };
+pub static PROBABILISTIC: Kind = Kind::of_peft("PVeRA", &["PVERA"], &["pvera"], gather_pvera);
 
 fn gather_vera(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
-    gather("VeRA", ["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"], 1, parts, context)
+    gather(&KIND, ["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"], 1, parts, context)
 }
 
 fn gather_pvera(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
-    gather("PVeRA", ["pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"], 2, parts, context)
+    gather(&PROBABILISTIC, ["pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"], 2, parts, context)
 }
 
 /// A shared matrix, or the reason why there is none.
-pub(super) fn shared(context: &Context<'_>, kind: &str, role: &str, beside: &Stored) -> Result<Stored> {
+pub(super) fn shared(context: &Context<'_>, kind: &Kind, role: &str, beside: &Stored) -> Result<Stored> {
     context.shared.get(role).cloned().ok_or_else(|| {
         let what = format!(
             "{kind} without saved projections: `{role}`, beside `{}`, would have to be drawn by torch's generator",
@@ -41,7 +41,7 @@ pub(super) fn shared(context: &Context<'_>, kind: &str, role: &str, beside: &Sto
 }
 
 fn gather(
-    kind: &'static str,
+    kind: &'static Kind,
     [b, d, shared_a, shared_b]: [&'static str; 4],
     part: usize,
     parts: &mut Parts,
@@ -80,7 +80,7 @@ fn gather(
 type MakeTerm = Arc<dyn Fn(usize) -> Result<Term> + Send + Sync>;
 
 struct Vera {
-    kind: &'static str,
+    kind: &'static Kind,
     tensors: Vec<(&'static str, Stored)>,
     outputs: usize,
     rank: usize,
@@ -90,12 +90,15 @@ struct Vera {
 
 impl std::fmt::Debug for Vera {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct(self.kind).field("outputs", &self.outputs).field("rank", &self.rank).finish_non_exhaustive()
+        f.debug_struct(self.kind.title)
+            .field("outputs", &self.outputs)
+            .field("rank", &self.rank)
+            .finish_non_exhaustive()
     }
 }
 
 impl Vera {
-    fn checked(&self, target: &crate::adapters::method::Target) -> Result<usize> {
+    fn checked(&self, target: &Target) -> Result<usize> {
         let tensor = &self.tensors[2].1;
         if target.inputs > self.widest {
             return Err(wrong(tensor, format!("has {} columns, the layer {} inputs", self.widest, target.inputs)));
@@ -106,7 +109,7 @@ impl Vera {
 }
 
 impl Method for Vera {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &'static Kind {
         self.kind
     }
 
@@ -118,16 +121,13 @@ impl Method for Vera {
         Some(self.rank as u64)
     }
 
-    fn changes(
-        &self,
-        target: &crate::adapters::method::Target,
-    ) -> Result<Vec<crate::adapters::method::ParameterChange>> {
+    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
         let (inputs, term) = (self.checked(target)?, self.term.clone());
         let shape = (self.outputs as u64, inputs as u64);
         General::product(self.kind, self.tensors.clone(), shape, move || term(inputs)).changes(target)
     }
 
-    fn low_rank(&self, target: Option<&crate::adapters::method::Target>) -> Result<Option<Term>> {
+    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
         target.map(|target| (self.term)(self.checked(target)?)).transpose()
     }
 }

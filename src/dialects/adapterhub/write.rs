@@ -74,7 +74,7 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
             )));
         }
     }
-    if let Some(other) = pieces.methods.iter().find(|other| other.method.kind() != IA3) {
+    if let Some(other) = pieces.methods.iter().find(|other| other.method.kind().title != IA3) {
         let what = format!(
             "`{}` is changed by {}, and AdapterHub is written for LoRA and IA³",
             other.path,

@@ -11,15 +11,15 @@ use serde_json::{Map, Value};
 
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::gather;
+use crate::adapters::peft_keys;
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, side};
 use crate::naming::arch::{Arch, Spelling, arch};
 use crate::naming::gguf::interleaved;
-use crate::naming::peft::Key;
 use crate::naming::scheme::{Scheme, scheme};
-use crate::naming::{Role, peft};
+use crate::naming::{Key, Role};
 
 /// The model's config.
 const MODEL: &str = "config.json";
@@ -41,7 +41,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     for stored in tensors.all() {
         keyed.push(match table.parse(&stored.info.name) {
             Some(key) => renamed(root, names, key, stored)?,
-            None => (peft::parse(&stored.info.name), stored),
+            None => (peft_keys::parse(&stored.info.name), stored),
         });
     }
     let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);

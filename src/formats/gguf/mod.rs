@@ -36,7 +36,7 @@ mod write;
 pub use config::{Family, hub_config};
 pub use file::GgufFile;
 pub use file_type::FileType;
-pub use header::{Header, is_gguf_name, looks_like_gguf};
+pub use header::{FORMAT, Header, is_gguf_name, looks_like_gguf};
 pub use hyperparameters::Hyperparameters;
 pub use lie::{Lie, RowOrder};
 pub use metadata::{Array, Kind, Metadata, Value};

@@ -13,11 +13,12 @@ use super::quantised::{self, Quantisation};
 use super::weights::{self, TensorFacts, Weights, elements, problems};
 use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
+use crate::adapters::peft_keys;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
 use crate::model::heads;
 use crate::naming::Names;
-use crate::naming::{Role, peft};
+use crate::naming::Role;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
@@ -157,8 +158,10 @@ fn group_of(name: &str) -> (&str, &str) {
 /// What is wrong with the files around the tensors.
 fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let factors =
-        checkpoint.tensors().filter(|tensor| matches!(peft::parse(&tensor.name).role, Role::Down | Role::Up)).count();
+    let factors = checkpoint
+        .tensors()
+        .filter(|tensor| matches!(peft_keys::parse(&tensor.name).role, Role::Down | Role::Up))
+        .count();
     if factors > 0 {
         problems.push(format!(
             "{} of a LoRA and no `{CONFIG_NAME}` beside them: the scale is unknown",

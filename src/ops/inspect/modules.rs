@@ -180,7 +180,7 @@ pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
         match &module.change {
             Change::Lora(lora) => facts.lora(adapter, lora, pairs.next()),
             Change::Method(method) => {
-                facts.method = method.kind();
+                facts.method = method.kind().title;
                 facts.shape = method.shape().map(|(outputs, inputs)| [outputs, inputs]);
                 (facts.rank, facts.scale) = (method.rank(), method.scale());
                 facts.alpha = facts.rank.zip(facts.scale).map(|(rank, scale)| scale * rank as f64);
