@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::heads;
+use super::config::ModelConfig;
 use super::weight::{ScaleGrid, Weight};
 use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
@@ -54,7 +54,7 @@ pub struct Base {
     /// Their names.
     pub names: Names,
     /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
-    pub config: Option<Map<String, Value>>,
+    pub config: Option<ModelConfig>,
     /// What headers say of the formats of quantised weights.
     pub formats: comfyui::Formats,
     /// The head that shares the embedding's tensor, if one does.
@@ -100,11 +100,12 @@ impl Base {
             Some(metadata) => told(metadata, has_output(&checkpoint)),
             None => checkpoint.config()?,
         };
+        let config = config.map(ModelConfig::of);
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
-        let heads = config.as_ref().map_or(Heads::Conventional, heads::of);
-        let tied = config.as_ref().is_some_and(heads::is_tied);
+        let heads = config.as_ref().map_or(Heads::Conventional, ModelConfig::head);
+        let tied = config.as_ref().is_some_and(ModelConfig::is_tied);
         let tie = if tied { heads.tie(&names) } else { None };
-        let declared = config.as_ref().and_then(heads::declared_tie) == Some(true);
+        let declared = config.as_ref().and_then(|config| config.tied) == Some(true);
         let stored_tie = if declared { heads.stored(&names) } else { None };
         let is_open = config.is_none() || tied && heads == Heads::Unknown;
         let unnamed = (is_open && heads.stored(&names).is_none()).then(|| Heads::any_embedding(&names)).flatten();
@@ -150,11 +151,7 @@ impl Base {
 
     /// Whether the model is of one of these types, in its own config or that of its text part.
     pub fn is_one_of(&self, types: &[&str]) -> bool {
-        let of = |config: &Map<String, Value>| {
-            config.get("model_type").and_then(Value::as_str).is_some_and(|found| types.contains(&found))
-        };
-        let text = |config: &Map<String, Value>| config.get("text_config").and_then(Value::as_object).is_some_and(of);
-        self.config.as_ref().is_some_and(|config| of(config) || text(config))
+        self.config.as_ref().is_some_and(|config| config.types().any(|found| types.contains(&found)))
     }
 
     /// Whether the layer `path` keeps its weight as `[in, out]`; `said` is what its adapter's config says of that.
@@ -327,9 +324,9 @@ fn is_fp8(packing: Packing) -> bool {
 ///
 /// # Errors
 /// When it cannot be read, or there is none.
-pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
+pub fn config_of(path: &Path) -> Result<ModelConfig> {
     if let Some(config) = side::look_up(&path.join("config.json"))? {
-        return Ok(config);
+        return Ok(ModelConfig::of(config));
     }
     let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
     Base::open(path)?.config.ok_or_else(none)

@@ -16,6 +16,8 @@ use crate::formats::Stored;
 use crate::linalg::LinearOperator;
 
 type MakeTerm = Arc<dyn Fn() -> Result<Term> + Send + Sync>;
+type Check = Box<dyn Fn(&Target) -> Result<()> + Send + Sync>;
+type Fit = Arc<dyn Fn(&Target) -> Result<Term> + Send + Sync>;
 type MakeChanges = Box<dyn Fn(&Target) -> Result<Vec<ParameterChange>> + Send + Sync>;
 
 /// A method of which the tensors and the way to its changes are known.
@@ -30,6 +32,7 @@ pub struct General {
 
 enum Make {
     Product(MakeTerm),
+    Fitted(Check, Fit),
     Changes(MakeChanges),
 }
 
@@ -42,6 +45,23 @@ impl General {
         make: impl Fn() -> Result<Term> + Send + Sync + 'static,
     ) -> Self {
         Self { kind, tensors, shape: Some(shape), rank: None, scale: None, make: Make::Product(Arc::new(make)) }
+    }
+
+    /// ΔW is a product that `make` cuts to a layer, if that passes the `check`.
+    pub fn fitted(
+        kind: &'static Kind,
+        tensors: Vec<(&'static str, Stored)>,
+        check: impl Fn(&Target) -> Result<()> + Send + Sync + 'static,
+        make: impl Fn(&Target) -> Result<Term> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            kind,
+            tensors,
+            shape: None,
+            rank: None,
+            scale: None,
+            make: Make::Fitted(Box::new(check), Arc::new(make)),
+        }
     }
 
     /// The changes follow from the layer.
@@ -100,13 +120,20 @@ impl Method for General {
                 let shape = (outputs as usize, inputs as usize);
                 Ok(vec![weight(Product { shape, make: make.clone(), made: Mutex::default() })])
             }
+            Make::Fitted(check, make) => {
+                check(target)?;
+                let (shape, target, make) = ((target.outputs, target.inputs), target.clone(), make.clone());
+                let make: MakeTerm = Arc::new(move || make(&target));
+                Ok(vec![weight(Product { shape, make, made: Mutex::default() })])
+            }
             Make::Changes(make) => make(target),
         }
     }
 
-    fn low_rank(&self, _target: Option<&Target>) -> Result<Option<Term>> {
+    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
         match &self.make {
             Make::Product(make) => make().map(Some),
+            Make::Fitted(check, make) => target.map(|target| check(target).and_then(|()| make(target))).transpose(),
             Make::Changes(_) => Ok(None),
         }
     }

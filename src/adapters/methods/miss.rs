@@ -39,58 +39,22 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     let [rank, width] = sizes::<2>(&stored)?;
     let mini = context.config.raw.get("init_weights").and_then(Value::as_str) == Some("mini");
     let kind = if role == "bone_block" { &BONE } else { &KIND };
-    Ok(Some(Arc::new(Miss { kind, role, stored, rank, width, mini })))
-}
-
-#[derive(Debug)]
-struct Miss {
-    kind: &'static Kind,
-    role: &'static str,
-    stored: Stored,
-    rank: usize,
-    width: usize,
-    mini: bool,
-}
-
-impl Miss {
-    fn term(&self, target: &Target) -> Result<Term> {
-        let Target { outputs, inputs, .. } = *target;
-        if !self.mini || outputs % self.width != 0 {
-            agree(&self.stored, "the number of outputs", self.width, outputs)?;
-        }
-        let (block, rank) = (values(&self.stored)?, self.rank);
+    let own = stored.clone();
+    let check = move |target: &Target| {
+        let repeats = mini && target.outputs.is_multiple_of(width);
+        if repeats { Ok(()) } else { agree(&own, "the number of outputs", width, target.outputs) }
+    };
+    let make = move |&Target { outputs, inputs, .. }: &Target| {
+        let block = values(&stored)?;
         let mut up = vec![0.0; outputs * rank];
         for (o, line) in up.chunks_exact_mut(rank).enumerate() {
-            line.iter_mut().enumerate().for_each(|(k, value)| *value = block[k * self.width + o % self.width]);
+            line.iter_mut().enumerate().for_each(|(k, value)| *value = block[k * width + o % width]);
         }
         let mut down = vec![0.0; rank * inputs];
         (0..inputs).for_each(|i| down[(i % rank) * inputs + i] = 1.0);
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
-    }
-}
-
-impl Method for Miss {
-    fn kind(&self) -> &'static Kind {
-        self.kind
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        vec![(self.role, &self.stored)]
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.rank as u64)
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let term = self.term(target)?;
-        let shape = (target.outputs as u64, target.inputs as u64);
-        General::product(self.kind, Vec::new(), shape, move || Ok(term.clone())).changes(target)
-    }
-
-    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
-        target.map(|target| self.term(target)).transpose()
-    }
+    };
+    Ok(Some(Arc::new(General::fitted(kind, tensors, check, make).ranked(rank as u64, None))))
 }
 
 fn bat(stored: &Stored, tiles: usize, rank: usize, target: &Target) -> Result<Vec<ParameterChange>> {

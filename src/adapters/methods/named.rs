@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 /// Tensors by suffix.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Named {
     path: String,
     tensors: Vec<(&'static str, Stored)>,
@@ -61,6 +61,11 @@ impl Named {
     /// All of them.
     pub fn list(&self) -> Vec<(&'static str, &Stored)> {
         self.tensors.iter().map(|(name, stored)| (*name, stored)).collect()
+    }
+
+    /// The same, to be kept.
+    pub fn tensors(&self) -> Vec<(&'static str, Stored)> {
+        self.tensors.clone()
     }
 
     /// The number `scalar`, which old LyCORIS files keep beside the factors; 1 without one.

@@ -9,7 +9,7 @@ use super::form::{General, matrix, sizes, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
-use crate::adapters::method::{Method, ParameterChange, Target};
+use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -60,7 +60,14 @@ fn gather(
         return Err(wrong(&big_b, format!("has {tallest} rows, `{}` asks for {outputs}", lambda_b.info.name)));
     }
     let tensors = vec![(b, lambda_b.clone()), (d, lambda_d.clone()), (shared_a, a.clone()), (shared_b, big_b.clone())];
-    let term = Arc::new(move |inputs: usize| {
+    let (own, wide) = (lambda_b.clone(), a.clone());
+    let check = move |target: &Target| {
+        if target.inputs > widest {
+            return Err(wrong(&wide, format!("has {widest} columns, the layer {} inputs", target.inputs)));
+        }
+        agree(&own, "the number of outputs", outputs, target.outputs)
+    };
+    let make = move |&Target { inputs, .. }: &Target| {
         let (row_factors, rank_factors) = (values(&lambda_b)?, values(&lambda_d)?);
         let mut up = vec![0.0; outputs * rank];
         Factor::new(&big_b)?.decode(0..outputs, 0..rank, &mut up)?;
@@ -73,61 +80,6 @@ fn gather(
             line.iter_mut().for_each(|value| *value *= factor);
         }
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
-    });
-    Ok(Some(Arc::new(Vera { kind, tensors, outputs, rank, widest, term })))
-}
-
-type MakeTerm = Arc<dyn Fn(usize) -> Result<Term> + Send + Sync>;
-
-struct Vera {
-    kind: &'static Kind,
-    tensors: Vec<(&'static str, Stored)>,
-    outputs: usize,
-    rank: usize,
-    widest: usize,
-    term: MakeTerm,
-}
-
-impl std::fmt::Debug for Vera {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct(self.kind.title)
-            .field("outputs", &self.outputs)
-            .field("rank", &self.rank)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Vera {
-    fn checked(&self, target: &Target) -> Result<usize> {
-        let tensor = &self.tensors[2].1;
-        if target.inputs > self.widest {
-            return Err(wrong(tensor, format!("has {} columns, the layer {} inputs", self.widest, target.inputs)));
-        }
-        agree(&self.tensors[0].1, "the number of outputs", self.outputs, target.outputs)?;
-        Ok(target.inputs)
-    }
-}
-
-impl Method for Vera {
-    fn kind(&self) -> &'static Kind {
-        self.kind
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        self.tensors.iter().map(|(role, tensor)| (*role, tensor)).collect()
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.rank as u64)
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let (inputs, term) = (self.checked(target)?, self.term.clone());
-        let shape = (self.outputs as u64, inputs as u64);
-        General::product(self.kind, self.tensors.clone(), shape, move || term(inputs)).changes(target)
-    }
-
-    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
-        target.map(|target| (self.term)(self.checked(target)?)).transpose()
-    }
+    };
+    Ok(Some(Arc::new(General::fitted(kind, tensors, check, make).ranked(rank as u64, None))))
 }

@@ -50,7 +50,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     } else {
         vectors(pieces, facts, &planned, name.unwrap_or("ia3"), &mut files)?
     };
-    let hidden = wishes.config.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
+    let hidden = wishes.config.map(|config| &config.raw);
+    let hidden = hidden.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
     let mut whole = Map::new();
     whole.insert("config".into(), config);
     whole.insert("hidden_size".into(), hidden.or_else(|| planned.hidden(pieces)).unwrap_or_default());

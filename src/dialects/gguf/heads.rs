@@ -1,25 +1,15 @@
 //! How many heads a model has: the order of the rows of q and k depends on it.
 
-use serde_json::{Map, Value};
-
 use crate::formats::gguf::Metadata;
+use crate::model::ModelConfig;
 use crate::naming::gguf::{HeadCounts, Place};
 
 impl HeadCounts {
-    /// By the config of a model, or by that of its text part.
-    pub fn of(config: &Map<String, Value>) -> Option<Self> {
-        let number = |key: &str| config.get(key).and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
-        let Some(heads) = number("num_attention_heads").or_else(|| number("n_head")) else {
-            return Self::of(config.get("text_config")?.as_object()?);
-        };
-        let flag = |key: &str| config.get(key).and_then(Value::as_bool);
-        // Falcon: one head of keys, unless it is of the later kind.
-        let kv_heads = match (flag("multi_query"), flag("new_decoder_architecture")) {
-            (Some(true), Some(false) | None) => Some(1),
-            (_, Some(true)) => number("num_kv_heads"),
-            _ => number("num_key_value_heads"),
-        };
-        Some(Self { heads, kv_heads: kv_heads.unwrap_or(heads) })
+    /// By the config of a model.
+    pub fn of(config: &ModelConfig) -> Option<Self> {
+        let narrow = |count: u64| usize::try_from(count).ok();
+        let heads = narrow(config.heads?)?;
+        Some(Self { heads, kv_heads: config.kv_heads.and_then(narrow).unwrap_or(heads) })
     }
 
     /// By the metadata of a file of the architecture `arch`.
