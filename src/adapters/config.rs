@@ -83,7 +83,7 @@ pub struct AdapterConfig {
 
 impl AdapterConfig {
     /// All settings by key and type.
-    pub fn fields(&self) -> Fields<'_> {
+    pub(super) fn fields(&self) -> Fields<'_> {
         Fields { path: &self.path, raw: &self.raw }
     }
 

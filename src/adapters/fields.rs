@@ -1,4 +1,4 @@
-//! The settings of a config by key and type: what is of another type is refused with file, key and value.
+//! The settings of a config by key and type: what is of another type, or missing, is refused with file, key and value.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::formats::json::{self, kind};
 
 /// Typed access that names file, key and the value found.
-pub struct Fields<'a> {
+pub(super) struct Fields<'a> {
     /// The file.
     pub path: &'a Path,
     /// All of its settings.
@@ -33,34 +33,22 @@ impl Fields<'_> {
     }
 
     /// A text.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         self.value(key).map(|value| value.as_str().ok_or_else(|| self.wrong(key, "a text", value))).transpose()
     }
 
     /// True or false, false if it is not set.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn flag(&self, key: &str) -> Result<bool> {
         self.flag_or(key, false)
     }
 
     /// True or false, `absent` if it is not set.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn flag_or(&self, key: &str, absent: bool) -> Result<bool> {
         let read = |value: &Value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false", value));
         self.value(key).map_or(Ok(absent), read)
     }
 
     /// A list of texts, or a single one.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn texts(&self, key: &str) -> Result<Vec<String>> {
         match self.value(key) {
             None => Ok(Vec::new()),
@@ -76,9 +64,6 @@ impl Fields<'_> {
     }
 
     /// A whole number above zero, or the text of one.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn rank(&self, key: &str, value: &Value) -> Result<u64> {
         let text = || value.as_str().and_then(|text| text.trim().parse().ok());
         value
@@ -89,9 +74,6 @@ impl Fields<'_> {
     }
 
     /// A finite number, or the text of one.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn alpha(&self, key: &str, value: &Value) -> Result<f64> {
         let text = || value.as_str().and_then(|text| text.trim().parse().ok());
         value
@@ -102,34 +84,22 @@ impl Fields<'_> {
     }
 
     /// A finite number, or the text of one, where it is set.
-    ///
-    /// # Errors
-    /// When it is anything else.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.value(key).map(|value| self.alpha(key, value)).transpose()
     }
 
     /// A setting without which there is no scale.
-    ///
-    /// # Errors
-    /// When it is missing.
     pub fn needed(&self, key: &str) -> Result<&Value> {
         let missing = || Error::malformed(self.path, format!("`{key}`"), "is missing, so the scale is unknown");
         self.value(key).ok_or_else(missing)
     }
 
     /// A number without which there is no scale.
-    ///
-    /// # Errors
-    /// When it is missing or anything else.
     pub fn required(&self, key: &str) -> Result<f64> {
         self.alpha(key, self.needed(key)?)
     }
 
     /// Whether a list or pattern of modules names `path`, as PEFT matches it.
-    ///
-    /// # Errors
-    /// When the pattern is none.
     pub fn names(&self, key: &str, path: &str) -> Result<bool> {
         match self.value(key) {
             None => Ok(false),
@@ -148,9 +118,6 @@ impl Fields<'_> {
     }
 
     /// Patterns in file order.
-    ///
-    /// # Errors
-    /// When a pattern is none, or a value cannot be read.
     pub fn pattern<T: Copy>(&self, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Patterns<T>> {
         let object = match self.value(key) {
             None => return Ok(Patterns::default()),

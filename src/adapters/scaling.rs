@@ -31,10 +31,7 @@ impl Scaling {
     }
 
     /// The same, with α under the key `alpha`.
-    ///
-    /// # Errors
-    /// As [`Scaling::read`].
-    pub fn of_fields(fields: &Fields<'_>, alpha: &str) -> Result<Self> {
+    pub(super) fn of_fields(fields: &Fields<'_>, alpha: &str) -> Result<Self> {
         Ok(Self {
             rank: fields.rank("r", fields.needed("r")?)?,
             alpha: fields.required(alpha)?,

@@ -11,7 +11,7 @@ use super::safetensors::{self, Header, looks_like, read_header};
 use super::zip::Archive;
 use crate::error::{Error, Result};
 use crate::io::MappedFile;
-use crate::tensor::{Dtype, TensorInfo, TensorView};
+use crate::tensor::{Dtype, TensorInfo, TensorView, usize_of};
 
 /// What the text begins with that Git LFS leaves in place of a file.
 const GIT_LFS: &[u8] = b"version https://git-lfs";
@@ -57,6 +57,18 @@ impl Stored {
     pub fn view(&self) -> Result<TensorView<'_>> {
         let data = self.map.slice(self.start, self.info.bytes)?;
         Ok(TensorView { dtype: &self.info.dtype, shape: &self.info.shape, data })
+    }
+
+    /// Rows and columns: the first dimension against all others.
+    pub fn rows_cols(&self) -> (usize, usize) {
+        let (rows, cols) = self.info.shape.rows_cols();
+        (usize_of(rows), usize_of(cols))
+    }
+
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        let (rows, cols) = self.rows_cols();
+        rows * cols
     }
 
     /// The file the tensor lies in.

@@ -48,7 +48,7 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
                     let problem = format!("{} changes the bias of `{}`, which has none", method.kind(), job.path);
                     return Err(Error::mismatch(first(method), lander.base_name(), problem));
                 };
-                (name.clone(), narrow(lander.target(&name).info.shape.rows_cols()))
+                (name.clone(), lander.target(&name).rows_cols())
             }
             _ => (name.clone(), (target.outputs, target.inputs)),
         };
@@ -76,11 +76,6 @@ fn is_transposed(lander: &Lander<'_>, job: &Landable<'_>, method: &dyn Method, s
         Some(shape) if rows != cols => shape == (cols, rows),
         _ => said,
     }
-}
-
-fn narrow((rows, cols): (u64, u64)) -> (usize, usize) {
-    let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
-    (narrow(rows), narrow(cols))
 }
 
 fn first(method: &dyn Method) -> String {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::form::{General, matrix, values};
+use super::form::{General, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -24,10 +24,10 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     let missing = |which: &str| wrong(&e, format!("belongs to a module whose {which} is not in the file"));
     let a = parts.take(&Role::Down).ok_or_else(|| missing("`lora_A`"))?;
     let b = parts.take(&Role::Up).ok_or_else(|| missing("`lora_B`"))?;
-    let (rank, inputs) = matrix(&a);
-    let (outputs, columns) = matrix(&b);
+    let (rank, inputs) = a.rows_cols();
+    let (outputs, columns) = b.rows_cols();
     agree(&b, "the rank", columns, rank)?;
-    agree(&e, "the rank", matrix(&e).0 * matrix(&e).1, rank)?;
+    agree(&e, "the rank", e.elements(), rank)?;
     let stored = parts.take_part("ranknum");
     if rank == 0 {
         // The allocator left it none: the module is as it was.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, matrix, sizes, values, weight};
+use super::form::{Formed, Formula, General, sizes, values, weight};
 use super::{cayley, oft};
 use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
@@ -25,7 +25,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let what = format!("BOFT with {factors} butterfly factors (tensor `{}`) is not merged yet", stored.info.name);
         return Err(Error::unsupported(stored.path(), what).hint("merge it with PEFT"));
     }
-    let outputs = matrix(&scales).0 * matrix(&scales).1;
+    let outputs = scales.elements();
     let tensors = vec![("boft_R", stored.clone()), ("boft_s", scales.clone())];
     let make = move |target: &Target| {
         if count * b != target.inputs {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::form::{General, matrix, values};
+use super::form::{General, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -24,9 +24,9 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
     let b = parts.require_part("delora_B", &a)?;
     let lambda = parts.require_part("delora_lambda", &a)?;
     let norms = parts.require_part("delora_w_norm", &a)?;
-    let ((rank, inputs), (outputs, columns)) = (matrix(&a), matrix(&b));
+    let ((rank, inputs), (outputs, columns)) = (a.rows_cols(), b.rows_cols());
     agree(&b, "the rank", columns, rank)?;
-    agree(&norms, "the number of inputs", matrix(&norms).0 * matrix(&norms).1, inputs)?;
+    agree(&norms, "the number of inputs", norms.elements(), inputs)?;
     let strength = number(&lambda)?;
     let tensors = vec![
         ("delora_A", a.clone()),

@@ -305,9 +305,3 @@ pub fn sizes<const N: usize>(stored: &Stored) -> Result<[usize; N]> {
         .filter(|sizes| !sizes.contains(&0))
         .ok_or_else(|| wrong(stored, format!("must have {N} dimensions, has shape {}", stored.info.shape)))
 }
-
-/// Rows and columns: the first dimension against all others.
-pub fn matrix(stored: &Stored) -> (usize, usize) {
-    let (rows, cols) = stored.info.shape.rows_cols();
-    (rows as usize, cols as usize)
-}

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::form::{General, matrix, sizes, values};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -32,7 +32,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         None => None,
         Some(down) => {
             let up = parts.require_part("gralora_B_general", &down)?;
-            let ((hybrid, cols), (rows, columns)) = (matrix(&down), matrix(&up));
+            let ((hybrid, cols), (rows, columns)) = (down.rows_cols(), up.rows_cols());
             agree(&down, "the number of inputs", cols, inputs)?;
             agree(&up, "the number of outputs", rows, outputs)?;
             agree(&up, "the rank", columns, hybrid)?;

@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, matrix, weight};
+use super::form::{Formed, Formula, General, weight};
 use crate::adapters::delta::{Delta, Tile};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
@@ -21,7 +21,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
     for (down, up, embedding) in [("hira_A", "hira_B", false), ("hira_embedding_A", "hira_embedding_B", true)] {
         let Some(a) = parts.take_part(down) else { continue };
         let b = parts.require_part(up, &a)?;
-        let ((rank, inputs), (outputs, columns)) = (matrix(&a), matrix(&b));
+        let ((rank, inputs), (outputs, columns)) = (a.rows_cols(), b.rows_cols());
         agree(&b, "the rank", columns, rank)?;
         let tensors = vec![(down, a.clone()), (up, b.clone())];
         // An embedding is a table of rows: seen as a layer, its inputs are the dimensions.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, matrix, values, weight};
+use super::form::{Formed, Formula, General, values, weight};
 use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts, agree, wrong};
@@ -19,7 +19,7 @@ pub static KIND: Kind = Kind::of_peft("HRA", &["HRA"], &["hra"], gather);
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("hra_u") else { return Ok(None) };
     let orthogonal = context.config.fields().flag("apply_GS")?;
-    let (inputs, rank) = matrix(&stored);
+    let (inputs, rank) = stored.rows_cols();
     let tensors = vec![("hra_u", stored.clone())];
     let make = move |target: &Target| {
         agree(&stored, "the number of inputs", inputs, target.inputs)?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::form::{Formed, Formula, General, matrix, sizes, values, weight};
+use super::form::{Formed, Formula, General, sizes, values, weight};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -62,7 +62,7 @@ fn bat(stored: &Stored, tiles: usize, rank: usize, target: &Target) -> Result<Ve
     if tiles * rank != outputs || inputs % rank != 0 {
         let problem = format!(
             "has {tiles} blocks of {rank}, which do not tile a weight of [{outputs}, {inputs}] ({} rows)",
-            matrix(stored).0
+            stored.rows_cols().0
         );
         return Err(wrong(stored, problem));
     }

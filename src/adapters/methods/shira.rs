@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, matrix, sizes, values, weight};
+use super::form::{Formed, Formula, General, sizes, values, weight};
 use crate::adapters::kind::Kind;
 use crate::adapters::method::Method;
 use crate::adapters::parts::{Context, Parts, agree, wrong};
@@ -21,7 +21,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
     let indices = parts.require_part("shira_indices", &stored)?;
     let [two, count] = sizes::<2>(&indices)?;
     agree(&indices, "the number of coordinates", two, 2)?;
-    agree(&stored, "the number of values", matrix(&stored).0 * matrix(&stored).1, count)?;
+    agree(&stored, "the number of values", stored.elements(), count)?;
     let tensors = vec![("shira_weight", stored.clone()), ("shira_indices", indices.clone())];
     let make = move |target: &crate::adapters::method::Target| {
         let (numbers, at) = (values(&stored)?, whole_numbers(&indices)?);

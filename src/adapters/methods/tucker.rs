@@ -35,9 +35,8 @@ impl Down {
     pub fn shape(&self) -> (usize, usize) {
         let (inner, inputs) = self.factor.shape();
         let Some(core) = &self.core else { return (inner, inputs) };
-        let narrow = |count: u64| usize::try_from(count).expect("a mapped tensor fits the address space");
-        let (rank, width) = core.info.shape.rows_cols();
-        (narrow(rank), inputs.saturating_mul(narrow(width) / inner.max(1)))
+        let (rank, width) = core.rows_cols();
+        (rank, inputs.saturating_mul(width / inner.max(1)))
     }
 
     /// Σₙ core[m, n, x] · down[n, i] at (m, i · kernel + x).

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::form::{General, matrix, sizes, values};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -54,7 +54,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     let ([down_blocks, rank_b], of_b) = of_b.ok_or_else(|| missing("vblora_logits_B"))?;
     agree(&beside, "the rank", rank, rank_b)?;
     let bank = context.shared.get("vblora_vector_bank").cloned().ok_or_else(|| missing("vblora_vector_bank"))?;
-    let length = matrix(&bank).1;
+    let length = bank.rows_cols().1;
     tensors.push(("vblora_vector_bank", bank.clone()));
     let (outputs, inputs) = (down_blocks * length, across * length);
     let make = move || {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::form::{General, matrix, sizes, values};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
 use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
@@ -53,7 +53,7 @@ fn gather(
     let big_b = shared(context, kind, shared_b, &lambda_b)?;
     let ([outputs], [drawn]) = (sizes::<1>(&lambda_b)?, sizes::<1>(&lambda_d)?);
     let rank = drawn / part;
-    let ((a_rows, widest), (tallest, b_cols)) = (matrix(&a), matrix(&big_b));
+    let ((a_rows, widest), (tallest, b_cols)) = (a.rows_cols(), big_b.rows_cols());
     agree(&a, "the rank", a_rows, drawn)?;
     agree(&big_b, "the rank", b_cols, rank)?;
     if tallest < outputs {
