@@ -13,6 +13,7 @@ pub(crate) const DEFAULT: &str = "default";
 
 /// What an adapter's files may leave open.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct ReadOptions {
     /// α of adapters that say none, or say it twice.
     pub alpha: Option<f64>,

@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args as Group, Parser, Subcommand, ValueEnum};
+use clap::{Args as Group, Parser, ValueEnum};
 
+use super::Verb;
 use super::reading::Reading;
 
 /// Transforms model files: merges LoRA adapters into weights, inspects checkpoints and adapters.
@@ -41,33 +42,6 @@ impl Color {
     pub fn style(color: anstyle::AnsiColor) -> anstyle::Style {
         color.on_default().bold()
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Add adapters to the weights of a model
-    Merge(Box<Merge>),
-    /// Write a checkpoint or an adapter in another container, dtype, layout or dialect
-    Convert(Box<super::convert::Convert>),
-    /// Turn the change between two models into an adapter, with a certified error
-    Extract(Box<super::extract::Extract>),
-    /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
-    Stack(Box<super::stack::Stack>),
-    /// Lower or raise the rank of adapters, with the error of each module
-    Resize(Box<super::resize::Resize>),
-    /// Subtract adapters from an adapter, or take them out of a merged model
-    Subtract(Box<super::subtract::Subtract>),
-    /// Tell what files are: format, method, modules, ranks, scales, problems
-    Inspect(Inspect),
-    /// Put together what was written by runs with --part
-    Finish(Finish),
-    /// Print shell completions
-    Completions {
-        /// For which shell
-        shell: clap_complete::Shell,
-    },
-    /// Print the manual page
-    Man,
 }
 
 #[derive(Debug, Group)]

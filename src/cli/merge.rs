@@ -14,22 +14,22 @@ use super::{notice, place, watch, words};
 
 /// Merges, and gives the report.
 pub fn run(args: &Merge) -> Result<Vec<u8>> {
-    let options = MergeOptions {
-        base: place::path(&args.base)?,
-        adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        original: args.original.as_deref().map(place::path).transpose()?,
-        residual_base: args.residual_base,
-        selection: selection(&args.write, &args.weights)?,
-        allow_unused: args.write.allow_unused.clone(),
-        component: args.component.clone(),
-        resize_vocabulary: args.resize_vocab,
-        quant: quant(&args.quant)?,
-        keep_change: args.write.rounding.is_none(),
-        hash_base: args.hash_base,
-        write: write_options(&args.write)?,
-    };
+    let mut options = MergeOptions::new(
+        place::path(&args.base)?,
+        args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
+        write_options(&args.write)?,
+    );
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.original = args.original.as_deref().map(place::path).transpose()?;
+    options.residual_base = args.residual_base;
+    options.selection = selection(&args.write, &args.weights)?;
+    options.allow_unused = args.write.allow_unused.clone();
+    options.component = args.component.clone();
+    options.resize_vocabulary = args.resize_vocab;
+    options.quant = quant(&args.quant)?;
+    options.keep_change = args.write.rounding.is_none();
+    options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);
@@ -70,22 +70,21 @@ pub fn write_options(args: &Write) -> Result<WriteOptions> {
         return Err(Error::invalid("--cast-all", "needs a `--dtype` other than `keep`"));
     }
     let keep = args.max_shard_size == "keep";
-    Ok(WriteOptions {
-        out: args.out.clone(),
-        force: args.force,
-        dtype,
-        cast_all: args.cast_all,
-        rounding: match args.rounding.unwrap_or(RoundingMode::Nearest) {
-            RoundingMode::Nearest => Rounding::Nearest,
-            RoundingMode::Stochastic => Rounding::Stochastic { seed: args.seed },
-            RoundingMode::PeftSafe => Rounding::PeftSafe,
-        },
-        max_shard_bytes: if keep { None } else { Some(place::size("--max-shard-size", &args.max_shard_size)?) },
-        budget: words::budget(args.threads, &args.max_memory)?,
-        dry_run: args.dry_run,
-        part: args.part.as_deref().map(str::parse).transpose()?,
-        durable: args.sync,
-    })
+    let mut options = WriteOptions::new(&args.out);
+    options.force = args.force;
+    options.dtype = dtype;
+    options.cast_all = args.cast_all;
+    options.rounding = match args.rounding.unwrap_or(RoundingMode::Nearest) {
+        RoundingMode::Nearest => Rounding::Nearest,
+        RoundingMode::Stochastic => Rounding::Stochastic { seed: args.seed },
+        RoundingMode::PeftSafe => Rounding::PeftSafe,
+    };
+    options.max_shard_bytes = if keep { None } else { Some(place::size("--max-shard-size", &args.max_shard_size)?) };
+    options.budget = words::budget(args.threads, &args.max_memory)?;
+    options.dry_run = args.dry_run;
+    options.part = args.part.as_deref().map(str::parse).transpose()?;
+    options.durable = args.sync;
+    Ok(options)
 }
 
 /// Which modules are changed, and how strongly.

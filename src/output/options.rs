@@ -31,6 +31,7 @@ impl std::str::FromStr for Part {
 
 /// What every writing verb is told.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WriteOptions {
     /// Where the result goes.
     pub out: PathBuf,

@@ -74,6 +74,7 @@ pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 
 /// What is looked at beside headers and configs.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct InspectOptions {
     /// What an adapter's files leave open.
     pub read: ReadOptions,

@@ -27,6 +27,7 @@ pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 
 /// What is merged, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct MergeOptions {
     /// The model.
     pub base: PathBuf,
