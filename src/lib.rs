@@ -27,47 +27,42 @@
 //! The feature `cli`, on by default, belongs to the program: a library takes `lorakit` with `default-features = false`.
 //!
 //! # The rooms
-//! The crate is a stack of rooms; a room imports only from rooms below it (`tests/layers.rs` checks it):
-//!
-//! | layer | room | purpose |
-//! |---|---|---|
-//! | 0 | [`error`], [`limits`] | words for what goes wrong; numbers that are refused |
-//! | 1 | [`interrupt`] | is the work of a thread still wanted? |
-//! | 1 | [`tensor`] | what a tensor is, and how its bytes become f32 and back |
-//! | 2 | [`io`] | bytes in, bytes out |
-//! | 2 | [`linalg`] | matrices known by their factors |
-//! | 2 | [`naming`] | strings ↔ module paths |
-//! | 3 | [`formats`] | files ↔ tensors |
-//! | 4 | [`llama`] | what llama.cpp calls, orders and stores |
-//! | 5 | [`adapters`] | what an adapter file means |
-//! | 5 | [`plan`] | independent jobs within a memory budget |
-//! | 6 | [`model`] | what a base is |
-//! | 6 | [`pairs`] | low-rank pairs that are to be written |
-//! | 7 | [`dialects`] | adapters as each tool writes them |
-//! | 8 | [`placement`] | where each change belongs |
-//! | 9 | [`output`] | how a result reaches the disk |
-//! | 10 | [`ops`] | the verbs |
-//! | 11 | `face` | the builders and views of this page |
-//! | 11 | [`report`] | results as text |
+//! The crate is a stack of rooms; a room imports only from rooms below it (`docs/architecture.md`, `tests/layers.rs`). Those of
+//! this page are [`error`], [`ops`] and [`plan`]; the others are hidden, and change without notice.
 
+#[doc(hidden)]
 pub mod adapters;
+#[doc(hidden)]
 pub mod dialects;
 pub mod error;
 mod face;
+#[doc(hidden)]
 pub mod formats;
+#[doc(hidden)]
 pub mod interrupt;
+#[doc(hidden)]
 pub mod io;
+#[doc(hidden)]
 pub mod limits;
+#[doc(hidden)]
 pub mod linalg;
+#[doc(hidden)]
 pub mod llama;
+#[doc(hidden)]
 pub mod model;
+#[doc(hidden)]
 pub mod naming;
 pub mod ops;
+#[doc(hidden)]
 pub mod output;
+#[doc(hidden)]
 pub mod pairs;
+#[doc(hidden)]
 pub mod placement;
 pub mod plan;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod tensor;
 
 pub use error::{Error, Result};

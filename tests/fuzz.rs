@@ -7,12 +7,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use lorakit::ops::Run;
 use lorakit::ops::inspect::{InspectOptions, inspect};
-use lorakit::plan::{Budget, Quiet};
+use lorakit::plan::Budget;
 
 /// Names and contents of the files of one adapter.
 type Files = Vec<(String, Vec<u8>)>;
@@ -86,17 +85,11 @@ fn damage(bytes: &mut Vec<u8>, chance: &mut Chance) {
 
 /// Whether the adapter at `path` is described; it may be refused as well.
 fn survive(path: &Path) -> bool {
-    let options = InspectOptions {
-        read: lorakit::adapters::ReadOptions::default(),
-        base: None,
-        caches: Vec::new(),
-        spectrum: true,
-        check: true,
-        hash_up_to: 0,
-        budget: Budget { threads: 1, max_bytes: 1 << 28 },
-    };
-    let run = Run { cancel: &AtomicBool::new(false), progress: &Quiet };
-    inspect(path, &options, &run).is_ok_and(|facts| facts.to_json(true).is_object())
+    let mut options = InspectOptions::default();
+    options.spectrum = true;
+    options.check = true;
+    options.budget = Budget { threads: 1, max_bytes: 1 << 28 };
+    inspect(path, &options, &Run::default()).is_ok_and(|facts| facts.to_json(true).is_object())
 }
 
 /// Writes the files into an empty folder: where they are looked for.

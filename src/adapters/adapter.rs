@@ -6,11 +6,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::alpha_from::AlphaFrom;
 use super::config::AdapterConfig;
 use super::factor::Factor;
 use super::low_rank::{LowRankDelta, Term};
 use super::method::{Inserted, Method};
-use super::options::{AlphaFrom, Needed};
+use super::options::Needed;
+use super::parts::describe;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
 use crate::tensor::first_not_finite;
@@ -242,11 +244,6 @@ pub fn scale_of(adapter: &Adapter, path: &str, rank: u64) -> Result<f64> {
             .hint("correct `r` or `rank_pattern`; alpha counts for the rank the adapter was trained with"));
     }
     Ok(scaling.scale(path))
-}
-
-/// A tensor for messages: file, name, shape.
-pub fn describe(tensor: &Stored) -> String {
-    format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)
 }
 
 fn check_elements(tensor: &Stored) -> Result<()> {

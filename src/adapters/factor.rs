@@ -42,10 +42,7 @@ impl Factor {
                 ),
             )
         })?;
-        let (rows, cols) = tensor.info.shape.rows_cols();
-        let narrow =
-            |count: u64| usize::try_from(count).expect("a mapped tensor has fewer elements than the address space");
-        let (rows, cols) = (narrow(rows), narrow(cols));
+        let (rows, cols) = tensor.rows_cols();
         Ok(Self::whole(Home::Stored(tensor.clone(), float), rows, cols))
     }
 

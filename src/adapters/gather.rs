@@ -7,11 +7,11 @@ use foldhash::{HashMap, HashSet};
 use super::adapter::{Change, Lora, Module};
 use super::config::AdapterConfig;
 use super::methods::KINDS;
-use super::parts::{Context, Fallback, Parts};
+use super::parts::{Context, Fallback, Parts, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::naming::Key;
 use crate::naming::Role;
-use crate::naming::peft::Key;
 
 /// Changes, and what their own tensors say of rank and α.
 #[derive(Debug, Default)]
@@ -164,5 +164,5 @@ fn take_pair(parts: &mut Parts) -> Result<Option<Lora>> {
 
 fn half_a_pair(parts: &Parts, present: &Stored, missing: &str) -> Error {
     let problem = format!("belongs to module `{}`, whose {missing} is not in the file", parts.path);
-    Error::malformed(present.path(), format!("tensor `{}`", present.info.name), problem)
+    wrong(present, problem)
 }

@@ -1,16 +1,19 @@
 //! Whether names of tensors are those of an adapter.
 
+use super::methods::known;
+use super::peft_keys;
 use crate::formats::Checkpoint;
+use crate::naming::Role;
 use crate::naming::scheme::{Scheme, schemes};
-use crate::naming::{Role, peft};
 
-/// Begins of parts that no model names its own parameters by.
-const STRONG_PARTS: [&str; 9] = ["hada_", "lokr_", "oft_", "diff", "w_norm", "b_norm", "lora_mid", "set_weight", "a1"];
+/// Begins of parts without an underscore that no model names its own parameters by.
+const STRONG_PARTS: [&str; 2] = ["diff", "a1"];
 
 /// Whether most tensors are an adapter's, and none is of the layers that it was trained on.
 pub fn is_bare_adapter(tensors: &Checkpoint) -> bool {
     // Names of models are many.
-    let can_be = |key: &str| ["lora", "hada_", "lokr_", "ia3_", "oft_", "vera_"].iter().any(|part| key.contains(part));
+    let prefixes: Vec<String> = known().flat_map(|kind| kind.prefixes).map(|prefix| format!("{prefix}_")).collect();
+    let can_be = |key: &str| key.contains("lora") || prefixes.iter().any(|prefix| key.contains(prefix));
     let own = tensors.tensors().filter(|info| can_be(&info.name) && is_adapters(&info.name)).count();
     own > 0 && own * 2 >= tensors.count() && !tensors.tensors().any(|info| is_frozen(&info.name))
 }
@@ -27,7 +30,7 @@ pub fn scheme_of(key: &str) -> Option<&'static Scheme> {
 
 /// Whether no other part of a model has such a name.
 pub fn is_adapters(key: &str) -> bool {
-    scheme_of(key).is_some() || is_strong(&peft::parse(key).role)
+    scheme_of(key).is_some() || is_strong(&peft_keys::parse(key).role)
 }
 
 /// Whether a role is one that only adapters have.

@@ -5,11 +5,11 @@
 
 use std::sync::Arc;
 
-use super::adapter::describe;
 use super::delta::Delta;
 use super::dora::{Axis, Dora, Magnitudes, Manner};
 use super::factor::Factor;
 use super::method::Target;
+use super::parts::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 

@@ -4,9 +4,11 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use super::delta::Delta;
+use super::kind::Kind;
 use super::low_rank::Term;
 use crate::error::Result;
 use crate::formats::Stored;
+use crate::tensor::usize_of;
 
 /// The layer a method changes, as the base stores it. Methods think in `[out, in]`; whoever lands the change turns it for a
 /// layer that keeps its inputs in rows.
@@ -25,11 +27,10 @@ pub struct Target {
 impl Target {
     /// The layer whose weight is `stored`, which keeps its inputs in rows where `transposed`.
     pub fn of(stored: &Stored, transposed: bool, bias: bool) -> Self {
-        let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
-        let (rows, cols) = stored.info.shape.rows_cols();
+        let (rows, cols) = stored.rows_cols();
         let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
-        let kernel = stored.info.shape.as_slice().iter().skip(2).map(|size| narrow(*size)).collect();
-        Self { outputs: narrow(outputs), inputs: narrow(inputs), kernel, bias }
+        let kernel = stored.info.shape.as_slice().iter().skip(2).map(|size| usize_of(*size)).collect();
+        Self { outputs, inputs, kernel, bias }
     }
 
     /// Positions of the kernel, 1 for a linear layer.
@@ -53,8 +54,8 @@ pub struct ParameterChange {
 
 /// What the tensors of one module mean, for a method other than LoRA.
 pub trait Method: Debug + Send + Sync {
-    /// The method's name as the field writes it: `LoHa`, `OFT` …
-    fn kind(&self) -> &'static str;
+    /// Which method it is.
+    fn kind(&self) -> &'static Kind;
 
     /// Its tensors in the file, by role: the suffix without the module.
     fn tensors(&self) -> Vec<(&'static str, &Stored)>;

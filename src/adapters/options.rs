@@ -2,18 +2,18 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
 
 use super::adapter::Adapter;
+use super::peft_keys;
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
-use crate::naming::peft;
 
 /// The name that PEFT gives an adapter when nobody does.
 pub(crate) const DEFAULT: &str = "default";
 
 /// What an adapter's files may leave open.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct ReadOptions {
     /// α of adapters that say none, or say it twice.
     pub alpha: Option<f64>,
@@ -30,39 +30,6 @@ pub struct Needed {
     pub name: bool,
     /// It is without the weights of the model that lie in its file.
     pub model: bool,
-}
-
-/// Where the α of an adapter stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AlphaFrom {
-    /// In the config of this name beside the weights.
-    File(String),
-    /// Beside the factors of every module.
-    Tensors,
-    /// Under this key of the header.
-    Header(String),
-    /// It was told.
-    Told,
-    /// Nowhere: it is the rank, so that the scale is 1.
-    Rank,
-}
-
-impl fmt::Display for AlphaFrom {
-    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(name) => to.write_str(name),
-            Self::Tensors => to.write_str("tensors"),
-            Self::Header(key) => write!(to, "header, {key}"),
-            Self::Told => to.write_str("--alpha"),
-            Self::Rank => to.write_str("rank, as nothing says it"),
-        }
-    }
-}
-
-impl serde::Serialize for AlphaFrom {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
 }
 
 impl ReadOptions {
@@ -104,7 +71,7 @@ impl Chosen {
     /// # Errors
     /// When there are several, and none of them was named.
     pub(crate) fn of(tensors: &Checkpoint, options: &ReadOptions) -> Result<(Self, bool)> {
-        let names: BTreeSet<&str> = tensors.tensors().filter_map(|info| peft::adapter_name(&info.name)).collect();
+        let names: BTreeSet<&str> = tensors.tensors().filter_map(|info| peft_keys::adapter_name(&info.name)).collect();
         let wanted = options.name.as_deref();
         if names.len() < 2 {
             let only = names.first().copied().unwrap_or(DEFAULT);
@@ -123,9 +90,9 @@ impl Chosen {
 
     /// A key without the name of its adapter; `None` for a key of another adapter.
     pub fn key<'k>(&self, key: &'k str) -> Option<Cow<'k, str>> {
-        match (&self.name, peft::adapter_name(key)) {
+        match (&self.name, peft_keys::adapter_name(key)) {
             (Some(chosen), Some(own)) if chosen != own => None,
-            (_, Some(_)) => Some(peft::without_name(key)),
+            (_, Some(_)) => Some(peft_keys::without_name(key)),
             (_, None) => Some(key.into()),
         }
     }

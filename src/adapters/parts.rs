@@ -55,7 +55,7 @@ impl Parts {
         if let Some((_, other)) = self.tensors.iter().find(|(own, _)| *own == role) {
             let problem =
                 format!("is `{}` under another name: both mean the same part of the same module", other.info.name);
-            return Err(Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem));
+            return Err(wrong(&stored, problem));
         }
         self.tensors.push((role, stored));
         Ok(())
@@ -93,8 +93,7 @@ impl Parts {
     /// When it is missing: names the tensor beside which it was expected.
     pub fn require_part(&mut self, name: &str, beside: &Stored) -> Result<Stored> {
         self.take_part(name).ok_or_else(|| {
-            let problem = format!("belongs to module `{}`, whose `{name}` is not in the file", self.path);
-            Error::malformed(beside.path(), format!("tensor `{}`", beside.info.name), problem)
+            wrong(beside, format!("belongs to module `{}`, whose `{name}` is not in the file", self.path))
         })
     }
 
@@ -143,7 +142,7 @@ impl Parts {
 /// # Errors
 /// When it holds more, none, or one that is not finite.
 pub fn number(stored: &Stored) -> Result<f64> {
-    let wrong = |problem: String| Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem);
+    let wrong = |problem: String| wrong(stored, problem);
     if stored.info.shape.elements() != Some(1) {
         return Err(wrong(format!("must be one number, has shape {}", stored.info.shape)));
     }
@@ -164,4 +163,25 @@ pub fn number(stored: &Stored) -> Result<f64> {
         }
     };
     if value.is_finite() { Ok(value) } else { Err(wrong(format!("must be finite, is {value}"))) }
+}
+
+/// A tensor for messages: file, name, shape.
+pub fn describe(tensor: &Stored) -> String {
+    format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)
+}
+
+/// That a tensor is not as the method needs it.
+pub fn wrong(stored: &Stored, problem: impl Into<String>) -> Error {
+    Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem.into())
+}
+
+/// That two sizes agree.
+///
+/// # Errors
+/// When they do not.
+pub fn agree(stored: &Stored, what: &str, got: usize, wanted: usize) -> Result<()> {
+    if got == wanted {
+        return Ok(());
+    }
+    Err(wrong(stored, format!("has shape {}: {what} must be {wanted}, is {got}", stored.info.shape)))
 }

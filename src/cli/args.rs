@@ -1,6 +1,8 @@
 //! What can be written on the command line. Names here are a contract (`docs/cli.md`).
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, ValueEnum};
+
+use super::Verb;
 
 /// Transforms model files: merges LoRA adapters into weights, inspects checkpoints and adapters.
 #[derive(Debug, Parser)]
@@ -36,31 +38,4 @@ impl Color {
     pub fn style(color: anstyle::AnsiColor) -> anstyle::Style {
         color.on_default().bold()
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Verb {
-    /// Add adapters to the weights of a model
-    Merge(Box<super::merge::Merge>),
-    /// Write a checkpoint or an adapter in another container, dtype, layout or dialect
-    Convert(Box<super::convert::Convert>),
-    /// Turn the change between two models into an adapter, with a certified error
-    Extract(Box<super::extract::Extract>),
-    /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
-    Stack(Box<super::stack::Stack>),
-    /// Lower or raise the rank of adapters, with the error of each module
-    Resize(Box<super::resize::Resize>),
-    /// Subtract adapters from an adapter, or take them out of a merged model
-    Subtract(Box<super::subtract::Subtract>),
-    /// Tell what files are: format, method, modules, ranks, scales, problems
-    Inspect(super::inspect::Inspect),
-    /// Put together what was written by runs with --part
-    Finish(super::tools::Finish),
-    /// Print shell completions
-    Completions {
-        /// For which shell
-        shell: clap_complete::Shell,
-    },
-    /// Print the manual page
-    Man,
 }

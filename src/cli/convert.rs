@@ -55,21 +55,18 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
     write.cast_all |= write.dtype.is_some();
     let input = place::path(&args.input)?;
     let of_model = args.component.as_deref().filter(|_| !is_adapter(&input));
-    let options = ConvertOptions {
-        input: place::model(&args.input, of_model)?,
-        read: args.read.options()?,
-        component: args.component.clone().filter(|_| of_model.is_none()),
-        to: args.to.as_deref().map(str::parse).transpose()?,
-        base: args.base.as_deref().map(place::path).transpose()?,
-        caches: place::caches(),
-        arch: args.arch.clone(),
-        quant: args.quant.as_deref().map(mix).transpose()?,
-        as_lora: args.method.is_some(),
-        include: words::patterns("--include", &args.write.include)?,
-        exclude: words::patterns("--exclude", &args.write.exclude)?,
-        strip_metadata: args.strip_metadata.clone(),
-        write,
-    };
+    let mut options = ConvertOptions::new(place::model(&args.input, of_model)?, write);
+    options.read = args.read.options()?;
+    options.component = args.component.clone().filter(|_| of_model.is_none());
+    options.to = args.to.as_deref().map(str::parse).transpose()?;
+    options.base = args.base.as_deref().map(place::path).transpose()?;
+    options.caches = place::caches();
+    options.arch = args.arch.clone();
+    options.quant = args.quant.as_deref().map(mix).transpose()?;
+    options.as_lora = args.method.is_some();
+    options.include = words::patterns("--include", &args.write.include)?;
+    options.exclude = words::patterns("--exclude", &args.write.exclude)?;
+    options.strip_metadata = args.strip_metadata.clone();
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);

@@ -74,21 +74,21 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
     }
     let (write, talk) = (&args.write, args.write.talk);
     let skip = patterns("--skip", &args.skip)?.into_iter().chain(patterns("--exclude", &write.exclude)?);
-    let options = ExtractOptions {
-        base: place::model(&args.base, args.component.as_deref())?,
-        tuned: place::model(&args.tuned, args.component.as_deref())?,
-        choice: Choice {
-            include: patterns("--include", &write.include)?,
-            skip: skip.collect(),
-            full: patterns("--full", &args.full)?,
-        },
-        ranks: args.rank.required()?,
-        uniform_rank: args.uniform_rank,
-        alpha: args.alpha,
-        compute: args.compute.compute(),
-        dialect: args.to.dialect()?,
-        write: write.options()?,
+    let mut options = ExtractOptions::new(
+        place::model(&args.base, args.component.as_deref())?,
+        place::model(&args.tuned, args.component.as_deref())?,
+        args.rank.required()?,
+        write.options()?,
+    );
+    options.choice = Choice {
+        include: patterns("--include", &write.include)?,
+        skip: skip.collect(),
+        full: patterns("--full", &args.full)?,
     };
+    options.uniform_rank = args.uniform_rank;
+    options.alpha = args.alpha;
+    options.compute = args.compute.compute();
+    options.dialect = args.to.dialect()?;
     let cancel = interruptible()?;
     let bar = Bar::new(talk.quiet);
     let mut result = extract(&options, &Run { cancel: &cancel, progress: &bar })?;

@@ -60,15 +60,14 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
     if of_path.is_some() {
         named = named.into_iter().map(|path| place::model(path?.as_os_str(), of_path)).collect();
     }
-    let options = InspectOptions {
-        read: args.read.options()?,
-        base: args.base.as_deref().map(|written| place::model(written, component)).transpose()?,
-        caches: place::caches(),
-        spectrum: args.spectrum,
-        check: args.check,
-        hash_up_to: HASHED,
-        budget: words::budget(args.threads, &args.max_memory)?,
-    };
+    let mut options = InspectOptions::default();
+    options.read = args.read.options()?;
+    options.base = args.base.as_deref().map(|written| place::model(written, component)).transpose()?;
+    options.caches = place::caches();
+    options.spectrum = args.spectrum;
+    options.check = args.check;
+    options.hash_up_to = HASHED;
+    options.budget = words::budget(args.threads, &args.max_memory)?;
     let run = &Run { cancel: &*watch::interruptible()?, progress: &Quiet };
     if let [Ok(path)] = named.as_slice()
         && args.paths.len() == 1
@@ -78,7 +77,7 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
         let entries = vec![Entry::Found(inspect(path, &options, run)?)];
         return Ok(describe(args, entries, false));
     }
-    let options = InspectOptions { hash_up_to: 0, ..options };
+    options.hash_up_to = 0;
     let (mut entries, mut failed) = (Vec::new(), None);
     for path in named {
         match path.and_then(|path| look(path, &options, run)) {

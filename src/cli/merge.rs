@@ -52,22 +52,22 @@ pub struct Merge {
 
 /// Merges, and gives the report.
 pub fn run(args: &Merge) -> Result<Vec<u8>> {
-    let options = MergeOptions {
-        base: place::path(&args.base)?,
-        adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        original: args.original.as_deref().map(place::path).transpose()?,
-        residual_base: args.residual_base,
-        selection: args.write.selection(&args.weights)?,
-        allow_unused: args.write.allow_unused.clone(),
-        component: args.component.clone(),
-        resize_vocabulary: args.resize_vocab,
-        quant: quant(&args.quant)?,
-        keep_change: args.write.rounding.is_none(),
-        hash_base: args.hash_base,
-        write: args.write.options()?,
-    };
+    let mut options = MergeOptions::new(
+        place::path(&args.base)?,
+        args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
+        args.write.options()?,
+    );
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.original = args.original.as_deref().map(place::path).transpose()?;
+    options.residual_base = args.residual_base;
+    options.selection = args.write.selection(&args.weights)?;
+    options.allow_unused = args.write.allow_unused.clone();
+    options.component = args.component.clone();
+    options.resize_vocabulary = args.resize_vocab;
+    options.quant = quant(&args.quant)?;
+    options.keep_change = args.write.rounding.is_none();
+    options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);

@@ -23,17 +23,45 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 use lorakit::error::shown::{clean, line};
 use lorakit::error::{Blame, Error, Result};
 
-use args::{Args, Color, Verb};
+use args::{Args, Color};
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
 
 /// Exit code of wrong usage; clap's own.
 const WRONG_USAGE: u8 = 2;
+
+/// The verbs: a new one is a line here and one in [`perform`].
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Add adapters to the weights of a model
+    Merge(Box<merge::Merge>),
+    /// Write a checkpoint or an adapter in another container, dtype, layout or dialect
+    Convert(Box<convert::Convert>),
+    /// Turn the change between two models into an adapter, with a certified error
+    Extract(Box<extract::Extract>),
+    /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
+    Stack(Box<stack::Stack>),
+    /// Lower or raise the rank of adapters, with the error of each module
+    Resize(Box<resize::Resize>),
+    /// Subtract adapters from an adapter, or take them out of a merged model
+    Subtract(Box<subtract::Subtract>),
+    /// Tell what files are: format, method, modules, ranks, scales, problems
+    Inspect(inspect::Inspect),
+    /// Put together what was written by runs with --part
+    Finish(tools::Finish),
+    /// Print shell completions
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
 
 /// Runs the program with `words`, the first being its own name.
 pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {

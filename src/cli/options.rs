@@ -106,22 +106,22 @@ impl Write {
             return Err(Error::invalid("--cast-all", "needs a `--dtype` other than `keep`"));
         }
         let keep = self.max_shard_size == "keep";
-        Ok(WriteOptions {
-            out: self.out.clone(),
-            force: self.force,
-            dtype,
-            cast_all: self.cast_all,
-            rounding: match self.rounding.unwrap_or(RoundingMode::Nearest) {
-                RoundingMode::Nearest => Rounding::Nearest,
-                RoundingMode::Stochastic => Rounding::Stochastic { seed: self.seed },
-                RoundingMode::PeftSafe => Rounding::PeftSafe,
-            },
-            max_shard_bytes: if keep { None } else { Some(place::size("--max-shard-size", &self.max_shard_size)?) },
-            budget: words::budget(self.threads, &self.max_memory)?,
-            dry_run: self.dry_run,
-            part: self.part.as_deref().map(str::parse).transpose()?,
-            durable: self.sync,
-        })
+        let mut options = WriteOptions::new(&self.out);
+        options.force = self.force;
+        options.dtype = dtype;
+        options.cast_all = self.cast_all;
+        options.rounding = match self.rounding.unwrap_or(RoundingMode::Nearest) {
+            RoundingMode::Nearest => Rounding::Nearest,
+            RoundingMode::Stochastic => Rounding::Stochastic { seed: self.seed },
+            RoundingMode::PeftSafe => Rounding::PeftSafe,
+        };
+        options.max_shard_bytes =
+            if keep { None } else { Some(place::size("--max-shard-size", &self.max_shard_size)?) };
+        options.budget = words::budget(self.threads, &self.max_memory)?;
+        options.dry_run = self.dry_run;
+        options.part = self.part.as_deref().map(str::parse).transpose()?;
+        options.durable = self.sync;
+        Ok(options)
     }
 
     /// Which modules are changed, and how strongly.

@@ -43,6 +43,10 @@ impl ReadingInputs {
 fn options(option: &str, alpha: Option<f64>, name: Option<&String>) -> Result<ReadOptions> {
     match alpha.filter(|alpha| !alpha.is_finite()) {
         Some(alpha) => Err(Error::invalid(option, format!("`{alpha}` is not a finite number"))),
-        None => Ok(ReadOptions { alpha, name: name.cloned() }),
+        None => {
+            let mut options = ReadOptions::default();
+            (options.alpha, options.name) = (alpha, name.cloned());
+            Ok(options)
+        }
     }
 }

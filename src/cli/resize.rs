@@ -56,24 +56,24 @@ pub enum Compat {
 
 /// Resizes, and gives the report.
 pub fn run(args: &Resize) -> Result<Vec<u8>> {
-    let options = ResizeOptions {
-        adapters: args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        ranks: args.rank.required()?,
-        alpha: args.alpha,
-        uniform_rank: args.uniform_rank,
-        kohya: args.compat == Some(Compat::Kohya),
-        selection: Selection {
-            include: words::patterns("--include", &args.write.include)?,
-            exclude: words::patterns("--exclude", &args.write.exclude)?,
-            weights: Vec::new(),
-            blocks: None,
-        },
-        base: args.base.as_deref().map(place::path).transpose()?,
-        dialect: args.to.dialect()?,
-        write: args.write.options()?,
+    let mut options = ResizeOptions::new(
+        args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
+        args.rank.required()?,
+        args.write.options()?,
+    );
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.alpha = args.alpha;
+    options.uniform_rank = args.uniform_rank;
+    options.kohya = args.compat == Some(Compat::Kohya);
+    options.selection = Selection {
+        include: words::patterns("--include", &args.write.include)?,
+        exclude: words::patterns("--exclude", &args.write.exclude)?,
+        weights: Vec::new(),
+        blocks: None,
     };
+    options.base = args.base.as_deref().map(place::path).transpose()?;
+    options.dialect = args.to.dialect()?;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);

@@ -104,25 +104,21 @@ pub enum ComputeName {
 /// Stacks, and gives the report.
 pub fn run(args: &Stack) -> Result<Vec<u8>> {
     let adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?;
-    let options = StackOptions {
-        operation: "stack",
-        adapters,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        base: args.base.as_deref().map(place::path).transpose()?,
-        method: args.method()?,
-        rank: args.sum.rank.choice()?,
-        compute: args.sum.compute.into(),
-        alpha: args.sum.alpha,
-        selection: Selection {
-            include: words::patterns("--include", &args.write.include)?,
-            exclude: words::patterns("--exclude", &args.write.exclude)?,
-            weights: args.weights.patterns()?,
-            blocks: args.weights.blocks()?,
-        },
-        dialect: args.sum.to.dialect()?,
-        write: args.write.options()?,
+    let mut options = StackOptions::new(adapters, args.write.options()?);
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.base = args.base.as_deref().map(place::path).transpose()?;
+    options.method = args.method()?;
+    options.rank = args.sum.rank.choice()?;
+    options.compute = args.sum.compute.into();
+    options.alpha = args.sum.alpha;
+    options.selection = Selection {
+        include: words::patterns("--include", &args.write.include)?,
+        exclude: words::patterns("--exclude", &args.write.exclude)?,
+        weights: args.weights.patterns()?,
+        blocks: args.weights.blocks()?,
     };
+    options.dialect = args.sum.to.dialect()?;
     perform(&options, args.write.talk)
 }
 

@@ -7,7 +7,7 @@ use clap::Args as Group;
 use lorakit::dialects::recognise;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
-use lorakit::ops::stack::{Method, StackOptions};
+use lorakit::ops::stack::StackOptions;
 use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 use lorakit::report;
 
@@ -71,20 +71,20 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         let problem = "dialects belong to adapters, what is left here is a model";
         return Err(Error::invalid(if args.sum.to.to.is_some() { "--to" } else { "--arch" }, problem));
     }
-    let options = UnmergeOptions {
-        merged: from,
-        adapters: args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
-        base: args.base.as_deref().map(place::path).transpose()?,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        residual_base: args.residual_base,
-        selection: args.write.selection(&args.weights)?,
-        allow_unused: args.write.allow_unused.clone(),
-        component: args.component.clone(),
-        resize_vocabulary: args.resize_vocab,
-        hash_base: args.hash_base,
-        write: args.write.options()?,
-    };
+    let mut options = UnmergeOptions::new(
+        from,
+        args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
+        args.write.options()?,
+    );
+    options.base = args.base.as_deref().map(place::path).transpose()?;
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.residual_base = args.residual_base;
+    options.selection = args.write.selection(&args.weights)?;
+    options.allow_unused = args.write.allow_unused.clone();
+    options.component = args.component.clone();
+    options.resize_vocabulary = args.resize_vocab;
+    options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);
@@ -131,19 +131,15 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         let (path, weight) = place::adapter(written)?;
         adapters.push((path, -weight));
     }
-    let options = StackOptions {
-        operation: "subtract",
-        adapters,
-        read: args.read.options()?,
-        init_adapters: args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        base: args.base.as_deref().map(place::path).transpose()?,
-        method: Method::Concat,
-        rank: args.sum.rank.choice()?,
-        compute: args.sum.compute.into(),
-        alpha: args.sum.alpha,
-        selection: write.selection(&args.weights)?,
-        dialect: args.sum.to.dialect()?,
-        write: write.options()?,
-    };
+    let mut options = StackOptions::new(adapters, write.options()?);
+    options.operation = "subtract";
+    options.read = args.read.options()?;
+    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.base = args.base.as_deref().map(place::path).transpose()?;
+    options.rank = args.sum.rank.choice()?;
+    options.compute = args.sum.compute.into();
+    options.alpha = args.sum.alpha;
+    options.selection = write.selection(&args.weights)?;
+    options.dialect = args.sum.to.dialect()?;
     stack::perform(&options, write.talk)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args as Group;
 use lorakit::error::Result;
-use lorakit::ops::{Dialect, Rounding, WriteOptions};
+use lorakit::ops::{Dialect, WriteOptions};
 
 use super::options::Talk;
 use super::words;
@@ -64,17 +64,12 @@ impl To {
 impl WriteAdapter {
     /// What the library is told. An adapter is one weight file, rounded to nearest, made in one piece.
     pub fn options(&self) -> Result<WriteOptions> {
-        Ok(WriteOptions {
-            out: self.out.clone(),
-            force: self.force,
-            dtype: words::dtype(&self.dtype)?,
-            cast_all: false,
-            rounding: Rounding::Nearest,
-            max_shard_bytes: None,
-            budget: words::budget(self.threads, &self.max_memory)?,
-            dry_run: self.dry_run,
-            part: None,
-            durable: self.sync,
-        })
+        let mut options = WriteOptions::new(&self.out);
+        options.force = self.force;
+        options.dtype = words::dtype(&self.dtype)?;
+        options.budget = words::budget(self.threads, &self.max_memory)?;
+        options.dry_run = self.dry_run;
+        options.durable = self.sync;
+        Ok(options)
     }
 }

@@ -7,11 +7,11 @@ use std::path::Path;
 use super::metadata::{HeaderAlphas, agree};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::number;
-use crate::adapters::options::{AlphaFrom, ReadOptions};
+use crate::adapters::{AlphaFrom, ReadOptions};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
+use crate::naming::Key;
 use crate::naming::Role;
-use crate::naming::peft::Key;
 
 /// The way out where a number is missing or said twice.
 pub(crate) const TELL: &str =

@@ -11,12 +11,10 @@ use super::ADAPTERHUB_HEADS;
 use super::open::STEMS;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::frozen::TRAINED_BESIDE as TRAINED;
+use crate::adapters::peft_keys;
 use crate::error::Result;
-use crate::formats::Checkpoint;
-use crate::naming::{Role, peft};
-
-/// Endings of weight files, in the order they are looked for.
-const ENDINGS: [&str; 7] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz", "gguf"];
+use crate::formats::{Checkpoint, Format, endings};
+use crate::naming::Role;
 
 /// Begins of the names of files and folders in which trainers keep their own state.
 const STATE: [&str; 17] = [
@@ -48,7 +46,7 @@ const SHOWN: usize = 4;
 /// When one of the files cannot be read, or holds a tensor of the same name.
 pub(crate) fn join(root: &Path, mut tensors: Checkpoint) -> Result<Checkpoint> {
     for stem in TRAINED {
-        let name = ENDINGS.iter().map(|ending| format!("{stem}.{ending}")).find(|name| root.join(name).is_file());
+        let name = endings().map(|ending| format!("{stem}.{ending}")).find(|name| root.join(name).is_file());
         if let Some(name) = name.filter(|name| !tensors.files().iter().any(|file| file.name == *name)) {
             tensors = tensors.with_file(root, &name)?;
             let count = tensors.files().last().map_or(0, |file| file.header.tensors.len());
@@ -89,8 +87,7 @@ pub(crate) fn weight_files(root: &Path) -> Vec<String> {
 }
 
 fn is_weights(name: &str) -> bool {
-    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
-    ENDINGS.contains(&ending) && !is_state(name)
+    Format::is_of_weights(Path::new(name)) && !is_state(name)
 }
 
 /// Whether a file or folder of this name is a trainer's own state.
@@ -121,7 +118,7 @@ pub(crate) fn is_meant(root: &Path, tensors: &Checkpoint) -> bool {
     let Ok(config) = AdapterConfig::read(root) else { return false };
     let Some(scaling) = config.scaling else { return true };
     let ranks = tensors.tensors().filter_map(|info| {
-        let key = peft::parse(&info.name);
+        let key = peft_keys::parse(&info.name);
         (key.role == Role::Down).then(|| (key.module, info.shape.rows_cols().0))
     });
     ranks.into_iter().all(|(module, rank)| scaling.rank(&module) == rank)

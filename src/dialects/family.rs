@@ -293,7 +293,7 @@ fn said_by(base: &Base) -> Result<Vec<String>> {
     let class = |config: &serde_json::Map<String, serde_json::Value>| {
         config.get(CLASS).and_then(|class| class.as_str()).map(str::to_owned)
     };
-    let mut found: Vec<String> = base.config.as_ref().and_then(class).into_iter().collect();
+    let mut found: Vec<String> = base.config.as_ref().and_then(|config| class(&config.raw)).into_iter().collect();
     if let Container::Pipeline(folders) = base.checkpoint.container() {
         for folder in folders.iter().filter(|folder| components::kind_of_denoiser(&folder.name).is_some()) {
             let config = base.checkpoint.root().join(&folder.name).join("config.json");

@@ -6,26 +6,11 @@ use super::peft::write::cast;
 use super::pieces::Pieces;
 use crate::error::Result;
 use crate::naming::Role;
-use crate::naming::arch;
+use crate::naming::arch::{self, Arch};
 use crate::naming::components;
 use crate::naming::scheme::{Scheme, scheme};
 use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
-
-/// Family → what sd-scripts calls it.
-const VERSIONS: [(&str, &str); 8] = [
-    ("sd1", "sd_v1"),
-    ("sdxl", "sdxl_base_v1-0"),
-    ("sd3", "sd3"),
-    ("flux", "flux1"),
-    ("lumina2", "lumina"),
-    ("hunyuan_video", "hunyuanvideo"),
-    ("wan", "wan"),
-    ("qwen_image", "qwen-image"),
-];
-
-/// Methods that are read below dotted names.
-const DOTTED: [&str; 3] = ["LoHa", "LoKr", "full difference"];
 
 /// The file, in the names of `dialect`: `kohya` or `comfyui`.
 ///
@@ -36,7 +21,7 @@ pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files>
     let mut files = Files { weights: "adapter.safetensors".into(), single: true, hashed: true, ..Files::default() };
     let several =
         pieces.paths().any(|path| matches!(components::split(path), Some(("text_encoder_2" | "text_encoder_3", _))))
-            || facts.family.is_some_and(|family| ["sdxl", "sd3", "flux"].contains(&family.name()));
+            || facts.family.is_some_and(Arch::has_several_encoders);
     let name = |path: &str| match (components::split(path), scheme.is_flattened()) {
         (None, true) if path.starts_with("lora_") => Ok(path.to_owned()),
         (None, _) => Err(facts.refuse(format!(
@@ -103,8 +88,8 @@ fn others(
 ) -> Result<()> {
     for other in &pieces.methods {
         let (module, kind) = (name(&other.path)?, other.method.kind());
-        let lycoris = facts.adapter.dialect != "peft" || ["LoHa", "LoKr"].contains(&kind);
-        let known = lycoris && (scheme.is_flattened() || DOTTED.contains(&kind));
+        let lycoris = facts.adapter.dialect != "peft" || kind.is_of_lycoris;
+        let known = lycoris && (scheme.is_flattened() || kind.is_dotted);
         let numbers = other.method.rank().zip(other.method.scale());
         let mut has_alpha = false;
         for (role, tensor) in other.method.tensors() {
@@ -127,15 +112,15 @@ fn others(
         let value = match (numbers, other.method.scale()) {
             _ if has_alpha => continue,
             (Some((rank, scale)), _) => scale * rank as f64,
-            // Two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
-            (None, Some(scale)) if kind == "LoKr" && facts.adapter.dialect == "peft" && scale != 1.0 => {
+            // Without a rank two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
+            (None, Some(scale)) if facts.adapter.dialect == "peft" && scale != 1.0 => {
                 let what = format!(
                     "`{}` is two whole Kronecker factors times {scale}; here they cannot be scaled",
                     other.path
                 );
                 return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
             }
-            (None, Some(_)) if kind == "LoKr" => 1.0,
+            (None, Some(_)) => 1.0,
             _ => continue,
         };
         let key = scheme.print(&module, &Role::Alpha).expect("every such dialect has an alpha");
@@ -176,9 +161,8 @@ fn metadata(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) {
             alphas.push(format!("{:?}", scale * rank as f64));
         }
     }
-    let version = facts.family.and_then(|family| VERSIONS.iter().find(|(name, _)| *name == family.name()));
-    if let Some((_, version)) = version {
-        set("ss_base_model_version", (*version).into(), false);
+    if let Some(version) = facts.family.and_then(Arch::sd_scripts) {
+        set("ss_base_model_version", version.into(), false);
     }
     let module = if pieces.methods.is_empty() && pieces.pairs.iter().all(|pair| pair.magnitude.is_none()) {
         "networks.lora"

@@ -9,15 +9,12 @@ use super::mistral;
 use super::open::STEMS;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::keys::{is_adapters, is_frozen, is_strong, scheme_of};
-use crate::formats::{Checkpoint, WEIGHT_STEMS};
-use crate::naming::peft;
+use crate::adapters::peft_keys;
+use crate::formats::{Checkpoint, Format, WEIGHT_STEMS, endings};
 use crate::naming::scheme::{Scheme, schemes};
 
 /// How diffusers names its file.
 const DIFFUSERS_FILE: &str = "pytorch_lora_weights";
-
-/// Endings of files that can hold an adapter.
-const ENDINGS: [&str; 6] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz"];
 
 /// The model's config, beside which weights are the model's.
 const MODEL: &str = "config.json";
@@ -44,8 +41,7 @@ pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
     if named && config {
         return (true, None);
     }
-    let ending = path.extension().map(|ending| ending.to_string_lossy().into_owned()).unwrap_or_default();
-    let opened = ENDINGS.contains(&ending.as_str()).then(|| Checkpoint::open(path).ok()).flatten();
+    let opened = Format::is_of_weights(path).then(|| Checkpoint::open(path).ok()).flatten();
     (opened.as_ref().is_some_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name))), opened)
 }
 
@@ -79,7 +75,7 @@ pub(crate) fn holds_factors(tensors: &Checkpoint) -> bool {
 pub(crate) fn needs_scheme(tensors: &Checkpoint) -> bool {
     let other = |key: &str| {
         let scheme = scheme_of(key).filter(|scheme| scheme.has_alphas());
-        scheme.is_some_and(|scheme| scheme.is_flattened() || !is_strong(&peft::parse(key).role))
+        scheme.is_some_and(|scheme| scheme.is_flattened() || !is_strong(&peft_keys::parse(key).role))
     };
     tensors.tensors().any(|info| other(&info.name)) || has_own_alphas(tensors)
 }
@@ -94,7 +90,7 @@ pub(crate) fn has_own_alphas(tensors: &Checkpoint) -> bool {
 
 /// Whether a directory without a config holds a file that diffusers would load.
 pub(crate) fn has_adapter_file(directory: &Path) -> bool {
-    ENDINGS.iter().any(|ending| is_named(&directory.join(format!("{DIFFUSERS_FILE}.{ending}"))))
+    endings().any(|ending| is_named(&directory.join(format!("{DIFFUSERS_FILE}.{ending}"))))
 }
 
 /// Whether the names of the tensors belong to a dialect whose files need no config.

@@ -12,12 +12,11 @@ use super::open::Opened;
 use super::{found, metadata, mistral, recognise};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::options::Chosen;
-use crate::adapters::{AlphaFrom, Fallback, Gathered, ReadOptions, gather_with, has_magnitudes};
+use crate::adapters::{AlphaFrom, Fallback, Gathered, ReadOptions, gather_with, has_magnitudes, peft_keys};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, json};
-use crate::naming::peft::Key;
 use crate::naming::scheme::schemes;
-use crate::naming::{Role, arch, components, peft};
+use crate::naming::{Key, Role, arch, components};
 
 /// What lies beside such a file.
 pub(crate) enum Beside {
@@ -205,7 +204,7 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         if scheme.is_flattened() {
             return (Some(scheme.name()), key);
         }
-        let bare = peft::parse(name);
+        let bare = peft_keys::parse(name);
         let wrapped = name.starts_with("base_model.model.");
         if wrapped && matches!(bare.role, Role::Down | Role::Up | Role::UpBias | Role::Magnitude) {
             key = bare;
@@ -219,7 +218,7 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         };
         return (Some(dialect), key);
     }
-    let key = peft::parse(name);
+    let key = peft_keys::parse(name);
     let dialect = matches!(key.role, Role::Down | Role::Up | Role::Part(_)).then_some("peft");
     match key.role {
         // A parameter under its own name: whole, as the norms of a control LoRA.

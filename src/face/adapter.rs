@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::adapters::{self, Change, Delta, Init, LowRankDelta, Method, Target, Tile, scale_of};
 use crate::error::{Error, Result};
 use crate::ops::inspect::{ModuleFacts, Pair, Targets, modules, pairs};
+use crate::tensor::usize_of;
 
 /// An opened adapter of any dialect: what it changes, and by how much.
 ///
@@ -104,11 +105,10 @@ impl Adapter {
         if let Some(term) = method.low_rank(None)? {
             return Ok(Arc::new(LowRankDelta::from(term)));
         }
-        let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
         let Some((outputs, inputs)) = method.shape() else {
             return Err(self.unknown(path, &format!("{kind} needs the shape of the base's weight")));
         };
-        let target = Target { outputs: narrow(outputs), inputs: narrow(inputs), kernel: Vec::new(), bias: false };
+        let target = Target { outputs: usize_of(outputs), inputs: usize_of(inputs), kernel: Vec::new(), bias: false };
         let of_weight = method.changes(&target)?.into_iter().find(|change| change.parameter == "weight");
         of_weight
             .map(|change| change.delta)

@@ -1,7 +1,6 @@
 //! What the verbs are told alike, and how they run without anybody who watches.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use regex::Regex;
 
@@ -10,7 +9,7 @@ use crate::limits::MAX_RANK;
 use crate::linalg::{RankPolicy, RankRule};
 use crate::ops::{Budgeted, Dialect, RankChoice, Ranking, Run, WriteOptions};
 use crate::placement::{Selection, pattern};
-use crate::plan::{Budget, Quiet};
+use crate::plan::Budget;
 use crate::tensor::Float;
 
 /// What writing verbs are told alike.
@@ -102,7 +101,7 @@ pub fn weighted(adapters: &[(PathBuf, f64)]) -> Result<Vec<(PathBuf, f64)>> {
 
 /// Runs where nobody watches and nobody stops it.
 pub fn alone<T>(work: impl FnOnce(&Run<'_>) -> Result<T>) -> Result<T> {
-    work(&Run { cancel: &AtomicBool::new(false), progress: &Quiet })
+    work(&Run::default())
 }
 
 /// The methods of every verb that writes.

@@ -21,6 +21,8 @@ mod merge;
 mod resize;
 mod stack;
 mod subtract;
+#[cfg(test)]
+mod toys;
 
 pub use adapter::Adapter;
 pub use convert::Convert;

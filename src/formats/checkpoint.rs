@@ -7,12 +7,13 @@ use foldhash::HashSet;
 use serde_json::{Map, Value};
 
 use super::discover::{self, Place, WEIGHT_STEMS};
+use super::format::Format;
 use super::gguf::{Gguf, Metadata, looks_like_gguf};
 use super::json;
 use super::pipeline::{self, Component, Folder};
 use super::places::Places;
-use super::side;
 use super::weight_file::{Stored, WeightFile};
+use super::{safetensors, side};
 use crate::error::{Error, Result};
 use crate::io::{is_there, read_start};
 use crate::limits::MAX_HELD_BYTES_TOGETHER;
@@ -349,7 +350,7 @@ impl Together {
 
 /// Whether a file begins as those of llama.cpp do.
 fn is_gguf(path: &Path) -> Result<bool> {
-    if path.extension().is_some_and(|ending| ending == "safetensors") {
+    if Format::named(path) == Some(&safetensors::FORMAT) {
         return Ok(false);
     }
     Ok(looks_like_gguf(&read_start(path, 4)?))

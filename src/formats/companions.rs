@@ -4,28 +4,16 @@
 use std::fs::FileType;
 use std::path::{Path, PathBuf};
 
+use super::format::endings;
 use super::side::Home;
 use crate::error::{Error, Result};
 
 /// Deepest folder that is looked into; model repositories have one or two levels.
 const MAX_DEPTH: usize = 4;
 
-/// File endings of weights in any container: a merged model must not lie beside unmerged copies of itself.
-const WEIGHTS: [&str; 13] = [
-    ".safetensors",
-    ".safetensors.index.json",
-    ".bin",
-    ".bin.index.json",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-    ".onnx_data",
-    ".npz",
-];
+/// File endings of weights in containers that are not read, and of indexes: a merged model must not lie beside unmerged copies of
+/// itself.
+const WEIGHTS: [&str; 6] = ["h5", "msgpack", "onnx", "onnx_data", "safetensors.index.json", "bin.index.json"];
 
 /// What people and programs put behind the name of a file they keep, or have not finished.
 const KEPT: [&str; 11] =
@@ -196,7 +184,9 @@ fn is_weights(name: &str) -> bool {
     while let Some(rest) = KEPT.iter().find_map(|end| own.strip_suffix(end)) {
         own = rest;
     }
-    WEIGHTS.iter().any(|ending| own.ends_with(ending)) || own.contains(".safetensors.")
+    let mut known = endings().chain(WEIGHTS);
+    known.any(|ending| own.strip_suffix(ending).is_some_and(|rest| rest.ends_with('.')))
+        || own.contains(".safetensors.")
 }
 
 #[cfg(test)]

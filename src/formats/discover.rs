@@ -2,19 +2,14 @@
 
 use std::path::Path;
 
-use super::below;
-use super::gguf::parse_name;
+use super::format::{FORMATS, Format};
+use super::gguf::{self, parse_name};
+use super::{below, safetensors};
 use crate::error::{Error, Result};
 use crate::io::is_there;
 
 /// File stems under which Hugging Face libraries store weights, in the order they are looked for.
 pub const WEIGHT_STEMS: [&str; 3] = ["model", "diffusion_pytorch_model", "adapter_model"];
-
-/// Endings of weights in other containers that can be read, in the order they are looked for.
-const READABLE: [&str; 5] = ["bin", "pt", "pth", "ckpt", "npz"];
-
-/// Ending of the files of llama.cpp, which lie beside each other in several precisions.
-const GGUF: &str = "gguf";
 
 /// What trainers leave beside the weights under the same endings.
 const LEFTOVERS: [&str; 6] = ["training_args", "optimizer", "scheduler", "rng_state", "scaler", "random_states"];
@@ -49,7 +44,8 @@ pub fn locate(directory: &Path, stems: &[&str]) -> Result<Place> {
         if there(&index)? {
             return Ok(Place::Index(index));
         }
-        for name in READABLE.iter().map(|ending| format!("{stem}.{ending}")) {
+        let foreign = FORMATS.iter().filter(|format| format.holds_models && !format.is_written);
+        for name in foreign.flat_map(|format| format.endings).map(|ending| format!("{stem}.{ending}")) {
             if there(&name)? {
                 refuse_slices(directory, &name)?;
                 return Ok(Place::File(name));
@@ -146,13 +142,12 @@ fn list_weights(directory: &Path) -> Result<Listing> {
     for entry in entries {
         let entry = entry.map_err(|source| Error::io(directory, "cannot list", source))?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let extension = Path::new(&name).extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if extension == "safetensors" {
-            listing.safetensors.push(name);
-        } else if READABLE.contains(&extension) && !LEFTOVERS.iter().any(|leftover| name.starts_with(leftover)) {
-            listing.readable.push(name);
-        } else if extension == GGUF {
-            listing.gguf.push(name);
+        match Format::named(Path::new(&name)).filter(|format| format.holds_models) {
+            Some(format) if *format == safetensors::FORMAT => listing.safetensors.push(name),
+            // They lie beside each other in several precisions.
+            Some(format) if *format == gguf::FORMAT => listing.gguf.push(name),
+            Some(_) if !LEFTOVERS.iter().any(|leftover| name.starts_with(leftover)) => listing.readable.push(name),
+            _ => {}
         }
     }
     listing.safetensors.sort();

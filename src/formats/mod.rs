@@ -3,6 +3,7 @@
 //!
 //! * [`safetensors`]: the header of one file, read and rendered.
 //! * [`pickle`], [`npy`]: files of PyTorch and numpy, read only.
+//! * [`Format`]: the containers, one record each.
 //! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
 //! * [`comfyui`]: what says that weights are quantised, in files of ComfyUI.
 //! * [`gguf`]: files of llama.cpp, read and written.
@@ -15,6 +16,7 @@ mod checkpoint;
 pub mod comfyui;
 pub mod companions;
 mod discover;
+mod format;
 mod found;
 pub mod gguf;
 mod held;
@@ -27,11 +29,14 @@ mod pipeline;
 mod places;
 pub mod safetensors;
 pub mod side;
+#[cfg(test)]
+mod toy;
 mod values;
 mod weight_file;
 mod zip;
 
 pub use checkpoint::{Checkpoint, Container};
 pub use discover::WEIGHT_STEMS;
+pub use format::{FORMATS, Format, endings};
 pub use pipeline::{Component, Folder};
-pub use weight_file::{Format, Stored, WeightFile, safetensors_name};
+pub use weight_file::{Stored, WeightFile, safetensors_name};

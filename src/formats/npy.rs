@@ -16,6 +16,7 @@ use std::sync::{Arc, LazyLock};
 
 use regex::Regex;
 
+use super::format::Format;
 use super::found::Found;
 use super::held::{Budget, gather};
 use super::zip::{Archive, Entry};
@@ -23,6 +24,21 @@ use crate::error::{Error, Result};
 use crate::io::MappedFile;
 use crate::limits::MAX_DIMENSIONS;
 use crate::tensor::{Dtype, Shape, TensorInfo};
+
+/// Archives of arrays.
+pub static NPZ: Format = of_numpy("npz", &["npz"], true, read_npz);
+
+/// Single arrays.
+pub static NPY: Format = of_numpy("npy", &["npy"], false, read_npy);
+
+const fn of_numpy(
+    name: &'static str,
+    endings: &'static [&'static str],
+    holds_models: bool,
+    read: fn(&Arc<MappedFile>) -> Result<Option<Found>>,
+) -> Format {
+    Format { name, called: "a numpy file", made: "a file of numpy", endings, holds_models, is_written: false, read }
+}
 
 /// First bytes of a `.npy`.
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -51,33 +67,27 @@ const CODES: [(&str, Dtype); 14] = [
     ("V2", Dtype::Bf16),
 ];
 
-/// Whether a file begins as an array.
-pub fn is_npy(bytes: &[u8]) -> bool {
-    bytes.starts_with(MAGIC)
-}
-
-/// Whether an archive holds arrays.
-pub(super) fn is_npz(archive: &Archive<'_>) -> bool {
-    archive.entries().iter().any(|entry| entry.name.ends_with(ENDING))
-}
-
 /// Reads the array `map`, called as its file.
-///
-/// # Errors
-/// When it is damaged or holds no plain numbers.
-pub(super) fn read_npy(map: &Arc<MappedFile>) -> Result<Found> {
+fn read_npy(map: &Arc<MappedFile>) -> Result<Option<Found>> {
+    if !map.bytes().starts_with(MAGIC) {
+        return Ok(None);
+    }
     let name = map.path().file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let mut budget = Budget::new(map.path(), map.len());
     let mut found = Found::default();
     add(map, &mut found, Source { name, start: Some(0), bytes: Cow::Borrowed(map.bytes()) }, &mut budget)?;
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// Reads the arrays of the archive in `map`, called as their entries.
-///
-/// # Errors
-/// When one is damaged or holds no plain numbers.
-pub(super) fn read_npz(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<Found> {
+fn read_npz(map: &Arc<MappedFile>) -> Result<Option<Found>> {
+    if !Archive::begins(map.bytes()) {
+        return Ok(None);
+    }
+    let archive = Archive::read(map.path(), map.bytes())?;
+    if !archive.entries().iter().any(|entry| entry.name.ends_with(ENDING)) {
+        return Ok(None);
+    }
     let mut budget = Budget::new(map.path(), map.len());
     let mut found = Found::default();
     for entry in archive.entries() {
@@ -85,9 +95,9 @@ pub(super) fn read_npz(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<F
             found.notes.push(format!("{}: {} is no array and was left aside", map.path().display(), entry.place()));
             continue;
         };
-        add(map, &mut found, source(archive, entry, name, &mut budget)?, &mut budget)?;
+        add(map, &mut found, source(&archive, entry, name, &mut budget)?, &mut budget)?;
     }
-    Ok(found)
+    Ok(Some(found))
 }
 
 /// An array as bytes.

@@ -13,14 +13,29 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use foldhash::HashSet;
 use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 
+use super::format::Format;
+use super::found::Found;
 use crate::error::{Error, Result};
+use crate::io::MappedFile;
 use crate::limits::{MAX_DIMENSIONS, MAX_HEADER_BYTES, MAX_TENSORS};
 use crate::tensor::{Dtype, Shape, TensorInfo};
+
+/// Safetensors.
+pub static FORMAT: Format = Format {
+    name: "safetensors",
+    called: "safetensors",
+    made: "safetensors",
+    endings: &["safetensors"],
+    holds_models: true,
+    is_written: true,
+    read,
+};
 
 /// Bytes in front of the header: its length.
 pub const PREFIX_BYTES: u64 = 8;
@@ -29,7 +44,7 @@ pub const PREFIX_BYTES: u64 = 8;
 const METADATA: &str = "__metadata__";
 
 /// What the front of a safetensors file says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Header {
     /// `__metadata__` in file order.
     pub metadata: Vec<(String, String)>,
@@ -37,6 +52,15 @@ pub struct Header {
     pub tensors: Vec<TensorInfo>,
     /// Where the data section begins, in bytes from the start of the file.
     pub data_start: u64,
+}
+
+/// A file with the ending is read as nothing else; under another ending its begin tells.
+fn read(map: &Arc<MappedFile>) -> Result<Option<Found>> {
+    let begins = matches!(map.bytes(), [_, _, _, _, _, 0, 0, 0, b'{', ..]);
+    if Format::named(map.path()) != Some(&FORMAT) && !begins {
+        return Ok(None);
+    }
+    Ok(Some(Found { header: read_header(map.path(), map.bytes())?, ..Found::default() }))
 }
 
 /// Reads and checks the header of the file `path` whose bytes are `file`.

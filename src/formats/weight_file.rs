@@ -4,54 +4,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::format::{FORMATS, Format};
 use super::found::Found;
 use super::gguf::{self, GgufFile};
-use super::safetensors::{Header, looks_like, read_header};
+use super::safetensors::{self, Header, looks_like, read_header};
 use super::zip::Archive;
-use super::{npy, pickle};
 use crate::error::{Error, Result};
 use crate::io::MappedFile;
-use crate::tensor::{Dtype, TensorInfo, TensorView};
-
-/// File endings of PyTorch.
-const PYTORCH: [&str; 4] = ["bin", "pt", "pth", "ckpt"];
-
-/// File endings of numpy.
-const NUMPY: [&str; 2] = ["npz", "npy"];
+use crate::tensor::{Dtype, TensorInfo, TensorView, usize_of};
 
 /// What the text begins with that Git LFS leaves in place of a file.
 const GIT_LFS: &[u8] = b"version https://git-lfs";
-
-/// How a file keeps its tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A header in JSON, then the data. The only one that is written.
-    Safetensors,
-    /// A pickle and storages in a zip archive.
-    PyTorch,
-    /// Pickles, then storages: PyTorch before 1.6.
-    PyTorchLegacy,
-    /// A zip archive of `.npy` files.
-    Npz,
-    /// One array of numpy.
-    Npy,
-    /// A header with typed metadata, then the data: llama.cpp.
-    Gguf,
-}
-
-impl Format {
-    /// The name that people know.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Safetensors => "safetensors",
-            Self::PyTorch => "pytorch",
-            Self::PyTorchLegacy => "pytorch-legacy",
-            Self::Npz => "npz",
-            Self::Npy => "npy",
-            Self::Gguf => "gguf",
-        }
-    }
-}
 
 /// One file of a checkpoint.
 #[derive(Debug)]
@@ -59,7 +22,7 @@ pub struct WeightFile {
     /// Path below the checkpoint's directory.
     pub name: String,
     /// How it keeps its tensors.
-    pub format: Format,
+    pub format: &'static Format,
     /// Its mapped bytes.
     pub map: Arc<MappedFile>,
     /// Its tensors and metadata. Other containers than safetensors have no metadata here, and `data_start` is 0 there.
@@ -96,6 +59,18 @@ impl Stored {
         Ok(TensorView { dtype: &self.info.dtype, shape: &self.info.shape, data })
     }
 
+    /// Rows and columns: the first dimension against all others.
+    pub fn rows_cols(&self) -> (usize, usize) {
+        let (rows, cols) = self.info.shape.rows_cols();
+        (usize_of(rows), usize_of(cols))
+    }
+
+    /// How many elements it has.
+    pub fn elements(&self) -> usize {
+        let (rows, cols) = self.rows_cols();
+        rows * cols
+    }
+
     /// The file the tensor lies in.
     pub fn path(&self) -> &Path {
         self.map.path()
@@ -109,10 +84,9 @@ impl WeightFile {
     /// When it is none of the containers that can be read, or damaged, or made to do harm.
     pub fn open(directory: &Path, name: &str) -> Result<Self> {
         let map = Arc::new(MappedFile::open(&directory.join(name))?);
-        let (format, header, found) = read(&map)?;
+        let (format, Found { header, held, notes }) = read(&map)?;
         map.advise_scattered(false);
-        map.release(0, if format == Format::Safetensors { header.data_start } else { map.len() });
-        let (held, notes) = (found.held, found.notes);
+        map.release(0, if header.data_start > 0 { header.data_start } else { map.len() });
         Ok(Self { name: name.into(), format, map, header, gguf: None, notes, held })
     }
 
@@ -148,9 +122,8 @@ impl WeightFile {
             let blocks = if left > 0 { format!("; blocks of {left} tensors cannot be read") } else { String::new() };
             found.notes.push(format!("`{name}` has the highest byte of every number first{blocks}"));
         }
-        let header = Header { metadata: Vec::new(), tensors: found.tensors, data_start: 0 };
-        let (format, gguf) = (Format::Gguf, Some(Box::new(file.header)));
-        Ok(Self { name, format, map: file.map, header, gguf, notes: found.notes, held: found.held })
+        let Found { header, held, notes } = found;
+        Ok(Self { name, format: &gguf::FORMAT, map: file.map, header, gguf: Some(Box::new(file.header)), notes, held })
     }
 
     /// Bytes that are held in memory for it.
@@ -197,7 +170,8 @@ pub fn safetensors_name(name: &str) -> String {
         return "model.safetensors".into();
     }
     let (stem, index) = name.strip_suffix(INDEX).map_or((name, ""), |stem| (stem, INDEX));
-    let foreign = PYTORCH.iter().chain(&NUMPY).find_map(|ending| stem.strip_suffix(&format!(".{ending}")));
+    let foreign = FORMATS.iter().filter(|format| !format.is_written).flat_map(|format| format.endings);
+    let foreign = foreign.copied().find_map(|ending| stem.strip_suffix(ending)?.strip_suffix('.'));
     let Some(stem) = foreign else { return name.to_owned() };
     let (folder, file) = stem.rsplit_once('/').map_or(("", stem), |(_, file)| (&stem[..stem.len() - file.len()], file));
     let file = file.strip_prefix("pytorch_model").map_or(file.to_owned(), |rest| format!("model{rest}"));
@@ -205,46 +179,36 @@ pub fn safetensors_name(name: &str) -> String {
     format!("{folder}{file}.safetensors{index}")
 }
 
-fn read(map: &Arc<MappedFile>) -> Result<(Format, Header, Found)> {
+fn read(map: &Arc<MappedFile>) -> Result<(&'static Format, Found)> {
     let (path, bytes) = (map.path(), map.bytes());
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let is_safetensors = ending == "safetensors";
     if bytes.starts_with(GIT_LFS) {
         return Err(Error::unsupported(path, "is a Git LFS pointer, not the file itself")
             .hint("fetch the real file with `git lfs pull`"));
     }
-    if !is_safetensors {
+    let named = Format::named(path);
+    if named != Some(&safetensors::FORMAT) {
         // Headers lie in front of every tensor.
         map.advise_scattered(true);
     }
-    let (format, mut found) = match bytes {
-        [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] if !is_safetensors => {
-            let archive = Archive::read(path, bytes)?;
-            if npy::is_npz(&archive) && !pickle::is_torch(&archive) {
-                (Format::Npz, npy::read_npz(map, &archive)?)
-            } else {
-                (Format::PyTorch, pickle::read_archive(map, &archive)?)
+    for format in FORMATS {
+        if let Some(mut found) = (format.read)(map)? {
+            if !format.is_written {
+                found.align();
             }
+            return Ok((format, found));
         }
-        _ if is_safetensors => return read_header(path, bytes).map(safetensors),
-        _ if pickle::is_legacy(bytes) => (Format::PyTorchLegacy, pickle::read_legacy(map)?),
-        _ if npy::is_npy(bytes) => (Format::Npy, npy::read_npy(map)?),
-        // Safetensors under another ending are read as what they are.
-        [_, _, _, _, _, 0, 0, 0, b'{', ..] => return read_header(path, bytes).map(safetensors),
-        _ if PYTORCH.contains(&ending) || NUMPY.contains(&ending) => return Err(unknown(path, bytes, ending)),
-        _ => return read_header(path, bytes).map(safetensors),
-    };
-    found.align();
-    let tensors = std::mem::take(&mut found.tensors);
-    Ok((format, Header { metadata: Vec::new(), tensors, data_start: 0 }, found))
+    }
+    if Archive::begins(bytes) {
+        let what = "is a zip archive without `data.pkl`, not a file of `torch.save`";
+        return Err(Error::unsupported(path, what));
+    }
+    match named.filter(|format| !format.is_written) {
+        Some(format) => Err(unknown(path, bytes, format.made)),
+        None => Ok((&safetensors::FORMAT, Found { header: read_header(path, bytes)?, ..Found::default() })),
+    }
 }
 
-fn safetensors(header: Header) -> (Format, Header, Found) {
-    (Format::Safetensors, header, Found::default())
-}
-
-fn unknown(path: &Path, bytes: &[u8], ending: &str) -> Error {
-    let wanted = if NUMPY.contains(&ending) { "a file of numpy" } else { "a file of `torch.save`" };
+fn unknown(path: &Path, bytes: &[u8], wanted: &str) -> Error {
     if bytes.is_empty() {
         return Error::malformed(path, "byte 0", format!("the file is empty, not {wanted}"));
     }

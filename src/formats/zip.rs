@@ -98,6 +98,11 @@ impl<'a> Archive<'a> {
         Ok(Self { path, bytes, entries, by_name })
     }
 
+    /// Whether a file begins as an archive.
+    pub fn begins(bytes: &[u8]) -> bool {
+        matches!(bytes, [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..])
+    }
+
     /// All entries, in the order of the directory.
     pub fn entries(&self) -> &[Entry<'a>] {
         &self.entries

@@ -4,7 +4,7 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `names`, `heads` | modules ↔ tensors of a GGUF file; rows in which order, by the number of heads |
+//! | `names` | modules ↔ tensors of a GGUF file; rows in which order |
 //! | `view`, `row_layout` | a GGUF checkpoint as Hugging Face has it: names, rows, experts one by one |
 //! | `config`, `hyperparameters`, `rotary` | `config.json` ↔ metadata |
 //! | `general` | `general.*`: what a file says of the model as a whole |
@@ -14,7 +14,6 @@
 mod config;
 mod file_type;
 pub mod general;
-mod heads;
 mod hyperparameters;
 mod mix;
 mod names;
@@ -25,7 +24,6 @@ mod view;
 
 pub use config::{Family, hub_config};
 pub use file_type::FileType;
-pub use heads::row_order;
 pub use hyperparameters::Hyperparameters;
 pub use mix::Mix;
 pub use names::{

@@ -4,16 +4,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::heads;
+use super::config::ModelConfig;
 use super::weight::{ScaleGrid, Weight};
 use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
 use crate::formats::comfyui;
 use crate::formats::gguf::Metadata;
-use crate::formats::{Checkpoint, Format, Stored, side};
-use crate::llama::gguf_arch;
-use crate::llama::{View, hub_config};
+use crate::formats::{Checkpoint, Stored, side};
+use crate::llama::{View, gguf_arch, hub_config};
 use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
 use crate::tensor::{Dtype, Packing};
@@ -55,7 +54,7 @@ pub struct Base {
     /// Their names.
     pub names: Names,
     /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
-    pub config: Option<Map<String, Value>>,
+    pub config: Option<ModelConfig>,
     /// What headers say of the formats of quantised weights.
     pub formats: comfyui::Formats,
     /// The head that shares the embedding's tensor, if one does.
@@ -101,11 +100,12 @@ impl Base {
             Some(metadata) => told(metadata, has_output(&checkpoint)),
             None => checkpoint.config()?,
         };
+        let config = config.map(ModelConfig::of);
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
-        let heads = config.as_ref().map_or(Heads::Conventional, heads::of);
-        let tied = config.as_ref().is_some_and(heads::is_tied);
+        let heads = config.as_ref().map_or(Heads::Conventional, ModelConfig::head);
+        let tied = config.as_ref().is_some_and(ModelConfig::is_tied);
         let tie = if tied { heads.tie(&names) } else { None };
-        let declared = config.as_ref().and_then(heads::declared_tie) == Some(true);
+        let declared = config.as_ref().and_then(|config| config.tied) == Some(true);
         let stored_tie = if declared { heads.stored(&names) } else { None };
         let is_open = config.is_none() || tied && heads == Heads::Unknown;
         let unnamed = (is_open && heads.stored(&names).is_none()).then(|| Heads::any_embedding(&names)).flatten();
@@ -143,20 +143,15 @@ impl Base {
 
     /// What a user should know of how it was read, and of how it is written.
     pub fn reading_notes(&self) -> impl Iterator<Item = String> {
-        let foreign =
-            self.checkpoint.files().iter().find(|file| ![Format::Safetensors, Format::Gguf].contains(&file.format));
-        let written = foreign
-            .map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name()));
+        let foreign = self.checkpoint.files().iter().find(|file| !file.format.is_written);
+        let written =
+            foreign.map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name));
         self.checkpoint.notes().cloned().chain(written).chain(self.wrapping.notes())
     }
 
     /// Whether the model is of one of these types, in its own config or that of its text part.
     pub fn is_one_of(&self, types: &[&str]) -> bool {
-        let of = |config: &Map<String, Value>| {
-            config.get("model_type").and_then(Value::as_str).is_some_and(|found| types.contains(&found))
-        };
-        let text = |config: &Map<String, Value>| config.get("text_config").and_then(Value::as_object).is_some_and(of);
-        self.config.as_ref().is_some_and(|config| of(config) || text(config))
+        self.config.as_ref().is_some_and(|config| config.types().any(|found| types.contains(&found)))
     }
 
     /// Whether the layer `path` keeps its weight as `[in, out]`; `said` is what its adapter's config says of that.
@@ -329,9 +324,9 @@ fn is_fp8(packing: Packing) -> bool {
 ///
 /// # Errors
 /// When it cannot be read, or there is none.
-pub fn config_of(path: &Path) -> Result<Map<String, Value>> {
+pub fn config_of(path: &Path) -> Result<ModelConfig> {
     if let Some(config) = side::look_up(&path.join("config.json"))? {
-        return Ok(config);
+        return Ok(ModelConfig::of(config));
     }
     let none = || Error::unsupported(path, "has no `config.json`, so nothing is known of the model");
     Base::open(path)?.config.ok_or_else(none)

@@ -7,6 +7,7 @@ use super::base::Base;
 use crate::adapters::{Adapter, AdapterConfig, Init, Initial, Initialiser, Lora, describe};
 use crate::error::{Error, Result};
 use crate::naming::Shift;
+use crate::tensor::usize_of;
 
 /// The model as it was before PiSSA or OLoRA took their factors out.
 pub struct Original {
@@ -68,7 +69,7 @@ impl Original {
         }
         let weight = self.base.weight(name, None)?;
         let place = (weight.tensor.path().to_path_buf(), name.to_owned());
-        let rank = usize::try_from(lora.rank()).expect("a mapped tensor fits the address space");
+        let rank = usize_of(lora.rank());
         Ok(Some(Arc::new(Initial::new(started, rank, scale, Arc::new(weight), place))))
     }
 }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::RowSource;
 use crate::llama::RowLayout;
-use crate::tensor::{Float, Packing, first_not_finite};
+use crate::tensor::{Float, Packing, first_not_finite, usize_of};
 
 /// Block edge of DeepSeek's FP8 checkpoints (`weight_block_size` in their config).
 const BLOCK: usize = 128;
@@ -122,10 +122,10 @@ impl Weight {
             let what = format!("tensor `{}` is stored as {}, which no delta can be added to", info.name, info.dtype);
             Error::unsupported(tensor.path(), what)
         })?;
-        let bytes = usize::try_from(info.bytes).expect("a mapped tensor fits the address space");
+        let bytes = usize_of(info.bytes);
         let elements = packing.values_in(bytes);
         let (rows, natural) = info.shape.rows_cols();
-        let cols = cols.unwrap_or_else(|| usize::try_from(natural).expect("a mapped tensor fits the address space"));
+        let cols = cols.unwrap_or_else(|| usize_of(natural));
         let rows = elements.checked_div(cols).unwrap_or_else(|| usize::try_from(rows).unwrap_or(0));
         if !cols.is_multiple_of(packing.block()) {
             let (block, name) = (packing.block(), &info.name);

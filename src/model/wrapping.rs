@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
+use crate::adapters::wrappers::{Unwrapped, unwrap};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Container};
-use crate::naming::wrappers::{Unwrapped, unwrap};
 
 /// What was taken off the names of a model.
 #[derive(Debug, Default)]

@@ -3,14 +3,13 @@
 //! The canonical *module path* is the base model's own key without its last component, as in
 //! `model.layers.0.self_attn.q_proj`.
 //!
-//! * [`peft`]: the keys of a PEFT file → module path and [`Role`].
+//! * [`Key`]: a key taken apart into module path and [`Role`]; [`scheme`]: how each tool writes both, as tables.
 //! * [`conv1d`]: layers that keep their weight as `[in, out]`.
 //! * [`embeddings`]: modules that are tables of rows.
 //! * [`buffers`]: tensors that are no parameters.
 //! * [`arch`]: families of models, their names in the original and in diffusers, fused and split weights, as tables.
 //! * [`adapterhub`]: where AdapterHub's library can put factors, as a table.
 //! * [`head`]: output heads and the embeddings they share, by class, as a table.
-//! * [`wrappers`]: what training tools put around a model.
 //! * [`Endings`]: lists of names that mean the ends of paths.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
@@ -28,14 +27,23 @@ pub mod experts;
 pub mod head;
 mod names;
 mod nesting;
-pub mod peft;
 pub mod renamed;
 pub mod scheme;
-pub mod wrappers;
 
 pub use endings::{Endings, ends};
 pub use names::{Names, Shift};
 pub use nesting::layers_within_layers;
+
+/// A key, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// Module path without wrappers.
+    pub module: String,
+    /// How many wrappers stood at the end of the path: nested parameter adapters of one module differ in nothing else.
+    pub nesting: usize,
+    /// What the tensor is.
+    pub role: Role,
+}
 
 /// What a tensor is to its module.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-use super::peft::Key;
+use super::Key;
 use super::{Role, components};
 
 /// The tables, in the order keys are offered to them: the one with the strongest evidence first.

@@ -19,7 +19,7 @@ use crate::io::{
     Form, Inputs, PartsDir, PositionalFile, RECORDED_FILES, Staging, available_bytes, check_parent, check_place,
     unwatched,
 };
-use crate::plan::{Executor, Plan, Progress};
+use crate::plan::{Executor, Plan, Progress, Quiet};
 
 /// Everything an output consists of.
 pub struct Output {
@@ -56,6 +56,16 @@ pub struct Run<'a> {
     pub cancel: &'a AtomicBool,
     /// Hears of bytes done.
     pub progress: &'a dyn Progress,
+}
+
+/// What nobody sets.
+static NEVER: AtomicBool = AtomicBool::new(false);
+
+impl Default for Run<'_> {
+    /// Runs to its end, and nobody hears of it.
+    fn default() -> Self {
+        Self { cancel: &NEVER, progress: &Quiet }
+    }
 }
 
 impl Output {

@@ -39,30 +39,17 @@ mod tests {
     use super::*;
     use crate::adapters::{Adapter, Change};
     use crate::io::Inputs;
-    use crate::model::Rounding;
     use crate::output::Run;
     use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
-    use crate::plan::{Budget, Quiet};
+    use crate::plan::Budget;
     use crate::tensor::{Float, Shape};
-    use std::sync::atomic::AtomicBool;
 
     fn held(values: &[f32], float: Float) -> Bytes {
         Bytes::held(values, float, (Path::new("a"), "x")).expect("finite")
     }
 
     fn options(out: PathBuf) -> WriteOptions {
-        WriteOptions {
-            out,
-            force: false,
-            dtype: None,
-            cast_all: false,
-            rounding: Rounding::Nearest,
-            max_shard_bytes: None,
-            budget: Budget { threads: 2, max_bytes: 64 << 20 },
-            dry_run: false,
-            part: None,
-            durable: false,
-        }
+        WriteOptions { budget: Budget { threads: 2, max_bytes: 64 << 20 }, ..WriteOptions::new(out) }
     }
 
     fn pair(path: &str, kind: PairKind, rank: usize, outer: (u64, u64), per_input: u64) -> NewPair {
@@ -103,7 +90,7 @@ mod tests {
         };
         let options = options(out.clone());
         let output = peft_output(adapter, &options, &serde_json::json!({"operation": "test"}));
-        let run = Run { cancel: &AtomicBool::new(false), progress: &Quiet };
+        let run = Run::default();
         output.write(&options, &run, &Inputs::watch()).expect("written");
         let read = Adapter::open(&out).expect("an adapter");
         let names: Vec<&str> = read.tensors.tensors().map(|info| info.name.as_str()).collect();

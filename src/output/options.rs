@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::formats::Format;
 use crate::limits::MAX_PARTS;
 use crate::model::Rounding;
 use crate::plan::Budget;
@@ -30,6 +31,7 @@ impl std::str::FromStr for Part {
 
 /// What every writing verb is told.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WriteOptions {
     /// Where the result goes.
     pub out: PathBuf,
@@ -53,22 +55,9 @@ pub struct WriteOptions {
     pub durable: bool,
 }
 
-/// Endings that people and programs take for those of a file of weights, and what such a file holds.
-const WEIGHTS: [(&str, &str); 8] = [
-    ("safetensors", "safetensors"),
-    ("gguf", "gguf"),
-    ("bin", "a PyTorch file"),
-    ("pt", "a PyTorch file"),
-    ("pth", "a PyTorch file"),
-    ("ckpt", "a PyTorch file"),
-    ("npz", "a numpy file"),
-    ("npy", "a numpy file"),
-];
-
-/// What a file called like `path` holds, if it has the name of a file of weights.
-pub fn named_like(path: &Path) -> Option<&'static str> {
-    let ending = path.extension()?.to_str()?.to_ascii_lowercase();
-    WEIGHTS.iter().find(|(known, _)| *known == ending).map(|(_, holds)| *holds)
+/// The container that a file called like `path` is of, whatever the case of its ending.
+pub fn named_like(path: &Path) -> Option<&'static Format> {
+    Format::named(Path::new(&path.file_name()?.to_str()?.to_ascii_lowercase()))
 }
 
 /// Checks that `out` is not called what the output is not; a file that `is_file` holds `format`.
@@ -76,7 +65,9 @@ pub fn named_like(path: &Path) -> Option<&'static str> {
 /// # Errors
 /// When a directory is called like a file, or a file like one of another format.
 pub fn check_name(out: &Path, is_file: bool, format: &str) -> Result<()> {
-    let Some(named) = named_like(out).filter(|named| !is_file || *named != format) else { return Ok(()) };
+    let Some(named) = named_like(out).map(|named| named.called).filter(|named| !is_file || *named != format) else {
+        return Ok(());
+    };
     let shown = out.display();
     Err(if is_file {
         Error::invalid("--out", format!("`{shown}` is named like {named}, the output is {format}"))

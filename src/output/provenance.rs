@@ -10,7 +10,7 @@ use crate::formats::{Checkpoint, json as files};
 use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::Base;
-use crate::model::heads;
+use crate::model::config::untie;
 use crate::placement::{Applied, Selection};
 use crate::tensor::Packing;
 
@@ -179,10 +179,10 @@ pub struct Edits {
 
 /// The base's config with what the merge makes untrue put right and what was changed, or `None` where nothing is.
 pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option<(Vec<u8>, Vec<String>)> {
-    let config = base.config.as_ref()?;
+    let config = &base.config.as_ref()?.raw;
     let mut edited = config.clone();
     if edits.untied {
-        heads::untie(&mut edited);
+        untie(&mut edited);
     }
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);

@@ -49,7 +49,7 @@ pub fn check_out(write: &WriteOptions, base: &Base, inputs: &Inputs) -> Result<(
 }
 
 fn has_weight_name(path: &Path) -> bool {
-    matches!(named_like(path), Some("safetensors" | "gguf"))
+    named_like(path).is_some_and(|format| format.is_written)
 }
 
 /// The output is of the base's format, and must not be called something else.

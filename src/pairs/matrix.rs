@@ -13,7 +13,7 @@ use crate::adapters::Factor;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::plan::Compute;
-use crate::tensor::{Beyond, Float, Shape};
+use crate::tensor::{Beyond, Float, Shape, usize_of};
 
 /// A matrix and the shape it is written with.
 #[derive(Debug, Clone)]
@@ -167,7 +167,7 @@ impl Grid {
 
     /// The refusal of a value among those of the rows from `first` on: it names the tensor that it comes from.
     pub fn refuse(&self, first: usize, found: &Beyond) -> Error {
-        let width = narrow(self.size.1).max(1);
+        let width = usize_of(self.size.1).max(1);
         let (row, col) = ((first + found.index / width) as u64, (found.index % width) as u64);
         let holds = |block: &&Block| {
             let (high, wide) = (block.rows.end - block.rows.start, block.cols.end - block.cols.start);
@@ -183,19 +183,19 @@ impl Grid {
     /// # Errors
     /// When a source is no longer there as it was mapped.
     pub fn decode(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let width = narrow(self.size.1);
+        let width = usize_of(self.size.1);
         out.fill(0.0);
         for block in &self.blocks {
-            let (top, left) = (narrow(block.at.0), narrow(block.at.1));
-            let height = narrow(block.rows.end - block.rows.start);
+            let (top, left) = (usize_of(block.at.0), usize_of(block.at.1));
+            let height = usize_of(block.rows.end - block.rows.start);
             let (first, last) = (rows.start.max(top), rows.end.min(top + height));
             if first >= last {
                 continue;
             }
             let factor = Factor::new(&block.source)?;
             let factor = if block.turned { factor.transposed() } else { factor };
-            let cols = narrow(block.cols.start)..narrow(block.cols.end);
-            let source = narrow(block.rows.start) + first - top..narrow(block.rows.start) + last - top;
+            let cols = usize_of(block.cols.start)..usize_of(block.cols.end);
+            let source = usize_of(block.rows.start) + first - top..usize_of(block.rows.start) + last - top;
             let mut values = vec![0.0; source.len() * cols.len()];
             factor.decode(source, cols.clone(), &mut values)?;
             for (row, line) in (first..last).zip(values.chunks_exact(cols.len().max(1))) {
@@ -207,10 +207,6 @@ impl Grid {
         }
         Ok(())
     }
-}
-
-fn narrow(count: u64) -> usize {
-    usize::try_from(count).expect("a mapped tensor fits the address space")
 }
 
 /// Whether multiplying by `factor` only moves the exponent.
@@ -228,7 +224,7 @@ struct Written {
 
 impl Compute for Written {
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let mut values = vec![0.0; rows.len() * narrow(self.grid.size.1)];
+        let mut values = vec![0.0; rows.len() * usize_of(self.grid.size.1)];
         let first = rows.start;
         self.grid.decode(rows, &mut values)?;
         let outcome = self.float.encode_finite(&values, out);

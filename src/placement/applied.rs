@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use super::Selection;
 use crate::adapters::{Adapter, Init, Initialiser, ReadOptions};
 use crate::dialects::{is_model, recognise};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::model::original::{Original, initialiser};
 
 /// An adapter and how strongly it is applied.
@@ -78,7 +77,7 @@ impl Sources<'_> {
 ///
 /// # Errors
 /// When one cannot be read, or cannot be merged, or belongs to a base that its initialiser changed and nothing tells how.
-pub fn open(sources: Sources<'_>, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
+pub fn open(sources: Sources<'_>, model: Option<&ModelConfig>) -> Result<Vec<Applied>> {
     let original = sources.original.map(Original::open).transpose()?.map(Arc::new);
     let untold = ReadOptions::default();
     let mut untrained = sources.untrained.iter();

@@ -16,6 +16,7 @@ use crate::formats::Stored;
 use crate::naming::experts::{
     self, DEFINITION_ORDER, Fused, INTERLEAVED_MODELS, Part, Place, Split, TRANSPOSED_MODELS,
 };
+use crate::tensor::usize_of;
 
 /// Most parameters of one module; their pairs are told apart by trying every order.
 const MAX_STACKS: usize = 6;
@@ -214,9 +215,9 @@ fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stac
         let what = format!("tensor `{}`: a stack of experts can have neither magnitudes nor a bias", extra.info.name);
         return Err(Error::unsupported(extra.path(), what));
     }
-    let rank = narrow(pair.rank() / stack.experts);
+    let rank = usize_of(pair.rank() / stack.experts);
     let scale = job.scale_as(&stack.parameter, rank as u64)?;
-    let count = narrow(stack.experts);
+    let count = usize_of(stack.experts);
     for expert in 0..count {
         let whole = pair.term(scale)?;
         let term = Term {
@@ -233,14 +234,14 @@ fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stac
 }
 
 fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
-    let outputs = narrow(pair.outputs());
+    let outputs = usize_of(pair.outputs());
     match &stack.home {
         Home::Tensor { name, transposed } => {
             // PEFT calls in and out what the class says; where the sides differ the shapes say it.
             let square = stack.outputs == stack.inputs;
             let swapped = if square { *transposed } else { pair.outputs() == stack.inputs };
-            let row = expert * narrow(stack.outputs);
-            let cols = Some(narrow(stack.inputs));
+            let row = expert * usize_of(stack.outputs);
+            let cols = Some(usize_of(stack.inputs));
             vec![Landing { tensor: name.clone(), row, col: 0, cols, outputs: (0, outputs), transposed: swapped }]
         }
         Home::Split { split, layer, parts } => {
@@ -309,7 +310,7 @@ fn land_expert(
             let tensor = split.tensor(layer, expert, part);
             let Some(shape) = lander.base.checkpoint.find(&tensor) else { return Ok(None) };
             check(lora, &shape, shape.info.shape.rows_cols())?;
-            let outputs = (0, narrow(lora.outputs()));
+            let outputs = (0, usize_of(lora.outputs()));
             Landing { tensor, row: 0, col: 0, cols: None, outputs, transposed: false }
         }
         Some(Place::Split(..)) => return Ok(None),
@@ -367,10 +368,17 @@ fn slice_of_stack(
         }
         (_, turned) => turned,
     };
-    let half = if both && part == Part::Up { narrow(outputs) } else { 0 };
-    let first = narrow(expert * rows);
+    let half = if both && part == Part::Up { usize_of(outputs) } else { 0 };
+    let first = usize_of(expert * rows);
     let (row, col) = if transposed { (first, half) } else { (first + half, 0) };
-    Ok(Some(Landing { tensor: name, row, col, cols: Some(narrow(cols)), outputs: (0, narrow(outputs)), transposed }))
+    Ok(Some(Landing {
+        tensor: name,
+        row,
+        col,
+        cols: Some(usize_of(cols)),
+        outputs: (0, usize_of(outputs)),
+        transposed,
+    }))
 }
 
 fn check(lora: &Lora, target: &Stored, wanted: (u64, u64)) -> Result<()> {
@@ -381,10 +389,6 @@ fn check(lora: &Lora, target: &Stored, wanted: (u64, u64)) -> Result<()> {
     let problem = format!("the change is [{}, {}], its place [{}, {}]", got.0, got.1, wanted.0, wanted.1);
     Err(Error::mismatch(describe(&lora.down), describe(target), problem)
         .hint("is this the model the adapter was trained on?"))
-}
-
-fn narrow(count: u64) -> usize {
-    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
 }
 
 #[cfg(test)]

@@ -28,13 +28,10 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
     let bias = lander.tensor_of(job, "bias");
     let transposed = is_transposed(lander, job, method, &stored);
     let target = Target::of(&stored, transposed, bias.is_some());
-    if method.kind() == "OFT" && embeddings::is_table(&job.path) {
-        let what = format!("`{}` is an embedding, on which OFT is another function; it is not merged", job.path);
-        return Err(Error::unsupported(&job.applied.adapter.root, what));
+    if let Some(reason) = method.kind().on_embedding.filter(|_| embeddings::is_table(&job.path)) {
+        return Err(Error::unsupported(&job.applied.adapter.root, format!("`{}` {reason}", job.path)));
     }
-    if method.kind() == "OFT" && target.kernel.iter().any(|size| *size > 1) {
-        let note =
-            "is a convolution: PEFT's merge of OFT, which is followed, is not what its layer computed in training";
+    if let Some(note) = method.kind().on_convolution.filter(|_| target.kernel.iter().any(|size| *size > 1)) {
         lander.landed.notes.push(format!("`{}` {note}", job.path));
     }
     for change in method.changes(&target)? {
@@ -51,7 +48,7 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
                     let problem = format!("{} changes the bias of `{}`, which has none", method.kind(), job.path);
                     return Err(Error::mismatch(first(method), lander.base_name(), problem));
                 };
-                (name.clone(), narrow(lander.target(&name).info.shape.rows_cols()))
+                (name.clone(), lander.target(&name).rows_cols())
             }
             _ => (name.clone(), (target.outputs, target.inputs)),
         };
@@ -81,11 +78,6 @@ fn is_transposed(lander: &Lander<'_>, job: &Landable<'_>, method: &dyn Method, s
     }
 }
 
-fn narrow((rows, cols): (u64, u64)) -> (usize, usize) {
-    let narrow = |count: u64| usize::try_from(count).expect("sizes of mapped tensors fit the address space");
-    (narrow(rows), narrow(cols))
-}
-
 fn first(method: &dyn Method) -> String {
-    method.tensors().first().map_or_else(|| method.kind().to_owned(), |(_, tensor)| describe(tensor))
+    method.tensors().first().map_or_else(|| method.kind().to_string(), |(_, tensor)| describe(tensor))
 }

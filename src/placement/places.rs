@@ -253,9 +253,9 @@ fn component_of(base: &Base) -> Option<&'static str> {
     let folder = base.checkpoint.directory().file_name().map(|name| name.to_string_lossy().into_owned());
     let named = ADAPTED.iter().copied().find(|component| folder.as_deref() == Some(component));
     let config = base.config.as_ref();
-    let class = config.and_then(|config| config.get("architectures")?.as_array()?.first()?.as_str());
+    let class = config.and_then(|config| config.class());
     // A model of its own may lie in a folder of any name.
-    let is_part = config.is_some_and(|config| config.contains_key("_class_name"))
+    let is_part = config.is_some_and(|config| config.raw.contains_key("_class_name"))
         || class
             .is_some_and(|class| ["CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"].contains(&class));
     match (named.filter(|_| is_part), class) {

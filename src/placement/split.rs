@@ -14,6 +14,7 @@ use crate::adapters::{
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::{Spot, parameter};
+use crate::tensor::usize_of;
 
 /// Lands a LoRA pair at `spots`.
 ///
@@ -27,7 +28,7 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
         );
         return Err(Error::unsupported(&job.applied.adapter.root, what));
     }
-    let (outputs, inputs) = (narrow(lora.outputs()), narrow(lora.inputs()));
+    let (outputs, inputs) = (usize_of(lora.outputs()), usize_of(lora.inputs()));
     let target = Target { outputs, inputs, kernel: Vec::new(), bias: false };
     let read = |tensor| magnitudes(tensor, &target).map(|found| (tensor, found));
     let magnitude = lora.magnitude.as_ref().map(read).transpose()?;
@@ -54,7 +55,7 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
                 Arc::new(Dora::new(Arc::new(inner), part, tensor.path(), stored.info.name.clone()))
             }
         };
-        lander.add(&name, Piece { delta, row: narrow(spot.at), col: 0, strength: job.strength }, None);
+        lander.add(&name, Piece { delta, row: usize_of(spot.at), col: 0, strength: job.strength }, None);
     }
     Ok(Some(Fate::Merged))
 }
@@ -70,7 +71,7 @@ pub fn land_method(
     (outputs, inputs): (u64, u64),
     spots: &[Spot],
 ) -> Result<Option<Fate>> {
-    let target = Target { outputs: narrow(outputs), inputs: narrow(inputs), kernel: Vec::new(), bias: false };
+    let target = Target { outputs: usize_of(outputs), inputs: usize_of(inputs), kernel: Vec::new(), bias: false };
     for change in method.changes(&target)? {
         let refuse = |what: String| Err(Error::unsupported(&job.applied.adapter.root, what));
         if change.parameter != "weight" {
@@ -95,7 +96,7 @@ pub fn land_method(
                     spots[0].module
                 ));
             };
-            let row = narrow(spot.at);
+            let row = usize_of(spot.at);
             lander.add(&name, Piece { delta, row, col: 0, strength: job.strength }, None);
         }
     }
@@ -117,9 +118,5 @@ fn place(lander: &Lander<'_>, spot: &Spot, inputs: u64, who: impl Fn() -> String
 }
 
 fn rows_of(rows: &Range<u64>) -> Range<usize> {
-    narrow(rows.start)..narrow(rows.end)
-}
-
-fn narrow(count: u64) -> usize {
-    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
+    usize_of(rows.start)..usize_of(rows.end)
 }

@@ -11,7 +11,6 @@ use crate::adapters::{Change, Factor, Lora};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
-use crate::model::heads::class_of;
 use crate::model::same_values;
 
 /// Decoders of these types scale what goes into a tied head, and only into a tied one: untying changes more than a tensor.
@@ -171,7 +170,7 @@ fn note_unnamed(lander: &mut Lander<'_>) {
     let note = match &lander.base.config {
         Some(config) => format!(
             "`{embedding}` is changed, and how `{}` calls its output head is not known: a head that shares this tensor changes with it",
-            class_of(config)
+            config.shown()
         ),
         None => format!(
             "`{embedding}` is changed, and the base has no config: if the model's head shares its embedding, the head changes too"

@@ -97,6 +97,14 @@ impl TensorView<'_> {
     }
 }
 
+/// A size of a tensor that lies in memory or is mapped.
+///
+/// # Panics
+/// When it is no such size: beyond the address space.
+pub fn usize_of(size: u64) -> usize {
+    usize::try_from(size).expect("a mapped tensor fits the address space")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

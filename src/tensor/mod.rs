@@ -26,7 +26,7 @@ mod survival;
 pub use codec::Rounding;
 pub use dtype::{Dtype, Float};
 pub use ggml::GgmlType;
-pub use info::{Shape, TensorInfo, TensorView};
+pub use info::{Shape, TensorInfo, TensorView, usize_of};
 pub use low_rank::add_low_rank;
 pub use noise::rounding_variance;
 pub use norm::{sum_of_squared_differences, sum_of_squares};

@@ -295,17 +295,10 @@ fn a_large_checkpoint_is_described_without_its_data() {
     let index = json!({"metadata": {"total_size": total}, "weight_map": map});
     fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
     let budget = lorakit::plan::Budget { threads: 1, max_bytes: 1 << 30 };
-    let options = lorakit::ops::inspect::InspectOptions {
-        read: lorakit::adapters::ReadOptions::default(),
-        base: None,
-        caches: Vec::new(),
-        spectrum: false,
-        check: false,
-        hash_up_to: 8 << 20,
-        budget,
-    };
-    let never = std::sync::atomic::AtomicBool::new(false);
-    let run = lorakit::ops::Run { cancel: &never, progress: &lorakit::plan::Quiet };
+    let mut options = lorakit::ops::inspect::InspectOptions::default();
+    options.hash_up_to = 8 << 20;
+    options.budget = budget;
+    let run = lorakit::ops::Run::default();
 
     let started = Instant::now();
     let found = lorakit::ops::inspect::inspect(folder.path(), &options, &run).unwrap();

@@ -6,16 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use lorakit::adapters::ReadOptions;
 use lorakit::error::{Error, Result};
-use lorakit::linalg::Compute;
 use lorakit::ops::convert::{ConvertOptions, Target, convert};
-use lorakit::ops::extract::{Choice, ExtractOptions, extract};
-use lorakit::ops::merge::{MergeOptions, Selection, merge};
+use lorakit::ops::extract::{ExtractOptions, extract};
+use lorakit::ops::merge::{MergeOptions, merge};
 use lorakit::ops::resize::{ResizeOptions, resize};
-use lorakit::ops::stack::{Method, StackOptions, stack};
+use lorakit::ops::stack::{StackOptions, stack};
 use lorakit::ops::unmerge::{UnmergeOptions, unmerge};
-use lorakit::ops::{Dialect, Part, RankChoice, Rounding, Run, WriteOptions};
+use lorakit::ops::{Dialect, Part, RankChoice, Run, WriteOptions};
 use lorakit::plan::{Budget, Progress};
 use serde_json::json;
 
@@ -72,37 +70,15 @@ impl World {
     }
 
     fn write(&self, part: Option<Part>) -> WriteOptions {
-        WriteOptions {
-            out: self.at("out"),
-            force: false,
-            dtype: None,
-            cast_all: false,
-            rounding: Rounding::Nearest,
-            max_shard_bytes: None,
-            budget: Budget { threads: 2, max_bytes: 64 << 20 },
-            dry_run: false,
-            part,
-            durable: false,
-        }
+        let mut options = WriteOptions::new(self.at("out"));
+        options.budget = Budget { threads: 2, max_bytes: 64 << 20 };
+        options.part = part;
+        options
     }
 
     fn merge(&self, write: WriteOptions, run: &Run<'_>) -> Result<()> {
-        let options = MergeOptions {
-            component: None,
-            read: ReadOptions::default(),
-            base: self.at("base"),
-            adapters: vec![(self.at("one"), 1.0)],
-            init_adapters: Vec::new(),
-            original: None,
-            residual_base: false,
-            selection: Selection::default(),
-            allow_unused: Vec::new(),
-            resize_vocabulary: false,
-            quant: None,
-            keep_change: true,
-            hash_base: false,
-            write,
-        };
+        let mut options = MergeOptions::new(self.at("base"), vec![(self.at("one"), 1.0)], write);
+        options.keep_change = true;
         merge(&options, run).map(drop)
     }
 
@@ -114,95 +90,38 @@ impl World {
         match name {
             "merge" => self.merge(write, run),
             "part" => self.merge(self.write(Some(Part { part: 1, parts: 1 })), run),
-            "subtract" | "subtract, compared" => unmerge(
-                &UnmergeOptions {
-                    component: None,
-                    read: ReadOptions::default(),
-                    merged: self.at("tuned"),
-                    adapters: vec![(self.at("one"), 1.0)],
-                    base: (name != "subtract").then(|| self.at("base")),
-                    init_adapters: Vec::new(),
-                    residual_base: false,
-                    selection: Selection::default(),
-                    allow_unused: Vec::new(),
-                    resize_vocabulary: false,
-                    hash_base: false,
-                    write,
-                },
-                run,
-            )
-            .map(drop),
-            "extract" | "extract, mlx" => extract(
-                &ExtractOptions {
-                    base: self.at("base"),
-                    tuned: self.at("tuned"),
-                    choice: Choice::default(),
-                    ranks: rank,
-                    uniform_rank: false,
-                    alpha: None,
-                    compute: Compute::default(),
-                    dialect: dialect(name),
-                    write,
-                },
-                run,
-            )
-            .map(drop),
-            "stack" | "stack, mlx" | "stack, cut" => stack(
-                &StackOptions {
-                    read: ReadOptions::default(),
-                    operation: "stack",
-                    adapters: both(),
-                    init_adapters: Vec::new(),
-                    base: Some(self.at("base")),
-                    method: Method::Concat,
-                    rank: (name == "stack, cut").then_some(rank),
-                    compute: Compute::default(),
-                    alpha: None,
-                    selection: Selection::default(),
-                    dialect: dialect(name),
-                    write,
-                },
-                run,
-            )
-            .map(drop),
-            "resize" | "resize, mlx" => resize(
-                &ResizeOptions {
-                    read: ReadOptions::default(),
-                    adapters: vec![self.at("one")],
-                    init_adapters: Vec::new(),
-                    ranks: rank,
-                    alpha: None,
-                    uniform_rank: false,
-                    kohya: false,
-                    selection: Selection::default(),
-                    base: Some(self.at("base")),
-                    dialect: dialect(name),
-                    write,
-                },
-                run,
-            )
-            .map(drop),
+            "subtract" | "subtract, compared" => {
+                let mut options = UnmergeOptions::new(self.at("tuned"), vec![(self.at("one"), 1.0)], write);
+                options.base = (name != "subtract").then(|| self.at("base"));
+                unmerge(&options, run).map(drop)
+            }
+            "extract" | "extract, mlx" => {
+                let mut options = ExtractOptions::new(self.at("base"), self.at("tuned"), rank, write);
+                options.dialect = dialect(name);
+                extract(&options, run).map(drop)
+            }
+            "stack" | "stack, mlx" | "stack, cut" => {
+                let mut options = StackOptions::new(both(), write);
+                options.base = Some(self.at("base"));
+                options.rank = (name == "stack, cut").then_some(rank);
+                options.dialect = dialect(name);
+                stack(&options, run).map(drop)
+            }
+            "resize" | "resize, mlx" => {
+                let mut options = ResizeOptions::new(vec![self.at("one")], rank, write);
+                options.base = Some(self.at("base"));
+                options.dialect = dialect(name);
+                resize(&options, run).map(drop)
+            }
             _ => {
                 let (input, to) = match name {
                     "convert" => ("base", None),
                     "convert, an adapter" => ("one", None),
                     _ => ("one", Some(Target::Mlx)),
                 };
-                let options = ConvertOptions {
-                    component: None,
-                    read: ReadOptions::default(),
-                    input: self.at(input),
-                    to,
-                    base: (input == "one").then(|| self.at("base")),
-                    caches: Vec::new(),
-                    arch: None,
-                    quant: None,
-                    as_lora: false,
-                    include: Vec::new(),
-                    exclude: Vec::new(),
-                    strip_metadata: Vec::new(),
-                    write,
-                };
+                let mut options = ConvertOptions::new(self.at(input), write);
+                options.to = to;
+                options.base = (input == "one").then(|| self.at("base"));
                 convert(&options, run).map(drop)
             }
         }
@@ -288,7 +207,8 @@ fn the_old_output_stays_when_an_input_changes() {
     let (world, cancel) = (World::new(), AtomicBool::new(false));
     let run = |act: Box<dyn FnOnce() + Send>| {
         let hook = Once(Mutex::new(Some(act)));
-        let write = WriteOptions { force: true, ..world.write(None) };
+        let mut write = world.write(None);
+        write.force = true;
         world.merge(write, &Run { cancel: &cancel, progress: &hook })
     };
     run(Box::new(|| {})).unwrap();

@@ -15,7 +15,7 @@ fn kinds(adapter: &Adapter) -> BTreeMap<&'static str, usize> {
     for module in &adapter.modules {
         let kind = match &module.change {
             Change::Lora(_) => "pair",
-            Change::Method(method) => method.kind(),
+            Change::Method(method) => method.kind().title,
             Change::Inserted(inserted) => inserted.kind,
             Change::Whole(..) => "whole",
             Change::Frozen(..) => "frozen",

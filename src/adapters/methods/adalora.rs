@@ -5,27 +5,29 @@
 
 use std::sync::Arc;
 
-use super::form::{General, agree, matrix, values};
-use super::{Kind, setting};
+use super::form::{General, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::parts::{Context, Parts, agree, number, wrong};
 use crate::error::Result;
 use crate::naming::Role;
 
 /// AdaLoRA.
-pub const KIND: Kind = Kind { name: "AdaLoRA", gather };
+pub static KIND: Kind =
+    Kind { segments: &["lora_E", "ranknum"], drops_ranks: true, ..Kind::of_peft("AdaLoRA", &["ADALORA"], &[], gather) };
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(e) = parts.take_part("lora_E") else { return Ok(None) };
-    let missing = |which: &str| super::form::wrong(&e, format!("belongs to a module whose {which} is not in the file"));
+    let fields = context.config.fields();
+    let missing = |which: &str| wrong(&e, format!("belongs to a module whose {which} is not in the file"));
     let a = parts.take(&Role::Down).ok_or_else(|| missing("`lora_A`"))?;
     let b = parts.take(&Role::Up).ok_or_else(|| missing("`lora_B`"))?;
-    let (rank, inputs) = matrix(&a);
-    let (outputs, columns) = matrix(&b);
+    let (rank, inputs) = a.rows_cols();
+    let (outputs, columns) = b.rows_cols();
     agree(&b, "the rank", columns, rank)?;
-    agree(&e, "the rank", matrix(&e).0 * matrix(&e).1, rank)?;
+    agree(&e, "the rank", e.elements(), rank)?;
     let stored = parts.take_part("ranknum");
     if rank == 0 {
         // The allocator left it none: the module is as it was.
@@ -33,9 +35,9 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     }
     let kept = match &stored {
         Some(stored) => number(stored)?,
-        None => setting::number(context.config, "init_r")?.unwrap_or(12.0),
+        None => fields.number("init_r")?.unwrap_or(12.0),
     };
-    let alpha = setting::number(context.config, "lora_alpha")?.filter(|alpha| *alpha > 0.0);
+    let alpha = fields.number("lora_alpha")?.filter(|alpha| *alpha > 0.0);
     let scale = alpha.unwrap_or(rank as f64) / (kept + 1e-5);
     let mut tensors = vec![("lora_A", a.clone()), ("lora_B", b.clone()), ("lora_E", e.clone())];
     tensors.extend(stored.map(|stored| ("ranknum", stored)));
@@ -46,6 +48,6 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         }
         Ok(Term { up: Factor::new(&b)?, down: Factor::held(down, inputs), scale })
     };
-    let method = General::product("AdaLoRA", tensors, (outputs as u64, inputs as u64), make);
+    let method = General::product(&KIND, tensors, (outputs as u64, inputs as u64), make);
     Ok(Some(Arc::new(method.ranked(rank as u64, Some(scale)))))
 }

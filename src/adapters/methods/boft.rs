@@ -6,14 +6,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
-use super::{Kind, cayley, oft};
+use super::form::{Formed, Formula, General, sizes, values, weight};
+use super::{cayley, oft};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::{Error, Result};
 
 /// BOFT.
-pub const KIND: Kind = Kind { name: "BOFT", gather };
+pub static KIND: Kind = Kind::of_peft("BOFT", &["BOFT"], &["boft"], gather);
 
 fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("boft_R") else { return Ok(None) };
@@ -24,7 +25,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let what = format!("BOFT with {factors} butterfly factors (tensor `{}`) is not merged yet", stored.info.name);
         return Err(Error::unsupported(stored.path(), what).hint("merge it with PEFT"));
     }
-    let outputs = matrix(&scales).0 * matrix(&scales).1;
+    let outputs = scales.elements();
     let tensors = vec![("boft_R", stored.clone()), ("boft_s", scales.clone())];
     let make = move |target: &Target| {
         if count * b != target.inputs {
@@ -39,7 +40,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         let blocks = values(&stored)?.chunks_exact(b * b).map(block).collect();
         Ok(vec![weight(Formed(Butterfly { inputs: target.inputs, b, blocks, scales: values(&scales)? }))])
     };
-    Ok(Some(Arc::new(General::changing("BOFT", tensors, make).shaped(outputs as u64, (count * b) as u64))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make).shaped(outputs as u64, (count * b) as u64))))
 }
 
 struct Butterfly {

@@ -5,21 +5,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Kind;
 use super::form::{Formed, Formula, General, sizes, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::Result;
 
 /// C3A.
-pub const KIND: Kind = Kind { name: "C3A", gather };
+pub static KIND: Kind = Kind::of_peft("C3A", &["C3A"], &["c3a"], gather);
 
 fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("c3a_kernel") else { return Ok(None) };
     let [high, wide, b] = sizes::<3>(&stored)?;
     let tensors = vec![("c3a_kernel", stored.clone())];
     let make = move |_: &Target| Ok(vec![weight(Formed(Circulant { high, wide, b, kernel: values(&stored)? }))]);
-    Ok(Some(Arc::new(General::changing("C3A", tensors, make).shaped((high * b) as u64, (wide * b) as u64))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make).shaped((high * b) as u64, (wide * b) as u64))))
 }
 
 struct Circulant {

@@ -1,8 +1,8 @@
 //! Small rotations, the Cayley transforms of skew matrices, in f64. sd-scripts and LyCORIS: Q = X − Xᵀ, R = (I + Q)(I − Q)⁻¹. PEFT has
 //! the other sign of Q, and a Neumann series beside the exact transform.
 
-use super::named::wrong;
 use crate::adapters::factor::Factor;
+use crate::adapters::parts::wrong;
 use crate::error::Result;
 use crate::formats::Stored;
 

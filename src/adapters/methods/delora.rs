@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{General, agree, matrix, values};
+use super::form::{General, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::parts::{Context, Parts, agree, number};
 use crate::error::Result;
 
 /// DeLoRA.
-pub const KIND: Kind = Kind { name: "DeLoRA", gather };
+pub static KIND: Kind = Kind::of_peft("DeLoRA", &["DELORA"], &["delora"], gather);
 
 /// Norms below this count as this.
 const SMALLEST: f64 = 1e-4;
@@ -24,9 +24,9 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
     let b = parts.require_part("delora_B", &a)?;
     let lambda = parts.require_part("delora_lambda", &a)?;
     let norms = parts.require_part("delora_w_norm", &a)?;
-    let ((rank, inputs), (outputs, columns)) = (matrix(&a), matrix(&b));
+    let ((rank, inputs), (outputs, columns)) = (a.rows_cols(), b.rows_cols());
     agree(&b, "the rank", columns, rank)?;
-    agree(&norms, "the number of inputs", matrix(&norms).0 * matrix(&norms).1, inputs)?;
+    agree(&norms, "the number of inputs", norms.elements(), inputs)?;
     let strength = number(&lambda)?;
     let tensors = vec![
         ("delora_A", a.clone()),
@@ -45,6 +45,6 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         }
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
     };
-    let method = General::product("DeLoRA", tensors, (outputs as u64, inputs as u64), make);
+    let method = General::product(&KIND, tensors, (outputs as u64, inputs as u64), make);
     Ok(Some(Arc::new(method.ranked(rank as u64, None))))
 }

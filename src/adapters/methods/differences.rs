@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::named::Named;
 use crate::adapters::delta::Delta;
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, ParameterChange, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::adapters::whole::{Difference, Whole};
@@ -15,15 +16,15 @@ use crate::formats::Stored;
 
 const NAMES: [&str; 5] = ["diff", "diff_b", "w_norm", "b_norm", "set_weight"];
 
+/// Differences of whole parameters.
+pub static KIND: Kind = Kind { is_dotted: true, ..Kind::new("full difference", gather) };
+
 /// The tensors of one module.
 #[derive(Debug)]
 struct Differences(Named);
 
-/// Recognises the method. A pair may stand beside it.
-///
-/// # Errors
-/// Never: any of the tensors can be alone.
-pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+/// A pair may stand beside it.
+fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !NAMES.iter().any(|name| parts.has_part(name)) {
         return Ok(None);
     }
@@ -31,8 +32,8 @@ pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dy
 }
 
 impl Method for Differences {
-    fn kind(&self) -> &'static str {
-        "full difference"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

@@ -7,18 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::adapters::delta::{BaseRows, Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::error::{Error, Result};
+use crate::adapters::parts::wrong;
+use crate::error::Result;
 use crate::formats::Stored;
 use crate::linalg::LinearOperator;
 
 type MakeTerm = Arc<dyn Fn() -> Result<Term> + Send + Sync>;
+type Check = Box<dyn Fn(&Target) -> Result<()> + Send + Sync>;
+type Fit = Arc<dyn Fn(&Target) -> Result<Term> + Send + Sync>;
 type MakeChanges = Box<dyn Fn(&Target) -> Result<Vec<ParameterChange>> + Send + Sync>;
 
 /// A method of which the tensors and the way to its changes are known.
 pub struct General {
-    kind: &'static str,
+    kind: &'static Kind,
     tensors: Vec<(&'static str, Stored)>,
     shape: Option<(u64, u64)>,
     rank: Option<u64>,
@@ -28,13 +32,14 @@ pub struct General {
 
 enum Make {
     Product(MakeTerm),
+    Fitted(Check, Fit),
     Changes(MakeChanges),
 }
 
 impl General {
     /// ΔW is the product that `make` gives, of this shape.
     pub fn product(
-        kind: &'static str,
+        kind: &'static Kind,
         tensors: Vec<(&'static str, Stored)>,
         shape: (u64, u64),
         make: impl Fn() -> Result<Term> + Send + Sync + 'static,
@@ -42,9 +47,26 @@ impl General {
         Self { kind, tensors, shape: Some(shape), rank: None, scale: None, make: Make::Product(Arc::new(make)) }
     }
 
+    /// ΔW is a product that `make` cuts to a layer, if that passes the `check`.
+    pub fn fitted(
+        kind: &'static Kind,
+        tensors: Vec<(&'static str, Stored)>,
+        check: impl Fn(&Target) -> Result<()> + Send + Sync + 'static,
+        make: impl Fn(&Target) -> Result<Term> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            kind,
+            tensors,
+            shape: None,
+            rank: None,
+            scale: None,
+            make: Make::Fitted(Box::new(check), Arc::new(make)),
+        }
+    }
+
     /// The changes follow from the layer.
     pub fn changing(
-        kind: &'static str,
+        kind: &'static Kind,
         tensors: Vec<(&'static str, Stored)>,
         make: impl Fn(&Target) -> Result<Vec<ParameterChange>> + Send + Sync + 'static,
     ) -> Self {
@@ -66,12 +88,12 @@ impl General {
 
 impl fmt::Debug for General {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct(self.kind).field("shape", &self.shape).field("rank", &self.rank).finish_non_exhaustive()
+        f.debug_struct(self.kind.title).field("shape", &self.shape).field("rank", &self.rank).finish_non_exhaustive()
     }
 }
 
 impl Method for General {
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &'static Kind {
         self.kind
     }
 
@@ -98,13 +120,20 @@ impl Method for General {
                 let shape = (outputs as usize, inputs as usize);
                 Ok(vec![weight(Product { shape, make: make.clone(), made: Mutex::default() })])
             }
+            Make::Fitted(check, make) => {
+                check(target)?;
+                let (shape, target, make) = ((target.outputs, target.inputs), target.clone(), make.clone());
+                let make: MakeTerm = Arc::new(move || make(&target));
+                Ok(vec![weight(Product { shape, make, made: Mutex::default() })])
+            }
             Make::Changes(make) => make(target),
         }
     }
 
-    fn low_rank(&self, _target: Option<&Target>) -> Result<Option<Term>> {
+    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
         match &self.make {
             Make::Product(make) => make().map(Some),
+            Make::Fitted(check, make) => target.map(|target| check(target).and_then(|()| make(target))).transpose(),
             Make::Changes(_) => Ok(None),
         }
     }
@@ -264,11 +293,6 @@ pub fn values(stored: &Stored) -> Result<Vec<f32>> {
     Factor::new(stored)?.to_vec()
 }
 
-/// That a tensor is not as the method needs it.
-pub fn wrong(stored: &Stored, problem: impl Into<String>) -> Error {
-    Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem.into())
-}
-
 /// The sizes of a tensor with exactly `N` dimensions.
 ///
 /// # Errors
@@ -280,21 +304,4 @@ pub fn sizes<const N: usize>(stored: &Stored) -> Result<[usize; N]> {
     sizes
         .filter(|sizes| !sizes.contains(&0))
         .ok_or_else(|| wrong(stored, format!("must have {N} dimensions, has shape {}", stored.info.shape)))
-}
-
-/// Rows and columns: the first dimension against all others.
-pub fn matrix(stored: &Stored) -> (usize, usize) {
-    let (rows, cols) = stored.info.shape.rows_cols();
-    (rows as usize, cols as usize)
-}
-
-/// That two sizes agree.
-///
-/// # Errors
-/// When they do not.
-pub fn agree(stored: &Stored, what: &str, got: usize, wanted: usize) -> Result<()> {
-    if got == wanted {
-        return Ok(());
-    }
-    Err(wrong(stored, format!("has shape {}: {what} must be {wanted}, is {got}", stored.info.shape)))
 }

@@ -6,16 +6,17 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use super::Kind;
-use super::form::{Formed, Formula, General, agree, bias, matrix, values, weight, wrong};
+use super::form::{Formed, Formula, General, bias, values, weight};
 use crate::adapters::delta::BaseRows;
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 
 /// GLoRA.
-pub const KIND: Kind = Kind { name: "GLoRA", gather };
+pub static KIND: Kind =
+    Kind { parameters: &["Xd", "Xu", "X", "zeros"], ..Kind::of_peft("GLoRA", &["GLORA"], &["glora"], gather) };
 
 const NAMES: [[&str; 4]; 5] = [
     ["glora_A.Xd", "glora_A.Xu", "glora_A.X", "glora_A.zeros"],
@@ -39,7 +40,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
     for [down, up, x, zeros] in NAMES {
         let path = if let Some(first) = parts.take_part(down) {
             let second = parts.require_part(up, &first)?;
-            agree(&second, "the rank", matrix(&second).0, matrix(&first).1)?;
+            agree(&second, "the rank", second.rows_cols().0, first.rows_cols().1)?;
             tensors.extend([(down, first.clone()), (up, second.clone())]);
             Path::Product(first, second)
         } else if let Some(only) = parts.take_part(x) {
@@ -67,7 +68,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         changes.push(weight(Formed(Affine { shape, by, add, from: None })));
         Ok(changes)
     };
-    Ok(Some(Arc::new(General::changing("GLoRA", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 /// A path as factors, ready to be asked for elements: `up[row] · down[col]`.
@@ -82,9 +83,9 @@ fn grid(path: &Path, (rows, cols): (usize, usize)) -> Result<Option<Grid>> {
     Ok(match path {
         Path::Zero => None,
         Path::Product(first, second) => {
-            agree(first, "the number of outputs", matrix(first).0, rows)?;
-            agree(second, "the number of inputs", matrix(second).1, cols)?;
-            Some(Grid { up: values(first)?, down: values(second)?, rank: matrix(first).1, cols })
+            agree(first, "the number of outputs", first.rows_cols().0, rows)?;
+            agree(second, "the number of inputs", second.rows_cols().1, cols)?;
+            Some(Grid { up: values(first)?, down: values(second)?, rank: first.rows_cols().1, cols })
         }
         Path::Repeated(tensor) => {
             let value = values(tensor)?;

@@ -6,16 +6,16 @@
 
 use std::sync::Arc;
 
-use super::form::{General, agree, matrix, sizes, values, wrong};
-use super::{Kind, setting};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 
 /// GraLoRA.
-pub const KIND: Kind = Kind { name: "GraLoRA", gather };
+pub static KIND: Kind = Kind::of_peft("GraLoRA", &["GRALORA"], &["gralora"], gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(a) = parts.take_part("gralora_A") else { return Ok(None) };
@@ -32,7 +32,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         None => None,
         Some(down) => {
             let up = parts.require_part("gralora_B_general", &down)?;
-            let ((hybrid, cols), (rows, columns)) = (matrix(&down), matrix(&up));
+            let ((hybrid, cols), (rows, columns)) = (down.rows_cols(), up.rows_cols());
             agree(&down, "the number of inputs", cols, inputs)?;
             agree(&up, "the number of outputs", rows, outputs)?;
             agree(&up, "the rank", columns, hybrid)?;
@@ -43,7 +43,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     };
     let hybrid = general.as_ref().map_or(0, |(_, _, hybrid)| *hybrid);
     // PEFT's rank setting counts the blocks' rank alone.
-    let scale = setting::required(context.config, "alpha")? / (rank + hybrid) as f64;
+    let scale = context.config.fields().required("alpha")? / (rank + hybrid) as f64;
     let total = k * rank + hybrid;
     let make = move || {
         let (source_a, source_b, q) = (values(&a)?, values(&b)?, rank / k);
@@ -69,6 +69,6 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         }
         Ok(Term { up: Factor::held(up, total), down: Factor::held(down, inputs), scale })
     };
-    let method = General::product("GraLoRA", tensors, (outputs as u64, inputs as u64), make);
+    let method = General::product(&KIND, tensors, (outputs as u64, inputs as u64), make);
     Ok(Some(Arc::new(method.ranked(total as u64, Some(scale)))))
 }

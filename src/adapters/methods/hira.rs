@@ -5,23 +5,23 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{Formed, Formula, General, agree, matrix, weight};
+use super::form::{Formed, Formula, General, weight};
 use crate::adapters::delta::{Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree};
 use crate::error::Result;
 
 /// HiRA.
-pub const KIND: Kind = Kind { name: "HiRA", gather };
+pub static KIND: Kind = Kind::of_peft("HiRA", &["HIRA"], &["hira"], gather);
 
 fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     for (down, up, embedding) in [("hira_A", "hira_B", false), ("hira_embedding_A", "hira_embedding_B", true)] {
         let Some(a) = parts.take_part(down) else { continue };
         let b = parts.require_part(up, &a)?;
-        let ((rank, inputs), (outputs, columns)) = (matrix(&a), matrix(&b));
+        let ((rank, inputs), (outputs, columns)) = (a.rows_cols(), b.rows_cols());
         agree(&b, "the rank", columns, rank)?;
         let tensors = vec![(down, a.clone()), (up, b.clone())];
         // An embedding is a table of rows: seen as a layer, its inputs are the dimensions.
@@ -31,7 +31,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
             let term = if embedding { term.transposed() } else { term };
             Ok(vec![weight(Formed(Scaled(LowRankDelta::from(term))))])
         };
-        let method = General::changing("HiRA", tensors, make).shaped(rows as u64, cols as u64);
+        let method = General::changing(&KIND, tensors, make).shaped(rows as u64, cols as u64);
         return Ok(Some(Arc::new(method.ranked(rank as u64, None))));
     }
     Ok(None)

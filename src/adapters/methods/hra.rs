@@ -7,19 +7,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, matrix, values, weight, wrong};
-use super::{Kind, setting};
+use super::form::{Formed, Formula, General, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 
 /// HRA.
-pub const KIND: Kind = Kind { name: "HRA", gather };
+pub static KIND: Kind = Kind::of_peft("HRA", &["HRA"], &["hra"], gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("hra_u") else { return Ok(None) };
-    let orthogonal = setting::flag(context.config, "apply_GS", false)?;
-    let (inputs, rank) = matrix(&stored);
+    let orthogonal = context.config.fields().flag("apply_GS")?;
+    let (inputs, rank) = stored.rows_cols();
     let tensors = vec![("hra_u", stored.clone())];
     let make = move |target: &Target| {
         agree(&stored, "the number of inputs", inputs, target.inputs)?;
@@ -45,7 +45,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         }
         Ok(vec![weight(Formed(Reflected { outputs: target.outputs, inputs, mirrors, together: orthogonal }))])
     };
-    Ok(Some(Arc::new(General::changing("HRA", tensors, make).ranked(rank as u64, None))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make).ranked(rank as u64, None))))
 }
 
 fn dot(left: &[f64], right: &[f64]) -> f64 {

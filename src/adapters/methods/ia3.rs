@@ -6,21 +6,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, bias, values, weight, wrong};
-use super::{Kind, setting};
+use super::form::{Formed, Formula, General, bias, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 
 /// IA³.
-pub const KIND: Kind = Kind { name: "IA³", gather };
+pub static KIND: Kind = Kind::of_peft("IA³", &["IA3"], &["ia3"], gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("ia3_l") else { return Ok(None) };
     let inward = match stored.info.shape.as_slice() {
         [1, inputs] if *inputs > 1 => true,
         [outputs, 1] if *outputs > 1 => false,
-        [1, 1] | [1, _, 1, ..] => setting::names(context.config, "feedforward_modules", &parts.path)?,
+        [1, 1] | [1, _, 1, ..] => context.config.fields().names("feedforward_modules", &parts.path)?,
         _ => return Err(wrong(&stored, format!("must be a vector, has shape {}", stored.info.shape))),
     };
     let tensors = vec![("ia3_l", stored.clone())];
@@ -39,7 +39,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         changes.push(weight(Formed(Scaled { shape, factors, by_columns })));
         Ok(changes)
     };
-    Ok(Some(Arc::new(General::changing("IA³", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 struct Scaled {

@@ -3,28 +3,21 @@
 
 use std::sync::Arc;
 
+use super::form::General;
 use super::named::{Named, check_rank};
 use super::tucker::Down;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::magnitudes::{LYCORIS_NAME, decomposed};
 use crate::adapters::method::{Method, ParameterChange, Target};
 use crate::adapters::parts::{Context, Parts};
 use crate::error::Result;
-use crate::formats::Stored;
 use crate::naming::Role;
 
-/// The tensors of one module.
-#[derive(Debug)]
-struct Tucker {
-    named: Named,
-    scale: f64,
-}
+/// LoCon in Tucker form.
+pub static KIND: Kind = Kind { tells_kernel: true, ..Kind::new("LoCon (Tucker)", gather) };
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !parts.has_part("lora_mid") {
         return Ok(None);
     }
@@ -34,51 +27,25 @@ pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn
     let rank = named.need("lora_down")?.info.shape.rows_cols().0;
     check_rank(&named, context, rank)?;
     let scale = parts.scale(context, rank)? * named.scalar()?;
-    let method = Tucker { named, scale };
-    method.down()?;
-    Ok(Some(Arc::new(method)))
+    let (up, down) = (named.factor("lora_up")?, down(&named)?);
+    named.agree(("lora_up", up.shape().1), ("lora_mid", down.shape().0))?;
+    let (tensors, shape) = (named.tensors(), (up.shape().0 as u64, down.shape().1 as u64));
+    let has_magnitudes = named.get(LYCORIS_NAME).is_some();
+    let own = named.clone();
+    let term = move || Ok(Term { up: own.factor("lora_up")?, down: self::down(&own)?.folded()?, scale });
+    let method = if has_magnitudes {
+        let make = move |target: &Target| {
+            let inner = Arc::new(LowRankDelta::new(vec![term()?]));
+            let delta = decomposed(inner, named.get(LYCORIS_NAME), target)?;
+            Ok(vec![ParameterChange { parameter: "weight", delta }])
+        };
+        General::changing(&KIND, tensors, make).shaped(shape.0, shape.1)
+    } else {
+        General::product(&KIND, tensors, shape, term)
+    };
+    Ok(Some(Arc::new(method.ranked(rank, Some(scale)))))
 }
 
-impl Tucker {
-    fn down(&self) -> Result<Down> {
-        let down = Down::new(self.named.factor("lora_down")?, self.named.get("lora_mid"))?;
-        self.named.agree(("lora_up", self.named.factor("lora_up")?.shape().1), ("lora_mid", down.shape().0))?;
-        Ok(down)
-    }
-
-    fn term(&self) -> Result<Term> {
-        Ok(Term { up: self.named.factor("lora_up")?, down: self.down()?.folded()?, scale: self.scale })
-    }
-}
-
-impl Method for Tucker {
-    fn kind(&self) -> &'static str {
-        "LoCon (Tucker)"
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        self.named.list()
-    }
-
-    fn shape(&self) -> Option<(u64, u64)> {
-        Some((self.named.factor("lora_up").ok()?.shape().0 as u64, self.down().ok()?.shape().1 as u64))
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.named.get("lora_down")?.info.shape.rows_cols().0)
-    }
-
-    fn scale(&self) -> Option<f64> {
-        Some(self.scale)
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let inner = Arc::new(LowRankDelta::new(vec![self.term()?]));
-        let delta = decomposed(inner, self.named.get(LYCORIS_NAME), target)?;
-        Ok(vec![ParameterChange { parameter: "weight", delta }])
-    }
-
-    fn low_rank(&self, _target: Option<&Target>) -> Result<Option<Term>> {
-        if self.named.get(LYCORIS_NAME).is_some() { Ok(None) } else { self.term().map(Some) }
-    }
+fn down(named: &Named) -> Result<Down> {
+    Down::new(named.factor("lora_down")?, named.get("lora_mid"))
 }

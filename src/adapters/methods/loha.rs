@@ -10,18 +10,27 @@ use std::sync::Arc;
 
 use super::named::{Named, check_rank, room};
 use super::tucker::Down;
-use crate::adapters::adapter::describe;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
 use crate::adapters::magnitudes::{LYCORIS_NAME, decomposed};
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 const NAMES: [&str; 8] =
     ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", LYCORIS_NAME, "scalar"];
+
+/// LoHa.
+pub static KIND: Kind = Kind {
+    alpha: Some("alpha"),
+    is_of_lycoris: true,
+    is_dotted: true,
+    tells_kernel: true,
+    ..Kind::of_peft("LoHa", &["LOHA"], &["hada"], gather)
+};
 
 /// The tensors of one module.
 #[derive(Debug)]
@@ -31,11 +40,7 @@ struct LoHa {
     scale: f64,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !NAMES[..6].iter().any(|name| parts.has_part(name)) {
         return Ok(None);
     }
@@ -85,8 +90,8 @@ impl LoHa {
 }
 
 impl Method for LoHa {
-    fn kind(&self) -> &'static str {
-        "LoHa"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

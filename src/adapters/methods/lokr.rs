@@ -9,20 +9,30 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::named::{Named, check_rank, room, wrong};
+use super::named::{Named, check_rank, room};
 use super::tucker::Down;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::magnitudes::{LYCORIS_NAME, decomposed};
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::tensor::add_low_rank;
 
 const NAMES: [&str; 9] =
     ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", LYCORIS_NAME, "scalar"];
+
+/// LoKr.
+pub static KIND: Kind = Kind {
+    alpha: Some("alpha"),
+    is_of_lycoris: true,
+    is_dotted: true,
+    tells_kernel: true,
+    ..Kind::of_peft("LoKr", &["LOKR"], &["lokr"], gather)
+};
 
 /// The tensors of one module.
 #[derive(Debug)]
@@ -32,11 +42,7 @@ struct LoKr {
     scale: f64,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !NAMES[..7].iter().any(|name| parts.has_part(name)) {
         return Ok(None);
     }
@@ -100,8 +106,8 @@ impl Plan {
 }
 
 impl Method for LoKr {
-    fn kind(&self) -> &'static str {
-        "LoKr"
+    fn kind(&self) -> &'static Kind {
+        &KIND
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

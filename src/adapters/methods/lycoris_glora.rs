@@ -5,33 +5,24 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::named::{Named, wrong};
+use super::form::{General, weight};
+use super::named::Named;
 use super::tucker::Down;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::{LowRankDelta, Term};
-use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::method::{Method, Target};
+use crate::adapters::parts::{Context, Parts, wrong};
 use crate::error::Result;
-use crate::formats::Stored;
 use crate::tensor::add_low_rank;
 
 const NAMES: [&str; 6] = ["a1", "a2", "b1", "b2", "bm", "scalar"];
 
-/// The tensors of one module.
-#[derive(Debug)]
-struct Glora {
-    named: Named,
-    old: bool,
-    rank: usize,
-    scale: f64,
-}
+/// GLoRA of LyCORIS.
+pub static KIND: Kind = Kind::new("GLoRA (LyCORIS)", gather);
 
-/// Recognises the method.
-///
-/// # Errors
-/// When tensors are missing or do not fit each other.
-pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !["a1", "a2", "b1", "b2"].iter().all(|name| parts.has_part(name)) {
         return Ok(None);
     }
@@ -47,50 +38,24 @@ pub fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn
     // Where both readings are possible everything is square, which only an old file can be if its rank is the layer's size.
     let rank = if new { a2.0 } else { a1.0 };
     let scale = parts.scale(context, rank as u64)? * named.scalar()?;
-    Ok(Some(Arc::new(Glora { named, old: !new, rank, scale })))
-}
-
-impl Method for Glora {
-    fn kind(&self) -> &'static str {
-        "GLoRA (LyCORIS)"
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        self.named.list()
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.rank as u64)
-    }
-
-    fn scale(&self) -> Option<f64> {
-        Some(self.scale)
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let names = if self.old { ["a2", "a1", "b2", "b1"] } else { ["a1", "a2", "b1", "b2"] };
-        let [inward, outward, up, down] = names.map(|name| self.named.factor(name));
+    let tensors = named.tensors();
+    let make = move |target: &Target| {
+        let names = if new { ["a1", "a2", "b1", "b2"] } else { ["a2", "a1", "b2", "b1"] };
+        let [inward, outward, up, down] = names.map(|name| named.factor(name));
         let (inward, outward, up) = (inward?, outward?, up?);
         let channels = inward.shape().0;
         // Old files of convolutions mix the flattened inputs.
         let positions = if channels == target.inputs { 1 } else { target.positions() };
         if channels * positions != target.inputs || outward.shape().1 != channels {
-            let problem = format!(
-                "`a1` and `a2` take {channels} inputs to {}, the layer has {}",
-                outward.shape().1,
-                target.channels()
-            );
-            return Err(wrong(self.named.first(), problem));
+            let (to, inputs) = (outward.shape().1, target.channels());
+            let problem = format!("`a1` and `a2` take {channels} inputs to {to}, the layer has {inputs}");
+            return Err(wrong(named.first(), problem));
         }
-        let down = Down::new(down?, self.named.get("bm"))?.folded()?;
-        let scale = self.scale;
+        let down = Down::new(down?, named.get("bm"))?.folded()?;
         let mixed = Mixed { inward, outward, positions, scale, shape: (target.outputs, target.inputs) };
-        let added = LowRankDelta::new(vec![Term { up, down, scale }]);
-        Ok(vec![
-            ParameterChange { parameter: "weight", delta: Arc::new(mixed) },
-            ParameterChange { parameter: "weight", delta: Arc::new(added) },
-        ])
-    }
+        Ok(vec![weight(mixed), weight(LowRankDelta::new(vec![Term { up, down, scale }]))])
+    };
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make).ranked(rank as u64, Some(scale)))))
 }
 
 /// scale · W · inward · outward, over the input channels.

@@ -4,56 +4,38 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::named::{Named, wrong};
+use super::form::{General, weight};
+use super::named::Named;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
-use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::kind::Kind;
+use crate::adapters::method::{Method, Target};
+use crate::adapters::parts::{Context, Parts, number, wrong};
 use crate::error::Result;
-use crate::formats::Stored;
 
-/// The tensors of one module.
-#[derive(Debug)]
-struct Ia3 {
-    named: Named,
-    on_input: bool,
-}
+/// IA³ of LyCORIS.
+pub static KIND: Kind = Kind::new("IA³ (LyCORIS)", gather);
 
-/// Recognises the method.
-///
-/// # Errors
-/// When `on_input` is no number, or the factors are missing.
-pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !parts.has_part("on_input") {
         return Ok(None);
     }
     let named = Named::take(parts, &["weight", "on_input"]);
     named.need("weight")?;
     let on_input = number(named.need("on_input")?)? != 0.0;
-    Ok(Some(Arc::new(Ia3 { named, on_input })))
-}
-
-impl Method for Ia3 {
-    fn kind(&self) -> &'static str {
-        "IA³ (LyCORIS)"
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        self.named.list()
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let weight = self.named.need("weight")?;
-        let factors = Factor::new(weight)?.to_vec()?;
-        let wanted = if self.on_input { target.channels() } else { target.outputs };
+    let tensors = named.tensors();
+    let make = move |target: &Target| {
+        let stored = named.need("weight")?;
+        let factors = Factor::new(stored)?.to_vec()?;
+        let wanted = if on_input { target.channels() } else { target.outputs };
         if factors.len() != wanted {
-            let side = if self.on_input { "inputs" } else { "outputs" };
-            return Err(wrong(weight, format!("has {} factors, the layer {wanted} {side}", factors.len())));
+            let side = if on_input { "inputs" } else { "outputs" };
+            return Err(wrong(stored, format!("has {} factors, the layer {wanted} {side}", factors.len())));
         }
-        let period = self.on_input.then(|| target.positions());
-        let delta = Arc::new(Scaled { factors, period, shape: (target.outputs, target.inputs) });
-        Ok(vec![ParameterChange { parameter: "weight", delta }])
-    }
+        let period = on_input.then(|| target.positions());
+        Ok(vec![weight(Scaled { factors, period, shape: (target.outputs, target.inputs) })])
+    };
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 /// W′ = W ∘ (1 + factors): one per row, or one for every `period` columns.

@@ -9,14 +9,21 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::cayley::{block_size, rotations};
-use super::named::{Named, wrong};
+use super::named::Named;
 use crate::adapters::delta::{Columns, Delta, Tile};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::tensor::add_low_rank;
+
+/// OFT of sd-scripts and LyCORIS.
+pub static KIND: Kind = Kind::new("OFT (kohya)", gather);
+
+/// The same with several stages.
+static BUTTERFLY: Kind = Kind::new("BOFT (LyCORIS)", gather);
 
 /// The tensors of one module.
 #[derive(Debug)]
@@ -26,11 +33,7 @@ struct Oft {
     stages: Option<usize>,
 }
 
-/// Recognises the method.
-///
-/// # Errors
-/// When the blocks are not square.
-pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
+fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     if !parts.has_part("oft_blocks") {
         return Ok(None);
     }
@@ -50,8 +53,8 @@ pub fn gather(parts: &mut Parts, _context: &Context<'_>) -> Result<Option<Arc<dy
 }
 
 impl Method for Oft {
-    fn kind(&self) -> &'static str {
-        if self.stages.is_some() { "BOFT (LyCORIS)" } else { "OFT (kohya)" }
+    fn kind(&self) -> &'static Kind {
+        if self.stages.is_some() { &BUTTERFLY } else { &KIND }
     }
 
     fn tensors(&self) -> Vec<(&'static str, &Stored)> {

@@ -6,17 +6,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
-use super::{Kind, setting};
+use serde_json::Value;
+
+use super::form::{Formed, Formula, General, sizes, values, weight};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::{Method, ParameterChange, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 
 /// MiSS.
-pub const KIND: Kind = Kind { name: "MiSS", gather };
+pub static KIND: Kind = Kind::of_peft("MiSS", &["MISS", "BONE"], &["miss", "bone"], gather);
+
+/// What it was called before.
+static BONE: Kind = Kind::new("Bone", gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let (role, stored) = match (parts.take_part("miss_block"), parts.take_part("bone_block")) {
@@ -29,63 +34,27 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         let [tiles, rank, columns] = sizes::<3>(&stored)?;
         agree(&stored, "the block", columns, rank)?;
         let make = move |target: &Target| bat(&stored, tiles, rank, target);
-        return Ok(Some(Arc::new(General::changing("MiSS", tensors, make).ranked(rank as u64, None))));
+        return Ok(Some(Arc::new(General::changing(&KIND, tensors, make).ranked(rank as u64, None))));
     }
     let [rank, width] = sizes::<2>(&stored)?;
-    let mini = setting::text(context.config, "init_weights") == Some("mini");
-    let kind = if role == "bone_block" { "Bone" } else { "MiSS" };
-    Ok(Some(Arc::new(Miss { kind, role, stored, rank, width, mini })))
-}
-
-#[derive(Debug)]
-struct Miss {
-    kind: &'static str,
-    role: &'static str,
-    stored: Stored,
-    rank: usize,
-    width: usize,
-    mini: bool,
-}
-
-impl Miss {
-    fn term(&self, target: &Target) -> Result<Term> {
-        let Target { outputs, inputs, .. } = *target;
-        if !self.mini || outputs % self.width != 0 {
-            agree(&self.stored, "the number of outputs", self.width, outputs)?;
-        }
-        let (block, rank) = (values(&self.stored)?, self.rank);
+    let mini = context.config.raw.get("init_weights").and_then(Value::as_str) == Some("mini");
+    let kind = if role == "bone_block" { &BONE } else { &KIND };
+    let own = stored.clone();
+    let check = move |target: &Target| {
+        let repeats = mini && target.outputs.is_multiple_of(width);
+        if repeats { Ok(()) } else { agree(&own, "the number of outputs", width, target.outputs) }
+    };
+    let make = move |&Target { outputs, inputs, .. }: &Target| {
+        let block = values(&stored)?;
         let mut up = vec![0.0; outputs * rank];
         for (o, line) in up.chunks_exact_mut(rank).enumerate() {
-            line.iter_mut().enumerate().for_each(|(k, value)| *value = block[k * self.width + o % self.width]);
+            line.iter_mut().enumerate().for_each(|(k, value)| *value = block[k * width + o % width]);
         }
         let mut down = vec![0.0; rank * inputs];
         (0..inputs).for_each(|i| down[(i % rank) * inputs + i] = 1.0);
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
-    }
-}
-
-impl Method for Miss {
-    fn kind(&self) -> &'static str {
-        self.kind
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        vec![(self.role, &self.stored)]
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.rank as u64)
-    }
-
-    fn changes(&self, target: &Target) -> Result<Vec<ParameterChange>> {
-        let term = self.term(target)?;
-        let shape = (target.outputs as u64, target.inputs as u64);
-        General::product(self.kind, Vec::new(), shape, move || Ok(term.clone())).changes(target)
-    }
-
-    fn low_rank(&self, target: Option<&Target>) -> Result<Option<Term>> {
-        target.map(|target| self.term(target)).transpose()
-    }
+    };
+    Ok(Some(Arc::new(General::fitted(kind, tensors, check, make).ranked(rank as u64, None))))
 }
 
 fn bat(stored: &Stored, tiles: usize, rank: usize, target: &Target) -> Result<Vec<ParameterChange>> {
@@ -93,7 +62,7 @@ fn bat(stored: &Stored, tiles: usize, rank: usize, target: &Target) -> Result<Ve
     if tiles * rank != outputs || inputs % rank != 0 {
         let problem = format!(
             "has {tiles} blocks of {rank}, which do not tile a weight of [{outputs}, {inputs}] ({} rows)",
-            matrix(stored).0
+            stored.rows_cols().0
         );
         return Err(wrong(stored, problem));
     }

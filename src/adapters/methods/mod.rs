@@ -21,57 +21,60 @@ mod lycoris_oft;
 mod miss;
 mod named;
 mod oft;
+mod plain;
 mod randlora;
-mod refused;
+pub mod refused;
 mod road;
-mod setting;
 mod shira;
+#[cfg(test)]
+mod toy;
 mod tucker;
 mod vblora;
 mod vera;
 
-use std::sync::Arc;
-
-use super::method::Method;
-use super::parts::{Context, Parts};
-use crate::error::Result;
-
-/// Takes a method's tensors out of the parts of a module; `None` if it is another method's module.
-pub type Gather = fn(&mut Parts, &Context<'_>) -> Result<Option<Arc<dyn Method>>>;
-
-/// A method and how its tensors are recognised.
-pub struct Kind {
-    /// Its name.
-    pub name: &'static str,
-    /// Recognises its tensors.
-    pub gather: Gather,
-}
+use super::kind::Kind;
 
 /// All methods, in the order they are asked: one that claims tensors of another comes first.
-pub const KINDS: &[Kind] = &[
-    Kind { name: "LoHa", gather: loha::gather },
-    Kind { name: "LoKr", gather: lokr::gather },
-    Kind { name: "LoCon (Tucker)", gather: locon::gather },
-    Kind { name: "GLoRA (LyCORIS)", gather: lycoris_glora::gather },
-    Kind { name: "OFT (LyCORIS)", gather: lycoris_oft::gather },
-    Kind { name: "IA³ (LyCORIS)", gather: lycoris_ia3::gather },
-    Kind { name: "full difference", gather: differences::gather },
-    Kind { name: "not mergeable", gather: refused::gather },
-    adalora::KIND,
-    vera::KIND,
-    vera::PROBABILISTIC,
-    vblora::KIND,
-    delora::KIND,
-    gralora::KIND,
-    miss::KIND,
-    randlora::KIND,
-    ia3::KIND,
-    hira::KIND,
-    hra::KIND,
-    oft::KIND,
-    boft::KIND,
-    c3a::KIND,
-    road::KIND,
-    shira::KIND,
-    glora::KIND,
+pub static KINDS: &[&Kind] = &[
+    &plain::LORA,
+    &plain::ROWS,
+    &plain::NORMS,
+    &loha::KIND,
+    &lokr::KIND,
+    &locon::KIND,
+    &lycoris_glora::KIND,
+    &lycoris_oft::KIND,
+    &lycoris_ia3::KIND,
+    &differences::KIND,
+    &refused::RESHAPED,
+    &refused::SPARSE,
+    &adalora::KIND,
+    &vera::KIND,
+    &vera::PROBABILISTIC,
+    &vblora::KIND,
+    &delora::KIND,
+    &gralora::KIND,
+    &miss::KIND,
+    &randlora::KIND,
+    &ia3::KIND,
+    &hira::KIND,
+    &hra::KIND,
+    &oft::KIND,
+    &boft::KIND,
+    &c3a::KIND,
+    &road::KIND,
+    &shira::KIND,
+    &glora::KIND,
+    #[cfg(test)]
+    &toy::KIND,
 ];
+
+/// All of them, and those of PEFT that are only known by name.
+pub fn known() -> impl Iterator<Item = &'static Kind> {
+    KINDS.iter().copied().chain(&refused::OF_PEFT)
+}
+
+/// The method of this `peft_type`.
+pub fn of_type(peft_type: &str) -> Option<&'static Kind> {
+    known().find(|kind| kind.peft_types.contains(&peft_type))
+}

@@ -1,13 +1,12 @@
 //! The tensors of one module of a method, by the suffixes it is written with.
 
-use crate::adapters::adapter::describe;
 use crate::adapters::factor::Factor;
-use crate::adapters::parts::{Context, Parts, number};
+use crate::adapters::parts::{Context, Parts, describe, number, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 /// Tensors by suffix.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Named {
     path: String,
     tensors: Vec<(&'static str, Stored)>,
@@ -64,6 +63,11 @@ impl Named {
         self.tensors.iter().map(|(name, stored)| (*name, stored)).collect()
     }
 
+    /// The same, to be kept.
+    pub fn tensors(&self) -> Vec<(&'static str, Stored)> {
+        self.tensors.clone()
+    }
+
     /// The number `scalar`, which old LyCORIS files keep beside the factors; 1 without one.
     ///
     /// # Errors
@@ -83,11 +87,6 @@ impl Named {
         let problem = format!("`{}` has rank {}, `{}` has {}", left.0, left.1, right.0, right.1);
         Err(Error::mismatch(describe(self.need(left.0)?), describe(self.need(right.0)?), problem))
     }
-}
-
-/// A tensor that cannot be what it says.
-pub fn wrong(tensor: &Stored, problem: impl Into<String>) -> Error {
-    Error::malformed(tensor.path(), format!("tensor `{}`", tensor.info.name), problem.into())
 }
 
 /// The rank PEFT's config gives the module has to be that of its tensors: the scale depends on it.

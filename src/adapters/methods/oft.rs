@@ -6,14 +6,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, sizes, values, weight, wrong};
-use super::{Kind, cayley, setting};
+use super::cayley;
+use super::form::{Formed, Formula, General, sizes, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, wrong};
 use crate::error::Result;
 
 /// OFT.
-pub const KIND: Kind = Kind { name: "OFT", gather };
+pub static KIND: Kind = Kind {
+    on_embedding: Some("is an embedding, on which OFT is another function; it is not merged"),
+    on_convolution: Some(
+        "is a convolution: PEFT's merge of OFT, which is followed, is not what its layer computed in training",
+    ),
+    ..Kind::of_peft("OFT", &["OFT"], &["oft"], gather)
+};
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("oft_R") else { return Ok(None) };
@@ -22,12 +29,12 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     if b * (b - 1) / 2 != entries {
         return Err(wrong(&stored, format!("has rows of {entries} entries, which are no triangle of a block")));
     }
-    let config = context.config;
-    let neumann = setting::flag(config, "use_cayley_neumann", true)?;
-    let terms = setting::number(config, "num_cayley_neumann_terms")?.unwrap_or(5.0) as usize;
-    let eps = setting::number(config, "eps")?.unwrap_or(6e-5);
-    let eps = setting::flag(config, "coft", false)?.then_some(eps / (count as f64).sqrt());
-    let share = setting::flag(config, "block_share", count == 1)?;
+    let fields = context.config.fields();
+    let neumann = fields.flag_or("use_cayley_neumann", true)?;
+    let terms = fields.number("num_cayley_neumann_terms")?.unwrap_or(5.0) as usize;
+    let eps = fields.number("eps")?.unwrap_or(6e-5);
+    let eps = fields.flag("coft")?.then_some(eps / (count as f64).sqrt());
+    let share = fields.flag_or("block_share", count == 1)?;
     let tensors = vec![("oft_R", stored.clone())];
     let make = move |target: &Target| {
         if !target.inputs.is_multiple_of(b) || (count * b != target.inputs && !(share && count == 1)) {
@@ -52,7 +59,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         }
         Ok(vec![weight(Formed(Rotated { shape: (target.outputs, target.inputs), b, blocks }))])
     };
-    Ok(Some(Arc::new(General::changing("OFT", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 struct Rotated {

@@ -6,26 +6,26 @@
 
 use std::sync::Arc;
 
-use super::form::{General, agree, sizes, values, wrong};
+use super::form::{General, sizes, values};
 use super::vera::shared;
-use super::{Kind, setting};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 
 /// RandLoRA.
-pub const KIND: Kind = Kind { name: "RandLoRA", gather };
+pub static KIND: Kind = Kind::of_peft("RandLoRA", &["RANDLORA"], &["randlora"], gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(lambda) = parts.take_part("randlora_lambda") else { return Ok(None) };
     let gamma = parts.require_part("randlora_gamma", &lambda)?;
     // Each module's own copies, where the file has them, are the shared ones.
     let (own_a, own_b) = (parts.take_part("randlora_A"), parts.take_part("randlora_B"));
-    let a = own_a.map_or_else(|| shared(context, "RandLoRA", "randlora_A", &lambda), Ok)?;
-    let b = own_b.map_or_else(|| shared(context, "RandLoRA", "randlora_B", &lambda), Ok)?;
+    let a = own_a.map_or_else(|| shared(context, &KIND, "randlora_A", &lambda), Ok)?;
+    let b = own_b.map_or_else(|| shared(context, &KIND, "randlora_B", &lambda), Ok)?;
     let ([rank, pairs], [pairs_g, least]) = (sizes::<2>(&lambda)?, sizes::<2>(&gamma)?);
     let ([rank_a, one, widest], [tallest, all_pairs, rank_b]) = (sizes::<3>(&a)?, sizes::<3>(&b)?);
     agree(&gamma, "the number of pairs", pairs_g, pairs)?;
@@ -35,7 +35,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     if widest < least || all_pairs < pairs {
         return Err(wrong(&b, format!("has {all_pairs} pairs, `{}` asks for {pairs}", lambda.info.name)));
     }
-    let scale = setting::required(context.config, "randlora_alpha")? / rank as f64;
+    let scale = context.config.fields().required("randlora_alpha")? / rank as f64;
     // PEFT writes the projections once for all modules, and once more with each.
     let copies: Vec<(Stored, Stored)> = [("randlora_A", &a), ("randlora_B", &b)]
         .into_iter()
@@ -76,7 +76,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
             let term = Term { up, down: Factor::held(down, least), scale };
             Ok(if inputs > least || inputs > outputs { term.transposed() } else { term })
         };
-        General::product("RandLoRA", Vec::new(), (outputs as u64, inputs as u64), term).changes(target)
+        General::product(&KIND, Vec::new(), (outputs as u64, inputs as u64), term).changes(target)
     };
-    Ok(Some(Arc::new(General::changing("RandLoRA", tensors, make).ranked(rank as u64, Some(scale)))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make).ranked(rank as u64, Some(scale)))))
 }

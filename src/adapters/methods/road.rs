@@ -7,21 +7,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::form::{Formed, Formula, General, agree, bias, matrix, values, weight, wrong};
-use super::{Kind, setting};
+use super::form::{Formed, Formula, General, bias, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::{Method, Target};
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 
 /// RoAd.
-pub const KIND: Kind = Kind { name: "RoAd", gather };
+pub static KIND: Kind = Kind::of_peft("RoAd", &["ROAD"], &["road"], gather);
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(theta) = parts.take_part("road_theta") else { return Ok(None) };
     let alpha = parts.require_part("road_alpha", &theta)?;
-    let count = matrix(&theta).0 * matrix(&theta).1;
-    agree(&alpha, "the number of entries", matrix(&alpha).0 * matrix(&alpha).1, count)?;
-    let group = setting::number(context.config, "group_size")?.unwrap_or(64.0) as usize;
+    let count = theta.elements();
+    agree(&alpha, "the number of entries", alpha.elements(), count)?;
+    let group = context.config.fields().number("group_size")?.unwrap_or(64.0) as usize;
     let tensors = vec![("road_theta", theta.clone()), ("road_alpha", alpha.clone())];
     let make = move |target: &Target| {
         let outputs = target.outputs;
@@ -57,7 +57,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         changes.push(weight(Formed(Turn { turns, group, inputs: Some(target.inputs) })));
         Ok(changes)
     };
-    Ok(Some(Arc::new(General::changing("RoAd", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 struct Turn {

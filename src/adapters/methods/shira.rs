@@ -5,23 +5,23 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{Formed, Formula, General, agree, matrix, sizes, values, weight, wrong};
+use super::form::{Formed, Formula, General, sizes, values, weight};
+use crate::adapters::kind::Kind;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::tensor::Dtype;
 
 /// SHiRA.
-pub const KIND: Kind = Kind { name: "SHiRA", gather };
+pub static KIND: Kind = Kind::of_peft("SHiRA", &["SHIRA"], &["shira"], gather);
 
 fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
     let Some(stored) = parts.take_part("shira_weight") else { return Ok(None) };
     let indices = parts.require_part("shira_indices", &stored)?;
     let [two, count] = sizes::<2>(&indices)?;
     agree(&indices, "the number of coordinates", two, 2)?;
-    agree(&stored, "the number of values", matrix(&stored).0 * matrix(&stored).1, count)?;
+    agree(&stored, "the number of values", stored.elements(), count)?;
     let tensors = vec![("shira_weight", stored.clone()), ("shira_indices", indices.clone())];
     let make = move |target: &crate::adapters::method::Target| {
         let (numbers, at) = (values(&stored)?, whole_numbers(&indices)?);
@@ -40,7 +40,7 @@ fn gather(parts: &mut Parts, _: &Context<'_>) -> Result<Option<Arc<dyn Method>>>
         entries.sort_by_key(|(row, col, _)| (*row, *col));
         Ok(vec![weight(Formed(Sparse { shape: (target.outputs, target.inputs), entries }))])
     };
-    Ok(Some(Arc::new(General::changing("SHiRA", tensors, make))))
+    Ok(Some(Arc::new(General::changing(&KIND, tensors, make))))
 }
 
 struct Sparse {

@@ -1,8 +1,9 @@
 //! Convolutions in Tucker form: a core `[r, q, kh, kw]` between an up `[out, r]` and a down `[q, in]`.
 //! ΔW[o, i, x] = Σₘₙ core[m, n, x] · up[o, m] · down[n, i]: with the core folded into the down side it is a plain product.
 
-use super::named::{room, wrong};
+use super::named::room;
 use crate::adapters::factor::Factor;
+use crate::adapters::parts::wrong;
 use crate::error::Result;
 use crate::formats::Stored;
 
@@ -34,9 +35,8 @@ impl Down {
     pub fn shape(&self) -> (usize, usize) {
         let (inner, inputs) = self.factor.shape();
         let Some(core) = &self.core else { return (inner, inputs) };
-        let narrow = |count: u64| usize::try_from(count).expect("a mapped tensor fits the address space");
-        let (rank, width) = core.info.shape.rows_cols();
-        (narrow(rank), inputs.saturating_mul(narrow(width) / inner.max(1)))
+        let (rank, width) = core.rows_cols();
+        (rank, inputs.saturating_mul(width / inner.max(1)))
     }
 
     /// Σₙ core[m, n, x] · down[n, i] at (m, i · kernel + x).

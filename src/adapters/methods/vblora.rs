@@ -6,17 +6,17 @@
 
 use std::sync::Arc;
 
-use super::form::{General, agree, matrix, sizes, values, wrong};
-use super::{Kind, setting};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
 use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 /// VB-LoRA.
-pub const KIND: Kind = Kind { name: "VB-LoRA", gather };
+pub static KIND: Kind = Kind::of_peft("VB-LoRA", &["VBLORA"], &["vblora"], gather);
 
 /// How the vectors of one factor are chosen.
 enum Choice {
@@ -30,7 +30,7 @@ const NAMES: [[&str; 3]; 2] = [
 ];
 
 fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
-    let top = setting::number(context.config, "topk")?.unwrap_or(2.0) as usize;
+    let top = context.config.fields().number("topk")?.unwrap_or(2.0) as usize;
     let mut tensors = Vec::new();
     let mut take = |[logits, indices, weights]: [&'static str; 3]| -> Result<Option<([usize; 2], Choice)>> {
         if let Some(stored) = parts.take_part(logits) {
@@ -54,7 +54,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
     let ([down_blocks, rank_b], of_b) = of_b.ok_or_else(|| missing("vblora_logits_B"))?;
     agree(&beside, "the rank", rank, rank_b)?;
     let bank = context.shared.get("vblora_vector_bank").cloned().ok_or_else(|| missing("vblora_vector_bank"))?;
-    let length = matrix(&bank).1;
+    let length = bank.rows_cols().1;
     tensors.push(("vblora_vector_bank", bank.clone()));
     let (outputs, inputs) = (down_blocks * length, across * length);
     let make = move || {
@@ -68,7 +68,7 @@ fn gather(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Met
         }
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
     };
-    let method = General::product("VB-LoRA", tensors, (outputs as u64, inputs as u64), make);
+    let method = General::product(&KIND, tensors, (outputs as u64, inputs as u64), make);
     Ok(Some(Arc::new(method.ranked(rank as u64, Some(1.0)))))
 }
 

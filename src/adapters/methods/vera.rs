@@ -5,31 +5,31 @@
 
 use std::sync::Arc;
 
-use super::Kind;
-use super::form::{General, agree, matrix, sizes, values, wrong};
+use super::form::{General, sizes, values};
 use crate::adapters::factor::Factor;
+use crate::adapters::kind::Kind;
 use crate::adapters::low_rank::Term;
-use crate::adapters::method::Method;
-use crate::adapters::parts::{Context, Parts};
+use crate::adapters::method::{Method, Target};
+use crate::adapters::parts::{Context, Parts, agree, wrong};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 
 /// VeRA.
-pub const KIND: Kind = Kind { name: "VeRA", gather: gather_vera };
+pub static KIND: Kind = Kind::of_peft("VeRA", &["VERA"], &["vera"], gather_vera);
 
 /// PVeRA.
-pub const PROBABILISTIC: Kind = Kind { name: "PVeRA", gather: gather_pvera };
+pub static PROBABILISTIC: Kind = Kind::of_peft("PVeRA", &["PVERA"], &["pvera"], gather_pvera);
 
 fn gather_vera(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
-    gather("VeRA", ["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"], 1, parts, context)
+    gather(&KIND, ["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"], 1, parts, context)
 }
 
 fn gather_pvera(parts: &mut Parts, context: &Context<'_>) -> Result<Option<Arc<dyn Method>>> {
-    gather("PVeRA", ["pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"], 2, parts, context)
+    gather(&PROBABILISTIC, ["pvera_lambda_b", "pvera_lambda_d", "pvera_A", "pvera_B"], 2, parts, context)
 }
 
 /// A shared matrix, or the reason why there is none.
-pub(super) fn shared(context: &Context<'_>, kind: &str, role: &str, beside: &Stored) -> Result<Stored> {
+pub(super) fn shared(context: &Context<'_>, kind: &Kind, role: &str, beside: &Stored) -> Result<Stored> {
     context.shared.get(role).cloned().ok_or_else(|| {
         let what = format!(
             "{kind} without saved projections: `{role}`, beside `{}`, would have to be drawn by torch's generator",
@@ -41,7 +41,7 @@ pub(super) fn shared(context: &Context<'_>, kind: &str, role: &str, beside: &Sto
 }
 
 fn gather(
-    kind: &'static str,
+    kind: &'static Kind,
     [b, d, shared_a, shared_b]: [&'static str; 4],
     part: usize,
     parts: &mut Parts,
@@ -53,14 +53,21 @@ fn gather(
     let big_b = shared(context, kind, shared_b, &lambda_b)?;
     let ([outputs], [drawn]) = (sizes::<1>(&lambda_b)?, sizes::<1>(&lambda_d)?);
     let rank = drawn / part;
-    let ((a_rows, widest), (tallest, b_cols)) = (matrix(&a), matrix(&big_b));
+    let ((a_rows, widest), (tallest, b_cols)) = (a.rows_cols(), big_b.rows_cols());
     agree(&a, "the rank", a_rows, drawn)?;
     agree(&big_b, "the rank", b_cols, rank)?;
     if tallest < outputs {
         return Err(wrong(&big_b, format!("has {tallest} rows, `{}` asks for {outputs}", lambda_b.info.name)));
     }
     let tensors = vec![(b, lambda_b.clone()), (d, lambda_d.clone()), (shared_a, a.clone()), (shared_b, big_b.clone())];
-    let term = Arc::new(move |inputs: usize| {
+    let (own, wide) = (lambda_b.clone(), a.clone());
+    let check = move |target: &Target| {
+        if target.inputs > widest {
+            return Err(wrong(&wide, format!("has {widest} columns, the layer {} inputs", target.inputs)));
+        }
+        agree(&own, "the number of outputs", outputs, target.outputs)
+    };
+    let make = move |&Target { inputs, .. }: &Target| {
         let (row_factors, rank_factors) = (values(&lambda_b)?, values(&lambda_d)?);
         let mut up = vec![0.0; outputs * rank];
         Factor::new(&big_b)?.decode(0..outputs, 0..rank, &mut up)?;
@@ -73,61 +80,6 @@ fn gather(
             line.iter_mut().for_each(|value| *value *= factor);
         }
         Ok(Term { up: Factor::held(up, rank), down: Factor::held(down, inputs), scale: 1.0 })
-    });
-    Ok(Some(Arc::new(Vera { kind, tensors, outputs, rank, widest, term })))
-}
-
-type MakeTerm = Arc<dyn Fn(usize) -> Result<Term> + Send + Sync>;
-
-struct Vera {
-    kind: &'static str,
-    tensors: Vec<(&'static str, Stored)>,
-    outputs: usize,
-    rank: usize,
-    widest: usize,
-    term: MakeTerm,
-}
-
-impl std::fmt::Debug for Vera {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct(self.kind).field("outputs", &self.outputs).field("rank", &self.rank).finish_non_exhaustive()
-    }
-}
-
-impl Vera {
-    fn checked(&self, target: &crate::adapters::method::Target) -> Result<usize> {
-        let tensor = &self.tensors[2].1;
-        if target.inputs > self.widest {
-            return Err(wrong(tensor, format!("has {} columns, the layer {} inputs", self.widest, target.inputs)));
-        }
-        agree(&self.tensors[0].1, "the number of outputs", self.outputs, target.outputs)?;
-        Ok(target.inputs)
-    }
-}
-
-impl Method for Vera {
-    fn kind(&self) -> &'static str {
-        self.kind
-    }
-
-    fn tensors(&self) -> Vec<(&'static str, &Stored)> {
-        self.tensors.iter().map(|(role, tensor)| (*role, tensor)).collect()
-    }
-
-    fn rank(&self) -> Option<u64> {
-        Some(self.rank as u64)
-    }
-
-    fn changes(
-        &self,
-        target: &crate::adapters::method::Target,
-    ) -> Result<Vec<crate::adapters::method::ParameterChange>> {
-        let (inputs, term) = (self.checked(target)?, self.term.clone());
-        let shape = (self.outputs as u64, inputs as u64);
-        General::product(self.kind, self.tensors.clone(), shape, move || term(inputs)).changes(target)
-    }
-
-    fn low_rank(&self, target: Option<&crate::adapters::method::Target>) -> Result<Option<Term>> {
-        target.map(|target| (self.term)(self.checked(target)?)).transpose()
-    }
+    };
+    Ok(Some(Arc::new(General::fitted(kind, tensors, check, make).ranked(rank as u64, None))))
 }

@@ -39,7 +39,7 @@ pub struct Planned {
 /// When the library has no location for a module, or the type of the model decides and is not known.
 pub fn plan(paths: &[&str], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Planned> {
     let own = facts.adapter.config.raw.get("model_type").filter(|_| facts.adapter.dialect == "adapterhub");
-    let of_config = wishes.config.and_then(|config| config.get("model_type")).or(own).and_then(Value::as_str);
+    let of_config = wishes.config.and_then(|config| config.model_type.as_deref()).or(own.and_then(Value::as_str));
     let named = wishes.arch.or(of_config);
     let known: Vec<&str> = layouts().iter().flat_map(Layout::types).collect();
     if let Some(arch) = wishes.arch.filter(|arch| !known.contains(arch)) {
@@ -58,7 +58,7 @@ pub fn plan(paths: &[&str], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Pl
     for layout in &layouts {
         let places: Option<Vec<Place<'_>>> = paths.iter().map(|path| layout.place(path)).collect();
         let Some(places) = places else { continue };
-        let planned = of_layout(layout, &places, paths, named, wishes.config);
+        let planned = of_layout(layout, &places, paths, named, wishes.config.map(|config| &config.raw));
         let same = |other: &&mut Planned| {
             (other.attention.as_slice(), other.intermediate, other.output, &other.left_out, &other.filled)
                 == (

@@ -17,8 +17,8 @@ use crate::adapters::{Gathered, gather, has_magnitudes};
 use crate::dialects::open::Opened;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
+use crate::naming::Key;
 use crate::naming::Role;
-use crate::naming::peft::Key;
 
 const BOTTLENECK: &str = "a bottleneck is not linear, so no weight can hold it";
 

@@ -50,7 +50,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     } else {
         vectors(pieces, facts, &planned, name.unwrap_or("ia3"), &mut files)?
     };
-    let hidden = wishes.config.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
+    let hidden = wishes.config.map(|config| &config.raw);
+    let hidden = hidden.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
     let mut whole = Map::new();
     whole.insert("config".into(), config);
     whole.insert("hidden_size".into(), hidden.or_else(|| planned.hidden(pieces)).unwrap_or_default());
@@ -74,7 +75,7 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
             )));
         }
     }
-    if let Some(other) = pieces.methods.iter().find(|other| other.method.kind() != IA3) {
+    if let Some(other) = pieces.methods.iter().find(|other| other.method.kind().title != IA3) {
         let what = format!(
             "`{}` is changed by {}, and AdapterHub is written for LoRA and IA³",
             other.path,

@@ -7,6 +7,7 @@
 //!
 //! Source: llama.cpp `llama-adapter.cpp`; its converter `convert_lora_to_gguf.py` ignores rsLoRA and patterns of alpha.
 
+mod heads;
 mod order;
 mod plan;
 pub mod read;

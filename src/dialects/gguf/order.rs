@@ -2,14 +2,13 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
+use super::HeadCounts;
+use super::heads::row_order;
 use crate::adapters::{Adapter, Change, ReadOptions, describe};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
-use crate::llama::HeadCounts;
-use crate::llama::row_order;
 use crate::llama::{GgufArch, gguf_arch_of};
+use crate::model::ModelConfig;
 
 impl Adapter {
     /// Opens an adapter for the model with the config `model`. A file of llama.cpp may need it to be understood: in some
@@ -17,7 +16,7 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Adapter::open`], when the number of heads is needed and not known, or the model is of another architecture.
-    pub fn open_for(path: &Path, model: Option<&Map<String, Value>>, options: &ReadOptions) -> Result<Self> {
+    pub fn open_for(path: &Path, model: Option<&ModelConfig>, options: &ReadOptions) -> Result<Self> {
         let mut adapter = Self::open_as_it_lies(path, options)?;
         if let Some(said) = adapter.config.llama_cpp.clone() {
             adapter.check_architecture(said.arch, model)?;
@@ -39,8 +38,8 @@ impl Adapter {
         problem.map_or(Ok(adapter), Err)
     }
 
-    fn check_architecture(&self, arch: &GgufArch, model: Option<&Map<String, Value>>) -> Result<()> {
-        let kind = model.and_then(|model| model.get("model_type")).and_then(Value::as_str);
+    fn check_architecture(&self, arch: &GgufArch, model: Option<&ModelConfig>) -> Result<()> {
+        let kind = model.and_then(|model| model.model_type.as_deref());
         match kind.and_then(|kind| Some((kind, gguf_arch_of(kind)?))) {
             Some((kind, other)) if other.name() != arch.name() => {
                 let what = format!(

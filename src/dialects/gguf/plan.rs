@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::EMBEDDING;
+use super::heads::row_order;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Metadata, Value};
 use crate::llama::HeadCounts;
-use crate::llama::row_order;
 use crate::llama::{GgufArch, Place};
 use crate::tensor::Shape;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
 use super::rows::{Rows, Tensor};
 use super::{Model, Part, Planned, metadata_of, plan};
@@ -14,17 +14,13 @@ use crate::dialects::spell::{self, Respelled, is_of_pipeline};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::io::name_of;
-use crate::llama::FileType;
-use crate::llama::HeadCounts;
-use crate::llama::{GgufArch, gguf_arch, gguf_arch_of, gguf_archs};
+use crate::llama::{FileType, GgufArch, HeadCounts, gguf_arch, gguf_arch_of, gguf_archs};
+use crate::model::ModelConfig;
 use crate::naming::experts::{self, SPLIT};
 use crate::tensor::{GgmlType, TensorInfo};
 
 /// The types that factors are written as.
 const WRITTEN: [GgmlType; 4] = [GgmlType::F32, GgmlType::F16, GgmlType::Q8_0, GgmlType::Bf16];
-
-/// Names under which the number of experts of a layer stands in a config.
-const EXPERTS: [&str; 4] = ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"];
 
 /// Where the language model of a model with several parts begins, and what its modules are called alone.
 const PREFIXES: [(&str, &str); 3] =
@@ -36,7 +32,7 @@ const NAME: &str = "general.name";
 /// What is known of the model, and what is wished for.
 pub struct Wishes<'a> {
     /// `config.json` of the model.
-    pub config: Option<&'a Map<String, Json>>,
+    pub config: Option<&'a ModelConfig>,
     /// `--arch`.
     pub arch: Option<&'a str>,
     /// `--quant`.
@@ -67,8 +63,7 @@ pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &m
 pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
     let arch = architecture(facts.adapter, wishes)?;
     let (root, pairs) = (&facts.adapter.root, &pieces.pairs);
-    let text = wishes.config.map(text_config);
-    let experts = text.and_then(|config| EXPERTS.iter().find_map(|key| config.get(*key)?.as_u64()));
+    let experts = wishes.config.and_then(|config| config.experts);
     let counts = wishes.counts(facts.adapter);
     let in_order = facts.adapter.config.llama_cpp.as_ref().is_some_and(|said| said.unordered);
     let parts: Vec<Part<'_>> = pairs.iter().map(part).collect();
@@ -117,7 +112,7 @@ impl Wishes<'_> {
     fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
         let said = adapter.config.llama_cpp.as_ref();
         let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
-        self.config.map(text_config).and_then(HeadCounts::of).or_else(own)
+        self.config.and_then(HeadCounts::of).or_else(own)
     }
 }
 
@@ -155,11 +150,6 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     if known(&path) { path } else { other.unwrap_or(path) }
 }
 
-/// The width of a model.
-pub fn width(config: &Map<String, Json>) -> Option<u64> {
-    text_config(config).get("hidden_size").and_then(Json::as_u64)
-}
-
 /// Queries alone do not tell how many rows of keys and values follow them where the three are one.
 fn fill_up(adapter: &Adapter, pair: &mut Pair, counts: Option<HeadCounts>) -> Result<()> {
     let rows = pair.up.size.0;
@@ -177,11 +167,6 @@ fn fill_up(adapter: &Adapter, pair: &mut Pair, counts: Option<HeadCounts>) -> Re
     };
     pair.up = pair.up.clone().padded(all, 0);
     Ok(())
-}
-
-/// The config of the language model in that of a model with several parts.
-fn text_config(config: &Map<String, Json>) -> &Map<String, Json> {
-    config.get("text_config").and_then(Json::as_object).unwrap_or(config)
 }
 
 /// The architecture of the file; that of the adapter, where it says one.
@@ -209,8 +194,7 @@ fn wished(adapter: &Adapter, wishes: &Wishes<'_>) -> Result<Option<&'static Gguf
         return gguf_arch(name).or_else(|| gguf_arch_of(name)).ok_or_else(unknown).map(Some);
     }
     let Some(config) = wishes.config else { return Ok(None) };
-    let kind = |config: &Map<String, Json>| config.get("model_type").and_then(Json::as_str).map(str::to_owned);
-    let mut kinds: Vec<String> = [kind(config), kind(text_config(config))].into_iter().flatten().collect();
+    let mut kinds: Vec<&str> = config.types().collect();
     kinds.dedup();
     kinds.iter().find_map(|kind| gguf_arch_of(kind)).map(Some).ok_or_else(|| {
         let what = format!("is for a model of type `{}`, whose names in llama.cpp are not known", kinds.join("`, `"));
@@ -258,8 +242,7 @@ fn is_copy(whole: &WholePiece) -> bool {
 
 /// A head that is the embedding has no tensor of its own to be changed.
 fn check_head(adapter: &Adapter, pairs: &[Pair], wishes: &Wishes<'_>) -> Result<()> {
-    let tied = |config: &Map<String, Json>| config.get("tie_word_embeddings").and_then(Json::as_bool);
-    let tied = wishes.config.and_then(|config| tied(config).or_else(|| tied(text_config(config)))) == Some(true);
+    let tied = wishes.config.and_then(|config| config.tied) == Some(true);
     match pairs.iter().find(|pair| tied && pair.path == "lm_head") {
         None => Ok(()),
         Some(pair) => {

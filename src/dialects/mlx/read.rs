@@ -6,13 +6,12 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes};
+use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes, peft_keys};
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::peft::Key;
-use crate::naming::{Role, embeddings, peft, scheme};
+use crate::naming::{Key, Role, embeddings, scheme};
 
 pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) -> Result<Opened> {
     let path = root.join(CONFIG_NAME);
@@ -25,7 +24,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
     for stored in tensors.all() {
         match table.parse(&stored.info.name) {
             Some(key) => keyed.push(oriented(key, stored)?),
-            None => keyed.push((peft::parse(&stored.info.name), stored)),
+            None => keyed.push((peft_keys::parse(&stored.info.name), stored)),
         }
     }
     let modules = gather(keyed.into_iter(), &config, "mlx", true).map(|gathered| {

@@ -5,15 +5,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use crate::adapters::AlphaFrom;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::options::{AlphaFrom, Chosen};
-use crate::adapters::{Gathered, gather};
+use crate::adapters::options::Chosen;
+use crate::adapters::{Gathered, gather, peft_keys};
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::peft::Key;
-use crate::naming::{Role, peft};
+use crate::naming::{Key, Role};
 
 /// What such a config says of the rank.
 const RANK: &str = "rank";
@@ -61,7 +61,7 @@ fn parse(key: &str) -> Key {
     let role = |ending: &str, role: Role| {
         key.strip_suffix(ending).map(|module| Key { module: module.to_owned(), nesting: 0, role })
     };
-    role(".A", Role::Down).or_else(|| role(".B", Role::Up)).unwrap_or_else(|| peft::parse(key))
+    role(".A", Role::Down).or_else(|| role(".B", Role::Up)).unwrap_or_else(|| peft_keys::parse(key))
 }
 
 /// A factor in PEFT's orientation.

@@ -30,11 +30,14 @@ struct Sizes {
 }
 
 impl Rule {
-    /// The rule that cuts all of `methods` as they are cut.
+    /// The rule that cuts all of `methods` as they are cut; `None` for another method.
     ///
     /// # Errors
     /// When there is none, naming the module that does not fit.
-    pub fn of(methods: &[Other], facts: &Facts<'_>) -> Result<Self> {
+    pub fn of(methods: &[Other], facts: &Facts<'_>) -> Result<Option<Self>> {
+        if !methods[0].method.tensors().iter().any(|(role, _)| role.starts_with("lokr_")) {
+            return Ok(None);
+        }
         let sizes = methods.iter().map(|other| Sizes::of(other, facts)).collect::<Result<Vec<_>>>()?;
         let both = sizes.iter().any(|sizes| sizes.ranks.0.is_some());
         let ranks = methods.iter().zip(&sizes).map(|(other, sizes)| {
@@ -53,7 +56,7 @@ impl Rule {
         factors.dedup();
         let fits = |factor: &i64| sizes.iter().all(|sizes| sizes.fit(*factor));
         match std::iter::once(-1).chain(factors.into_iter().rev()).find(fits) {
-            Some(factor) => Ok(Self { both, factor, ranks }),
+            Some(factor) => Ok(Some(Self { both, factor, ranks })),
             None => {
                 let what = "is LoKr whose layers are cut into factors that no single `decompose_factor` of PEFT gives";
                 Err(facts.refuse(what).hint("make it LoRA: --as lora"))

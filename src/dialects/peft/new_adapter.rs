@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use super::new_config;
 use crate::adapters::AdapterConfig;
+use crate::adapters::peft_keys;
 use crate::error::{Error, Result};
-use crate::naming::peft;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Shape;
 
@@ -59,7 +59,7 @@ impl NewAdapter {
     pub fn check_readable(&self, root: &Path) -> Result<()> {
         for pair in self.pairs.iter().filter(|pair| matches!(pair.kind, PairKind::Linear | PairKind::Conv { .. })) {
             let key = format!("{PREFIX}.{}.lora_A.weight", pair.path);
-            if peft::parse(&key).module != pair.path {
+            if peft_keys::parse(&key).module != pair.path {
                 let what = format!("module `{}` has no key in PEFT's dialect that means it", pair.path);
                 return Err(Error::unsupported(root, what).hint("`convert --to` writes adapters of diffusion models"));
             }

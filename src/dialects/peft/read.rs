@@ -4,28 +4,25 @@ use std::path::Path;
 
 use crate::adapters::config::{AdapterConfig, Scaling};
 use crate::adapters::options::Chosen;
-use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, refused};
+use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, methods, peft_keys};
 use crate::dialects::alphas::{Alphas, Survey};
 use crate::dialects::open::Opened;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
-use crate::naming::{Role, peft};
-
-/// The method that may leave a module no rank.
-const ADALORA: &str = "ADALORA";
+use crate::naming::{Key, Role};
 
 pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &ReadOptions) -> Result<Opened> {
     let mut config = AdapterConfig::read(root)?;
-    let keyed: Vec<(peft::Key, Stored)> = tensors
+    let keyed: Vec<(Key, Stored)> = tensors
         .all()
-        .filter_map(|stored| Some((peft::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
+        .filter_map(|stored| Some((peft_keys::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
         .collect();
     let empty =
         keyed.iter().filter(|(key, stored)| key.role == Role::Down && stored.info.shape.rows_cols().0 == 0).count();
     let modules = settle(&mut config, &tensors, &keyed, options).and_then(|()| collect(&config, keyed));
     let mut opened = Opened::new(root, "peft", config, tensors, modules);
-    if empty > 0 && opened.config.method == ADALORA {
-        opened.tensors.note(format!("AdaLoRA left {empty} modules no rank: they stay as they are"));
+    if let Some(kind) = opened.config.kind.filter(|kind| empty > 0 && kind.drops_ranks) {
+        opened.tensors.note(format!("{kind} left {empty} modules no rank: they stay as they are"));
     }
     Ok(opened)
 }
@@ -34,7 +31,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &
 fn settle(
     config: &mut AdapterConfig,
     tensors: &Checkpoint,
-    keyed: &[(peft::Key, Stored)],
+    keyed: &[(Key, Stored)],
     options: &ReadOptions,
 ) -> Result<()> {
     if config.scaling.is_none() {
@@ -52,8 +49,8 @@ fn settle(
 }
 
 /// Groups the tensors by module, in path order.
-fn collect(config: &AdapterConfig, keyed: Vec<(peft::Key, Stored)>) -> Result<Vec<Module>> {
-    if let Some((kind, reason)) = refused::inserted(&config.method) {
+fn collect(config: &AdapterConfig, keyed: Vec<(Key, Stored)>) -> Result<Vec<Module>> {
+    if let Some((kind, reason)) = methods::refused::inserted(&config.method) {
         let tensors = keyed.into_iter().map(|(_, stored)| (stored.info.name.clone(), stored)).collect();
         let change = Change::Inserted(Box::new(Inserted { kind, reason, tensors }));
         return Ok(vec![Module { path: String::new(), nesting: 0, change }]);

@@ -155,25 +155,20 @@ pub fn cast(tensor: &crate::formats::Stored, float: Option<Float>) -> Bytes {
 /// Methods whose tensors PEFT calls as LyCORIS does.
 fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value> {
     let kind = pieces.methods[0].method.kind();
-    let (peft_type, prefix) = match kind {
-        "LoHa" => ("LOHA", "hada_"),
-        "LoKr" => ("LOKR", "lokr_"),
-        _ => {
-            let what = format!(
-                "`{}` is changed by {kind}, which PEFT stores in another form or not at all",
-                pieces.methods[0].path
-            );
-            return Err(facts
-                .refuse(what)
-                .hint("--as lora, where the change is one of low rank; or merge, then extract"));
-        }
-    };
+    if !kind.is_of_lycoris {
+        let what = format!(
+            "`{}` is changed by {kind}, which PEFT stores in another form or not at all",
+            pieces.methods[0].path
+        );
+        return Err(facts.refuse(what).hint("--as lora, where the change is one of low rank; or merge, then extract"));
+    }
+    let is_own = |role: &str| role.split_once('_').is_some_and(|(prefix, _)| kind.prefixes.contains(&prefix));
     if let Some(other) = pieces.methods.iter().find(|other| other.method.kind() != kind) {
         let what =
             format!("changes modules by {kind} and by {}; an adapter of PEFT has one method", other.method.kind());
         return Err(facts.refuse(what).hint("make all of them LoRA: --as lora"));
     }
-    let rule = if kind == "LoKr" { Some(Rule::of(&pieces.methods, facts)?) } else { None };
+    let rule = Rule::of(&pieces.methods, facts)?;
     let mut numbers = NewAdapter { inherited: inherited(facts), ..NewAdapter::default() };
     for (at, Other { path, method }) in pieces.methods.iter().enumerate() {
         let rank = rule.as_ref().map(|rule| rule.ranks[at]).or_else(|| method.rank());
@@ -181,7 +176,7 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
             return Err(facts.refuse(format!("the scale of `{path}` is not known")));
         };
         for (role, tensor) in method.tensors() {
-            if !role.starts_with(prefix) {
+            if !is_own(role) {
                 // Both are part of the scale.
                 if role == "alpha" || role == "scalar" {
                     continue;
@@ -222,7 +217,7 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
     ] {
         config.insert(key.into(), rendered.get(key).cloned().unwrap_or(Value::Null));
     }
-    config.insert("peft_type".into(), peft_type.into());
+    config.insert("peft_type".into(), kind.peft_types[0].into());
     config.insert("alpha".into(), rendered["lora_alpha"].clone());
     let has =
         |role: &str| pieces.methods.iter().any(|other| other.method.tensors().iter().any(|(own, _)| *own == role));

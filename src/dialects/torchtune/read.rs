@@ -7,19 +7,18 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use crate::adapters::config::AdapterConfig;
 use crate::adapters::gather;
+use crate::adapters::peft_keys;
 use crate::dialects::open::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, side};
 use crate::llama::interleaved;
+use crate::model::ModelConfig;
 use crate::naming::arch::{Arch, Spelling, arch};
-use crate::naming::peft::Key;
 use crate::naming::scheme::{Scheme, scheme};
-use crate::naming::{Role, peft};
+use crate::naming::{Key, Role};
 
 /// The model's config.
 const MODEL: &str = "config.json";
@@ -41,7 +40,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
     for stored in tensors.all() {
         keyed.push(match table.parse(&stored.info.name) {
             Some(key) => renamed(root, names, key, stored)?,
-            None => (peft::parse(&stored.info.name), stored),
+            None => (peft_keys::parse(&stored.info.name), stored),
         });
     }
     let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);
@@ -72,7 +71,7 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
         ));
     };
     let rows = stored.info.shape.as_slice().first().copied().unwrap_or(0);
-    let Some(head) = head_of(&path, &model, module, rows)
+    let Some(head) = head_of(&path, &ModelConfig::of(model), module, rows)
         .map_err(|problem| problem.hint(format!("it is tensor `{}`", stored.info.name)))?
     else {
         return Ok(stored.clone());
@@ -90,8 +89,8 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
 ///
 /// # Errors
 /// When the heads are not known, or the rows are not theirs.
-pub fn head_of(path: &Path, model: &Map<String, Value>, module: &str, rows: u64) -> Result<Option<u64>> {
-    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
+pub fn head_of(path: &Path, model: &ModelConfig, module: &str, rows: u64) -> Result<Option<u64>> {
+    let kind = model.model_type.as_deref().unwrap_or_default();
     if AS_TRANSFORMERS.contains(&kind) {
         return Ok(None);
     }
@@ -105,9 +104,9 @@ pub fn head_of(path: &Path, model: &Map<String, Value>, module: &str, rows: u64)
 }
 
 /// How many heads of queries or keys the model has.
-fn heads(path: &Path, model: &Map<String, Value>, of_keys: bool) -> Result<u64> {
-    let number = |name: &str| model.get(name).and_then(Value::as_u64).filter(|count| *count > 0);
-    let keys = if of_keys { number("num_key_value_heads") } else { None };
+fn heads(path: &Path, model: &ModelConfig, of_keys: bool) -> Result<u64> {
+    let above_zero = |count: Option<u64>| count.filter(|count| *count > 0);
+    let keys = above_zero(model.kv_heads.filter(|_| of_keys));
     let missing = || Error::malformed(path, "`num_attention_heads`", "is missing, so the order of the rows is unknown");
-    keys.or_else(|| number("num_attention_heads")).ok_or_else(missing)
+    keys.or(above_zero(model.heads)).ok_or_else(missing)
 }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
@@ -19,6 +19,7 @@ use crate::dialects::torchtune_heads;
 use crate::error::Result;
 use crate::formats::json;
 use crate::llama::interleaved;
+use crate::model::ModelConfig;
 use crate::naming::Role;
 use crate::naming::arch::{Spelling, arch};
 use crate::naming::scheme::scheme;
@@ -45,7 +46,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
         let what = "torchtune puts the rows of queries and keys in the order of the model's heads, and there is no config of it";
         return Err(facts.refuse(what).hint("give the model, of which `config.json` is enough: --base PATH"));
     };
-    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let kind = model.model_type.as_deref().unwrap_or_default();
     if !MODELS.contains(&kind) {
         return Err(
             facts.refuse(format!("belongs to a `{kind}`, and torchtune's names are known for {}", MODELS.join(", ")))
@@ -112,7 +113,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
         "use_dora": dora,
     });
     files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
-    files.beside.push((PathBuf::from("config.json"), json::render(&Value::Object(model.clone()))));
+    files.beside.push((PathBuf::from("config.json"), json::render(&Value::Object(model.raw.clone()))));
     Ok(files)
 }
 
@@ -139,7 +140,7 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
 }
 
 /// How many rows a head of the module has, where torchtune orders them in another way.
-fn heads(facts: &Facts<'_>, model: &Map<String, Value>, path: &str, rows: u64) -> Result<Option<u64>> {
+fn heads(facts: &Facts<'_>, model: &ModelConfig, path: &str, rows: u64) -> Result<Option<u64>> {
     torchtune_heads(Path::new("config.json"), model, path, rows).map_err(|problem| facts.refuse(problem.to_string()))
 }
 
@@ -151,7 +152,7 @@ fn below_layer(module: &str) -> Option<(u64, &str)> {
 
 /// The modules that the recipes adapt along with those that are `present`, with their inputs and outputs.
 fn missing(
-    model: &Map<String, Value>,
+    model: &ModelConfig,
     sizes: &mut BTreeMap<String, (u64, u64)>,
     present: &BTreeSet<String>,
 ) -> Vec<(String, (u64, u64))> {
@@ -162,7 +163,7 @@ fn missing(
         sizes.extend(MLP.iter().zip(all).map(|(name, size)| ((*name).to_owned(), size)));
     }
     let last = present.iter().filter_map(|module| below_layer(module)).map(|(layer, _)| layer + 1).max().unwrap_or(0);
-    let count = model.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0);
+    let count = model.layers.unwrap_or(0);
     let layers = 0..last.max(count).min(MAX_LAYERS);
     let all =
         layers.flat_map(|layer| sizes.iter().map(move |(below, size)| (format!("layers.{layer}.{below}"), *size)));

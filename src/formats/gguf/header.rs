@@ -7,6 +7,7 @@ use foldhash::HashSet;
 use super::cursor::Cursor;
 use super::metadata::{MAX_KEY, Metadata};
 use crate::error::{Error, Result};
+use crate::formats::format::Format;
 use crate::limits::MAX_DIMENSIONS;
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
@@ -44,6 +45,17 @@ pub struct Header {
     /// First byte of the data.
     pub data_start: u64,
 }
+
+/// GGUF. Several files can be one checkpoint, so all of them are opened together, by [`super::Gguf`].
+pub static FORMAT: Format = Format {
+    name: "gguf",
+    called: "gguf",
+    made: "a GGUF file",
+    endings: &["gguf"],
+    holds_models: true,
+    is_written: true,
+    read: |_| Ok(None),
+};
 
 /// Whether a file begins as GGUF.
 pub fn looks_like_gguf(bytes: &[u8]) -> bool {

@@ -26,7 +26,7 @@ mod set;
 mod write;
 
 pub use file::GgufFile;
-pub use header::{Header, is_gguf_name, looks_like_gguf};
+pub use header::{FORMAT, Header, is_gguf_name, looks_like_gguf};
 pub use metadata::{Array, Kind, Metadata, Value};
 pub use set::{Gguf, cut, parse_name, split_name, split_prefix};
 pub use write::{Layout, type_id, write};

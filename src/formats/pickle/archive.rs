@@ -23,27 +23,23 @@ use crate::limits::MAX_PICKLE_BYTES;
 /// The entry with the pickle.
 const PICKLE: &str = "data.pkl";
 
-/// Whether an archive is one of torch.
-pub fn is_torch(archive: &Archive<'_>) -> bool {
-    pickle_name(archive).is_some()
-}
-
 fn pickle_name<'a>(archive: &Archive<'a>) -> Option<&'a str> {
     let mut names = archive.entries().iter().map(|entry| entry.name);
     names.find(|name| name.strip_suffix(PICKLE).is_some_and(|top| top.is_empty() || top.ends_with('/')))
 }
 
-/// Reads the tensors of the archive in `map`.
+/// Reads the tensors of the archive in `map`; `None` if it is another file.
 ///
 /// # Errors
 /// When it is damaged, or is or asks for something that no weights need.
-pub fn read(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<Found> {
+pub fn read(map: &Arc<MappedFile>) -> Result<Option<Found>> {
     let path = map.path();
+    if !Archive::begins(map.bytes()) {
+        return Ok(None);
+    }
+    let archive = Archive::read(path, map.bytes())?;
     let mut budget = Budget::new(path, map.len());
-    let Some(name) = pickle_name(archive) else {
-        let what = format!("is a zip archive without `{PICKLE}`, not a file of `torch.save`");
-        return Err(Error::unsupported(path, what));
-    };
+    let Some(name) = pickle_name(&archive) else { return Ok(None) };
     let top = name.strip_suffix(PICKLE).unwrap_or_default();
     if let Some(entry) = archive.find(&format!("{top}byteorder"))
         && archive.contents(entry, &mut budget)?.trim_ascii() != b"little"
@@ -58,8 +54,8 @@ pub fn read(map: &Arc<MappedFile>, archive: &Archive<'_>) -> Result<Found> {
     let pickle = archive.contents(entry, &mut budget)?;
     let unpickled = machine::read(path, &entry.place(), &pickle)?;
     let state = state::find(path, &unpickled.heap, unpickled.root, &stem(path))?;
-    let storages = Entries { map, archive, folder: format!("{top}data/") };
-    collect(map, &unpickled.heap, state, &storages, &mut budget)
+    let storages = Entries { map, archive: &archive, folder: format!("{top}data/") };
+    collect(map, &unpickled.heap, state, &storages, &mut budget).map(Some)
 }
 
 struct Entries<'a> {

@@ -33,7 +33,7 @@ const MAGIC: &[u8] = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
 const PROTOCOL: i64 = 1001;
 
 /// Whether a file begins as one of these.
-pub fn is_legacy(bytes: &[u8]) -> bool {
+fn is_legacy(bytes: &[u8]) -> bool {
     let rest = match bytes {
         [0x80, _, rest @ ..] => rest,
         _ => return false,
@@ -46,12 +46,15 @@ pub fn is_legacy(bytes: &[u8]) -> bool {
     rest.starts_with(MAGIC)
 }
 
-/// Reads the tensors of the file `map`.
+/// Reads the tensors of the file `map`; `None` if it is another file.
 ///
 /// # Errors
 /// When it is damaged, or asks for something that no weights need.
-pub fn read(map: &Arc<MappedFile>) -> Result<Found> {
+pub fn read(map: &Arc<MappedFile>) -> Result<Option<Found>> {
     let path = map.path();
+    if !is_legacy(map.bytes()) {
+        return Ok(None);
+    }
     let mut at = 0;
     let mut next = |what: &str| -> Result<(Unpickled<'_>, usize)> {
         let unpickled = machine::read(path, &format!("{what} at byte {at}"), &map.bytes()[at..])?;
@@ -72,7 +75,7 @@ pub fn read(map: &Arc<MappedFile>) -> Result<Found> {
     let storages = locate(map, &object.heap, &keys, start)?;
     let state = state::find(path, &object.heap, object.root, &stem(path))?;
     let mut budget = Budget::new(path, map.len());
-    collect(map, &object.heap, state, &Located(storages), &mut budget)
+    collect(map, &object.heap, state, &Located(storages), &mut budget).map(Some)
 }
 
 /// Walks over the storages behind byte `start`, in the order of their keys.

@@ -16,5 +16,24 @@ mod state;
 mod tensor;
 mod value;
 
-pub use archive::{is_torch, read as read_archive};
-pub use legacy::{is_legacy, read as read_legacy};
+use std::sync::Arc;
+
+use super::format::Format;
+use super::found::Found;
+use crate::error::Result;
+use crate::io::MappedFile;
+
+/// Files of PyTorch since 1.6.
+pub static FORMAT: Format = of_pytorch("pytorch", &["bin", "pt", "pth", "ckpt"], archive::read);
+
+/// Those before, which have the same endings.
+pub static LEGACY: Format = of_pytorch("pytorch-legacy", &[], legacy::read);
+
+const fn of_pytorch(
+    name: &'static str,
+    endings: &'static [&'static str],
+    read: fn(&Arc<MappedFile>) -> Result<Option<Found>>,
+) -> Format {
+    let (called, made) = ("a PyTorch file", "a file of `torch.save`");
+    Format { name, called, made, endings, holds_models: true, is_written: false, read }
+}

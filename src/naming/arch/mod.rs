@@ -145,6 +145,16 @@ impl Arch {
         arch
     }
 
+    /// What sd-scripts calls models of this family, in `ss_base_model_version`.
+    pub fn sd_scripts(&self) -> Option<&str> {
+        self.table.sd_scripts.as_deref()
+    }
+
+    /// Whether its models have several text encoders, which sd-scripts numbers.
+    pub fn has_several_encoders(&self) -> bool {
+        self.table.several_encoders
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.table.name

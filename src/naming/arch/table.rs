@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::template::{Template, choices, chosen, combinations, computed};
 
 /// Tables that stand for a family of models.
-const ARCHS: [&str; 16] = [
+const ARCHS: &[&str] = &[
     include_str!("../archs/sd1.toml"),
     include_str!("../archs/sdxl.toml"),
     include_str!("../archs/sd3.toml"),
@@ -79,6 +79,10 @@ pub struct Expanded {
     pub rows: Vec<Row>,
     /// How names of models of this family begin, in small letters and digits.
     pub says: Vec<String>,
+    /// What sd-scripts calls its models.
+    pub sd_scripts: Option<String>,
+    /// Its models have several text encoders, which sd-scripts numbers.
+    pub several_encoders: bool,
     /// The sizes that its models have.
     pub models: Vec<Model>,
 }
@@ -106,6 +110,9 @@ struct Table {
     aside: bool,
     #[serde(default)]
     says: Vec<String>,
+    sd_scripts: Option<String>,
+    #[serde(default)]
+    several_encoders: bool,
     #[serde(default)]
     model: Vec<Model>,
     tails_of: Option<String>,
@@ -152,6 +159,8 @@ pub fn read() -> Vec<Expanded> {
             aside: own.aside,
             rows,
             says: own.says,
+            sd_scripts: own.sd_scripts,
+            several_encoders: own.several_encoders,
             models: own.model,
         }
     };

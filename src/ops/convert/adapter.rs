@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::checkpoint::globs;
 use super::{ConvertOptions, Target, watch};
@@ -28,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
 use crate::formats::hub;
 use crate::io::name_of;
+use crate::model::ModelConfig;
 use crate::model::Rounding;
 use crate::model::base::{Base, config_of};
 use crate::naming::{arch, components};
@@ -128,7 +129,7 @@ fn output(
     adapter: &Adapter,
     options: &ConvertOptions,
     target: Target,
-    model: Option<&Map<String, Value>>,
+    model: Option<&ModelConfig>,
     recipe: &Value,
 ) -> Result<(Output, AdapterReport)> {
     let to = target.name();
@@ -159,7 +160,7 @@ fn output(
 struct Opened {
     adapter: Adapter,
     /// `config.json` of its model, where that is needed.
-    model: Option<Map<String, Value>>,
+    model: Option<ModelConfig>,
     target: Target,
 }
 
@@ -208,7 +209,7 @@ fn wants_config(target: Target) -> bool {
 }
 
 /// The config of the model that the adapter names, if that is at hand.
-fn named_model(adapter: &Adapter, options: &ConvertOptions) -> Option<Map<String, Value>> {
+fn named_model(adapter: &Adapter, options: &ConvertOptions) -> Option<ModelConfig> {
     let name = adapter.config.base_model.as_deref().filter(|name| !name.is_empty() && !options.caches.is_empty())?;
     config_of(&hub::resolve(name, &options.caches).ok()?).ok()
 }
@@ -245,7 +246,7 @@ fn translate(
     adapter: &Adapter,
     target: Target,
     options: &ConvertOptions,
-    model: Option<&Map<String, Value>>,
+    model: Option<&ModelConfig>,
     report: &mut AdapterReport,
 ) -> Result<Files> {
     let (wanted, to) = match target {
@@ -279,7 +280,8 @@ fn translate(
     {
         return Err(problem);
     }
-    let stacks = if target == Target::Gguf { Stacks::Apart(model.and_then(gguf::width)) } else { Stacks::Refused };
+    let stacks =
+        if target == Target::Gguf { Stacks::Apart(model.and_then(|model| model.hidden)) } else { Stacks::Refused };
     let mut pieces = pieces::collect(adapter, stacks)?;
     report.notes.extend(embeddings_note(&pieces.embedded, &format!("the dialect {to}")));
     let base = options.base.as_deref().map(Base::open).transpose();

@@ -125,7 +125,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
-        format: base.checkpoint.files().first().map_or("", |file| file.format.name()).into(),
+        format: base.checkpoint.files().first().map_or("", |file| file.format.name).into(),
         dry_run: write.dry_run,
         part: write.part.map(|part| format!("{}/{}", part.part, part.parts)),
         copied: count - cast.len(),

@@ -83,7 +83,7 @@ pub fn beside(base: &Base, float: Option<Float>) -> Result<Beside> {
         });
         return Ok(found);
     };
-    let mut config = config.clone();
+    let mut config = config.raw.clone();
     let said = format!("{}.attention.key_length", metadata.text("general.architecture").unwrap_or_default());
     let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
     if metadata.get(&said).is_none() && EVEN_HEADS.contains(&kind) {

@@ -97,6 +97,7 @@ impl FromStr for Target {
 
 /// What is converted, and to what.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ConvertOptions {
     /// A checkpoint or an adapter.
     pub input: PathBuf,

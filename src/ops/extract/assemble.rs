@@ -71,11 +71,10 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
 fn settings(base: &Base, examined: &Examined) -> Map<String, Value> {
     let mut settings = Map::new();
     let config = base.config.as_ref();
-    let named = config.and_then(|config| config.get("_name_or_path")).and_then(Value::as_str);
+    let named = config.and_then(|config| config.text("_name_or_path"));
     let name = named.filter(|name| !name.is_empty()).map_or_else(|| name_of(base.checkpoint.root()), str::to_owned);
     settings.insert("base_model_name_or_path".into(), name.into());
-    let architectures = config.and_then(|config| config.get("architectures")).and_then(Value::as_array);
-    let class = architectures.and_then(|names| names.first()).and_then(Value::as_str).unwrap_or_default();
+    let class = config.and_then(|config| config.class()).unwrap_or_default();
     if let Some((_, task)) = TASKS.iter().find(|(ending, _)| class.ends_with(ending)) {
         settings.insert("task_type".into(), (*task).into());
     }

@@ -48,6 +48,7 @@ const HEADER_BYTES: usize = 1024;
 
 /// What is extracted, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ExtractOptions {
     /// The model that was tuned.
     pub base: PathBuf,

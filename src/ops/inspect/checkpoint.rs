@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Map;
 
 use super::family::family;
 use super::gguf::GgufFacts;
@@ -13,11 +13,12 @@ use super::quantised::{self, Quantisation};
 use super::weights::{self, TensorFacts, Weights, elements, problems};
 use super::{InspectOptions, counted, named};
 use crate::adapters::config::CONFIG_NAME;
+use crate::adapters::peft_keys;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
-use crate::model::heads;
+use crate::model::ModelConfig;
 use crate::naming::Names;
-use crate::naming::{Role, peft};
+use crate::naming::Role;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
@@ -80,7 +81,7 @@ impl CheckpointFacts {
     /// When one of them cannot be read.
     pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions) -> Result<Self> {
         let checkpoint = file.map_or_else(|| Checkpoint::open(path), Ok)?;
-        let config = checkpoint.config()?;
+        let config = checkpoint.config()?.map(ModelConfig::of);
         let weights = Weights::of(&checkpoint);
         let packed = quantised::packed(&checkpoint);
         let mut problems = problems(&checkpoint, |_| false);
@@ -91,8 +92,8 @@ impl CheckpointFacts {
         problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
         let has = |name: &str| checkpoint.info(name).is_some();
         let names = || Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
-        let tied = config.as_ref().filter(|config| heads::is_tied(config));
-        let tie = tied.and_then(|config| heads::of(config).tie(&names()));
+        let tied = config.as_ref().filter(|config| config.is_tied());
+        let tie = tied.and_then(|config| config.head().tie(&names()));
         let gguf = GgufFacts::of(&checkpoint);
         problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&checkpoint)));
         // A file of llama.cpp without a head takes the embedding for it.
@@ -101,20 +102,19 @@ impl CheckpointFacts {
         let config = config.unwrap_or_default();
         let header = HeaderFacts::of(&checkpoint, &Map::new(), &weights, options)?;
         problems.extend(header.problems());
-        let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
-        let architectures = config.get("architectures").and_then(Value::as_array).into_iter().flatten();
+        let declared = config.text("dtype").or_else(|| config.text("torch_dtype")).map(str::to_owned);
         Ok(Self {
             path: path.to_path_buf(),
-            architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
             family: family(&checkpoint),
-            model_type: text("model_type"),
-            declared_dtype: text("dtype").or_else(|| text("torch_dtype")),
+            declared_dtype: declared,
             head_tied_to: tie.map(|tie| tie.embedding).or(embedding),
             quantisation: packed
                 .into_iter()
                 .chain(quantised::scaled(&checkpoint))
                 .chain(quantised::declared(&config))
                 .collect(),
+            architectures: config.architectures,
+            model_type: config.model_type,
             header,
             gguf,
             groups: groups(&checkpoint),
@@ -157,8 +157,10 @@ fn group_of(name: &str) -> (&str, &str) {
 /// What is wrong with the files around the tensors.
 fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let factors =
-        checkpoint.tensors().filter(|tensor| matches!(peft::parse(&tensor.name).role, Role::Down | Role::Up)).count();
+    let factors = checkpoint
+        .tensors()
+        .filter(|tensor| matches!(peft_keys::parse(&tensor.name).role, Role::Down | Role::Up))
+        .count();
     if factors > 0 {
         problems.push(format!(
             "{} of a LoRA and no `{CONFIG_NAME}` beside them: the scale is unknown",

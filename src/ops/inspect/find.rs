@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::dialects::is_adapter;
 use crate::error::{Error, Result};
-use crate::formats::WEIGHT_STEMS;
 use crate::formats::gguf::parse_name;
+use crate::formats::{Format, WEIGHT_STEMS};
 
 /// Deepest folder that is looked into.
 const MAX_DEPTH: usize = 8;
@@ -22,9 +22,6 @@ const MAX_FOLDERS: usize = 10_000;
 
 /// How long is looked for.
 const MAX_TIME: Duration = Duration::from_secs(3);
-
-/// Endings of files that can hold weights.
-const WEIGHTS: [&str; 7] = ["safetensors", "bin", "pt", "pth", "ckpt", "npz", "gguf"];
 
 /// Beginnings of the names of files in which trainers keep their own state.
 const STATE: [&str; 8] =
@@ -142,10 +139,11 @@ impl Walk {
 
 /// Whether a file's name is one that weights have.
 fn is_weights(name: &str) -> bool {
-    let ending = Path::new(name).extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     // Of the files of llama.cpp that are one model, the first stands for all.
     let is_later = parse_name(name).is_some_and(|(_, number, _)| number > 0);
-    WEIGHTS.contains(&ending.to_lowercase().as_str()) && !is_later && !STATE.iter().any(|state| name.starts_with(state))
+    Format::is_of_weights(Path::new(&name.to_lowercase()))
+        && !is_later
+        && !STATE.iter().any(|state| name.starts_with(state))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, hub, json};
 use crate::linalg::{LinearOperator, Streamed};
+use crate::model::ModelConfig;
 use crate::model::base::Base;
 use crate::output::Run;
 use crate::placement::Applied;
@@ -87,7 +88,9 @@ pub fn fit(
         return Ok(Some(BaseFit::new(&model, false, Weights::of(&checkpoint).parameters, trained)));
     }
     let config = model.join("config.json");
-    let Some(parameters) = json::read_object(&config).ok().and_then(|config| size::parameters(&config)) else {
+    let Some(parameters) =
+        json::read_object(&config).ok().and_then(|config| size::parameters(&ModelConfig::of(config)))
+    else {
         return Ok(None);
     };
     Ok(Some(BaseFit { estimated: true, ..BaseFit::new(&model, false, parameters, trained) }))

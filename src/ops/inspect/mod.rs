@@ -48,6 +48,7 @@ use serde_json::{Value, json};
 use crate::adapters::ReadOptions;
 use crate::dialects::recognise;
 use crate::error::{Blame, Error, Result};
+use crate::formats::Format;
 use crate::limits::MAX_HELD_BYTES;
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
@@ -73,6 +74,7 @@ pub use weights::{DtypeFacts, FileFacts, TensorFacts, Weights};
 
 /// What is looked at beside headers and configs.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct InspectOptions {
     /// What an adapter's files leave open.
     pub read: ReadOptions,
@@ -166,8 +168,7 @@ pub fn inspect_all(found: &Found, options: &InspectOptions, run: &Run<'_>) -> Re
 
 /// Bytes that looking at `path` holds: files that may be compressed are unpacked.
 fn held_for(path: &Path) -> u64 {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    if ["safetensors", "gguf"].contains(&ending) { 1 } else { MAX_HELD_BYTES }
+    if Format::named(path).is_some_and(|format| format.is_written) { 1 } else { MAX_HELD_BYTES }
 }
 
 impl Entry {

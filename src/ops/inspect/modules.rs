@@ -21,73 +21,13 @@ const LANGUAGE_DIALECTS: [&str; 6] = ["peft", "mlx", "torchtune", "loralib", "ad
 const WHOLE_MODEL: &str = "model";
 
 /// Words of a path that say what kind of layer it is; the first row with one of them counts.
-const KINDS: [(&str, &[&str]); 6] = [
-    ("norm", &["norm", "norm1", "norm2", "norm3", "layernorm", "ln", "ln1", "ln2", "ln_f", "rmsnorm", "groupnorm"]),
-    ("embedding", &["embed", "embedding", "embeddings", "embedder", "wte", "wpe", "lm_head", "embed_tokens", "emb"]),
-    (
-        "attention",
-        &[
-            "attn",
-            "attn1",
-            "attn2",
-            "attention",
-            "attentions",
-            "qkv",
-            "q",
-            "k",
-            "v",
-            "o",
-            "query",
-            "key",
-            "value",
-            "selfattn",
-            "crossattn",
-            "mixer",
-        ],
-    ),
-    (
-        "mlp",
-        &[
-            "mlp",
-            "ff",
-            "ffn",
-            "feedforward",
-            "feed",
-            "fc",
-            "fc1",
-            "fc2",
-            "gate",
-            "up",
-            "down",
-            "experts",
-            "w1",
-            "w2",
-            "w3",
-            "linear1",
-            "linear2",
-            "intermediate",
-            "dense",
-        ],
-    ),
-    (
-        "conv",
-        &[
-            "conv",
-            "conv1",
-            "conv2",
-            "convs",
-            "conv_in",
-            "resnets",
-            "layers_2",
-            "op",
-            "skip",
-            "shortcut",
-            "downsamplers",
-            "upsamplers",
-            "samplers",
-        ],
-    ),
-    ("modulation", &["mod", "modulation", "adaln", "time", "emb", "guidance", "vector"]),
+const LAYERS: [(&str, &str); 6] = [
+    ("norm", "norm norm1 norm2 norm3 layernorm ln ln1 ln2 ln_f rmsnorm groupnorm"),
+    ("embedding", "embed embedding embeddings embedder wte wpe lm_head embed_tokens emb"),
+    ("attention", "attn attn1 attn2 attention attentions qkv q k v o query key value selfattn crossattn mixer"),
+    ("mlp", "mlp ff ffn feedforward feed fc fc1 fc2 gate up down experts w1 w2 w3 linear1 linear2 intermediate dense"),
+    ("conv", "conv conv1 conv2 convs conv_in resnets layers_2 op skip shortcut downsamplers upsamplers samplers"),
+    ("modulation", "mod modulation adaln time emb guidance vector"),
 ];
 
 /// A module that is changed.
@@ -180,7 +120,7 @@ pub fn modules(adapter: &Adapter, pairs: &[Pair<'_>]) -> Vec<ModuleFacts> {
         match &module.change {
             Change::Lora(lora) => facts.lora(adapter, lora, pairs.next()),
             Change::Method(method) => {
-                facts.method = method.kind();
+                facts.method = method.kind().title;
                 facts.shape = method.shape().map(|(outputs, inputs)| [outputs, inputs]);
                 (facts.rank, facts.scale) = (method.rank(), method.scale());
                 facts.alpha = facts.rank.zip(facts.scale).map(|(rank, scale)| scale * rank as f64);
@@ -364,14 +304,14 @@ pub fn layer_of(path: &str, component: &str) -> &'static str {
     let kind = |part: &str| std::iter::once(part).chain(part.split('_')).filter_map(|word| words.get(word)).min();
     let lower = path.to_lowercase();
     let row = lower.rsplit('.').filter(|part| !is_number(part)).find_map(kind);
-    row.map_or("other", |row| KINDS[*row].0)
+    row.map_or("other", |row| LAYERS[*row].0)
 }
 
-/// Word → the first row of [`KINDS`] that has it.
+/// Word → the first row of [`LAYERS`] that has it.
 fn words() -> &'static HashMap<&'static str, usize> {
     static WORDS: LazyLock<HashMap<&'static str, usize>> = LazyLock::new(|| {
-        let rows = KINDS.iter().enumerate().rev();
-        rows.flat_map(|(row, (_, words))| words.iter().map(move |word| (*word, row))).collect()
+        let rows = LAYERS.iter().enumerate().rev();
+        rows.flat_map(|(row, (_, words))| words.split(' ').map(move |word| (word, row))).collect()
     });
     &WORDS
 }

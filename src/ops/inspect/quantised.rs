@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use serde::Serialize;
-use serde_json::{Map, Value};
 
 use crate::formats::Checkpoint;
+use crate::model::ModelConfig;
 use crate::model::base::{PACKED, SCALE_NAMES};
 
 /// One way in which weights are quantised.
@@ -40,12 +40,12 @@ pub fn scaled(checkpoint: &Checkpoint) -> Option<Quantisation> {
 }
 
 /// What config.json says of it.
-pub fn declared(config: &Map<String, Value>) -> Option<Quantisation> {
-    let mlx = || config.get("quantization").filter(|value| value.get("bits").is_some());
+pub fn declared(config: &ModelConfig) -> Option<Quantisation> {
+    let mlx = || config.raw.get("quantization").filter(|value| value.get("bits").is_some());
     if let Some(mlx) = mlx() {
         let method = format!("MLX, {} bits (config.json)", mlx["bits"]);
         return Some(Quantisation { method, modules: 0 });
     }
-    let method = config.get("quantization_config")?.get("quant_method")?.as_str()?;
+    let method = config.raw.get("quantization_config")?.get("quant_method")?.as_str()?;
     Some(Quantisation { method: format!("{method} (config.json)"), modules: 0 })
 }

@@ -4,7 +4,7 @@
 //! size s, V = `vocab_size`, a layer has d·s·(2h + 2k) + 3·d·f + 2·d, the model L of them, d more and V·d for the embedding, and for the
 //! head if it is not tied. Biases and norms of heads are left out: less than a thousandth.
 
-use serde_json::{Map, Value};
+use crate::model::ModelConfig;
 
 /// Model types of that kind.
 const DECODERS: [&str; 13] = [
@@ -24,17 +24,16 @@ const DECODERS: [&str; 13] = [
 ];
 
 /// The number of parameters; `None` for another kind of model.
-pub fn parameters(config: &Map<String, Value>) -> Option<u64> {
-    let kind = config.get("model_type").and_then(Value::as_str)?;
+pub fn parameters(config: &ModelConfig) -> Option<u64> {
+    let kind = config.model_type.as_deref()?;
     if !DECODERS.contains(&kind) {
         return None;
     }
-    let number = |key: &str| config.get(key).and_then(Value::as_u64);
-    let (width, layers, heads) = (number("hidden_size")?, number("num_hidden_layers")?, number("num_attention_heads")?);
-    let (inner, vocabulary) = (number("intermediate_size")?, number("vocab_size")?);
-    let keys = number("num_key_value_heads").unwrap_or(heads);
-    let side = number("head_dim").or_else(|| width.checked_div(heads))?;
-    let is_tied = config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(kind.starts_with("gemma"));
+    let (width, layers, heads) = (config.hidden?, config.layers?, config.heads?);
+    let (inner, vocabulary) = (config.intermediate?, config.vocabulary?);
+    let keys = config.kv_heads.unwrap_or(heads);
+    let side = config.head_dim.or_else(|| width.checked_div(heads))?;
+    let is_tied = config.tied.unwrap_or(kind.starts_with("gemma"));
     let tables = if is_tied { 1 } else { 2 };
     let product = |factors: &[u64]| factors.iter().try_fold(1_u64, |product, factor| product.checked_mul(*factor));
     let attention = product(&[width, side, 2, heads.checked_add(keys)?])?;
@@ -45,7 +44,11 @@ pub fn parameters(config: &Map<String, Value>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
+
+    fn of(config: Value) -> ModelConfig {
+        ModelConfig::of(config.as_object().expect("an object").clone())
+    }
 
     #[test]
     fn known_models_have_their_known_sizes() {
@@ -54,7 +57,7 @@ mod tests {
         let llama = json!({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": false});
         for (config, size) in [(smollm, 134_515_008), (llama, 8_030_261_248)] {
-            assert_eq!(parameters(config.as_object().expect("an object")), Some(size));
+            assert_eq!(parameters(&of(config)), Some(size));
         }
     }
 
@@ -64,7 +67,7 @@ mod tests {
         let absurd = json!({"model_type": "llama", "hidden_size": huge, "num_hidden_layers": huge, "num_attention_heads": 1,
             "intermediate_size": huge, "vocab_size": huge});
         for config in [json!({"model_type": "bert"}), json!({}), absurd] {
-            assert_eq!(parameters(config.as_object().expect("an object")), None);
+            assert_eq!(parameters(&of(config)), None);
         }
     }
 }

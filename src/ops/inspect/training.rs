@@ -17,93 +17,23 @@ const TOP_TAGS: usize = 20;
 const PREFIXES: [&str; 3] = ["ss_", "modelspec.", "ot_"];
 
 /// Where the keys belong, without their prefix. What is in no row is in [`Training::other`].
-const BASE: [&str; 14] = [
-    "base_model_version",
-    "sd_model_name",
-    "sd_model_hash",
-    "new_sd_model_hash",
-    "vae_name",
-    "vae_hash",
-    "new_vae_hash",
-    "v2",
-    "architecture",
-    "prediction_type",
-    "resolution",
-    "timestep_range",
-    "encoder_layer",
-    "zero_terminal_snr",
-];
-const NETWORK: [&str; 7] = [
-    "network_module",
-    "network_dim",
-    "network_alpha",
-    "network_args",
-    "network_dropout",
-    "scale_weight_norms",
-    "implementation",
-];
-const DATASET: [&str; 22] = [
-    "num_train_images",
-    "num_reg_images",
-    "num_batches_per_epoch",
-    "batch_size_per_device",
-    "total_batch_size",
-    "resolution",
-    "enable_bucket",
-    "bucket_info",
-    "bucket_no_upscale",
-    "min_bucket_reso",
-    "max_bucket_reso",
-    "dataset_dirs",
-    "reg_dataset_dirs",
-    "datasets",
-    "shuffle_caption",
-    "keep_tokens",
-    "caption_dropout_rate",
-    "caption_tag_dropout_rate",
-    "cache_latents",
-    "color_aug",
-    "flip_aug",
-    "random_crop",
-];
-const OPTIMISER: [&str; 10] = [
-    "optimizer",
-    "learning_rate",
-    "unet_lr",
-    "text_encoder_lr",
-    "lr_scheduler",
-    "lr_warmup_steps",
-    "max_grad_norm",
-    "prior_loss_weight",
-    "min_snr_gamma",
-    "loss_type",
-];
-const RUN: [&str; 24] = [
-    "output_name",
-    "training_started_at",
-    "training_finished_at",
-    "session_id",
-    "epoch",
-    "num_epochs",
-    "steps",
-    "max_train_steps",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "mixed_precision",
-    "full_fp16",
-    "seed",
-    "clip_skip",
-    "max_token_length",
-    "noise_offset",
-    "training_comment",
-    "title",
-    "author",
-    "date",
-    "description",
-    "license",
-    "tags",
-    "trigger_phrase",
-];
+const BASE: &str = "\
+    base_model_version sd_model_name sd_model_hash new_sd_model_hash vae_name vae_hash new_vae_hash v2 architecture \
+    prediction_type resolution timestep_range encoder_layer zero_terminal_snr";
+const NETWORK: &str = "\
+    network_module network_dim network_alpha network_args network_dropout scale_weight_norms implementation";
+const DATASET: &str = "\
+    num_train_images num_reg_images num_batches_per_epoch batch_size_per_device total_batch_size resolution \
+    enable_bucket bucket_info bucket_no_upscale min_bucket_reso max_bucket_reso dataset_dirs reg_dataset_dirs \
+    datasets shuffle_caption keep_tokens caption_dropout_rate caption_tag_dropout_rate cache_latents color_aug \
+    flip_aug random_crop";
+const OPTIMISER: &str = "\
+    optimizer learning_rate unet_lr text_encoder_lr lr_scheduler lr_warmup_steps max_grad_norm prior_loss_weight \
+    min_snr_gamma loss_type";
+const RUN: &str = "\
+    output_name training_started_at training_finished_at session_id epoch num_epochs steps max_train_steps \
+    gradient_accumulation_steps gradient_checkpointing mixed_precision full_fp16 seed clip_skip max_token_length \
+    noise_offset training_comment title author date description license tags trigger_phrase";
 
 /// What is known of a training run, by the key that says it.
 #[derive(Debug, Default, Serialize)]
@@ -157,15 +87,16 @@ impl Training {
     fn topic(&mut self, key: &str, name: &str) -> &mut Map<String, Value> {
         // The resolution of a model, and that of a dataset.
         let is_spec = key.starts_with("modelspec.");
-        if BASE.contains(&name) && (is_spec || name != "resolution") {
+        let has = |topic: &str| topic.split(' ').any(|known| known == name);
+        if has(BASE) && (is_spec || name != "resolution") {
             &mut self.base
-        } else if NETWORK.contains(&name) {
+        } else if has(NETWORK) {
             &mut self.network
-        } else if DATASET.contains(&name) {
+        } else if has(DATASET) {
             &mut self.dataset
-        } else if OPTIMISER.contains(&name) {
+        } else if has(OPTIMISER) {
             &mut self.optimiser
-        } else if RUN.contains(&name) {
+        } else if has(RUN) {
             &mut self.run
         } else {
             &mut self.other

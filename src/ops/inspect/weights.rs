@@ -95,7 +95,7 @@ impl Weights {
                 .clone()
                 .map(|file| FileFacts {
                     name: file.name.clone(),
-                    format: file.format.name(),
+                    format: file.format.name,
                     tensors: file.header.tensors.len(),
                     bytes: file.map.len(),
                 })

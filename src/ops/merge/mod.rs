@@ -9,11 +9,10 @@ pub mod unmerge;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::{Map, Value};
-
 use crate::adapters::ReadOptions;
 use crate::error::Result;
 use crate::io::Inputs;
+use crate::model::ModelConfig;
 use crate::model::base::Base;
 use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
@@ -28,6 +27,7 @@ pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 
 /// What is merged, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct MergeOptions {
     /// The model.
     pub base: PathBuf,
@@ -92,7 +92,7 @@ impl MergeOptions {
     }
 
     /// Opens all adapters, for the model with the config `model`.
-    pub(super) fn open(&self, model: Option<&Map<String, Value>>) -> Result<Vec<Applied>> {
+    pub(super) fn open(&self, model: Option<&ModelConfig>) -> Result<Vec<Applied>> {
         applied::open(self.sources(), model)
     }
 

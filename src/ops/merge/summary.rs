@@ -200,7 +200,7 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
                 let scaling = adapter.config.scaling.as_ref();
                 ("LORA", Some(lora.rank()), scaling.map(|scaling| scaling.scale(&module.path)))
             }
-            Change::Method(method) => (method.kind(), method.rank(), method.scale()),
+            Change::Method(method) => (method.kind().title, method.rank(), method.scale()),
             _ => continue,
         };
         modules += 1;

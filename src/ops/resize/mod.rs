@@ -30,6 +30,7 @@ pub use summary::{AdapterResize, ModuleResize, Outcome, ResizeReport, Resized};
 
 /// What is resized, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ResizeOptions {
     /// Adapters, or folders of adapters. The output of a single adapter is an adapter, that of several a folder of them.
     pub adapters: Vec<PathBuf>,

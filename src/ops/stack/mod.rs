@@ -51,6 +51,7 @@ pub enum Method {
 
 /// What is stacked, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct StackOptions {
     /// `stack` or `subtract`, for the record of how the result was made.
     pub operation: &'static str,

@@ -76,8 +76,7 @@ fn kernel(job: &Landable<'_>, method: &dyn Method, target: Option<&Target>) -> R
     // The widest: factors on the other side of a core have kernels of one position.
     let widest = shapes.max_by_key(|shape| shape[2..].iter().product::<u64>());
     // Others stack blocks of a matrix.
-    let kernels = ["LoHa", "LoKr", "LoCon"].iter().any(|name| method.kind().starts_with(name));
-    if let Some(shape) = widest.filter(|_| kernels) {
+    if let Some(shape) = widest.filter(|_| method.kind().tells_kernel) {
         return Ok(shape[2..].to_vec());
     }
     let flat = job.path.split('.').any(|segment| CONVOLUTIONS.iter().any(|name| segment.contains(name)));
@@ -105,5 +104,5 @@ fn no_product(job: &Landable<'_>, method: &dyn Method, target: &Option<Target>) 
 }
 
 fn first(method: &dyn Method) -> String {
-    method.tensors().first().map_or_else(|| method.kind().to_owned(), |(_, tensor)| describe(tensor))
+    method.tensors().first().map_or_else(|| method.kind().to_string(), |(_, tensor)| describe(tensor))
 }

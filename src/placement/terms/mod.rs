@@ -23,7 +23,7 @@ use crate::linalg::LowRank;
 use crate::model::original::Original;
 use crate::naming::arch::Spot;
 use crate::pairs::PairKind;
-use crate::tensor::Float;
+use crate::tensor::{Float, usize_of};
 use parameters::Parameters;
 use spellings::{Place, Spellings};
 
@@ -323,7 +323,7 @@ fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Resu
         Ok(Share {
             source,
             weight: job.strength,
-            rank: narrow(pair.rank() / experts),
+            rank: usize_of(pair.rank() / experts),
             float: float(&pair.down).filter(|float_of_down| float(&pair.up) == Some(*float_of_down)),
             term: Term { up: Factor::new(&pair.up)?, down: Factor::new(&pair.down)?, scale },
             stored: Some((pair.down.clone(), pair.up.clone())),
@@ -399,7 +399,7 @@ impl Slot {
     /// Experts of a stack; 1 for everything else.
     pub fn experts(&self) -> usize {
         match self.kind {
-            PairKind::Parameter { experts, .. } => narrow(experts),
+            PairKind::Parameter { experts, .. } => usize_of(experts),
             _ => 1,
         }
     }
@@ -414,7 +414,7 @@ impl Slot {
 
     /// Rows and columns of ΔW as a matrix, of one expert's in a stack.
     pub fn shape(&self) -> (usize, usize) {
-        (narrow(self.outer.0), narrow(self.outer.1 * self.positions()))
+        (usize_of(self.outer.0), usize_of(self.outer.1 * self.positions()))
     }
 
     /// The path of the module, with the parameter's name where it is adapted without a layer.
@@ -474,8 +474,4 @@ fn token_ids(adapter: &Adapter, path: &str, tensor: &Stored) -> Result<(String, 
         return Err(Error::mismatch(describe(tensor), adapter.config.path.display().to_string(), problem));
     }
     Ok((suffix.clone(), ids.clone()))
-}
-
-fn narrow(count: u64) -> usize {
-    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
 }

@@ -14,6 +14,7 @@ use crate::model::weight::Weight;
 use crate::naming::Shift;
 use crate::placement::{Landable, Prepared, is_transposed, prepare};
 use crate::plan::{Budget, map_within};
+use crate::tensor::usize_of;
 
 /// A change that waits for the weight it belongs to.
 pub struct Pending {
@@ -95,7 +96,7 @@ impl<'a> Home<'a> {
         let target = base.stored(&name);
         let transposed = is_transposed(base, job, lora, &target)?;
         let prepared = prepare(base, job, lora, &target)?;
-        let rank = super::narrow(lora.rank());
+        let rank = usize_of(lora.rank());
         let weight = Arc::new(base.weight(&name, None)?);
         Ok(Pending { slot, source, strength: job.strength, rank, prepared, transposed, weight })
     }

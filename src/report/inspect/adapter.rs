@@ -78,10 +78,9 @@ pub fn dialect(name: &str) -> &str {
 
 /// The methods with their counts, or the config's word for the one there is.
 pub fn method(facts: &AdapterFacts) -> String {
-    let spelt = if facts.method == "LORA" { "LoRA" } else { &facts.method };
     let counted = |sum: &Sum| format!("{} {}", sum.modules, sum.name);
     let found = match facts.methods.as_slice() {
-        [] => spelt.to_owned(),
+        [] => facts.adapter.config.kind.map_or(facts.method.as_str(), |kind| kind.title).to_owned(),
         [one] => one.name.clone(),
         several => several.iter().map(counted).collect::<Vec<_>>().join(", "),
     };

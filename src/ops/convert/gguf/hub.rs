@@ -50,9 +50,13 @@ pub fn make(base: &Base, mix: Option<Mix>) -> Result<Made> {
     let directory = base.checkpoint.directory();
     let config_path = directory.join("config.json");
     let unsupported = |what: String| Error::unsupported(&config_path, what);
-    let config = base.config.as_ref().ok_or_else(|| {
-        Error::unsupported(directory, "has no config.json, and a GGUF file needs the sizes of the model")
-    })?;
+    let config = &base
+        .config
+        .as_ref()
+        .ok_or_else(|| {
+            Error::unsupported(directory, "has no config.json, and a GGUF file needs the sizes of the model")
+        })?
+        .raw;
     let said = Hyperparameters::of(config).map_err(unsupported)?;
     let arch = gguf_arch(&said.family.arch).ok_or_else(|| unsupported("is of an unknown architecture".into()))?;
     let mut notes = said.notes.clone();
@@ -87,7 +91,7 @@ pub fn make(base: &Base, mix: Option<Mix>) -> Result<Made> {
         info.dtype = ggml.dtype();
         let elements = info.shape.elements().and_then(|elements| ggml.bytes_of(elements));
         info.bytes = elements.ok_or_else(|| unsupported(format!("tensor `{}` is too large", info.name)))?;
-        tensors.push(source(base, &said.config, group, ggml)?);
+        tensors.push(source(base, group, ggml)?);
     }
     tokenizer.keys.into_iter().for_each(|(key, value)| metadata.set(&key, value));
     Ok(Made { metadata, infos, tensors, notes })
@@ -279,7 +283,7 @@ fn complete(base: &Base, arch: &GgufArch, config: &Map<String, Json>, groups: &[
 }
 
 /// How a tensor comes into the file.
-fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType) -> Result<Source> {
+fn source(base: &Base, group: Group, ggml: GgmlType) -> Result<Source> {
     let same = |stored: &Stored| stored.info.dtype == ggml.dtype();
     if group.rows.is_none() && group.added == 0.0 && group.members.values().all(same) {
         return Ok(Source::Copied(group.members.into_values().collect()));
@@ -293,7 +297,7 @@ fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType)
         }
         let shape = stored.info.shape.as_slice();
         let rows = shape.first().and_then(|rows| usize::try_from(*rows).ok()).unwrap_or(0);
-        let order = group.rows.map(|rule| order(base, config, name, rows, rule)).transpose()?;
+        let order = group.rows.map(|rule| order(base, name, rows, rule)).transpose()?;
         // The rows of a bias are its values.
         let cols = if order.is_some() && shape.len() == 1 { Some(1) } else { None };
         parts.push(Part { weight: base.weight(name, cols)?, order: order.map(Arc::new), added: group.added });
@@ -301,8 +305,8 @@ fn source(base: &Base, config: &Map<String, Json>, group: Group, ggml: GgmlType)
     Ok(Source::Packed(Arc::new(Packed::new(group.name, parts, ggml))))
 }
 
-fn order(base: &Base, config: &Map<String, Json>, name: &str, rows: usize, rule: RowOrder) -> Result<Vec<usize>> {
-    let counts = HeadCounts::of(config).unwrap_or(HeadCounts { heads: 0, kv_heads: 0 });
+fn order(base: &Base, name: &str, rows: usize, rule: RowOrder) -> Result<Vec<usize>> {
+    let counts = base.config.as_ref().and_then(HeadCounts::of).unwrap_or(HeadCounts { heads: 0, kv_heads: 0 });
     rule.rows(rows, counts).map_err(|what| Error::malformed(base.checkpoint.root(), format!("tensor `{name}`"), what))
 }
 

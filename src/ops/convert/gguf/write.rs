@@ -57,7 +57,7 @@ pub fn write(
     let mut report = CheckpointReport {
         input: options.input.clone(),
         out: write.out.clone(),
-        format: input.files().first().map_or("", |file| file.format.name()).into(),
+        format: input.files().first().map_or("", |file| file.format.name).into(),
         dry_run: write.dry_run,
         part: write.part.map(|part| format!("{}/{}", part.part, part.parts)),
         copied: count - packed.len(),

@@ -66,10 +66,10 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
     problems
 }
 
-/// Whether a tensor is empty because AdaLoRA left its module no rank: it keeps both dimensions, and what ZeRO-3 leaves has one.
+/// Whether a tensor is empty because its method left its module no rank: it keeps both dimensions, and what ZeRO-3 leaves has one.
 fn is_without_rank(config: &AdapterConfig, info: &TensorInfo) -> bool {
     let is_factor = ["lora_A", "lora_B", "lora_E"].iter().any(|part| info.name.contains(part));
-    config.method == "ADALORA" && is_factor && info.shape.as_slice().len() == 2
+    config.kind.is_some_and(|kind| kind.drops_ranks) && is_factor && info.shape.as_slice().len() == 2
 }
 
 /// What no weight can hold, where the config does not say so already.

@@ -32,6 +32,7 @@ pub use summary::{DifferingTensor, UnmergeReport};
 
 /// What is taken out of what, and how.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct UnmergeOptions {
     /// The merged model.
     pub merged: PathBuf,

@@ -127,7 +127,7 @@ impl Builder<'_> {
         check_shape(&found, &stored)?;
         let (name, same) = (stored.info.name.clone(), stored.info.dtype == found.info.dtype);
         let (shape, expected, otherwise) = if same {
-            (matrix(&stored), Expected::Stored(stored.clone()), Otherwise::Found)
+            (stored.rows_cols(), Expected::Stored(stored.clone()), Otherwise::Found)
         } else {
             let (own, other) = (Weight::new(stored.clone(), None)?, Weight::new(found.clone(), None)?);
             self.refuse_scaled(&name, own.packing)?;
@@ -172,7 +172,7 @@ impl Builder<'_> {
         let weight = match &target.replacement {
             Some(tensor) if target.pieces.is_empty() && tensor.info.dtype == found.info.dtype => {
                 check_shape(&found, tensor)?;
-                let pair = Pair::new(name.into(), Expected::Stored(tensor.clone()), found, matrix(tensor));
+                let pair = Pair::new(name.into(), Expected::Stored(tensor.clone()), found, tensor.rows_cols());
                 return Ok((pair, None));
             }
             Some(tensor) => Weight::new(tensor.clone(), target.cols)?,
@@ -240,13 +240,6 @@ impl Builder<'_> {
         let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, and of another dtype in MERGED");
         Err(Error::unsupported(self.base.checkpoint.root(), what))
     }
-}
-
-/// Rows and columns of a tensor that is only compared.
-fn matrix(tensor: &Stored) -> (usize, usize) {
-    let (rows, cols) = tensor.info.shape.rows_cols();
-    let narrow = |count| usize::try_from(count).expect("a mapped tensor fits the address space");
-    (narrow(rows), narrow(cols))
 }
 
 fn check_shape(found: &Stored, other: &Stored) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::Spot;
 use crate::placement::Landable;
-use crate::tensor::{Shape, TensorInfo};
+use crate::tensor::{Shape, TensorInfo, usize_of};
 
 /// The pairs that `lora` is at `spots`, by module.
 ///
@@ -64,12 +64,11 @@ fn rows_at(stored: &Stored, spots: &[&Spot]) -> Result<Stored> {
     {
         return Ok(Stored { map: stored.map.clone(), info, start: stored.start + spot.take.start * row });
     }
-    let narrow = |count: u64| usize::try_from(count).expect("below the length of bytes in memory");
     let data = stored.view()?.data;
     let mut held = vec![0; bytes];
     for spot in spots {
-        let (from, to) = (narrow(spot.take.start * row), narrow(spot.at * row));
-        let count = narrow((spot.take.end - spot.take.start) * row);
+        let (from, to) = (usize_of(spot.take.start * row), usize_of(spot.at * row));
+        let count = usize_of((spot.take.end - spot.take.start) * row);
         held[to..to + count].copy_from_slice(&data[from..from + count]);
     }
     Ok(Stored::held(&stored.map, info, held))

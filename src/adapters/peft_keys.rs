@@ -5,63 +5,34 @@
 //! wrappers (`modules_to_save.default`).
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use super::Role;
+use foldhash::HashSet;
+
+use super::methods::known;
 use super::wrappers::{FRONTS, without_wrappers};
+use crate::naming::{Key, Role};
 
-/// What stands before the first underscore of the other methods' tensors (PEFT 0.21, `tuners/*/model.py`), each in a segment of its own.
-const TUNERS: [&str; 33] = [
-    "hada",
-    "lokr",
-    "ia3",
-    "oft",
-    "boft",
-    "hra",
-    "vera",
-    "pvera",
-    "vblora",
-    "unilora",
-    "tinylora",
-    "fourierft",
-    "waveft",
-    "c3a",
-    "miss",
-    "bone",
-    "randlora",
-    "road",
-    "shira",
-    "hira",
-    "glora",
-    "gralora",
-    "delora",
-    "lily",
-    "peanut",
-    "psoft",
-    "frod",
-    "deft",
-    "beft",
-    "adamss",
-    "osf",
-    "poly",
-    "supertuning",
-];
+/// What the methods say of the names of their tensors.
+struct Names {
+    prefixes: HashSet<&'static str>,
+    segments: HashSet<&'static str>,
+    parameters: HashSet<&'static str>,
+}
 
-/// Parts of LoRA-like tensors that belong to a method of their own.
-const LORA_PARTS: [&str; 1] = ["lora_E"];
+static NAMES: LazyLock<Names> = LazyLock::new(|| Names {
+    prefixes: known().flat_map(|kind| kind.prefixes).copied().collect(),
+    segments: known().flat_map(|kind| kind.segments).copied().collect(),
+    parameters: known().flat_map(|kind| kind.parameters).copied().collect(),
+});
+
+/// Whether a segment is that of a tensor of a method with prefixes of its own.
+fn is_of_method(segment: &str) -> bool {
+    segment.split_once('_').is_some_and(|(method, _)| NAMES.prefixes.contains(method))
+}
 
 /// The wrapper around a frozen layer.
 const FROZEN: &str = "base_layer";
-
-/// A key, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Key {
-    /// Module path without wrappers.
-    pub module: String,
-    /// How many wrappers stood at the end of the path: nested parameter adapters of one module differ in nothing else.
-    pub nesting: usize,
-    /// What the tensor is.
-    pub role: Role,
-}
 
 /// Takes a key apart; every key has some meaning, [`Role::Whole`] if nothing else.
 pub fn parse(key: &str) -> Key {
@@ -90,18 +61,11 @@ pub fn parse(key: &str) -> Key {
 }
 
 /// Parts of LoRA after which an adapter's name can stand.
-const NAMED: [&str; 7] = [
-    "lora_A",
-    "lora_B",
-    "lora_E",
-    "lora_embedding_A",
-    "lora_embedding_B",
-    "lora_magnitude_vector",
-    "trainable_tokens_delta",
-];
+const NAMED: [&str; 6] =
+    ["lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "trainable_tokens_delta"];
 
-/// What an adapter's name is not: parameters, and the parts of GLoRA and PSOFT (PEFT 0.21, `tuners/{glora,psoft}/layer.py`).
-const PARAMETERS: [&str; 8] = ["weight", "bias", "Xd", "Xu", "X", "zeros", "vector_a", "vector_b"];
+/// What an adapter's name is not, nor any of the methods' own parameters.
+const PARAMETERS: [&str; 2] = ["weight", "bias"];
 
 /// The adapter's name in a key, where it still stands there: `reference` in `a.lora_A.reference.weight`.
 pub fn adapter_name(key: &str) -> Option<&str> {
@@ -126,12 +90,13 @@ fn name_at(key: &str) -> Option<(usize, usize)> {
     while let Some(dot) = key[..end].rfind('.') {
         let name = after.map(|(from, to)| &key[from..to]);
         let segment = &key[dot + 1..end];
-        let is_name = name.is_some_and(|name| !PARAMETERS.contains(&name));
+        let is_name = name.is_some_and(|name| !PARAMETERS.contains(&name) && !NAMES.parameters.contains(name));
         let is_number = name.is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()));
-        let tuner = segment.split_once('_').is_some_and(|(method, _)| TUNERS.contains(&method));
-        if NAMED.contains(&segment) || segment == "modules_to_save" || tuner {
+        let is_whole = segment == "modules_to_save";
+        let is_of_method = is_of_method(segment);
+        if NAMED.contains(&segment) || NAMES.segments.contains(segment) || is_whole || is_of_method {
             // A module that is saved whole has a parameter behind the name.
-            let fits = is_name && !(tuner && is_number) && !(segment == "modules_to_save" && last);
+            let fits = is_name && !(is_of_method && is_number) && !(is_whole && last);
             return after.filter(|_| fits);
         }
         last = after.is_none();
@@ -164,12 +129,11 @@ fn role_of(segments: &[&str]) -> (usize, Role) {
                 return split_whole(segments, at, named, Role::Whole);
             }
             "original_module" if !rest.is_empty() => return split_whole(segments, at, rest, Role::Frozen),
-            "ranknum" => Role::Part("ranknum".into()),
             "ln_tuning_layers" if !rest.is_empty() => {
                 return split_whole(segments, at, &rest[rest.len() - 1..], Role::Whole);
             }
-            other if LORA_PARTS.contains(&other) && plain(rest) => Role::Part(other.to_owned()),
-            other if other.split_once('_').is_some_and(|(method, _)| TUNERS.contains(&method)) => {
+            other if NAMES.segments.contains(other) && plain(rest) => Role::Part(other.to_owned()),
+            other if is_of_method(other) => {
                 let inner = rest.iter().filter(|segment| !["weight", "default"].contains(*segment));
                 Role::Part(std::iter::once(&other).chain(inner).copied().collect::<Vec<_>>().join("."))
             }

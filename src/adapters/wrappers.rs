@@ -7,7 +7,8 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 
-use super::{Role, peft};
+use super::peft_keys;
+use crate::naming::Role;
 
 /// Modules that wrap others wherever they stand, and mean nothing for what the key belongs to (FSDP, activation checkpointing,
 /// `torch.compile` in torch 2; Lightning).
@@ -79,7 +80,7 @@ fn has_frozen(key: &str) -> bool {
 
 /// The name that a tensor of a PEFT model has in the model itself; `None` for a tensor of an adapter, whose name is noted.
 fn of_model(key: &str, adapters: &mut BTreeSet<String>) -> Option<String> {
-    let parsed = peft::parse(key);
+    let parsed = peft_keys::parse(key);
     let own = |parameter: &str| {
         let module = &parsed.module;
         if module.is_empty() { parameter.to_owned() } else { format!("{module}.{parameter}") }
