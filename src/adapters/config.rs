@@ -141,6 +141,8 @@ pub struct AdapterConfig {
     pub ensure_weight_tying: bool,
     /// The base's name, as the writer knew it.
     pub base_model: Option<String>,
+    /// Factors of three dimensions hold a pair for each expert, and this merges them.
+    pub stacks_merged_by: Option<&'static str>,
     /// What only a file of llama.cpp says.
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
@@ -172,7 +174,11 @@ impl AdapterConfig {
         Self::parse(path.clone(), json::read_object(&path)?)
     }
 
-    fn parse(path: PathBuf, raw: Map<String, Value>) -> Result<Self> {
+    /// The settings `raw`, as they stand in `path`.
+    ///
+    /// # Errors
+    /// When one of them is missing, of another kind or contradicts another.
+    pub(crate) fn parse(path: PathBuf, raw: Map<String, Value>) -> Result<Self> {
         let fields = Fields { path: &path, raw: &raw };
         let method = match fields.text("peft_type")? {
             Some(method) => method.to_uppercase(),
@@ -201,6 +207,7 @@ impl AdapterConfig {
             token_indices: fields.token_indices(token_key)?,
             ensure_weight_tying: fields.flag("ensure_weight_tying")?,
             base_model: fields.text("base_model_name_or_path")?.map(str::to_owned),
+            stacks_merged_by: None,
             llama_cpp: None,
             method,
             path,
@@ -224,6 +231,7 @@ impl AdapterConfig {
             token_indices: Vec::new(),
             ensure_weight_tying: false,
             base_model: None,
+            stacks_merged_by: None,
             llama_cpp: None,
             raw: Map::new(),
             owners: OnceLock::new(),

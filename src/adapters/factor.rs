@@ -97,7 +97,8 @@ impl Factor {
         if out.is_empty() {
             return Ok(());
         }
-        let elements = self.elements()?;
+        let at = |row: usize, col: usize| self.origin + row * self.row_stride + col * self.col_stride;
+        let elements = self.elements(at(rows.start, cols.start)..at(rows.end - 1, cols.end - 1) + 1)?;
         if self.col_stride == 1 {
             for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
                 elements.run(self.origin + row * self.row_stride + cols.start, line);
@@ -145,8 +146,14 @@ impl Factor {
         }
     }
 
-    fn elements(&self) -> Result<Elements<'_>> {
+    /// The elements behind it, at least those of `span`.
+    fn elements(&self, span: Range<usize>) -> Result<Elements<'_>> {
         Ok(match &self.home {
+            Home::Stored(tensor, float) if tensor.map.is_made() => {
+                let width = float.bytes();
+                let bytes = tensor.read((span.start * width) as u64, (span.len() * width) as u64)?;
+                Elements::Made(bytes.into_owned(), *float, span.start)
+            }
             Home::Stored(tensor, float) => Elements::Stored(tensor.view()?.data, *float),
             Home::Held(values) => Elements::Held(values),
         })
@@ -156,6 +163,8 @@ impl Factor {
 /// The elements behind a view, ready to be read.
 enum Elements<'a> {
     Stored(&'a [u8], Float),
+    /// Those from an element on.
+    Made(Vec<u8>, Float, usize),
     Held(&'a [f32]),
 }
 
@@ -163,13 +172,16 @@ impl Elements<'_> {
     /// Decodes neighbours from element `first` on.
     fn run(&self, first: usize, out: &mut [f32]) {
         match self {
-            Self::Stored(data, float) => {
-                let width = float.bytes();
-                float.decode(&data[first * width..(first + out.len()) * width], out);
-            }
+            Self::Stored(data, float) => decode(data, *float, first, out),
+            Self::Made(data, float, start) => decode(data, *float, first - start, out),
             Self::Held(values) => out.copy_from_slice(&values[first..first + out.len()]),
         }
     }
+}
+
+fn decode(data: &[u8], float: Float, first: usize, out: &mut [f32]) {
+    let width = float.bytes();
+    float.decode(&data[first * width..(first + out.len()) * width], out);
 }
 
 #[cfg(test)]

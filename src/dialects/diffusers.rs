@@ -2,14 +2,15 @@
 //! Source: diffusers 0.42 `loaders/lora_base.py`, `utils/peft_utils.py`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::dialect::{Dialect, Form};
 use super::files::{Facts, Files, column, matrix};
 use super::peft::new_adapter::NewAdapter;
 use super::peft::new_config;
 use super::pieces::{Pair, Pieces};
+use super::spell::Wanted;
 use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::components;
@@ -17,14 +18,22 @@ use crate::naming::scheme::scheme;
 use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::tensor::Float;
 
+/// diffusers: names below those of components.
+pub const DIFFUSERS: Dialect = Dialect {
+    name: "diffusers",
+    title: "diffusers",
+    form: Form::Either,
+    files: &["pytorch_lora_weights.safetensors"],
+    names: Wanted::Diffusers,
+    pipelines: true,
+    write: Some(|pieces, facts| write(&pieces, facts)),
+    ..Dialect::PLAIN
+};
+
 /// The file, alone or in a directory.
-///
-/// # Errors
-/// When diffusers cannot express a change.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, out: &Path) -> Result<Files> {
+fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("diffusers").expect("the tables are part of the program");
-    let single = out.extension().is_some_and(|extension| extension == "safetensors");
-    let mut files = Files { weights: "pytorch_lora_weights.safetensors".into(), single, ..Files::default() };
+    let mut files = Files { single: facts.is_file, ..Files::of(&DIFFUSERS, &[]) };
     if let Some(other) = pieces.methods.first() {
         let what = format!(
             "`{}` is changed by {}, which diffusers loads as LoRA or not at all",

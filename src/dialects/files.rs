@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
+use super::dialect::{Dialect, Form};
 use super::gguf::rows as gguf_rows;
 use super::pieces::{Magnitude, Pair};
 use crate::adapters::Adapter;
@@ -10,7 +13,7 @@ use crate::formats::gguf::Metadata;
 use crate::naming::arch::Arch;
 use crate::pairs::Bytes;
 use crate::pairs::matrix::Grid;
-use crate::tensor::{Float, Shape};
+use crate::tensor::{Float, GgmlType, Shape};
 
 /// Key, shape, values.
 pub type Tensor = (String, Shape, Bytes);
@@ -23,6 +26,21 @@ pub struct Facts<'a> {
     pub family: Option<&'static Arch>,
     /// The dtype of what is written; that of every tensor if not given.
     pub float: Option<Float>,
+    /// What is known of the model, and what is wished for.
+    pub wishes: Wishes<'a>,
+    /// One file is written.
+    pub is_file: bool,
+}
+
+/// What is known of the model, and what is wished for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes<'a> {
+    /// `config.json` of the model.
+    pub config: Option<&'a Map<String, Value>>,
+    /// `--arch`.
+    pub arch: Option<&'a str>,
+    /// `--quant`.
+    pub quant: Option<GgmlType>,
 }
 
 /// Files of an output.
@@ -50,6 +68,15 @@ pub struct Files {
     pub padded: usize,
     /// What the reader of the report should know.
     pub notes: Vec<String>,
+}
+
+impl Files {
+    /// Nothing yet; called as in `dialect`, with `metadata` in the header.
+    pub fn of(dialect: &Dialect, metadata: &[(&str, &str)]) -> Self {
+        let metadata = metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let weights = dialect.files.first().copied().unwrap_or_default().into();
+        Self { weights, metadata, single: matches!(dialect.form, Form::File(_)), ..Self::default() }
+    }
 }
 
 impl Facts<'_> {

@@ -1,9 +1,11 @@
 //! One file with α beside the factors: sd-scripts (flattened names) and ComfyUI (dotted names of the original model).
 //! Sources: sd-scripts `networks/lora.py`, ComfyUI `comfy/lora.py`.
 
+use super::dialect::{Dialect, Form};
 use super::files::{Facts, Files, Tensor, column, matrix};
 use super::peft::write::cast;
 use super::pieces::Pieces;
+use super::spell::Wanted;
 use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::arch;
@@ -11,6 +13,29 @@ use crate::naming::components;
 use crate::naming::scheme::{Scheme, scheme};
 use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
+
+/// sd-scripts: flattened names.
+pub const KOHYA: Dialect = Dialect {
+    name: "kohya",
+    title: "kohya",
+    form: Form::File("safetensors"),
+    names: Wanted::Kohya,
+    pipelines: true,
+    own_alphas: true,
+    write: Some(|pieces, facts| write(&KOHYA, &pieces, facts)),
+    ..Dialect::PLAIN
+};
+
+/// ComfyUI: dotted names of the original model.
+pub const COMFYUI: Dialect = Dialect {
+    name: "comfyui",
+    title: "ComfyUI",
+    form: Form::File("safetensors"),
+    names: Wanted::Original,
+    pipelines: true,
+    write: Some(|pieces, facts| write(&COMFYUI, &pieces, facts)),
+    ..Dialect::PLAIN
+};
 
 /// Family → what sd-scripts calls it.
 const VERSIONS: [(&str, &str); 8] = [
@@ -27,13 +52,11 @@ const VERSIONS: [(&str, &str); 8] = [
 /// Methods that are read below dotted names.
 const DOTTED: [&str; 3] = ["LoHa", "LoKr", "full difference"];
 
-/// The file, in the names of `dialect`: `kohya` or `comfyui`.
-///
-/// # Errors
-/// When the dialect cannot express a change.
-pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+/// The file, in the names of one of the two.
+fn write(of: &Dialect, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let dialect = of.name;
     let scheme = scheme(dialect).expect("the tables are part of the program");
-    let mut files = Files { weights: "adapter.safetensors".into(), single: true, hashed: true, ..Files::default() };
+    let mut files = Files { hashed: true, ..Files::of(of, &[]) };
     let several =
         pieces.paths().any(|path| matches!(components::split(path), Some(("text_encoder_2" | "text_encoder_3", _))))
             || facts.family.is_some_and(|family| ["sdxl", "sd3", "flux"].contains(&family.name()));
@@ -103,8 +126,8 @@ fn others(
 ) -> Result<()> {
     for other in &pieces.methods {
         let (module, kind) = (name(&other.path)?, other.method.kind());
-        let lycoris = facts.adapter.dialect != "peft" || ["LoHa", "LoKr"].contains(&kind);
-        let known = lycoris && (scheme.is_flattened() || DOTTED.contains(&kind));
+        let lycoris = Dialect::of(facts.adapter.dialect).lycoris;
+        let known = (lycoris || ["LoHa", "LoKr"].contains(&kind)) && (scheme.is_flattened() || DOTTED.contains(&kind));
         let numbers = other.method.rank().zip(other.method.scale());
         let mut has_alpha = false;
         for (role, tensor) in other.method.tensors() {
@@ -128,7 +151,7 @@ fn others(
             _ if has_alpha => continue,
             (Some((rank, scale)), _) => scale * rank as f64,
             // Two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
-            (None, Some(scale)) if kind == "LoKr" && facts.adapter.dialect == "peft" && scale != 1.0 => {
+            (None, Some(scale)) if kind == "LoKr" && !lycoris && scale != 1.0 => {
                 let what = format!(
                     "`{}` is two whole Kronecker factors times {scale}; here they cannot be scaled",
                     other.path

@@ -230,8 +230,8 @@ fn is_stack(adapter: &Adapter, module: &Module) -> bool {
 fn pair(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {
     let path = &module.path;
     let stacked = is_stack(adapter, module);
-    // Three dimensions are a convolution of one, or in mlx-lm's names a stack of experts.
-    if stacked || adapter.dialect == "mlx" && lora.down.info.shape.as_slice().len() > 2 {
+    // Three dimensions are a convolution of one, or a stack of experts.
+    if stacked || adapter.config.stacks_merged_by.is_some() && lora.down.info.shape.as_slice().len() > 2 {
         let what = format!("`{path}` adapts parameters without a layer of their own, which only PEFT stores");
         return Err(Error::unsupported(&adapter.root, what));
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::dialect::Dialect;
 use super::pieces::{Column, Pair, Pieces};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
@@ -13,9 +14,6 @@ use crate::pairs::matrix::Grid;
 
 /// How flattened names begin.
 const FLAT: [&str; 3] = ["lora_", "lycoris_", "oft_unet_"];
-
-/// Dialects of adapters for pipelines.
-const PIPELINES: [&str; 4] = ["kohya", "comfyui", "diffusers", "xlabs"];
 
 /// What became of the names.
 #[derive(Debug, Default)]
@@ -174,7 +172,7 @@ pub fn is_of_pipeline(adapter: &Adapter, path: &str) -> bool {
         return is_flat(path);
     }
     let of_family = || arch::archs().iter().any(|family| !family.components().is_empty() && family.knows(path));
-    components::split(path).is_some() && (PIPELINES.contains(&adapter.dialect) || of_family())
+    components::split(path).is_some() && (Dialect::of(adapter.dialect).pipelines || of_family())
 }
 
 /// Whether the path has underscores for dots.

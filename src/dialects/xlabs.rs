@@ -6,15 +6,29 @@
 
 use std::collections::BTreeMap;
 
+use super::dialect::{Dialect, Form};
 use super::evened::Evened;
 use super::files::{Facts, Files, matrix};
 use super::pieces::{Pair, Pieces};
-use super::spell::{self, Respelled};
-use crate::adapters::Adapter;
+use super::spell::{self, Respelled, Wanted};
 use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::arch::arch;
 use crate::naming::scheme::scheme;
+
+/// XLabs, known by the names of processors.
+pub const XLABS: Dialect = Dialect {
+    name: "xlabs",
+    title: "XLabs",
+    form: Form::File("safetensors"),
+    // Split first: the processors hold a part of a fused weight.
+    names: Wanted::Diffusers,
+    pipelines: true,
+    family: Some("flux"),
+    fit,
+    write: Some(|pieces, facts| write(&pieces, facts)),
+    ..Dialect::PLAIN
+};
 
 /// What a processor of a block changes, below the block.
 const BLOCKS: [(&str, &[&str]); 2] = [
@@ -29,7 +43,7 @@ const WIDE: u64 = 5;
 ///
 /// # Errors
 /// When parts cannot be fused.
-pub fn fit(adapter: &Adapter, pieces: &mut Pieces, done: &mut Respelled) -> Result<()> {
+fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
     let [xlabs, flux] = ["xlabs", "flux"].map(|name| arch(name).expect("the tables are part of the program"));
     let spots = |pair: &Pair| {
         let size = (pair.up.size.0, pair.down.size.1);
@@ -40,17 +54,16 @@ pub fn fit(adapter: &Adapter, pieces: &mut Pieces, done: &mut Respelled) -> Resu
             None
         }
     };
-    spell::move_pairs(adapter, pieces, spots, done)
+    spell::move_pairs(facts.adapter, pieces, spots, done)
 }
 
 /// The file.
 ///
 /// # Errors
 /// When a change is none that a processor holds.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("xlabs").expect("the tables are part of the program");
-    let mut files = Files { weights: "adapter.safetensors".into(), single: true, ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
+    let mut files = Files::of(&XLABS, &[("format", "pt")]);
     if let Some(other) = pieces.methods.first() {
         let what = format!("`{}` is changed by {}, and XLabs stores LoRA only", other.path, other.method.kind());
         return Err(facts.refuse(what).hint("make it LoRA: --as lora"));

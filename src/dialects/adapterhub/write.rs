@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
+use super::ADAPTERHUB;
 use super::places::{Planned, plan};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
-use crate::dialects::gguf::write::Wishes;
 use crate::dialects::peft::write::cast;
 use crate::dialects::pieces::{Other, Pieces, most_frequent};
 use crate::dialects::spell::is_of_pipeline;
@@ -31,12 +31,11 @@ const IA3: &str = "IA³";
 ///
 /// # Errors
 /// When the library cannot express a change, or the family of the model decides and is not known.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     refuse(pieces, facts)?;
     let paths: Vec<&str> = pieces.paths().map(String::as_str).collect();
-    let planned = plan(&paths, facts, wishes)?;
-    let mut files = Files { weights: "adapter.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
+    let planned = plan(&paths, facts)?;
+    let mut files = Files::of(&ADAPTERHUB, &[("format", "pt")]);
     if planned.open_end {
         files.notes.push(
             "the number of layers is not known without the model (--base): layers behind the last one that is changed get \
@@ -50,7 +49,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     } else {
         vectors(pieces, facts, &planned, name.unwrap_or("ia3"), &mut files)?
     };
-    let hidden = wishes.config.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
+    let hidden =
+        facts.wishes.config.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
     let mut whole = Map::new();
     whole.insert("config".into(), config);
     whole.insert("hidden_size".into(), hidden.or_else(|| planned.hidden(pieces)).unwrap_or_default());
@@ -62,8 +62,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     Ok(files)
 }
 
-fn is_own(facts: &Facts<'_>) -> bool {
-    facts.adapter.dialect == "adapterhub"
+/// Whether the adapter is AdapterHub's already, and says its own name and model.
+pub(super) fn is_own(facts: &Facts<'_>) -> bool {
+    facts.adapter.dialect == ADAPTERHUB.name
 }
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use super::rows::{Rows, Tensor};
-use super::{HeadCounts, Model, Part, Planned, metadata_of, plan};
+use super::{GGUF, HeadCounts, Model, Part, Planned, metadata_of, plan};
 use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
-use crate::dialects::files::{Facts, Files};
+use crate::dialects::files::{Facts, Files, Wishes};
 use crate::dialects::pieces::{Pair, Pieces, WholePiece};
 use crate::dialects::spell::{self, Respelled, is_of_pipeline};
 use crate::error::{Error, Result};
@@ -31,21 +31,12 @@ const PREFIXES: [(&str, &str); 3] =
 /// What the file is called.
 const NAME: &str = "general.name";
 
-/// What is known of the model, and what is wished for.
-pub struct Wishes<'a> {
-    /// `config.json` of the model.
-    pub config: Option<&'a Map<String, Json>>,
-    /// `--arch`.
-    pub arch: Option<&'a str>,
-    /// `--quant`.
-    pub quant: Option<GgmlType>,
-}
-
 /// Makes the modules those that the file has: by their names there, fused or split.
 ///
 /// # Errors
 /// When llama.cpp cannot express a change, or too little is known of the model.
-pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &mut Respelled) -> Result<()> {
+pub fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
+    let Facts { adapter, wishes, .. } = facts;
     refuse(adapter, pieces)?;
     let arch = architecture(adapter, wishes)?;
     pieces.pairs.iter_mut().for_each(|pair| pair.path = own_name(arch, &pair.path));
@@ -62,7 +53,8 @@ pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &m
 ///
 /// # Errors
 /// When a module has no place in it, or too little is known of the model.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let wishes = &facts.wishes;
     let arch = architecture(facts.adapter, wishes)?;
     let (root, pairs) = (&facts.adapter.root, &pieces.pairs);
     let text = wishes.config.map(text_config);
@@ -71,7 +63,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     let in_order = facts.adapter.config.llama_cpp.as_ref().is_some_and(|said| said.unordered);
     let parts: Vec<Part<'_>> = pairs.iter().map(part).collect();
     let (alpha, planned) = plan(root, arch, Model { counts, experts, in_order }, &parts)?;
-    let mut files = Files { weights: "adapter.gguf".into(), single: true, ..Files::default() };
+    let mut files = Files::of(&GGUF, &[]);
     let mut tensors = Vec::new();
     let (mut narrow, mut empty) = (0, 0);
     for planned in &planned {
@@ -112,6 +104,11 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
 }
 
 impl Wishes<'_> {
+    /// The width of the model.
+    pub(in crate::dialects) fn width(&self) -> Option<u64> {
+        text_config(self.config?).get("hidden_size").and_then(Json::as_u64)
+    }
+
     fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
         let said = adapter.config.llama_cpp.as_ref();
         let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
@@ -151,11 +148,6 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     });
     let other = experts::aliases(&path).into_iter().chain(others).find(known);
     if known(&path) { path } else { other.unwrap_or(path) }
-}
-
-/// The width of a model.
-pub fn width(config: &Map<String, Json>) -> Option<u64> {
-    text_config(config).get("hidden_size").and_then(Json::as_u64)
 }
 
 /// Queries alone do not tell how many rows of keys and values follow them where the three are one.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::MLX;
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
@@ -18,10 +19,9 @@ use crate::naming::scheme::scheme;
 ///
 /// # Errors
 /// When mlx-lm cannot express a change.
-pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
+pub(super) fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("mlx").expect("the tables are part of the program");
-    let mut files = Files { weights: "adapters.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "mlx".into()));
+    let mut files = Files::of(&MLX, &[("format", "mlx")]);
     refuse(&pieces, facts)?;
     let scale = most_frequent(&pieces.pairs);
     let mut evened = Evened::new(&pieces.pairs, scale);

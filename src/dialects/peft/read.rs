@@ -1,12 +1,10 @@
 //! PEFT: `adapter_config.json` and tensors below `base_model.model.`.
 
-use std::path::Path;
-
+use super::PEFT;
 use crate::adapters::config::{AdapterConfig, Scaling};
-use crate::adapters::options::Chosen;
 use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, refused};
 use crate::dialects::alphas::{Alphas, Survey};
-use crate::dialects::open::Opened;
+use crate::dialects::open::{Opened, Source};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::{Role, peft};
@@ -14,8 +12,9 @@ use crate::naming::{Role, peft};
 /// The method that may leave a module no rank.
 const ADALORA: &str = "ADALORA";
 
-pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &ReadOptions) -> Result<Opened> {
-    let mut config = AdapterConfig::read(root)?;
+pub(in crate::dialects) fn open(source: Source<'_>) -> Result<Opened> {
+    let mut config = source.config()?;
+    let Source { root, tensors, chosen, options, .. } = source;
     let keyed: Vec<(peft::Key, Stored)> = tensors
         .all()
         .filter_map(|stored| Some((peft::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
@@ -23,7 +22,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &
     let empty =
         keyed.iter().filter(|(key, stored)| key.role == Role::Down && stored.info.shape.rows_cols().0 == 0).count();
     let modules = settle(&mut config, &tensors, &keyed, options).and_then(|()| collect(&config, keyed));
-    let mut opened = Opened::new(root, "peft", config, tensors, modules);
+    let mut opened = Opened::new(root, &PEFT, config, tensors, modules);
     if empty > 0 && opened.config.method == ADALORA {
         opened.tensors.note(format!("AdaLoRA left {empty} modules no rank: they stay as they are"));
     }
@@ -58,6 +57,6 @@ fn collect(config: &AdapterConfig, keyed: Vec<(peft::Key, Stored)>) -> Result<Ve
         let change = Change::Inserted(Box::new(Inserted { kind, reason, tensors }));
         return Ok(vec![Module { path: String::new(), nesting: 0, change }]);
     }
-    let Gathered { modules, .. } = gather(keyed.into_iter(), config, "peft", false)?;
+    let Gathered { modules, .. } = gather(keyed.into_iter(), config, PEFT.name, false)?;
     Ok(modules)
 }

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::read::head_of;
+use super::{MODEL, TORCHTUNE};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
-use crate::dialects::gguf::write::Wishes;
 use crate::dialects::pieces::{Pieces, most_frequent};
-use crate::dialects::torchtune_heads;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::Role;
@@ -39,9 +39,9 @@ const MLP: [&str; 3] = ["mlp.w1", "mlp.w2", "mlp.w3"];
 ///
 /// # Errors
 /// When torchtune cannot express a change, or the config of the model is not at hand.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     refuse(pieces, facts)?;
-    let Some(model) = wishes.config else {
+    let Some(model) = facts.wishes.config else {
         let what = "torchtune puts the rows of queries and keys in the order of the model's heads, and there is no config of it";
         return Err(facts.refuse(what).hint("give the model, of which `config.json` is enough: --base PATH"));
     };
@@ -57,8 +57,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
     let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
-    let mut files = Files { weights: "adapter.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
+    let mut files = Files::of(&TORCHTUNE, &[("format", "pt")]);
     let (mut sizes, mut present) = (BTreeMap::new(), BTreeSet::new());
     for pair in &pieces.pairs {
         let Some((module, turned)) = names.renamed(&pair.path, Spelling::Original) else {
@@ -112,7 +111,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
         "use_dora": dora,
     });
     files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
-    files.beside.push((PathBuf::from("config.json"), json::render(&Value::Object(model.clone()))));
+    files.beside.push((PathBuf::from(MODEL), json::render(&Value::Object(model.clone()))));
     Ok(files)
 }
 
@@ -140,7 +139,7 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
 
 /// How many rows a head of the module has, where torchtune orders them in another way.
 fn heads(facts: &Facts<'_>, model: &Map<String, Value>, path: &str, rows: u64) -> Result<Option<u64>> {
-    torchtune_heads(Path::new("config.json"), model, path, rows).map_err(|problem| facts.refuse(problem.to_string()))
+    head_of(Path::new(MODEL), model, path, rows).map_err(|problem| facts.refuse(problem.to_string()))
 }
 
 /// Layer and the module below it.

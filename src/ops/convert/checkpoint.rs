@@ -166,15 +166,12 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
 
 /// What a checkpoint cannot be made into.
 fn check(options: &ConvertOptions) -> Result<()> {
-    match options.to {
-        None | Some(Target::Safetensors) => {}
-        Some(_) => {
-            // A file that cannot be read is none of both, and says why.
-            Checkpoint::open(&options.input)?;
-            let what = "is a checkpoint, and `--to` names a dialect of adapters";
-            return Err(Error::unsupported(&options.input, what)
-                .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
-        }
+    if options.to.is_some_and(|to| to != Target::SAFETENSORS) {
+        // A file that cannot be read is none of both, and says why.
+        Checkpoint::open(&options.input)?;
+        let what = "is a checkpoint, and `--to` names a dialect of adapters";
+        return Err(Error::unsupported(&options.input, what)
+            .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
     }
     if let Some(quant) = options.quant {
         return Err(Error::invalid("--quant", format!("`{}` is about GGUF, and safetensors are written", quant.name))
