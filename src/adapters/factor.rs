@@ -1,6 +1,7 @@
 //! A factor matrix as it lies in a mapped file or, where it was computed, in memory: transposed, or one expert's slice of a
 //! stack, without a copy.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -149,12 +150,11 @@ impl Factor {
     /// The elements behind it, at least those of `span`.
     fn elements(&self, span: Range<usize>) -> Result<Elements<'_>> {
         Ok(match &self.home {
-            Home::Stored(tensor, float) if tensor.map.is_made() => {
+            Home::Stored(tensor, float) => {
                 let width = float.bytes();
                 let bytes = tensor.read((span.start * width) as u64, (span.len() * width) as u64)?;
-                Elements::Made(bytes.into_owned(), *float, span.start)
+                Elements::Stored(bytes, *float, span.start)
             }
-            Home::Stored(tensor, float) => Elements::Stored(tensor.view()?.data, *float),
             Home::Held(values) => Elements::Held(values),
         })
     }
@@ -162,9 +162,8 @@ impl Factor {
 
 /// The elements behind a view, ready to be read.
 enum Elements<'a> {
-    Stored(&'a [u8], Float),
     /// Those from an element on.
-    Made(Vec<u8>, Float, usize),
+    Stored(Cow<'a, [u8]>, Float, usize),
     Held(&'a [f32]),
 }
 
@@ -172,16 +171,13 @@ impl Elements<'_> {
     /// Decodes neighbours from element `first` on.
     fn run(&self, first: usize, out: &mut [f32]) {
         match self {
-            Self::Stored(data, float) => decode(data, *float, first, out),
-            Self::Made(data, float, start) => decode(data, *float, first - start, out),
+            Self::Stored(data, float, start) => {
+                let (width, first) = (float.bytes(), first - start);
+                float.decode(&data[first * width..(first + out.len()) * width], out);
+            }
             Self::Held(values) => out.copy_from_slice(&values[first..first + out.len()]),
         }
     }
-}
-
-fn decode(data: &[u8], float: Float, first: usize, out: &mut [f32]) {
-    let width = float.bytes();
-    float.decode(&data[first * width..(first + out.len()) * width], out);
 }
 
 #[cfg(test)]

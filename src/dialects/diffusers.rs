@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value};
 
 use super::dialect::{Dialect, Form};
-use super::files::{Facts, Files, column, matrix};
+use super::files::{Facts, Files, column};
 use super::peft::new_adapter::NewAdapter;
 use super::peft::new_config;
 use super::pieces::{Pair, Pieces};
@@ -15,8 +15,7 @@ use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::components;
 use crate::naming::scheme::scheme;
-use crate::pairs::{Bytes, NewPair, PairKind};
-use crate::tensor::Float;
+use crate::pairs::{Bytes, NewPair};
 
 /// diffusers: names below those of components.
 pub const DIFFUSERS: Dialect = Dialect {
@@ -34,18 +33,7 @@ pub const DIFFUSERS: Dialect = Dialect {
 fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("diffusers").expect("the tables are part of the program");
     let mut files = Files { single: facts.is_file, ..Files::of(&DIFFUSERS, &[]) };
-    if let Some(other) = pieces.methods.first() {
-        let what = format!(
-            "`{}` is changed by {}, which diffusers loads as LoRA or not at all",
-            other.path,
-            other.method.kind()
-        );
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        return Err(facts
-            .refuse(format!("`{}.{}` is stored whole, which diffusers does not load", whole.path, whole.parameter)));
-    }
+    facts.only_pairs(pieces, "which diffusers loads as LoRA or not at all", "which diffusers does not load")?;
     let mut by_component: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
     for pair in &pieces.pairs {
         let Some((component, _)) = components::split(&pair.path) else {
@@ -54,10 +42,9 @@ fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
         };
         by_component.entry(component).or_default().push(pair);
         let key = |role: &Role| scheme.print(&pair.path, role).expect("diffusers has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), pair.down.clone(), facts.float));
-        files.tensors.push(matrix(key(&Role::Up), pair.up.clone(), facts.float));
+        files.add(scheme, &pair.path, (pair.down.clone(), pair.up.clone()), facts.float);
         if let Some(bias) = &pair.bias {
-            files.tensors.push(column(key(&Role::UpBias), bias.0.clone(), &[bias.0.size.0], facts.float));
+            files.tensors.push(column(key(&Role::UpBias), bias.clone(), &[bias.size.0], facts.float));
         }
         if let Some(magnitude) = facts.magnitude(pair, "diffusers")? {
             let count = magnitude.size.0;
@@ -88,16 +75,9 @@ fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
 
 /// PEFT's settings of one component.
 fn settings(component: &str, pairs: &[&Pair]) -> Map<String, Value> {
-    let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
     let pair = |pair: &&Pair| NewPair {
-        path: pair.path[component.len() + 1..].to_owned(),
-        kind: PairKind::Linear,
-        rank: usize::try_from(pair.rank()).unwrap_or(1),
-        alpha: pair.alpha(),
-        down: nothing(),
-        up: nothing(),
-        outer: (1, 1),
-        up_bias: pair.bias.as_ref().map(|_| nothing()),
+        up_bias: pair.bias.as_ref().map(|_| Bytes::none()),
+        ..NewPair::numbers(&pair.path[component.len() + 1..], pair.rank(), pair.alpha())
     };
     let adapter = NewAdapter { pairs: pairs.iter().map(pair).collect(), ..NewAdapter::default() };
     let mut config = new_config::render(&adapter);

@@ -6,11 +6,14 @@ use serde_json::{Map, Value};
 
 use super::dialect::{Dialect, Form};
 use super::gguf::rows as gguf_rows;
-use super::pieces::{Magnitude, Pair};
+use super::pieces::{Pair, Pieces};
+use super::spell::is_of_pipeline;
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::Metadata;
+use crate::naming::Role;
 use crate::naming::arch::Arch;
+use crate::naming::scheme::Scheme;
 use crate::pairs::Bytes;
 use crate::pairs::matrix::Grid;
 use crate::tensor::{Float, GgmlType, Shape};
@@ -77,6 +80,14 @@ impl Files {
         let weights = dialect.files.first().copied().unwrap_or_default().into();
         Self { weights, metadata, single: matches!(dialect.form, Form::File(_)), ..Self::default() }
     }
+
+    /// Adds the factors A and B of the module `path`, in the names of `scheme`.
+    pub fn add(&mut self, scheme: &Scheme, path: &str, (down, up): (Grid, Grid), float: Option<Float>) {
+        for (role, grid) in [(Role::Down, down), (Role::Up, up)] {
+            let key = scheme.print(path, &role).expect("every scheme has the roles of LoRA");
+            self.tensors.push(matrix(key, grid, float));
+        }
+    }
 }
 
 impl Facts<'_> {
@@ -91,12 +102,52 @@ impl Facts<'_> {
     /// When there is one per input.
     pub fn magnitude(&self, pair: &Pair, who: &str) -> Result<Option<Grid>> {
         match &pair.magnitude {
-            None => Ok(None),
-            Some(Magnitude::Outputs(grid)) => Ok(Some(grid.clone())),
-            Some(Magnitude::Inputs(_)) => Err(self.refuse(format!(
+            Some(magnitude) if magnitude.per_input => Err(self.refuse(format!(
                 "`{}` has a magnitude of DoRA per input; {who} knows only those per output",
                 pair.path
             ))),
+            own => Ok(own.as_ref().map(|magnitude| magnitude.grid.clone())),
+        }
+    }
+
+    /// Whether the pairs are DoRA.
+    ///
+    /// # Errors
+    /// When some are and others are not.
+    pub fn dora(&self, pairs: &[Pair], who: &str) -> Result<bool> {
+        let dora = pairs.iter().filter(|pair| pair.magnitude.is_some()).count();
+        if dora > 0 && dora < pairs.len() {
+            let what = "some modules have magnitudes of DoRA and others none";
+            return Err(self.refuse(format!("{what}; {who} has them everywhere or nowhere")));
+        }
+        Ok(dora > 0)
+    }
+
+    /// Refuses changes that are no pairs, each with the reason.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn only_pairs(&self, pieces: &Pieces, no_method: &str, no_whole: &str) -> Result<()> {
+        if let Some(other) = pieces.methods.first() {
+            let what = format!("`{}` is changed by {}, {no_method}", other.path, other.method.kind());
+            return Err(self.refuse(what).hint("make it LoRA: --as lora"));
+        }
+        match pieces.whole.first() {
+            Some(whole) => {
+                Err(self.refuse(format!("`{}.{}` is stored whole, {no_whole}", whole.path, whole.parameter)))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses adapters of diffusion pipelines; `who` loads others.
+    ///
+    /// # Errors
+    /// When it is one.
+    pub fn no_pipeline(&self, pieces: &Pieces, who: &str) -> Result<()> {
+        match pieces.paths().find(|path| is_of_pipeline(self.adapter, path)) {
+            Some(path) => Err(self.refuse(format!("`{path}` belongs to a diffusion pipeline; {who}"))),
+            None => Ok(()),
         }
     }
 }

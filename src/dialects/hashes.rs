@@ -66,7 +66,6 @@ pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> 
 fn each(bytes: &Bytes, rows: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
     match bytes {
         Bytes::Held { bytes, .. } => take(bytes),
-        Bytes::Stored(stored) if !stored.map.is_made() => take(stored.view()?.data),
         Bytes::Stored(stored) => {
             for first in (0..stored.info.bytes).step_by(PIECE_BYTES) {
                 take(&stored.read(first, (stored.info.bytes - first).min(PIECE_BYTES as u64))?);

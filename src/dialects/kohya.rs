@@ -92,10 +92,10 @@ fn write(of: &Dialect, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
         }
         if let Some(magnitude) = &pair.magnitude {
             let ones = pair.down.kernel.iter().map(|_| 1);
-            let count = magnitude.grid().size.0;
-            let shape: Vec<u64> = if magnitude.is_input() { vec![1, count] } else { vec![count, 1] };
+            let count = magnitude.grid.size.0;
+            let shape: Vec<u64> = if magnitude.per_input { vec![1, count] } else { vec![count, 1] };
             let shape: Vec<u64> = shape.into_iter().chain(ones).collect();
-            add(Role::Part("dora_scale".into()), &|key| column(key, magnitude.grid().clone(), &shape, facts.float))?;
+            add(Role::Part("dora_scale".into()), &|key| column(key, magnitude.grid.clone(), &shape, facts.float))?;
         }
         let alpha = alpha(facts, &pair.path, pair.alpha())?;
         add(Role::Alpha, &|key| (key, alpha.0.clone(), alpha.1.clone()))?;

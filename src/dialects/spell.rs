@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::dialect::Dialect;
-use super::pieces::{Column, Pair, Pieces};
+use super::pieces::{Magnitude, Pair, Pieces};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::naming::arch::{self, Arch, Spelling, Spot};
@@ -231,7 +231,7 @@ fn rearranged(pair: Pair, spots: &[Spot]) -> Pair {
     Pair {
         path: spots[0].module.clone(),
         up: column(pair.up),
-        bias: pair.bias.map(|bias| Column(column(bias.0))),
+        bias: pair.bias.map(column),
         magnitude: pair.magnitude.map(|magnitude| magnitude.map_rows(column)),
         ..pair
     }
@@ -257,7 +257,7 @@ fn split(pair: Pair, spots: &[Spot]) -> Result<Vec<Pair>> {
             path: spot.module.clone(),
             up,
             down,
-            bias: pair.bias.clone().map(|bias| Column(cut(bias.0))),
+            bias: pair.bias.clone().map(cut),
             magnitude: pair.magnitude.clone().map(|magnitude| magnitude.map_rows(cut)),
             ..pair.clone()
         })
@@ -321,7 +321,7 @@ fn fuse(adapter: &Adapter, module: String, parts: Vec<(Spot, Pair)>) -> Result<P
     if magnitudes > 0 && (magnitudes < parts.len() || covered < outputs) {
         return Err(refuse("some have magnitudes of DoRA and others none"));
     }
-    if magnitudes > 0 && parts.iter().any(|(_, pair)| pair.magnitude.as_ref().is_some_and(|m| m.is_input())) {
+    if magnitudes > 0 && parts.iter().any(|(_, pair)| pair.magnitude.as_ref().is_some_and(|own| own.per_input)) {
         return Err(refuse("their magnitudes are those of inputs, each norm over its own rows"));
     }
     if parts.iter().any(|(_, pair)| pair.is_conv()) {
@@ -350,15 +350,15 @@ fn fuse(adapter: &Adapter, module: String, parts: Vec<(Spot, Pair)>) -> Result<P
         }
         if let Some(own) = &pair.bias {
             let sum: Grid = bias.take().unwrap_or_else(|| Grid::zero((outputs, 1)));
-            bias = Some(sum.with(own.0.clone().rows(&spot.take).scaled(pair.scale / scale), (spot.at, 0)));
+            bias = Some(sum.with(own.clone().rows(&spot.take).scaled(pair.scale / scale), (spot.at, 0)));
         }
         if let Some(own) = &pair.magnitude {
             let sum: Grid = magnitude.take().unwrap_or_else(|| Grid::zero((outputs, 1)));
-            magnitude = Some(sum.with(own.grid().clone().rows(&spot.take), (spot.at, 0)));
+            magnitude = Some(sum.with(own.grid.clone().rows(&spot.take), (spot.at, 0)));
         }
     }
-    let magnitude = magnitude.map(super::pieces::Magnitude::Outputs);
-    Ok(Pair { path: module, down, up, bias: bias.map(Column), magnitude, embedding: false, scale })
+    let magnitude = magnitude.map(|grid| Magnitude { grid, per_input: false });
+    Ok(Pair { bias, magnitude, ..Pair::new(module, down, up, scale) })
 }
 
 fn same(left: &Grid, right: &Grid) -> Result<bool> {

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Serialize;
+
 use super::dialect::Dialect;
 use super::files::{Facts, Files, Wishes, rounded_note};
 use super::pieces::{Pieces, Stacks};
@@ -40,10 +42,27 @@ pub struct Asked<'a> {
 /// What was done.
 #[derive(Debug, Default)]
 pub struct Account {
-    /// The family of models, where names tell.
+    /// Whose names it has.
+    pub family: Family,
+    /// What became of its modules.
+    pub modules: Modules,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// The family of models that an adapter is for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Family {
+    /// Its name, where names tell.
     pub family: Option<String>,
-    /// What told the family.
+    /// What told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub family_by: Option<String>,
+}
+
+/// What became of the modules of an adapter.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Modules {
     /// Modules that are changed by low-rank pairs.
     pub pairs: usize,
     /// Modules that are changed by other methods.
@@ -56,12 +75,14 @@ pub struct Account {
     pub split: usize,
     /// Modules that were made of several.
     pub fused: usize,
+    /// Modules into whose factors a scale went.
+    pub folded: usize,
+    /// Modules whose rank was filled up with zeros.
+    pub padded: usize,
     /// Modules of another method that became pairs.
     pub made_pairs: usize,
     /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
     pub error: Option<f64>,
-    /// Things worth knowing.
-    pub notes: Vec<String>,
 }
 
 /// The adapter in the names and numbers of another dialect.
@@ -74,7 +95,7 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         return Err(Error::unsupported(&adapter.root, format!("{to} is not written")));
     };
     check(adapter, asked)?;
-    let mut done = Account::default();
+    let (mut done, mut modules) = (Account::default(), Modules::default());
     let hidden = asked.wishes.width();
     let stacks = if asked.dialect.takes_experts { Stacks::Apart(hidden) } else { Stacks::Refused };
     let mut pieces = pieces::collect(adapter, stacks)?;
@@ -103,7 +124,7 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     pieces.retain(asked.takes);
     if asked.as_lora {
         let made = as_lora::convert(adapter, &mut pieces, base.as_ref(), asked.float)?;
-        (done.made_pairs, done.error) = (made.count, made.error);
+        (modules.made_pairs, modules.error) = (made.count, made.error);
         done.notes.extend(made.notes);
     }
     let denoisers = denoisers::named(&pieces);
@@ -113,17 +134,20 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     (asked.dialect.fit)(&mut pieces, &facts, &mut respelled)?;
     // One of several that give the same names is none.
     facts.family = respelled.family.and(chosen.family);
-    done.family_by = facts.family.and(chosen.by);
-    done.family = facts.family.map(|family| family.name().to_owned());
+    let name = facts.family.map(|family| family.name().to_owned());
+    done.family = Family { family: name, family_by: facts.family.and(chosen.by) };
     done.notes.extend(chosen.notes);
-    (done.renamed, done.split, done.fused) = (respelled.renamed, respelled.split, respelled.fused);
-    (done.pairs, done.methods, done.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
-    if done.pairs + done.methods + done.whole == 0 {
+    (modules.renamed, modules.split, modules.fused) = (respelled.renamed, respelled.split, respelled.fused);
+    (modules.pairs, modules.methods, modules.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
+    if pieces.paths().next().is_none() {
         return Err(Error::unsupported(&adapter.root, "nothing is left of the adapter to be written"));
     }
     let rounded = pieces.pairs.iter().filter(|pair| pair.up.rounds()).count();
     done.notes.extend(rounded_note(rounded));
-    let files = write(pieces, &facts)?;
+    let mut files = write(pieces, &facts)?;
+    (modules.folded, modules.padded) = (files.folded, files.padded);
+    done.modules = modules;
+    done.notes.append(&mut files.notes);
     let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 
 use super::dialect::{Dialect, Form};
 use super::evened::Evened;
-use super::files::{Facts, Files, matrix};
+use super::files::{Facts, Files};
 use super::pieces::{Pair, Pieces};
 use super::spell::{self, Respelled, Wanted};
 use crate::error::Result;
-use crate::naming::Role;
 use crate::naming::arch::arch;
 use crate::naming::scheme::scheme;
 
@@ -64,15 +63,7 @@ fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<(
 fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("xlabs").expect("the tables are part of the program");
     let mut files = Files::of(&XLABS, &[("format", "pt")]);
-    if let Some(other) = pieces.methods.first() {
-        let what = format!("`{}` is changed by {}, and XLabs stores LoRA only", other.path, other.method.kind());
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        return Err(
-            facts.refuse(format!("`{}.{}` is stored whole, which XLabs has no place for", whole.path, whole.parameter))
-        );
-    }
+    facts.only_pairs(pieces, "and XLabs stores LoRA only", "which XLabs has no place for")?;
     let mut evened = Evened::new(&pieces.pairs, 1.0);
     let mut blocks: BTreeMap<(usize, u64), Vec<&str>> = BTreeMap::new();
     let width = pieces.pairs.first().map_or(0, width);
@@ -90,10 +81,8 @@ fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             return Err(facts.refuse(what));
         }
         blocks.entry(block).or_default().push(module);
-        let (down, up) = evened.factors(pair, &mut files);
-        let key = |role: &Role| scheme.print(&pair.path, role).expect("XLabs has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
-        files.tensors.push(matrix(key(&Role::Up), up, facts.float));
+        let factors = evened.factors(pair, &mut files);
+        files.add(scheme, &pair.path, factors, facts.float);
     }
     let mut filled = 0;
     let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
@@ -101,12 +90,9 @@ fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
         let (start, modules) = BLOCKS[kind];
         for module in modules.iter().filter(|module| !present.contains(*module)) {
             let path = format!("{start}{block}.{module}");
-            let key = |role: &Role| scheme.print(&path, role).expect("XLabs has the roles of LoRA");
             let inputs = if *module == "linear2" { wide_inputs(pieces).unwrap_or(WIDE * width) } else { width };
             let outputs = if module.ends_with("qkv") { 3 * width } else { width };
-            let (down, up) = evened.nothing(inputs, outputs);
-            files.tensors.push(matrix(key(&Role::Down), down, float));
-            files.tensors.push(matrix(key(&Role::Up), up, float));
+            files.add(scheme, &path, evened.nothing(inputs, outputs), float);
             filled += 1;
         }
     }

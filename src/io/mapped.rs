@@ -111,11 +111,6 @@ impl MappedFile {
         matches!(self.contents, Contents::Held(_) | Contents::Lazy(..) | Contents::Made(_))
     }
 
-    /// Whether the bytes are [made](Self::made) where they are read.
-    pub fn is_made(&self) -> bool {
-        matches!(self.contents, Contents::Made(_))
-    }
-
     /// The path as given to [`open`](Self::open).
     pub fn path(&self) -> &Path {
         &self.path

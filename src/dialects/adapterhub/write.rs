@@ -15,7 +15,6 @@ use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
 use crate::dialects::peft::write::cast;
 use crate::dialects::pieces::{Other, Pieces, most_frequent};
-use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::pairs::Bytes;
@@ -68,13 +67,7 @@ pub(super) fn is_own(facts: &Facts<'_>) -> bool {
 }
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
-    for path in pieces.paths() {
-        if is_of_pipeline(facts.adapter, path) {
-            return Err(facts.refuse(format!(
-                "`{path}` belongs to a diffusion pipeline; AdapterHub's library loads adapters of language and vision models"
-            )));
-        }
-    }
+    facts.no_pipeline(pieces, "AdapterHub's library loads adapters of language and vision models")?;
     if let Some(other) = pieces.methods.iter().find(|other| other.method.kind() != IA3) {
         let what = format!(
             "`{}` is changed by {}, and AdapterHub is written for LoRA and IA³",

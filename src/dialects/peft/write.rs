@@ -116,7 +116,7 @@ fn loras(pieces: Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value> 
             outer: (out, inputs),
             down: pair.down.bytes(float),
             up: pair.up.bytes(float),
-            up_bias: pair.bias.map(|bias| bias.0.bytes(float)),
+            up_bias: pair.bias.map(|bias| bias.bytes(float)),
         });
     }
     for whole in pieces.whole {
@@ -183,17 +183,7 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
             let shape = tensor.info.shape.clone();
             files.tensors.push((format!("{PREFIX}.{path}.{role}"), shape, cast(tensor, facts.float)));
         }
-        let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
-        numbers.pairs.push(NewPair {
-            path: path.clone(),
-            kind: PairKind::Linear,
-            rank: usize::try_from(rank).unwrap_or(1),
-            alpha: scale * rank as f64,
-            down: nothing(),
-            up: nothing(),
-            outer: (1, 1),
-            up_bias: None,
-        });
+        numbers.pairs.push(NewPair::numbers(path, rank, scale * rank as f64));
     }
     if let Some(whole) = pieces.whole.first() {
         return Err(

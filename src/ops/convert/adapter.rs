@@ -6,11 +6,10 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint::globs;
 use super::{ConvertOptions, watch};
 use crate::adapters::{Adapter, AlphaFrom};
 use crate::dialects::files::{Files, Wishes};
-use crate::dialects::translate::{Account, Asked, translate};
+use crate::dialects::translate::{Account, Asked, Family, Modules, translate};
 use crate::dialects::{Target, same};
 use crate::error::{Error, Result};
 use crate::formats::gguf::is_gguf_name;
@@ -19,6 +18,7 @@ use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::config_of;
 use crate::output::new_adapter::{lay_out, refuse_file_name};
+use crate::output::provenance::globs;
 use crate::output::recipe::adapter_hashes;
 use crate::output::{Expected, Run, check_early};
 use crate::pairs::range::vanished_note;
@@ -36,33 +36,14 @@ pub struct AdapterReport {
     pub from: String,
     /// The dialect it is in.
     pub to: String,
-    /// The family of models, where names tell.
-    pub family: Option<String>,
-    /// What told the family.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub family_by: Option<String>,
+    /// The family of models.
+    #[serde(flatten)]
+    pub family: Family,
     /// Nothing was written.
     pub dry_run: bool,
-    /// Modules that are changed by low-rank pairs.
-    pub pairs: usize,
-    /// Modules that are changed by other methods.
-    pub methods: usize,
-    /// Parameters stored whole.
-    pub whole: usize,
-    /// Modules with another name.
-    pub renamed: usize,
-    /// Modules that became several.
-    pub split: usize,
-    /// Modules that were made of several.
-    pub fused: usize,
-    /// Modules into whose factors a scale went.
-    pub folded: usize,
-    /// Modules whose rank was filled up with zeros.
-    pub padded: usize,
-    /// Modules of another method that became pairs.
-    pub made_pairs: usize,
-    /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
-    pub error: Option<f64>,
+    /// What became of its modules.
+    #[serde(flatten)]
+    pub modules: Modules,
     /// Where α of the adapter stands.
     pub alpha_from: Option<AlphaFrom>,
     /// Bytes of the output.
@@ -91,34 +72,23 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     }
     check_early(&options.write, &inputs, &Expected::Planned)?;
     let recipe = recipe(adapter, options, *target)?;
-    let (mut files, done) = opened.files(options)?;
+    let (files, done) = opened.files(options)?;
     if !files.single {
         refuse_file_name(&options.write.out)?;
     }
-    let (folded, padded, own) = (files.folded, files.padded, std::mem::take(&mut files.notes));
-    let stripped = globs(&options.strip_metadata)?;
+    let stripped = globs("--strip-metadata", &options.strip_metadata)?;
     let output = lay_out(files, &recipe, &options.write, |key| !stripped.is_match(key))?;
     output.write(&options.write, run, &inputs)?;
     let vanished = vanished_note(&output.plan.vanished());
-    let notes = done.notes.into_iter().chain(own).chain(adapter.reading_notes()).chain(vanished);
+    let notes = done.notes.into_iter().chain(adapter.reading_notes()).chain(vanished);
     Ok(AdapterReport {
         input: options.input.clone(),
         out: options.write.out.clone(),
         from: adapter.dialect.to_owned(),
         to: target.over(adapter.dialect).name.to_owned(),
         family: done.family,
-        family_by: done.family_by,
         dry_run: options.write.dry_run,
-        pairs: done.pairs,
-        methods: done.methods,
-        whole: done.whole,
-        renamed: done.renamed,
-        split: done.split,
-        fused: done.fused,
-        folded,
-        padded,
-        made_pairs: done.made_pairs,
-        error: done.error,
+        modules: done.modules,
         alpha_from: adapter.config.alpha_from.clone(),
         bytes: output.bytes(),
         notes: notes.collect(),

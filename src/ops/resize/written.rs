@@ -18,7 +18,7 @@ use crate::output::recipe::SIDECAR;
 use crate::output::tensors::lay_out;
 use crate::pairs::{Bytes, NewPair, NewWhole};
 use crate::placement::terms::{Slot, Standing, Terms};
-use crate::tensor::{Float, Shape};
+use crate::tensor::Shape;
 
 /// Settings that name modules by number; they would bring back what was left out.
 const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_transform"];
@@ -133,18 +133,17 @@ fn with_dimension(shape: &Shape, at: usize, size: u64) -> Shape {
 
 /// The config as it was, with the ranks and alphas that are true now.
 fn config(adapter: &Adapter, terms: &Terms, pairs: &[Option<Factors>]) -> Map<String, Value> {
-    let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
     let pair = |(slot, pair): (&Slot, &Option<Factors>)| {
         let Factors { rank, alpha, .. } = *pair.as_ref()?;
         let (path, kind, outer) = (slot.path.clone(), slot.kind.clone(), slot.outer);
-        Some(NewPair { path, kind, rank, alpha, down: nothing(), up: nothing(), outer, up_bias: None })
+        Some(NewPair { path, kind, rank, alpha, down: Bytes::none(), up: Bytes::none(), outer, up_bias: None })
     };
     let saved = terms.whole.iter().filter(|(_, held)| held.iter().any(|held| held.standing == Standing::Saved));
     let whole = saved.map(|((module, parameter), _)| NewWhole {
         module: module.clone(),
         parameter: parameter.clone(),
         shape: Shape::default(),
-        bytes: nothing(),
+        bytes: Bytes::none(),
         frozen_bias: false,
     });
     let new = NewAdapter {
