@@ -65,9 +65,9 @@ pub mod report;
 #[doc(hidden)]
 pub mod tensor;
 
+pub use dialects::Target;
 pub use error::{Error, Result};
 pub use face::{Adapter, Convert, Extract, Inspect, Merge, Resize, Stack, Subtract, Subtracted};
 pub use formats::Checkpoint;
 pub use ops::Run;
-pub use ops::convert::Target;
 pub use tensor::Float;

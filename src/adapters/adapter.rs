@@ -160,7 +160,7 @@ impl Adapter {
             return None;
         };
         // A convolution over one dimension has A `[r, in, k]`, B `[out, r, 1]`.
-        let is_convolution = outputs == first && inner == 1 && self.dialect != "mlx";
+        let is_convolution = outputs == first && inner == 1 && self.config.stacks_merged_by.is_none();
         if is_convolution || rank != inner || (first != second && first != 1 && second != 1) {
             return None;
         }
@@ -174,7 +174,10 @@ impl Adapter {
             lora.down.info.name, lora.down.info.shape, lora.up.info.name, lora.up.info.shape, experts
         );
         let error = Error::unsupported(lora.down.path(), what);
-        Err(if self.dialect == "mlx" { error.hint("`mlx_lm.fuse` merges them into the model") } else { error })
+        Err(match self.config.stacks_merged_by {
+            Some(way) => error.hint(way),
+            None => error,
+        })
     }
 
     /// What a user should know of how it was read: also where α stands, if that is not beside the factors or in a config.

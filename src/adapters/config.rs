@@ -73,6 +73,8 @@ pub struct AdapterConfig {
     pub ensure_weight_tying: bool,
     /// The base's name, as the writer knew it.
     pub base_model: Option<String>,
+    /// Factors of three dimensions hold a pair for each expert, and this merges them.
+    pub stacks_merged_by: Option<&'static str>,
     /// What only a file of llama.cpp says.
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.

@@ -40,7 +40,11 @@ impl AdapterConfig {
         Self::parse(path.clone(), json::read_object(&path)?)
     }
 
-    fn parse(path: PathBuf, raw: Map<String, Value>) -> Result<Self> {
+    /// The settings `raw`, as they stand in `path`.
+    ///
+    /// # Errors
+    /// When one of them is missing, of another kind or contradicts another.
+    pub(crate) fn parse(path: PathBuf, raw: Map<String, Value>) -> Result<Self> {
         let fields = Fields { path: &path, raw: &raw };
         let method = match fields.text("peft_type")? {
             Some(method) => method.to_uppercase(),
@@ -68,6 +72,7 @@ impl AdapterConfig {
             token_indices: rows.map_or(Ok(Vec::new()), |key| token_indices(&fields, key))?,
             ensure_weight_tying: fields.flag("ensure_weight_tying")?,
             base_model: fields.text("base_model_name_or_path")?.map(str::to_owned),
+            stacks_merged_by: None,
             llama_cpp: None,
             kind,
             method,
@@ -93,6 +98,7 @@ impl AdapterConfig {
             token_indices: Vec::new(),
             ensure_weight_tying: false,
             base_model: None,
+            stacks_merged_by: None,
             llama_cpp: None,
             raw: Map::new(),
             owners: OnceLock::new(),

@@ -1,6 +1,7 @@
 //! A factor matrix as it lies in a mapped file or, where it was computed, in memory: transposed, or one expert's slice of a
 //! stack, without a copy.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -94,7 +95,8 @@ impl Factor {
         if out.is_empty() {
             return Ok(());
         }
-        let elements = self.elements()?;
+        let at = |row: usize, col: usize| self.origin + row * self.row_stride + col * self.col_stride;
+        let elements = self.elements(at(rows.start, cols.start)..at(rows.end - 1, cols.end - 1) + 1)?;
         if self.col_stride == 1 {
             for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
                 elements.run(self.origin + row * self.row_stride + cols.start, line);
@@ -142,9 +144,14 @@ impl Factor {
         }
     }
 
-    fn elements(&self) -> Result<Elements<'_>> {
+    /// The elements behind it, at least those of `span`.
+    fn elements(&self, span: Range<usize>) -> Result<Elements<'_>> {
         Ok(match &self.home {
-            Home::Stored(tensor, float) => Elements::Stored(tensor.view()?.data, *float),
+            Home::Stored(tensor, float) => {
+                let width = float.bytes();
+                let bytes = tensor.read((span.start * width) as u64, (span.len() * width) as u64)?;
+                Elements::Stored(bytes, *float, span.start)
+            }
             Home::Held(values) => Elements::Held(values),
         })
     }
@@ -152,7 +159,8 @@ impl Factor {
 
 /// The elements behind a view, ready to be read.
 enum Elements<'a> {
-    Stored(&'a [u8], Float),
+    /// Those from an element on.
+    Stored(Cow<'a, [u8]>, Float, usize),
     Held(&'a [f32]),
 }
 
@@ -160,8 +168,8 @@ impl Elements<'_> {
     /// Decodes neighbours from element `first` on.
     fn run(&self, first: usize, out: &mut [f32]) {
         match self {
-            Self::Stored(data, float) => {
-                let width = float.bytes();
+            Self::Stored(data, float, start) => {
+                let (width, first) = (float.bytes(), first - start);
                 float.decode(&data[first * width..(first + out.len()) * width], out);
             }
             Self::Held(values) => out.copy_from_slice(&values[first..first + out.len()]),

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
-use lorakit::dialects::is_adapter;
+use lorakit::dialects::{Target, is_adapter};
 use lorakit::error::{Error, Result};
 use lorakit::llama::Mix;
 use lorakit::ops::Run;
@@ -23,8 +23,7 @@ pub struct Convert {
     pub write: Write,
     #[command(flatten)]
     pub read: Reading,
-    /// What is written: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune, safetensors; a checkpoint becomes safetensors
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = to())]
     pub to: Option<String>,
     /// The model an adapter belongs to, where its names or shapes are needed
     #[arg(long, value_name = "PATH")]
@@ -44,6 +43,10 @@ pub struct Convert {
     /// Metadata keys that are not taken along (repeatable)
     #[arg(long, value_name = "PATTERN")]
     pub strip_metadata: Vec<String>,
+}
+
+fn to() -> String {
+    format!("What is written: {}; a checkpoint becomes safetensors", Target::listed(Target::all()))
 }
 
 /// Converts, and gives the report.

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args as Group;
+use lorakit::Target;
 use lorakit::error::Result;
-use lorakit::ops::{Dialect, WriteOptions};
+use lorakit::ops::{ToDialect, WriteOptions};
 
 use super::options::Talk;
 use super::words;
@@ -46,18 +47,21 @@ pub struct WriteAdapter {
 /// In which dialect an adapter is written.
 #[derive(Debug, Group)]
 pub struct To {
-    /// Dialect of the adapter: peft, kohya, comfyui, diffusers, mlx, gguf, adapterhub, xlabs, torchtune; as `convert` would write what is made
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", help = to())]
     pub to: Option<String>,
     /// With --to: the architecture the adapter is for, where names do not tell
     #[arg(long, value_name = "NAME")]
     pub arch: Option<String>,
 }
 
+fn to() -> String {
+    format!("Dialect of the adapter: {}; as `convert` would write what is made", Target::listed(Target::dialects()))
+}
+
 impl To {
     /// What the library is told.
-    pub fn dialect(&self) -> Result<Dialect> {
-        Ok(Dialect { to: self.to.as_deref().map(str::parse).transpose()?, arch: self.arch.clone() })
+    pub fn dialect(&self) -> Result<ToDialect> {
+        Ok(ToDialect { to: self.to.as_deref().map(str::parse).transpose()?, arch: self.arch.clone() })
     }
 }
 

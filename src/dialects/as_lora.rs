@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use super::pieces::{Pair, Pieces};
-use crate::adapters::{Adapter, Factor, Target};
+use crate::adapters::{Adapter, Target};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::linalg::LowRank;
@@ -66,7 +66,7 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
             );
             return Err(refuse(what));
         }
-        let product = LowRank::from_rows(values(&term.up)?, values(&term.down)?, rank, 1.0);
+        let product = LowRank::from_rows(term.up.to_vec()?, term.down.to_vec()?, rank, 1.0);
         let found = product.decompose()?;
         if !found.norm_squared().is_finite() {
             let problem = "its change is beyond the range of F32, in which it is computed";
@@ -86,15 +86,9 @@ pub fn convert(adapter: &Adapter, pieces: &mut Pieces, base: Option<&Base>, floa
         let shape = |first: usize, second: usize, rest: &dyn Fn(&usize) -> u64| -> Vec<u64> {
             [first as u64, second as u64].into_iter().chain(kernel.iter().map(rest)).collect()
         };
-        pieces.pairs.push(Pair {
-            path: other.path.clone(),
-            down: hold("A", shape(kept, cols / positions, &|size| *size as u64), &cut.factors.down())?,
-            up: hold("B", shape(rows, kept, &|_| 1), &cut.factors.up())?,
-            bias: None,
-            magnitude: None,
-            embedding: false,
-            scale: term.scale,
-        });
+        let down = hold("A", shape(kept, cols / positions, &|size| *size as u64), &cut.factors.down())?;
+        let up = hold("B", shape(rows, kept, &|_| 1), &cut.factors.up())?;
+        pieces.pairs.push(Pair::new(other.path.clone(), down, up, term.scale));
     }
     pieces.pairs.sort_by(|left, right| left.path.cmp(&right.path));
     Ok(made)
@@ -119,10 +113,6 @@ fn layers(adapter: &Adapter, base: &Base) -> BTreeMap<String, Target> {
 pub(crate) fn may_be_convolution(path: &str) -> bool {
     let last = path.rsplit('.').next().unwrap_or(path);
     components::with_component(path).starts_with("unet.") || last.contains("conv") || path.contains("_unet_")
-}
-
-fn values(factor: &Factor) -> Result<Vec<f32>> {
-    factor.to_vec()
 }
 
 fn held(adapter: &Adapter, path: &str, what: &str, shape: Vec<u64>, values: &[f32]) -> Result<Grid> {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::ADAPTERHUB_HEADS;
+use super::adapterhub::HEADS;
 use super::open::STEMS;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::frozen::TRAINED_BESIDE as TRAINED;
@@ -61,7 +61,7 @@ pub(crate) fn name_the_rest(root: &Path, tensors: &mut Checkpoint) {
     let read: BTreeSet<String> = tensors.files().iter().map(|file| stem(&file.name).to_owned()).collect();
     let rest: Vec<String> = weight_files(root)
         .into_iter()
-        .filter(|name| !read.contains(stem(name)) && !ADAPTERHUB_HEADS.contains(&name.as_str()))
+        .filter(|name| !read.contains(stem(name)) && !HEADS.contains(&name.as_str()))
         .map(|name| format!("`{name}`"))
         .collect();
     if !rest.is_empty() {

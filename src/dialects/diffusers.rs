@@ -2,41 +2,38 @@
 //! Source: diffusers 0.42 `loaders/lora_base.py`, `utils/peft_utils.py`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::files::{Facts, Files, column, matrix};
+use super::dialect::{Dialect, Form};
+use super::files::{Facts, Files, column};
 use super::peft::new_adapter::NewAdapter;
 use super::peft::new_config;
 use super::pieces::{Pair, Pieces};
+use super::spell::Wanted;
 use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::components;
 use crate::naming::scheme::scheme;
-use crate::pairs::{Bytes, NewPair, PairKind};
-use crate::tensor::Float;
+use crate::pairs::{Bytes, NewPair};
+
+/// diffusers: names below those of components.
+pub const DIFFUSERS: Dialect = Dialect {
+    name: "diffusers",
+    title: "diffusers",
+    form: Form::Either,
+    files: &["pytorch_lora_weights.safetensors"],
+    names: Wanted::Diffusers,
+    pipelines: true,
+    write: Some(|pieces, facts| write(&pieces, facts)),
+    ..Dialect::PLAIN
+};
 
 /// The file, alone or in a directory.
-///
-/// # Errors
-/// When diffusers cannot express a change.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, out: &Path) -> Result<Files> {
+fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("diffusers").expect("the tables are part of the program");
-    let single = out.extension().is_some_and(|extension| extension == "safetensors");
-    let mut files = Files { weights: "pytorch_lora_weights.safetensors".into(), single, ..Files::default() };
-    if let Some(other) = pieces.methods.first() {
-        let what = format!(
-            "`{}` is changed by {}, which diffusers loads as LoRA or not at all",
-            other.path,
-            other.method.kind()
-        );
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        return Err(facts
-            .refuse(format!("`{}.{}` is stored whole, which diffusers does not load", whole.path, whole.parameter)));
-    }
+    let mut files = Files { single: facts.is_file, ..Files::of(&DIFFUSERS, &[]) };
+    facts.only_pairs(pieces, "which diffusers loads as LoRA or not at all", "which diffusers does not load")?;
     let mut by_component: BTreeMap<&str, Vec<&Pair>> = BTreeMap::new();
     for pair in &pieces.pairs {
         let Some((component, _)) = components::split(&pair.path) else {
@@ -45,10 +42,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, out: &Path) -> Result<Files> {
         };
         by_component.entry(component).or_default().push(pair);
         let key = |role: &Role| scheme.print(&pair.path, role).expect("diffusers has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), pair.down.clone(), facts.float));
-        files.tensors.push(matrix(key(&Role::Up), pair.up.clone(), facts.float));
+        files.add(scheme, &pair.path, (pair.down.clone(), pair.up.clone()), facts.float);
         if let Some(bias) = &pair.bias {
-            files.tensors.push(column(key(&Role::UpBias), bias.0.clone(), &[bias.0.size.0], facts.float));
+            files.tensors.push(column(key(&Role::UpBias), bias.clone(), &[bias.size.0], facts.float));
         }
         if let Some(magnitude) = facts.magnitude(pair, "diffusers")? {
             let count = magnitude.size.0;
@@ -79,16 +75,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, out: &Path) -> Result<Files> {
 
 /// PEFT's settings of one component.
 fn settings(component: &str, pairs: &[&Pair]) -> Map<String, Value> {
-    let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
     let pair = |pair: &&Pair| NewPair {
-        path: pair.path[component.len() + 1..].to_owned(),
-        kind: PairKind::Linear,
-        rank: usize::try_from(pair.rank()).unwrap_or(1),
-        alpha: pair.alpha(),
-        down: nothing(),
-        up: nothing(),
-        outer: (1, 1),
-        up_bias: pair.bias.as_ref().map(|_| nothing()),
+        up_bias: pair.bias.as_ref().map(|_| Bytes::none()),
+        ..NewPair::numbers(&pair.path[component.len() + 1..], pair.rank(), pair.alpha())
     };
     let adapter = NewAdapter { pairs: pairs.iter().map(pair).collect(), ..NewAdapter::default() };
     let mut config = new_config::render(&adapter);

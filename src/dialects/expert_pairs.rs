@@ -30,18 +30,9 @@ pub fn take_apart(adapter: &Adapter, module: &Module, lora: &Lora, hidden: Optio
     if lora.magnitude.is_some() || lora.bias.is_some() {
         return Err(refuse("is a stack of experts, and can have neither magnitudes nor a bias".into()));
     }
-    let new = |path: String, down: Grid, up: Grid| Pair {
-        path,
-        down,
-        up,
-        bias: None,
-        magnitude: None,
-        embedding: false,
-        scale,
-    };
     let (down, up) = (Grid::of(&lora.down), Grid::of(&lora.up));
     if name == "weight" && lora.rank() == rank {
-        return Ok(vec![new(path.clone(), down, up)]);
+        return Ok(vec![Pair::new(path.clone(), down, up, scale)]);
     }
     let mut splits = SPLIT.iter().filter(|split| path.ends_with(split.experts)).peekable();
     let (Some(layer), Some(_)) = (layer_of_stack(path), splits.peek()) else {
@@ -71,7 +62,7 @@ pub fn take_apart(adapter: &Adapter, module: &Module, lora: &Lora, hidden: Optio
         for (at, part) in (0_u64..).zip(parts) {
             let tensor = split.tensor(layer, expert, *part);
             let name = tensor.trim_end_matches(".weight").to_owned();
-            apart.push(new(name, down.clone(), up.clone().rows(&(at * each..(at + 1) * each))));
+            apart.push(Pair::new(name, down.clone(), up.clone().rows(&(at * each..(at + 1) * each)), scale));
         }
     }
     Ok(apart)

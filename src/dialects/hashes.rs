@@ -12,6 +12,9 @@ use crate::tensor::TensorInfo;
 /// Rows of a tensor that are computed at once.
 const ROWS: usize = 1024;
 
+/// Bytes of a tensor that are made at once.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Sets `sshs_model_hash` and `sshs_legacy_hash`, and `modelspec.hash_sha256` where it is there.
 ///
 /// # Errors
@@ -63,7 +66,11 @@ pub fn refresh(tensors: &mut [Tensor], metadata: &mut Vec<(String, String)>) -> 
 fn each(bytes: &Bytes, rows: u64, mut take: impl FnMut(&[u8])) -> Result<()> {
     match bytes {
         Bytes::Held { bytes, .. } => take(bytes),
-        Bytes::Stored(stored) => take(stored.view()?.data),
+        Bytes::Stored(stored) => {
+            for first in (0..stored.info.bytes).step_by(PIECE_BYTES) {
+                take(&stored.read(first, (stored.info.bytes - first).min(PIECE_BYTES as u64))?);
+            }
+        }
         Bytes::Computed { compute, count, .. } => {
             let rows = usize::try_from(rows).expect("a mapped tensor fits the address space");
             let row_bytes = usize::try_from(*count).expect("a mapped tensor fits the address space").checked_div(rows);

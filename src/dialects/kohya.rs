@@ -1,9 +1,11 @@
 //! One file with α beside the factors: sd-scripts (flattened names) and ComfyUI (dotted names of the original model).
 //! Sources: sd-scripts `networks/lora.py`, ComfyUI `comfy/lora.py`.
 
+use super::dialect::{Dialect, Form};
 use super::files::{Facts, Files, Tensor, column, matrix};
 use super::peft::write::cast;
 use super::pieces::Pieces;
+use super::spell::Wanted;
 use crate::error::Result;
 use crate::naming::Role;
 use crate::naming::arch::{self, Arch};
@@ -12,13 +14,34 @@ use crate::naming::scheme::{Scheme, scheme};
 use crate::pairs::Bytes;
 use crate::tensor::{Float, Shape};
 
-/// The file, in the names of `dialect`: `kohya` or `comfyui`.
-///
-/// # Errors
-/// When the dialect cannot express a change.
-pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+/// sd-scripts: flattened names.
+pub const KOHYA: Dialect = Dialect {
+    name: "kohya",
+    title: "kohya",
+    form: Form::File("safetensors"),
+    names: Wanted::Kohya,
+    pipelines: true,
+    own_alphas: true,
+    write: Some(|pieces, facts| write(&KOHYA, &pieces, facts)),
+    ..Dialect::PLAIN
+};
+
+/// ComfyUI: dotted names of the original model.
+pub const COMFYUI: Dialect = Dialect {
+    name: "comfyui",
+    title: "ComfyUI",
+    form: Form::File("safetensors"),
+    names: Wanted::Original,
+    pipelines: true,
+    write: Some(|pieces, facts| write(&COMFYUI, &pieces, facts)),
+    ..Dialect::PLAIN
+};
+
+/// The file, in the names of one of the two.
+fn write(of: &Dialect, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let dialect = of.name;
     let scheme = scheme(dialect).expect("the tables are part of the program");
-    let mut files = Files { weights: "adapter.safetensors".into(), single: true, hashed: true, ..Files::default() };
+    let mut files = Files { hashed: true, ..Files::of(of, &[]) };
     let several =
         pieces.paths().any(|path| matches!(components::split(path), Some(("text_encoder_2" | "text_encoder_3", _))))
             || facts.family.is_some_and(Arch::has_several_encoders);
@@ -54,10 +77,10 @@ pub fn write(dialect: &str, pieces: &Pieces, facts: &Facts<'_>) -> Result<Files>
         }
         if let Some(magnitude) = &pair.magnitude {
             let ones = pair.down.kernel.iter().map(|_| 1);
-            let count = magnitude.grid().size.0;
-            let shape: Vec<u64> = if magnitude.is_input() { vec![1, count] } else { vec![count, 1] };
+            let count = magnitude.grid.size.0;
+            let shape: Vec<u64> = if magnitude.per_input { vec![1, count] } else { vec![count, 1] };
             let shape: Vec<u64> = shape.into_iter().chain(ones).collect();
-            add(Role::Part("dora_scale".into()), &|key| column(key, magnitude.grid().clone(), &shape, facts.float))?;
+            add(Role::Part("dora_scale".into()), &|key| column(key, magnitude.grid.clone(), &shape, facts.float))?;
         }
         let alpha = alpha(facts, &pair.path, pair.alpha())?;
         add(Role::Alpha, &|key| (key, alpha.0.clone(), alpha.1.clone()))?;
@@ -88,8 +111,8 @@ fn others(
 ) -> Result<()> {
     for other in &pieces.methods {
         let (module, kind) = (name(&other.path)?, other.method.kind());
-        let lycoris = facts.adapter.dialect != "peft" || kind.is_of_lycoris;
-        let known = lycoris && (scheme.is_flattened() || kind.is_dotted);
+        let lycoris = Dialect::of(facts.adapter.dialect).lycoris;
+        let known = (lycoris || kind.is_of_lycoris) && (scheme.is_flattened() || kind.is_dotted);
         let numbers = other.method.rank().zip(other.method.scale());
         let mut has_alpha = false;
         for (role, tensor) in other.method.tensors() {
@@ -113,7 +136,7 @@ fn others(
             _ if has_alpha => continue,
             (Some((rank, scale)), _) => scale * rank as f64,
             // Without a rank two whole Kronecker factors: readers want α, and take the scale for 1 whatever it is.
-            (None, Some(scale)) if facts.adapter.dialect == "peft" && scale != 1.0 => {
+            (None, Some(scale)) if !lycoris && scale != 1.0 => {
                 let what = format!(
                     "`{}` is two whole Kronecker factors times {scale}; here they cannot be scaled",
                     other.path

@@ -5,8 +5,23 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::dialect::{Dialect, Form};
+use super::unaided::{self, Beside};
 use crate::error::{Error, Result};
 use crate::formats::json;
+
+/// mistral-finetune, which is read only.
+pub const MISTRAL: Dialect = Dialect {
+    name: "mistral",
+    title: "mistral",
+    form: Form::File("safetensors"),
+    files: &[WEIGHTS],
+    read: Some(|mut source| {
+        let lora = std::mem::take(&mut source.raw);
+        unaided::open(source, Beside::Mistral(lora))
+    }),
+    ..Dialect::PLAIN
+};
 
 /// The config beside the weights.
 pub(crate) const CONFIG: &str = "params.json";

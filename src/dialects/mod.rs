@@ -1,15 +1,18 @@
-//! The dialects that adapters are written in: one place per dialect, with its reader, its writer and its facts.
+//! The dialects that adapters are written in: one record per dialect, in a file or folder of its own.
 //!
 //! A reader turns files into changes by module, a writer takes pairs and gives [`files::Files`]; no pair of dialects has code of
-//! its own.
+//! its own. A new dialect is a file with its [`Dialect`] and a line of [`ALL`].
 //!
 //! | file | idea |
 //! |---|---|
+//! | `dialect` | what there is to know of a dialect |
 //! | `open`, `recognise` | any adapter on disk → its modules |
 //! | `beside`, `found` | what lies beside the weights; what was found where an adapter was expected |
 //! | `alphas` | where the α of an adapter without a config of its own stands |
 //! | `peft`, `mlx`, `gguf`, `adapterhub`, `torchtune` | dialects with a reader of their own |
 //! | `kohya`, `diffusers`, `xlabs`, `mistral`, `unaided` | dialects whose files need no config |
+//! | `translate` | an adapter in another dialect |
+//! | `made` | an adapter that lies in no file yet |
 //! | `pieces`, `expert_pairs`, `evened`, `spell` | changes on their way to a writer |
 //! | `family` | which family of models names belong to |
 //! | `as_lora` | another method as LoRA |
@@ -20,6 +23,7 @@ mod alphas;
 pub mod as_lora;
 mod beside;
 pub mod denoisers;
+mod dialect;
 pub mod diffusers;
 mod evened;
 mod expert_pairs;
@@ -29,6 +33,7 @@ mod found;
 pub mod gguf;
 pub mod hashes;
 pub mod kohya;
+mod made;
 mod metadata;
 pub mod metadata_hashes;
 mod mistral;
@@ -40,11 +45,31 @@ mod recognise;
 pub mod same;
 pub mod spell;
 pub mod torchtune;
+#[cfg(test)]
+mod toy;
+pub mod translate;
 mod turn;
 mod unaided;
 pub mod xlabs;
 
-pub use adapterhub::read::ADAPTERHUB_HEADS;
+pub use dialect::{Dialect, Form, Target};
 pub use found::{is_model, of_a_folder, of_a_model};
+pub use made::made;
 pub use recognise::{is_adapter, recognise};
-pub use torchtune::read::head_of as torchtune_heads;
+
+/// Every dialect. A config beside the weights belongs to the first one that knows it.
+pub const ALL: &[&Dialect] = &[
+    &peft::PEFT,
+    &kohya::KOHYA,
+    &kohya::COMFYUI,
+    &diffusers::DIFFUSERS,
+    &mlx::MLX,
+    &gguf::GGUF,
+    &adapterhub::ADAPTERHUB,
+    &xlabs::XLABS,
+    &torchtune::TORCHTUNE,
+    &mlx::MLX_VLM,
+    &mistral::MISTRAL,
+    #[cfg(test)]
+    &toy::TOY,
+];

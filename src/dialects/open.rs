@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::adapterhub::read as adapterhub;
+use super::dialect::{Dialect, Form};
 use super::gguf::read as gguf;
-use super::mlx::{read as mlx, vlm as mlx_vlm};
-use super::peft::read as peft;
-use super::torchtune::read as torchtune;
+use super::mistral::{self, MISTRAL};
+use super::peft::{self, PEFT};
 use super::unaided::Beside;
-use super::{beside, found, mistral, recognise, unaided};
+use super::{ALL, beside, found, recognise, unaided};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::options::Chosen;
 use crate::adapters::{Adapter, AlphaFrom, Module, Needed, ReadOptions};
@@ -23,7 +22,7 @@ pub(super) const STEMS: [&str; 5] = ["adapter_model", "adapters", "adapter", "py
 /// An adapter as it was read.
 pub(crate) struct Opened {
     pub root: PathBuf,
-    pub dialect: &'static str,
+    pub dialect: &'static Dialect,
     pub config: AdapterConfig,
     pub tensors: Checkpoint,
     /// The changes, or why they cannot be put together.
@@ -34,7 +33,7 @@ pub(crate) struct Opened {
 impl Opened {
     pub(super) fn new(
         root: &Path,
-        dialect: &'static str,
+        dialect: &'static Dialect,
         config: AdapterConfig,
         tensors: Checkpoint,
         modules: Result<Vec<Module>>,
@@ -42,16 +41,46 @@ impl Opened {
         let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), ..Needed::default() };
         Self { root: root.to_path_buf(), dialect, config, tensors, modules, needed }
     }
+
+    /// The adapter, and why it cannot be used. It has no modules where they cannot be put together.
+    pub(super) fn examined(self) -> (Adapter, Option<Error>) {
+        let Self { root, dialect: Dialect { name: dialect, .. }, config, tensors, modules, needed } = self;
+        let (modules, problem) = match modules {
+            Ok(modules) => (modules, None),
+            Err(problem) => (Vec::new(), Some(problem)),
+        };
+        let adapter = Adapter { root, dialect, config, tensors, modules, needed };
+        let problem = problem.or_else(|| adapter.check_pairs().err());
+        (adapter, problem)
+    }
 }
 
-/// Whose config lies beside the weights.
-enum Settings {
-    Peft,
-    Mlx(Map<String, Value>),
-    MlxVlm(Map<String, Value>),
-    AdapterHub(Map<String, Value>),
-    Mistral(Map<String, Value>),
+/// What an adapter is read from.
+pub struct Source<'a> {
+    /// The directory, or that of the file.
+    pub root: &'a Path,
+    /// The config beside the weights; empty where there is none.
+    pub raw: Map<String, Value>,
+    /// Its tensors.
+    pub tensors: Checkpoint,
+    /// Which of several adapters in one file is meant.
+    pub chosen: &'a Chosen,
+    /// What the files leave open.
+    pub options: &'a ReadOptions,
 }
+
+impl Source<'_> {
+    /// The config as one of PEFT's.
+    ///
+    /// # Errors
+    /// When it is none, or a setting that matters cannot be understood.
+    pub(super) fn config(&self) -> Result<AdapterConfig> {
+        AdapterConfig::parse(self.root.join(CONFIG_NAME), self.raw.clone())
+    }
+}
+
+/// Whose config lies beside the weights, and what it says.
+type Settings = (&'static Dialect, Map<String, Value>);
 
 /// Reads headers and config of the adapter at `path`; `file` is that file, if it is open already.
 ///
@@ -86,37 +115,22 @@ pub(crate) fn open(path: &Path, file: Option<Checkpoint>, options: &ReadOptions)
         Ok(chosen) => chosen,
         Err(several) => {
             let config = match settings {
-                Some(Settings::Peft) => AdapterConfig::read(root)?,
+                Some((of, raw)) if of.declares => AdapterConfig::parse(root.join(CONFIG_NAME), raw)?,
                 _ => AdapterConfig::synthetic(path, "LORA", None),
             };
-            return Ok(Opened::new(root, "peft", config, tensors, Err(several)));
+            return Ok(Opened::new(root, &PEFT, config, tensors, Err(several)));
         }
     };
-    let mut opened = match settings {
-        Some(Settings::Peft) if torchtune::is_ours(&tensors) => torchtune::open(root, tensors),
-        // One of several files, of which the config may mean another.
-        Some(Settings::Peft)
-            if !whole_folder && recognise::speaks_for_itself(&tensors) && !beside::is_meant(root, &tensors) =>
-        {
-            unaided::open(root, tensors, Beside::Nothing, &chosen, options)
+    let (of, raw) = settings.map_or((None, Map::new()), |(of, raw)| (Some(of), raw));
+    let source = Source { root, raw, tensors, chosen: &chosen, options };
+    let mut opened = match of {
+        Some(of) if of.declares => of_peft(source, whole_folder),
+        _ if !kind.is_dir() && recognise::speaks_for_itself(&source.tensors) => unaided::open(source, Beside::Nothing),
+        None => {
+            let beside = Beside::of_model(root, &chosen)?;
+            unaided::open(source, beside)
         }
-        Some(Settings::Peft) if recognise::needs_scheme(&tensors) => {
-            let beside = match AdapterConfig::read(root) {
-                Ok(config) if whole_folder || !recognise::has_own_alphas(&tensors) => Beside::Peft(Box::new(config)),
-                Err(problem) if whole_folder => return Err(problem),
-                _ => Beside::Nothing,
-            };
-            unaided::open(root, tensors, beside, &chosen, options)
-        }
-        Some(Settings::Peft) => peft::open(root, tensors, &chosen, options),
-        _ if !kind.is_dir() && recognise::speaks_for_itself(&tensors) => {
-            unaided::open(root, tensors, Beside::Nothing, &chosen, options)
-        }
-        None => unaided::open(root, tensors, Beside::of_model(root, &chosen)?, &chosen, options),
-        Some(Settings::Mistral(lora)) => unaided::open(root, tensors, Beside::Mistral(lora), &chosen, options),
-        Some(Settings::Mlx(raw)) => mlx::open(root, raw, tensors),
-        Some(Settings::MlxVlm(raw)) => mlx_vlm::open(root, raw, tensors, &chosen),
-        Some(Settings::AdapterHub(raw)) => adapterhub::open(root, raw, tensors),
+        Some(of) => of.read.unwrap_or(peft::read::open)(source),
     }?;
     opened.needed.name = is_named;
     if let Some(name) = chosen.name() {
@@ -128,11 +142,35 @@ pub(crate) fn open(path: &Path, file: Option<Checkpoint>, options: &ReadOptions)
     Ok(opened)
 }
 
+/// Tensors beside a config of PEFT's: `whole_folder` tells that they are the only ones.
+///
+/// # Errors
+/// When the config or what they say together cannot be understood.
+pub(super) fn of_peft(source: Source<'_>, whole_folder: bool) -> Result<Opened> {
+    let (root, tensors) = (source.root, &source.tensors);
+    if let Some(read) = ALL.iter().find(|dialect| (dialect.has_tensors)(tensors)).and_then(|dialect| dialect.read) {
+        return read(source);
+    }
+    // One of several files, of which the config may mean another.
+    if !whole_folder && recognise::speaks_for_itself(tensors) && !beside::is_meant(root, tensors) {
+        return unaided::open(source, Beside::Nothing);
+    }
+    if !recognise::needs_scheme(tensors) {
+        return peft::read::open(source);
+    }
+    let beside = match source.config() {
+        Ok(config) if whole_folder || !recognise::has_own_alphas(tensors) => Beside::Peft(Box::new(config)),
+        Err(problem) if whole_folder => return Err(problem),
+        _ => Beside::Nothing,
+    };
+    unaided::open(source, beside)
+}
+
 /// The weights of the adapter in `directory`.
 fn weights(directory: &Path, settings: Option<&Settings>) -> Result<Checkpoint> {
     let stems: Vec<&str> = STEMS.into_iter().chain(WEIGHT_STEMS).collect();
     match settings {
-        Some(Settings::Mistral(_)) => Checkpoint::open(&directory.join(mistral::WEIGHTS)),
+        Some((of, _)) if of.form != Form::Directory => Checkpoint::open(&directory.join(of.files[0])),
         Some(_) if found::has_no_weights(directory) => Err(found::config_alone(directory)),
         Some(_) => {
             let tensors = Checkpoint::open_directory(directory, &stems)?;
@@ -188,14 +226,7 @@ impl Adapter {
         file: Option<Checkpoint>,
         options: &ReadOptions,
     ) -> Result<(Self, Option<Error>)> {
-        let Opened { root, dialect, config, tensors, modules, needed } = open(path, file, options)?;
-        let (modules, problem) = match modules {
-            Ok(modules) => (modules, None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
-        let adapter = Self { root, dialect, config, tensors, modules, needed };
-        let problem = problem.or_else(|| adapter.check_pairs().err());
-        Ok((adapter, problem))
+        Ok(open(path, file, options)?.examined())
     }
 
     /// Whether the adapter's own files say all that was read, and PEFT would read all of them: nothing was told, nothing joined,
@@ -208,18 +239,9 @@ impl Adapter {
 fn settings(directory: &Path) -> Result<Option<Settings>> {
     let Some(raw) = side::look_up(&directory.join(CONFIG_NAME))? else {
         let lora = mistral::settings(directory)?;
-        return Ok(lora.filter(|_| recognise::is_named(&directory.join(mistral::WEIGHTS))).map(Settings::Mistral));
+        let lora = lora.filter(|_| recognise::is_named(&directory.join(mistral::WEIGHTS)));
+        return Ok(lora.map(|lora| (&MISTRAL, lora)));
     };
-    let has = |key: &str| raw.contains_key(key);
-    Ok(Some(if has("peft_type") {
-        Settings::Peft
-    } else if has("fine_tune_type") || has("lora_parameters") || has("lora_layers") {
-        Settings::Mlx(raw)
-    } else if raw.get("config").is_some_and(Value::is_object) || has("hidden_size") && has("model_type") {
-        Settings::AdapterHub(raw)
-    } else if mlx_vlm::is_config(&raw) {
-        Settings::MlxVlm(raw)
-    } else {
-        Settings::Peft
-    }))
+    let own = ALL.iter().find(|dialect| (dialect.has_config)(&raw)).copied();
+    Ok(Some((own.unwrap_or(&PEFT), raw)))
 }

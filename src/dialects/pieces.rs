@@ -33,7 +33,7 @@ pub struct Pair {
     /// B.
     pub up: Grid,
     /// Bias of B.
-    pub bias: Option<Column>,
+    pub bias: Option<Grid>,
     /// DoRA magnitudes.
     pub magnitude: Option<Magnitude>,
     /// ΔW = (B·A)ᵀ, a table of rows.
@@ -42,17 +42,13 @@ pub struct Pair {
     pub scale: f64,
 }
 
-/// One value per output.
-#[derive(Debug, Clone)]
-pub struct Column(pub Grid);
-
 /// Magnitudes of DoRA.
 #[derive(Debug, Clone)]
-pub enum Magnitude {
-    /// One per output.
-    Outputs(Grid),
-    /// One per input.
-    Inputs(Grid),
+pub struct Magnitude {
+    /// The values as one column.
+    pub grid: Grid,
+    /// There is one per input, and not per output.
+    pub per_input: bool,
 }
 
 /// A change by another method.
@@ -77,36 +73,19 @@ pub struct WholePiece {
     pub frozen: bool,
 }
 
-impl Column {
-    /// A tensor of any shape, as one column.
-    fn of(tensor: &Stored) -> Grid {
-        let mut tensor = tensor.clone();
-        let count = tensor.info.shape.elements().unwrap_or(0);
-        tensor.info.shape = Shape::from([count, 1]);
-        Grid::of(&tensor)
-    }
+/// A tensor of any shape, as one column.
+fn column(tensor: &Stored) -> Grid {
+    let mut tensor = tensor.clone();
+    let count = tensor.info.shape.elements().unwrap_or(0);
+    tensor.info.shape = Shape::from([count, 1]);
+    Grid::of(&tensor)
 }
 
 impl Magnitude {
-    /// The values as one column.
-    pub fn grid(&self) -> &Grid {
-        match self {
-            Self::Outputs(grid) | Self::Inputs(grid) => grid,
-        }
-    }
-
-    /// Whether there is one per input.
-    pub fn is_input(&self) -> bool {
-        matches!(self, Self::Inputs(_))
-    }
-
     /// `change` where the rows are outputs.
     #[must_use]
     pub fn map_rows(self, change: impl FnOnce(Grid) -> Grid) -> Self {
-        match self {
-            Self::Outputs(grid) => Self::Outputs(change(grid)),
-            Self::Inputs(grid) => Self::Inputs(grid),
-        }
+        if self.per_input { self } else { Self { grid: change(self.grid), ..self } }
     }
 }
 
@@ -139,6 +118,11 @@ impl Pieces {
 }
 
 impl Pair {
+    /// Factors and what multiplies them, of a layer that is no table.
+    pub fn new(path: String, down: Grid, up: Grid, scale: f64) -> Self {
+        Self { path, down, up, bias: None, magnitude: None, embedding: false, scale }
+    }
+
     /// r.
     pub fn rank(&self) -> u64 {
         self.down.size.0
@@ -230,25 +214,22 @@ fn is_stack(adapter: &Adapter, module: &Module) -> bool {
 fn pair(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {
     let path = &module.path;
     let stacked = is_stack(adapter, module);
-    // Three dimensions are a convolution of one, or in mlx-lm's names a stack of experts.
-    if stacked || adapter.dialect == "mlx" && lora.down.info.shape.as_slice().len() > 2 {
+    // Three dimensions are a convolution of one, or a stack of experts.
+    if stacked || adapter.config.stacks_merged_by.is_some() && lora.down.info.shape.as_slice().len() > 2 {
         let what = format!("`{path}` adapts parameters without a layer of their own, which only PEFT stores");
         return Err(Error::unsupported(&adapter.root, what));
     }
     let scale = scale_of(adapter, path, lora.rank())?;
+    let magnitude = |tensor: &Stored| {
+        // LyCORIS' shape tells the axis by its first dimension; PEFT's and mlx-lm's have one entry per output.
+        let shape = tensor.info.shape.as_slice();
+        let several = shape.len() > 1 && shape[0] == 1 && (lora.outputs() != 1 || lora.inputs() == shape[1]);
+        Magnitude { grid: column(tensor), per_input: tensor.info.name.ends_with("dora_scale") && several }
+    };
     Ok(Pair {
-        path: path.clone(),
-        down: Grid::of(&lora.down),
-        up: Grid::of(&lora.up),
-        bias: lora.bias.as_ref().map(|bias| Column(Column::of(bias))),
-        magnitude: lora.magnitude.as_ref().map(|tensor| {
-            // LyCORIS' shape tells the axis by its first dimension; PEFT's and mlx-lm's have one entry per output.
-            let shape = tensor.info.shape.as_slice();
-            let several = shape.len() > 1 && shape[0] == 1 && (lora.outputs() != 1 || lora.inputs() == shape[1]);
-            let input = tensor.info.name.ends_with("dora_scale") && several;
-            if input { Magnitude::Inputs(Column::of(tensor)) } else { Magnitude::Outputs(Column::of(tensor)) }
-        }),
+        bias: lora.bias.as_ref().map(column),
+        magnitude: lora.magnitude.as_ref().map(magnitude),
         embedding: lora.embedding,
-        scale,
+        ..Pair::new(path.clone(), Grid::of(&lora.down), Grid::of(&lora.up), scale)
     })
 }

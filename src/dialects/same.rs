@@ -4,34 +4,21 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::ADAPTERHUB_HEADS;
+use super::dialect::{Dialect, Form};
 use super::files::Files;
 use super::peft::write::cast;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, AlphaFrom};
 use crate::error::Result;
-use crate::formats::{Checkpoint, Stored, json, safetensors, side};
-use crate::io::is_there;
-use crate::tensor::{Float, TensorInfo};
+use crate::formats::{Stored, json};
+use crate::tensor::Float;
 
-/// Names of weight files by dialect; a dialect that is not listed has a single file.
-const NAMES: [(&str, &str); 5] = [
-    ("peft", "adapter_model.safetensors"),
-    ("mlx", "adapters.safetensors"),
-    ("mlx-vlm", "adapters.safetensors"),
-    ("adapterhub", "adapter.safetensors"),
-    ("torchtune", "adapter.safetensors"),
-];
-
-/// The config of the model that tells torchtune's heads.
-const MODEL: &str = "config.json";
-
-/// What AdapterHub calls the config of a prediction head.
-const HEAD_CONFIG: &str = "head_config.json";
+/// What stands for the dialect that an adapter has, and for checkpoints.
+pub const SAFETENSORS: Dialect = Dialect { name: "safetensors", title: "safetensors", ..Dialect::PLAIN };
 
 /// Whether an adapter's own files say all that was read: nothing was told, and no config counts that would not be written.
 pub fn is_whole(adapter: &Adapter) -> bool {
-    let writes_config = NAMES.iter().any(|(dialect, _)| *dialect == adapter.dialect);
+    let writes_config = Dialect::of(adapter.dialect).form == Form::Directory;
     let is_config = matches!(adapter.config.alpha_from, Some(AlphaFrom::File(_)));
     adapter.is_self_contained() && (writes_config || !is_config)
 }
@@ -41,12 +28,13 @@ pub fn is_whole(adapter: &Adapter) -> bool {
 /// # Errors
 /// When a config beside the weights cannot be read.
 pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
-    let named = NAMES.iter().find(|(dialect, _)| *dialect == adapter.dialect).map(|(_, name)| *name);
+    let dialect = Dialect::of(adapter.dialect);
+    let is_directory = dialect.form == Form::Directory;
+    let own = if is_directory { dialect } else { &SAFETENSORS };
     let mut files = Files {
-        weights: named.unwrap_or("adapter.safetensors").into(),
         metadata: adapter.tensors.files()[0].header.metadata.clone(),
-        single: named.is_none() || !adapter.config.path.ends_with(CONFIG_NAME),
-        ..Files::default()
+        single: !is_directory || !adapter.config.path.ends_with(CONFIG_NAME),
+        ..Files::of(own, &[])
     };
     files.hashed = files.metadata.iter().any(|(key, _)| key.starts_with("sshs_") || key == "modelspec.hash_sha256");
     if files.metadata.is_empty() {
@@ -65,41 +53,9 @@ pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
         let mut config = adapter.config.raw.clone();
         config.values_mut().filter(|value| lost(value)).for_each(|value| *value = Value::Null);
         files.beside.push((PathBuf::from(CONFIG_NAME), json::render(&config)));
-        if adapter.dialect == "adapterhub" {
-            head(adapter, &mut files)?;
-        }
-        if adapter.dialect == "torchtune"
-            && let Some(model) = side::read(&adapter.root, MODEL)?
-        {
-            files.beside.push((PathBuf::from(MODEL), json::render(&model)));
-        }
+        (dialect.beside)(adapter, &mut files)?;
     }
     Ok(files)
-}
-
-/// The prediction head that lies beside an adapter of AdapterHub, as it is.
-fn head(adapter: &Adapter, files: &mut Files) -> Result<()> {
-    if let Some(config) = side::read(&adapter.root, HEAD_CONFIG)? {
-        files.beside.push((PathBuf::from(HEAD_CONFIG), json::render(&config)));
-    }
-    let name = PathBuf::from(ADAPTERHUB_HEADS[0]);
-    let [safe, pickled] = ADAPTERHUB_HEADS.map(|name| adapter.root.join(name));
-    if is_there(&safe)? {
-        // Read as weights first: whatever else it is stays behind.
-        Checkpoint::open(&safe)?;
-        files.copied.push((name, safe));
-    } else if is_there(&pickled)? {
-        let tensors = Checkpoint::open(&pickled)?;
-        let (mut infos, mut data) = (Vec::new(), Vec::new());
-        for stored in tensors.all() {
-            infos.push(TensorInfo { offset: data.len() as u64, ..stored.info.clone() });
-            data.extend_from_slice(stored.view()?.data);
-        }
-        let mut bytes = safetensors::render_header(&[("format".into(), "pt".into())], &infos);
-        bytes.append(&mut data);
-        files.beside.push((name, bytes));
-    }
-    Ok(())
 }
 
 /// Single numbers such as α keep their dtype: they count too much to be rounded, and take no room.

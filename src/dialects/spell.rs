@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::pieces::{Column, Pair, Pieces};
+use super::dialect::Dialect;
+use super::pieces::{Magnitude, Pair, Pieces};
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::naming::arch::{self, Arch, Spelling, Spot};
@@ -13,9 +14,6 @@ use crate::pairs::matrix::Grid;
 
 /// How flattened names begin.
 const FLAT: [&str; 3] = ["lora_", "lycoris_", "oft_unet_"];
-
-/// Dialects of adapters for pipelines.
-const PIPELINES: [&str; 4] = ["kohya", "comfyui", "diffusers", "xlabs"];
 
 /// What became of the names.
 #[derive(Debug, Default)]
@@ -174,7 +172,7 @@ pub fn is_of_pipeline(adapter: &Adapter, path: &str) -> bool {
         return is_flat(path);
     }
     let of_family = || arch::archs().iter().any(|family| !family.components().is_empty() && family.knows(path));
-    components::split(path).is_some() && (PIPELINES.contains(&adapter.dialect) || of_family())
+    components::split(path).is_some() && (Dialect::of(adapter.dialect).pipelines || of_family())
 }
 
 /// Whether the path has underscores for dots.
@@ -233,7 +231,7 @@ fn rearranged(pair: Pair, spots: &[Spot]) -> Pair {
     Pair {
         path: spots[0].module.clone(),
         up: column(pair.up),
-        bias: pair.bias.map(|bias| Column(column(bias.0))),
+        bias: pair.bias.map(column),
         magnitude: pair.magnitude.map(|magnitude| magnitude.map_rows(column)),
         ..pair
     }
@@ -259,7 +257,7 @@ fn split(pair: Pair, spots: &[Spot]) -> Result<Vec<Pair>> {
             path: spot.module.clone(),
             up,
             down,
-            bias: pair.bias.clone().map(|bias| Column(cut(bias.0))),
+            bias: pair.bias.clone().map(cut),
             magnitude: pair.magnitude.clone().map(|magnitude| magnitude.map_rows(cut)),
             ..pair.clone()
         })
@@ -323,7 +321,7 @@ fn fuse(adapter: &Adapter, module: String, parts: Vec<(Spot, Pair)>) -> Result<P
     if magnitudes > 0 && (magnitudes < parts.len() || covered < outputs) {
         return Err(refuse("some have magnitudes of DoRA and others none"));
     }
-    if magnitudes > 0 && parts.iter().any(|(_, pair)| pair.magnitude.as_ref().is_some_and(|m| m.is_input())) {
+    if magnitudes > 0 && parts.iter().any(|(_, pair)| pair.magnitude.as_ref().is_some_and(|own| own.per_input)) {
         return Err(refuse("their magnitudes are those of inputs, each norm over its own rows"));
     }
     if parts.iter().any(|(_, pair)| pair.is_conv()) {
@@ -352,15 +350,15 @@ fn fuse(adapter: &Adapter, module: String, parts: Vec<(Spot, Pair)>) -> Result<P
         }
         if let Some(own) = &pair.bias {
             let sum: Grid = bias.take().unwrap_or_else(|| Grid::zero((outputs, 1)));
-            bias = Some(sum.with(own.0.clone().rows(&spot.take).scaled(pair.scale / scale), (spot.at, 0)));
+            bias = Some(sum.with(own.clone().rows(&spot.take).scaled(pair.scale / scale), (spot.at, 0)));
         }
         if let Some(own) = &pair.magnitude {
             let sum: Grid = magnitude.take().unwrap_or_else(|| Grid::zero((outputs, 1)));
-            magnitude = Some(sum.with(own.grid().clone().rows(&spot.take), (spot.at, 0)));
+            magnitude = Some(sum.with(own.grid.clone().rows(&spot.take), (spot.at, 0)));
         }
     }
-    let magnitude = magnitude.map(super::pieces::Magnitude::Outputs);
-    Ok(Pair { path: module, down, up, bias: bias.map(Column), magnitude, embedding: false, scale })
+    let magnitude = magnitude.map(|grid| Magnitude { grid, per_input: false });
+    Ok(Pair { bias, magnitude, ..Pair::new(module, down, up, scale) })
 }
 
 fn same(left: &Grid, right: &Grid) -> Result<bool> {

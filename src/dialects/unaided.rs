@@ -8,11 +8,13 @@ use foldhash::HashMap;
 use serde_json::{Map, Value};
 
 use super::alphas::{Alphas, Survey, TELL};
-use super::open::Opened;
+use super::dialect::Dialect;
+use super::mistral::MISTRAL;
+use super::open::{Opened, Source};
 use super::{found, metadata, mistral, recognise};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::options::Chosen;
-use crate::adapters::{AlphaFrom, Fallback, Gathered, ReadOptions, gather_with, has_magnitudes, peft_keys};
+use crate::adapters::{AlphaFrom, Fallback, Gathered, gather_with, has_magnitudes, peft_keys};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, json};
 use crate::naming::scheme::schemes;
@@ -42,13 +44,8 @@ impl Beside {
     }
 }
 
-pub(crate) fn open(
-    root: &Path,
-    tensors: Checkpoint,
-    beside: Beside,
-    chosen: &Chosen,
-    options: &ReadOptions,
-) -> Result<Opened> {
+pub(crate) fn open(source: Source<'_>, beside: Beside) -> Result<Opened> {
+    let Source { root, tensors, chosen, options, .. } = source;
     let mut dialects: BTreeMap<&str, usize> = BTreeMap::new();
     let mut keyed = Vec::new();
     for stored in tensors.all() {
@@ -65,12 +62,10 @@ pub(crate) fn open(
     let Some((dialect, _)) = dialects.iter().max_by_key(|(_, count)| **count) else {
         return Err(found::no_names(&tensors));
     };
-    let dialect: &'static str =
-        schemes().iter().map(|scheme| scheme.name()).find(|name| name == dialect).unwrap_or("peft");
-    match dialect {
-        "mlx" => return Err(lacks_config(&tensors, "MLX", "`scale`")),
-        "torchtune" => return Err(lacks_config(&tensors, "torchtune", "rank, alpha and the numbers of heads")),
-        _ => {}
+    let dialect = Dialect::of(dialect);
+    if let Some((who, what)) = dialect.lacks {
+        let what = format!("has the names of {who}, and no `{CONFIG_NAME}` beside it: {what} are unknown");
+        return Err(Error::unsupported(tensors.root(), what));
     }
     unflatten(&mut keyed);
     gather_denoiser(&mut keyed);
@@ -80,13 +75,13 @@ pub(crate) fn open(
         Beside::Peft(config) => Alphas::decide(&tensors, &survey, Some(config), options),
         Beside::Mistral(lora) => of_mistral(root, lora, &survey),
     };
-    let is_lost = alphas.as_ref().is_ok_and(Alphas::is_missing) && dialect == "peft" && lost_its_config(&keyed);
+    let is_lost = alphas.as_ref().is_ok_and(Alphas::is_missing) && dialect.declares && lost_its_config(&keyed);
     let alphas = if is_lost { Err(lost(&tensors, &survey)) } else { alphas };
     let path = tensors.files().first().map_or(root, |file| file.map.path()).to_path_buf();
     let (dialect, mut config) = match beside {
         Beside::Nothing => (dialect, AdapterConfig::synthetic(&path, "LORA", None)),
         Beside::Peft(config) => (dialect, *config),
-        Beside::Mistral(_) => ("mistral", AdapterConfig::synthetic(&root.join(mistral::CONFIG), "LORA", None)),
+        Beside::Mistral(_) => (&MISTRAL, AdapterConfig::synthetic(&root.join(mistral::CONFIG), "LORA", None)),
     };
     let modules = alphas.and_then(|alphas| {
         if !alphas.is_told() {
@@ -94,7 +89,7 @@ pub(crate) fn open(
         }
         let of = |path: &str, rank| alphas.of(Some(&config), path, rank);
         let fallback = Fallback { of: &of, forced: alphas.forced };
-        let gathered = gather_with(keyed.into_iter(), &config, dialect, true, Some(&fallback))?;
+        let gathered = gather_with(keyed.into_iter(), &config, dialect.name, true, Some(&fallback))?;
         let Gathered { modules, scales, .. } = gathered;
         metadata::check_magnitudes(&tensors, &modules)?;
         config.scaling = Some(Scaling::exact(scales));
@@ -228,9 +223,4 @@ fn read_key(name: &str) -> (Option<&'static str>, Key) {
         }
         _ => (dialect, Key { module: components::with_component(&key.module), ..key }),
     }
-}
-
-fn lacks_config(tensors: &Checkpoint, who: &str, what: &str) -> Error {
-    let what = format!("has the names of {who}, and no `adapter_config.json` beside it: {what} are unknown");
-    Error::unsupported(tensors.root(), what)
 }

@@ -6,15 +6,28 @@
 
 use std::collections::BTreeMap;
 
+use super::dialect::{Dialect, Form};
 use super::evened::Evened;
-use super::files::{Facts, Files, matrix};
+use super::files::{Facts, Files};
 use super::pieces::{Pair, Pieces};
-use super::spell::{self, Respelled};
-use crate::adapters::Adapter;
+use super::spell::{self, Respelled, Wanted};
 use crate::error::Result;
-use crate::naming::Role;
 use crate::naming::arch::arch;
 use crate::naming::scheme::scheme;
+
+/// XLabs, known by the names of processors.
+pub const XLABS: Dialect = Dialect {
+    name: "xlabs",
+    title: "XLabs",
+    form: Form::File("safetensors"),
+    // Split first: the processors hold a part of a fused weight.
+    names: Wanted::Diffusers,
+    pipelines: true,
+    family: Some("flux"),
+    fit,
+    write: Some(|pieces, facts| write(&pieces, facts)),
+    ..Dialect::PLAIN
+};
 
 /// What a processor of a block changes, below the block.
 const BLOCKS: [(&str, &[&str]); 2] = [
@@ -29,7 +42,7 @@ const WIDE: u64 = 5;
 ///
 /// # Errors
 /// When parts cannot be fused.
-pub fn fit(adapter: &Adapter, pieces: &mut Pieces, done: &mut Respelled) -> Result<()> {
+fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
     let [xlabs, flux] = ["xlabs", "flux"].map(|name| arch(name).expect("the tables are part of the program"));
     let spots = |pair: &Pair| {
         let size = (pair.up.size.0, pair.down.size.1);
@@ -40,26 +53,17 @@ pub fn fit(adapter: &Adapter, pieces: &mut Pieces, done: &mut Respelled) -> Resu
             None
         }
     };
-    spell::move_pairs(adapter, pieces, spots, done)
+    spell::move_pairs(facts.adapter, pieces, spots, done)
 }
 
 /// The file.
 ///
 /// # Errors
 /// When a change is none that a processor holds.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("xlabs").expect("the tables are part of the program");
-    let mut files = Files { weights: "adapter.safetensors".into(), single: true, ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
-    if let Some(other) = pieces.methods.first() {
-        let what = format!("`{}` is changed by {}, and XLabs stores LoRA only", other.path, other.method.kind());
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        return Err(
-            facts.refuse(format!("`{}.{}` is stored whole, which XLabs has no place for", whole.path, whole.parameter))
-        );
-    }
+    let mut files = Files::of(&XLABS, &[("format", "pt")]);
+    facts.only_pairs(pieces, "and XLabs stores LoRA only", "which XLabs has no place for")?;
     let mut evened = Evened::new(&pieces.pairs, 1.0);
     let mut blocks: BTreeMap<(usize, u64), Vec<&str>> = BTreeMap::new();
     let width = pieces.pairs.first().map_or(0, width);
@@ -77,10 +81,8 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             return Err(facts.refuse(what));
         }
         blocks.entry(block).or_default().push(module);
-        let (down, up) = evened.factors(pair, &mut files);
-        let key = |role: &Role| scheme.print(&pair.path, role).expect("XLabs has the roles of LoRA");
-        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
-        files.tensors.push(matrix(key(&Role::Up), up, facts.float));
+        let factors = evened.factors(pair, &mut files);
+        files.add(scheme, &pair.path, factors, facts.float);
     }
     let mut filled = 0;
     let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
@@ -88,12 +90,9 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
         let (start, modules) = BLOCKS[kind];
         for module in modules.iter().filter(|module| !present.contains(*module)) {
             let path = format!("{start}{block}.{module}");
-            let key = |role: &Role| scheme.print(&path, role).expect("XLabs has the roles of LoRA");
             let inputs = if *module == "linear2" { wide_inputs(pieces).unwrap_or(WIDE * width) } else { width };
             let outputs = if module.ends_with("qkv") { 3 * width } else { width };
-            let (down, up) = evened.nothing(inputs, outputs);
-            files.tensors.push(matrix(key(&Role::Down), down, float));
-            files.tensors.push(matrix(key(&Role::Up), up, float));
+            files.add(scheme, &path, evened.nothing(inputs, outputs), float);
             filled += 1;
         }
     }

@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::error::{Error, Result};
 use crate::limits::MAX_RANK;
 use crate::linalg::{RankPolicy, RankRule};
-use crate::ops::{Budgeted, Dialect, RankChoice, Ranking, Run, WriteOptions};
+use crate::ops::{Budgeted, RankChoice, Ranking, Run, ToDialect, WriteOptions};
 use crate::placement::{Selection, pattern};
 use crate::plan::Budget;
 use crate::tensor::Float;
@@ -23,7 +23,7 @@ pub struct Common {
     pub include: Vec<String>,
     pub exclude: Vec<String>,
     pub ranking: Option<Ranking>,
-    pub dialect: Dialect,
+    pub dialect: ToDialect,
 }
 
 impl Common {
@@ -176,7 +176,7 @@ macro_rules! makes_adapters {
             }
 
             /// The dialect the adapter is written in; PEFT's, if nothing is said.
-            pub fn to(mut self, dialect: $crate::ops::convert::Target) -> Self {
+            pub fn to(mut self, dialect: $crate::dialects::Target) -> Self {
                 self.common.dialect.to = Some(dialect);
                 self
             }

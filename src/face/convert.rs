@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::common::{Common, alone, writes};
+use crate::dialects::Target;
 use crate::error::Result;
 use crate::ops::Run;
-use crate::ops::convert::{ConvertOptions, Converted, Target, convert};
+use crate::ops::convert::{ConvertOptions, Converted, convert};
 
 /// An adapter in another dialect, or a model in another container or dtype.
 ///
@@ -16,7 +17,7 @@ use crate::ops::convert::{ConvertOptions, Converted, Target, convert};
 /// # let out = folder.path().join("mlx");
 /// use lorakit::{Convert, Target};
 ///
-/// Convert::new("fixtures/tiny/adapter").to(Target::Mlx).base("fixtures/tiny/base").out(&out).run()?;
+/// Convert::new("fixtures/tiny/adapter").to(Target::MLX).base("fixtures/tiny/base").out(&out).run()?;
 /// assert_eq!(lorakit::Adapter::open(&out)?.dialect(), "mlx");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

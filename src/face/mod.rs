@@ -13,6 +13,8 @@
 //! | `adapter` | modules and ΔW of an adapter |
 
 mod adapter;
+#[cfg(test)]
+mod any_dialect;
 mod common;
 mod convert;
 mod extract;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{self, Path, PathBuf};
+use std::sync::Arc;
 
 use foldhash::HashSet;
 use serde_json::{Map, Value};
@@ -15,7 +16,7 @@ use super::places::Places;
 use super::weight_file::{Stored, WeightFile};
 use super::{safetensors, side};
 use crate::error::{Error, Result};
-use crate::io::{is_there, read_start};
+use crate::io::{MappedFile, is_there, read_start};
 use crate::limits::MAX_HELD_BYTES_TOGETHER;
 use crate::tensor::TensorInfo;
 
@@ -181,6 +182,20 @@ impl Checkpoint {
             Error::malformed(file.map.path(), at, format!("stands {there}"))
         })?;
         Ok(Self { root: root.into(), container, files, gguf: None, by_name })
+    }
+
+    /// Tensors that lie in no file yet, with the text of a header. They are known by `root`, and `file` answers what is asked of a
+    /// file.
+    ///
+    /// # Errors
+    /// When two of them have one name.
+    pub fn of_tensors(
+        root: &Path,
+        file: &Arc<MappedFile>,
+        metadata: Vec<(String, String)>,
+        tensors: Vec<Stored>,
+    ) -> Result<Self> {
+        Self::assemble(root, Container::File, vec![WeightFile::of_tensors(file, metadata, tensors)])
     }
 
     /// The same with the tensors of the file `name` in `directory`.

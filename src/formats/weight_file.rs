@@ -1,5 +1,6 @@
 //! One file of weights in any container that can be read, and the tensors in it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -71,6 +72,14 @@ impl Stored {
         rows * cols
     }
 
+    /// `len` of its bytes from byte `offset` of it, in a buffer of their own where they are made as they are read.
+    ///
+    /// # Errors
+    /// When the file is no longer there as it was mapped, or they cannot be made.
+    pub fn read(&self, offset: u64, len: u64) -> Result<Cow<'_, [u8]>> {
+        self.map.read(self.start + offset, len)
+    }
+
     /// The file the tensor lies in.
     pub fn path(&self) -> &Path {
         self.map.path()
@@ -124,6 +133,15 @@ impl WeightFile {
         }
         let Found { header, held, notes } = found;
         Ok(Self { name, format: &gguf::FORMAT, map: file.map, header, gguf: Some(Box::new(file.header)), notes, held })
+    }
+
+    /// Tensors that lie in no file yet. What is asked of a file, `file` answers.
+    pub(super) fn of_tensors(file: &Arc<MappedFile>, metadata: Vec<(String, String)>, tensors: Vec<Stored>) -> Self {
+        let held = tensors.iter().enumerate().map(|(at, stored)| (at, Arc::clone(&stored.map))).collect();
+        let tensors = tensors.into_iter().map(|stored| TensorInfo { offset: stored.start, ..stored.info }).collect();
+        let header = Header { metadata, tensors, data_start: 0 };
+        let (format, map) = (&safetensors::FORMAT, Arc::clone(file));
+        Self { name: String::new(), format, map, header, gguf: None, notes: Vec::new(), held }
     }
 
     /// Bytes that are held in memory for it.

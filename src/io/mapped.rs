@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -38,7 +39,12 @@ enum Contents {
     Held(Box<[u8]>),
     /// Made at the first look.
     Lazy(OnceLock<Box<[u8]>>, Box<dyn Fn() -> Vec<u8> + Send + Sync>),
+    /// Made at every look, and not kept.
+    Made(Box<Make>),
 }
+
+/// Fills a buffer with the bytes from an offset on.
+type Make = dyn Fn(u64, &mut [u8]) -> Result<()> + Send + Sync;
 
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +53,7 @@ impl fmt::Debug for Contents {
             Self::Mapped(_) => "Mapped",
             Self::Held(_) => "Held",
             Self::Lazy(..) => "Lazy",
+            Self::Made(_) => "Made",
         })
     }
 }
@@ -92,9 +99,16 @@ impl MappedFile {
         Self { contents: Contents::Lazy(OnceLock::new(), Box::new(make)), bytes, ..self.held(Vec::new()) }
     }
 
-    /// Whether the bytes are held in memory: they are not those of [`file`](Self::file).
+    /// As [`held`](Self::held), for `bytes` bytes that are never held: `make` fills a buffer with those from an offset on, and
+    /// [`read`](Self::read) alone asks it.
+    #[must_use]
+    pub fn made(&self, bytes: u64, make: impl Fn(u64, &mut [u8]) -> Result<()> + Send + Sync + 'static) -> Self {
+        Self { contents: Contents::Made(Box::new(make)), bytes, ..self.held(Vec::new()) }
+    }
+
+    /// Whether the bytes are held in memory or made: they are not those of [`file`](Self::file).
     pub fn is_held(&self) -> bool {
-        matches!(self.contents, Contents::Held(_) | Contents::Lazy(..))
+        matches!(self.contents, Contents::Held(_) | Contents::Lazy(..) | Contents::Made(_))
     }
 
     /// The path as given to [`open`](Self::open).
@@ -129,6 +143,18 @@ impl MappedFile {
         let end = offset.checked_add(len).ok_or_else(beyond)?;
         let (Ok(start), Ok(end)) = (usize::try_from(offset), usize::try_from(end)) else { return Err(beyond()) };
         self.bytes().get(start..end).ok_or_else(beyond)
+    }
+
+    /// `len` bytes from `offset`, in a buffer of their own where they are made.
+    ///
+    /// # Errors
+    /// As [`slice`](Self::slice), and when they cannot be made.
+    pub fn read(&self, offset: u64, len: u64) -> Result<Cow<'_, [u8]>> {
+        let Contents::Made(make) = &self.contents else { return self.slice(offset, len).map(Cow::Borrowed) };
+        let len = usize::try_from(len).expect("what is made at once fits the address space");
+        let mut bytes = vec![0; len];
+        make(offset, &mut bytes)?;
+        Ok(Cow::Owned(bytes))
     }
 
     /// Checks that the file still has the length and the time of modification it was opened with. Call it after
@@ -229,7 +255,7 @@ impl MappedFile {
 impl Contents {
     fn as_slice(&self) -> &[u8] {
         match self {
-            Self::Empty => &[],
+            Self::Empty | Self::Made(_) => &[],
             Self::Mapped(map) => map,
             Self::Held(bytes) => bytes,
             Self::Lazy(bytes, make) => bytes.get_or_init(|| make().into()),

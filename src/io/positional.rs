@@ -78,10 +78,17 @@ impl PositionalFile {
     /// # Errors
     /// As [`write_at`](Self::write_at); when the range ends beyond the source, or the source got shorter.
     pub fn copy_from(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<()> {
-        let bytes = source.slice(source_offset, len)?;
         if source.is_held() {
-            return self.write_at(offset, bytes);
+            // What is made of it is made in pieces.
+            let mut done = 0;
+            while done < len {
+                let piece = (len - done).min(BUFFER_BYTES as u64);
+                self.write_at(offset + done, &source.read(source_offset + done, piece)?)?;
+                done += piece;
+            }
+            return Ok(());
         }
+        source.slice(source_offset, len)?;
         self.check_range(offset, len)?;
         let done = self.copy_in_kernel(source, source_offset, offset, len)?;
         self.copy_by_hand(source, source_offset + done, offset + done, len - done)

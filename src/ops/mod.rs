@@ -1,7 +1,6 @@
 //! The verbs: options and inputs → a plan, or a plain result.
 
 pub mod convert;
-mod dialect;
 pub mod extract;
 pub mod finish;
 pub mod inspect;
@@ -11,7 +10,7 @@ pub mod resize;
 pub mod stack;
 
 pub use crate::model::Rounding;
+pub use crate::output::new_adapter::ToDialect;
 pub use crate::output::{Part, Run, WriteOptions};
-pub use dialect::Dialect;
 pub use merge::unmerge;
 pub use rank_choice::{Budgeted, RankChoice, Ranking};

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::linalg::{RankPolicy, RankRule};
+use crate::output::new_adapter::ToDialect;
 
 /// One budget for a whole adapter, spent where it buys most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,16 @@ impl RankChoice {
             options.extend(rank.map(|rank| (name.to_owned(), json!(rank))));
         }
         options.into()
+    }
+}
+
+/// What to say of an adapter that became larger than `ranks` allow, because another dialect needs more room.
+pub(super) fn beyond_budget(ranks: &RankChoice, dialect: &ToDialect, bytes: u64) -> Option<String> {
+    match ranks.ranking {
+        Ranking::Budget(Budgeted::Bytes(most)) if bytes > most && dialect.foreign().is_some() => {
+            Some(format!("{} takes {bytes} bytes where PEFT keeps to the {most} of the budget", dialect.name()))
+        }
+        _ => None,
     }
 }
 

@@ -228,13 +228,13 @@ fn changes(prefix: &str, before: &Map<String, Value>, after: &Map<String, Value>
     found
 }
 
-/// Patterns of tensor names as one set.
+/// The patterns of the option `option` as one set.
 ///
 /// # Errors
 /// When a pattern is malformed.
-pub fn globs(patterns: &[String]) -> Result<GlobSet> {
+pub fn globs(option: &str, patterns: &[String]) -> Result<GlobSet> {
     let wrong = |pattern: &str, problem: &globset::Error| {
-        Error::invalid("--allow-unused", format!("`{pattern}` is not a pattern: {}", problem.kind()))
+        Error::invalid(option, format!("`{pattern}` is not a pattern: {}", problem.kind()))
     };
     let mut builder = GlobSetBuilder::new();
     for pattern in patterns {

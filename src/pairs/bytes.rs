@@ -44,6 +44,11 @@ impl Bytes {
         Ok(Self::Held { bytes, float })
     }
 
+    /// Nothing, where only numbers beside it count.
+    pub fn none() -> Self {
+        Self::Held { bytes: Vec::new(), float: Float::F32 }
+    }
+
     /// Number of bytes.
     pub fn count(&self) -> u64 {
         match self {

@@ -63,6 +63,13 @@ pub struct NewWhole {
 }
 
 impl NewPair {
+    /// Rank and α of a layer without its factors: what a config is made of.
+    pub fn numbers(path: &str, rank: u64, alpha: f64) -> Self {
+        let rank = usize::try_from(rank).unwrap_or(1);
+        let (path, kind, down, up) = (path.to_owned(), PairKind::Linear, Bytes::none(), Bytes::none());
+        Self { path, kind, rank, alpha, down, up, outer: (1, 1), up_bias: None }
+    }
+
     /// Shapes of A and B.
     pub fn shapes(&self) -> (Shape, Shape) {
         let rank = self.rank as u64;

@@ -3,6 +3,7 @@
 use super::change::Landable;
 use super::vocabulary::{self, is_resized, is_vocabulary};
 use crate::adapters::{Lora, describe};
+use crate::dialects::Dialect;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
@@ -84,7 +85,7 @@ pub fn check_elements(tensor: &Stored, target: &Stored) -> Result<()> {
 pub fn check_magnitude(job: &Landable<'_>, lora: &Lora) -> Result<()> {
     let config = &job.applied.adapter.config;
     // Only a config of its own can say something else than the tensors.
-    if job.applied.adapter.dialect != "peft" || config.dora == lora.magnitude.is_some() {
+    if !Dialect::of(job.applied.adapter.dialect).declares || config.dora == lora.magnitude.is_some() {
         return Ok(());
     }
     let problem = match &lora.magnitude {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{shown, size};
+use crate::dialects::translate::Family;
 use crate::error::shown::line;
 use crate::ops::convert::{AdapterReport, CheckpointReport, Converted, RoundingError};
 
@@ -20,33 +21,34 @@ pub fn convert(converted: &Converted) -> String {
 fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
     let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
     writeln!(text, "{}{would}", shown(&report.out))?;
-    let family = report.family.as_ref().map_or(String::new(), |family| format!(", {family}"));
-    writeln!(text, "  input    {}, {}{family}", shown(&report.input), report.from)?;
-    if let (Some(family), Some(by)) = (&report.family, &report.family_by) {
+    let (Family { family, family_by }, modules) = (&report.family, &report.modules);
+    let named = family.as_ref().map_or(String::new(), |family| format!(", {family}"));
+    writeln!(text, "  input    {}, {}{named}", shown(&report.input), report.from)?;
+    if let (Some(family), Some(by)) = (family, family_by) {
         writeln!(text, "  family   {family}, by {by}")?;
     }
     let list = |parts: &[(usize, &str)]| {
         let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
         parts.collect::<Vec<_>>().join(", ")
     };
-    let modules =
-        list(&[(report.pairs, "LoRA"), (report.methods, "by other methods"), (report.whole, "whole tensors")]);
-    if !modules.is_empty() {
-        writeln!(text, "  modules  {modules}")?;
+    let kinds =
+        list(&[(modules.pairs, "LoRA"), (modules.methods, "by other methods"), (modules.whole, "whole tensors")]);
+    if !kinds.is_empty() {
+        writeln!(text, "  modules  {kinds}")?;
     }
-    let names = list(&[(report.renamed, "renamed"), (report.split, "split"), (report.fused, "fused")]);
+    let names = list(&[(modules.renamed, "renamed"), (modules.split, "split"), (modules.fused, "fused")]);
     if !names.is_empty() {
         writeln!(text, "  names    {names}")?;
     }
     let numbers = list(&[
-        (report.folded, "scales folded"),
-        (report.padded, "ranks padded"),
-        (report.made_pairs, "made LoRA of another method"),
+        (modules.folded, "scales folded"),
+        (modules.padded, "ranks padded"),
+        (modules.made_pairs, "made LoRA of another method"),
     ]);
     if !numbers.is_empty() {
         writeln!(text, "  numbers  {numbers}")?;
     }
-    if let Some(error) = report.error {
+    if let Some(error) = modules.error {
         writeln!(text, "  error    {error:.1e} at most, relative to the change")?;
     }
     writeln!(text, "  output   {}, {}", report.to, size(report.bytes))?;

@@ -6,14 +6,15 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
+use lorakit::Target;
 use lorakit::error::{Error, Result};
-use lorakit::ops::convert::{ConvertOptions, Target, convert};
+use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::ops::extract::{ExtractOptions, extract};
 use lorakit::ops::merge::{MergeOptions, merge};
 use lorakit::ops::resize::{ResizeOptions, resize};
 use lorakit::ops::stack::{StackOptions, stack};
 use lorakit::ops::unmerge::{UnmergeOptions, unmerge};
-use lorakit::ops::{Dialect, Part, RankChoice, Run, WriteOptions};
+use lorakit::ops::{Part, RankChoice, Run, ToDialect, WriteOptions};
 use lorakit::plan::{Budget, Progress};
 use serde_json::json;
 
@@ -117,7 +118,7 @@ impl World {
                 let (input, to) = match name {
                     "convert" => ("base", None),
                     "convert, an adapter" => ("one", None),
-                    _ => ("one", Some(Target::Mlx)),
+                    _ => ("one", Some(Target::MLX)),
                 };
                 let mut options = ConvertOptions::new(self.at(input), write);
                 options.to = to;
@@ -128,8 +129,8 @@ impl World {
     }
 }
 
-fn dialect(name: &str) -> Dialect {
-    Dialect { to: name.ends_with("mlx").then_some(Target::Mlx), arch: None }
+fn dialect(name: &str) -> ToDialect {
+    ToDialect { to: name.ends_with("mlx").then_some(Target::MLX), arch: None }
 }
 
 /// Verbs and the inputs they read: also those that are copied as they are, and companions.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
+use super::write::is_own;
 use crate::dialects::files::Facts;
-use crate::dialects::gguf::write::Wishes;
 use crate::dialects::pieces::Pieces;
 use crate::error::{Error, Result};
 use crate::naming::adapterhub::{Layout, Location, MAX_LAYERS, Place, layouts};
@@ -37,8 +37,9 @@ pub struct Planned {
 ///
 /// # Errors
 /// When the library has no location for a module, or the type of the model decides and is not known.
-pub fn plan(paths: &[&str], facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Planned> {
-    let own = facts.adapter.config.raw.get("model_type").filter(|_| facts.adapter.dialect == "adapterhub");
+pub fn plan(paths: &[&str], facts: &Facts<'_>) -> Result<Planned> {
+    let wishes = &facts.wishes;
+    let own = facts.adapter.config.raw.get("model_type").filter(|_| is_own(facts));
     let of_config = wishes.config.and_then(|config| config.model_type.as_deref()).or(own.and_then(Value::as_str));
     let named = wishes.arch.or(of_config);
     let known: Vec<&str> = layouts().iter().flat_map(Layout::types).collect();

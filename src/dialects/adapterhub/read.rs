@@ -6,17 +6,17 @@
 //! LoRA and IA³ change weights. Everything else is inserted between layers or in front of the input.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::{ADAPTERHUB, HEADS};
 use crate::adapters::Inserted;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{Change, Module};
 use crate::adapters::{Gathered, gather, has_magnitudes};
-use crate::dialects::open::Opened;
+use crate::dialects::open::{Opened, Source};
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::Stored;
 use crate::naming::Key;
 use crate::naming::Role;
 
@@ -49,13 +49,11 @@ const INFIXES: [(&str, &str, &str); 15] = [
     ("heads.", "a prediction head", "it belongs to the task, and the base has no such layer"),
 ];
 
-/// What the library calls the weights of a prediction head, as safetensors and as a pickle.
-pub const ADAPTERHUB_HEADS: [&str; 2] = ["model_head.safetensors", "pytorch_model_head.bin"];
-
 /// What stands before the adapter's name in a LoRA.
 const LORAS: &str = ".loras.";
 
-pub(crate) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint) -> Result<Opened> {
+pub(super) fn open(source: Source<'_>) -> Result<Opened> {
+    let Source { root, raw, mut tensors, .. } = source;
     let path = root.join(CONFIG_NAME);
     let own = raw.get("config").and_then(Value::as_object).cloned().unwrap_or_default();
     let number = |key: &str| own.get(key).and_then(Value::as_f64);
@@ -80,7 +78,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint
             (None, None) => rest.push(unknown("", stored)),
         }
     }
-    let modules = gather(keyed.into_iter(), &config, "adapterhub", true).and_then(|gathered| {
+    let modules = gather(keyed.into_iter(), &config, ADAPTERHUB.name, true).and_then(|gathered| {
         let Gathered { mut modules, mut scales, .. } = gathered;
         if !scales.is_empty() {
             let missing =
@@ -111,13 +109,13 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, mut tensors: Checkpoint
         Ok(modules)
     });
     config.raw = raw;
-    if let Some(head) = ADAPTERHUB_HEADS.iter().find(|head| std::fs::symlink_metadata(root.join(head)).is_ok()) {
+    if let Some(head) = HEADS.iter().find(|head| std::fs::symlink_metadata(root.join(head)).is_ok()) {
         tensors.note(format!(
             "a prediction head lies beside it (`{head}`): it belongs to the task, and only a conversion of the whole adapter to \
              adapterhub takes it along"
         ));
     }
-    Ok(Opened::new(root, "adapterhub", config, tensors, modules))
+    Ok(Opened::new(root, &ADAPTERHUB, config, tensors, modules))
 }
 
 /// Whether a library of this version multiplied by nothing, whatever its config says: before 1.1 the loader takes α for r.

@@ -8,14 +8,13 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
+use super::ADAPTERHUB;
 use super::places::{Planned, plan};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column, matrix};
-use crate::dialects::gguf::write::Wishes;
 use crate::dialects::peft::write::cast;
 use crate::dialects::pieces::{Other, Pieces, most_frequent};
-use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::pairs::Bytes;
@@ -31,12 +30,11 @@ const IA3: &str = "IA³";
 ///
 /// # Errors
 /// When the library cannot express a change, or the family of the model decides and is not known.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     refuse(pieces, facts)?;
     let paths: Vec<&str> = pieces.paths().map(String::as_str).collect();
-    let planned = plan(&paths, facts, wishes)?;
-    let mut files = Files { weights: "adapter.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
+    let planned = plan(&paths, facts)?;
+    let mut files = Files::of(&ADAPTERHUB, &[("format", "pt")]);
     if planned.open_end {
         files.notes.push(
             "the number of layers is not known without the model (--base): layers behind the last one that is changed get \
@@ -50,7 +48,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     } else {
         vectors(pieces, facts, &planned, name.unwrap_or("ia3"), &mut files)?
     };
-    let hidden = wishes.config.map(|config| &config.raw);
+    let hidden = facts.wishes.config.map(|config| &config.raw);
     let hidden = hidden.and_then(|config| config.get("hidden_size").or_else(|| config.get("d_model"))).cloned();
     let mut whole = Map::new();
     whole.insert("config".into(), config);
@@ -63,18 +61,13 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     Ok(files)
 }
 
-fn is_own(facts: &Facts<'_>) -> bool {
-    facts.adapter.dialect == "adapterhub"
+/// Whether the adapter is AdapterHub's already, and says its own name and model.
+pub(super) fn is_own(facts: &Facts<'_>) -> bool {
+    facts.adapter.dialect == ADAPTERHUB.name
 }
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
-    for path in pieces.paths() {
-        if is_of_pipeline(facts.adapter, path) {
-            return Err(facts.refuse(format!(
-                "`{path}` belongs to a diffusion pipeline; AdapterHub's library loads adapters of language and vision models"
-            )));
-        }
-    }
+    facts.no_pipeline(pieces, "AdapterHub's library loads adapters of language and vision models")?;
     if let Some(other) = pieces.methods.iter().find(|other| other.method.kind().title != IA3) {
         let what = format!(
             "`{}` is changed by {}, and AdapterHub is written for LoRA and IA³",

@@ -14,8 +14,24 @@ pub mod read;
 pub mod rows;
 pub mod write;
 
+use super::dialect::{Dialect, Form};
+use crate::adapters::config::INVOCATION;
 pub use crate::llama::HeadCounts;
 pub use plan::{Model, Part, Planned, metadata_of, plan};
+
+/// llama.cpp: a GGUF file, known by its first bytes.
+pub const GGUF: Dialect = Dialect {
+    name: "gguf",
+    title: "llama.cpp",
+    form: Form::File("gguf"),
+    files: &["adapter.gguf"],
+    wants_config: true,
+    takes_experts: true,
+    says: &[INVOCATION],
+    fit: write::fit,
+    write: Some(|pieces, facts| write::write(&pieces, facts)),
+    ..Dialect::PLAIN
+};
 
 /// The tensor that is a table of rows.
 pub(super) const EMBEDDING: &str = "token_embd";

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::EMBEDDING;
+use super::{EMBEDDING, GGUF};
 use crate::adapters::LlamaCpp;
 use crate::adapters::config::{AdapterConfig, INVOCATION as TOKENS, Scaling};
 use crate::adapters::{Change, Lora, Module};
@@ -91,7 +91,7 @@ pub(crate) fn open(mut tensors: Checkpoint) -> Result<Opened> {
     let unordered = modules.as_ref().is_ok_and(|modules| !modules.iter().all(ordered));
     config.llama_cpp = Some(LlamaCpp { arch, unordered, metadata });
     let root = tensors.root().to_path_buf();
-    Ok(Opened::new(&root, "gguf", config, tensors, modules))
+    Ok(Opened::new(&root, &GGUF, config, tensors, modules))
 }
 
 fn architecture(path: &Path, metadata: &Metadata) -> Result<&'static GgufArch> {

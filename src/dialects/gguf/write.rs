@@ -5,17 +5,16 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::rows::{Rows, Tensor};
-use super::{Model, Part, Planned, metadata_of, plan};
+use super::{GGUF, Model, Part, Planned, metadata_of, plan};
 use crate::adapters::Adapter;
 use crate::adapters::config::INVOCATION;
-use crate::dialects::files::{Facts, Files};
+use crate::dialects::files::{Facts, Files, Wishes};
 use crate::dialects::pieces::{Pair, Pieces, WholePiece};
 use crate::dialects::spell::{self, Respelled, is_of_pipeline};
 use crate::error::{Error, Result};
 use crate::formats::gguf::{Array, Metadata, Value};
 use crate::io::name_of;
 use crate::llama::{FileType, GgufArch, HeadCounts, gguf_arch, gguf_arch_of, gguf_archs};
-use crate::model::ModelConfig;
 use crate::naming::experts::{self, SPLIT};
 use crate::tensor::{GgmlType, TensorInfo};
 
@@ -29,21 +28,12 @@ const PREFIXES: [(&str, &str); 3] =
 /// What the file is called.
 const NAME: &str = "general.name";
 
-/// What is known of the model, and what is wished for.
-pub struct Wishes<'a> {
-    /// `config.json` of the model.
-    pub config: Option<&'a ModelConfig>,
-    /// `--arch`.
-    pub arch: Option<&'a str>,
-    /// `--quant`.
-    pub quant: Option<GgmlType>,
-}
-
 /// Makes the modules those that the file has: by their names there, fused or split.
 ///
 /// # Errors
 /// When llama.cpp cannot express a change, or too little is known of the model.
-pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &mut Respelled) -> Result<()> {
+pub fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
+    let Facts { adapter, wishes, .. } = facts;
     refuse(adapter, pieces)?;
     let arch = architecture(adapter, wishes)?;
     pieces.pairs.iter_mut().for_each(|pair| pair.path = own_name(arch, &pair.path));
@@ -60,7 +50,8 @@ pub fn fit(adapter: &Adapter, pieces: &mut Pieces, wishes: &Wishes<'_>, done: &m
 ///
 /// # Errors
 /// When a module has no place in it, or too little is known of the model.
-pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<Files> {
+pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
+    let wishes = &facts.wishes;
     let arch = architecture(facts.adapter, wishes)?;
     let (root, pairs) = (&facts.adapter.root, &pieces.pairs);
     let experts = wishes.config.and_then(|config| config.experts);
@@ -68,7 +59,7 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
     let in_order = facts.adapter.config.llama_cpp.as_ref().is_some_and(|said| said.unordered);
     let parts: Vec<Part<'_>> = pairs.iter().map(part).collect();
     let (alpha, planned) = plan(root, arch, Model { counts, experts, in_order }, &parts)?;
-    let mut files = Files { weights: "adapter.gguf".into(), single: true, ..Files::default() };
+    let mut files = Files::of(&GGUF, &[]);
     let mut tensors = Vec::new();
     let (mut narrow, mut empty) = (0, 0);
     for planned in &planned {
@@ -109,6 +100,11 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>, wishes: &Wishes<'_>) -> Result<
 }
 
 impl Wishes<'_> {
+    /// The width of the model.
+    pub(in crate::dialects) fn width(&self) -> Option<u64> {
+        self.config?.hidden
+    }
+
     fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
         let said = adapter.config.llama_cpp.as_ref();
         let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));

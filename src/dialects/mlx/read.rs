@@ -5,19 +5,25 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::MLX;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes, peft_keys};
-use crate::dialects::open::Opened;
+use crate::dialects::open::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::Stored;
 use crate::naming::{Key, Role, embeddings, scheme};
 
-pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) -> Result<Opened> {
+/// What merges a stack of experts, which no pair of matrices is.
+const FUSE: &str = "`mlx_lm.fuse` merges them into the model";
+
+pub(super) fn open(source: Source<'_>) -> Result<Opened> {
+    let Source { root, raw, tensors, .. } = source;
     let path = root.join(CONFIG_NAME);
     let scale = scale(&path, &raw)?;
     let mut config = AdapterConfig::synthetic(&path, "LORA", None);
     config.alpha_from = scale.map(|_| AlphaFrom::File(CONFIG_NAME.to_owned()));
+    config.stacks_merged_by = Some(FUSE);
     config.base_model = raw.get("model").and_then(Value::as_str).map(str::to_owned);
     let table = scheme::scheme("mlx").expect("the table is part of the program");
     let mut keyed = Vec::new();
@@ -27,7 +33,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
             None => keyed.push((peft_keys::parse(&stored.info.name), stored)),
         }
     }
-    let modules = gather(keyed.into_iter(), &config, "mlx", true).map(|gathered| {
+    let modules = gather(keyed.into_iter(), &config, MLX.name, true).map(|gathered| {
         let Gathered { modules, mut scales, .. } = gathered;
         if let Some(scale) = scale {
             scales.values_mut().for_each(|(rank, alpha)| *alpha = scale * *rank as f64);
@@ -37,7 +43,7 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint) ->
         modules
     });
     config.raw = raw;
-    Ok(Opened::new(root, "mlx", config, tensors, modules))
+    Ok(Opened::new(root, &MLX, config, tensors, modules))
 }
 
 /// A tensor in PEFT's orientation, with PEFT's role.

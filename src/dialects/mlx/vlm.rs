@@ -1,18 +1,15 @@
 //! mlx-vlm: `adapter_config.json` is `{rank, alpha, dropout}`; `A` is `[in, r]`, `B` `[r, out]`, and α multiplies the product as it is.
 //! Newer files write `lora_A.NAME.weight` the same way round. Source: mlx-vlm `trainer/{lora,utils}.py`.
 
-use std::path::Path;
-
 use serde_json::{Map, Value};
 
-use crate::adapters::AlphaFrom;
+use super::MLX_VLM;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
-use crate::adapters::options::Chosen;
-use crate::adapters::{Gathered, gather, peft_keys};
-use crate::dialects::open::Opened;
+use crate::adapters::{AlphaFrom, Gathered, gather, peft_keys};
+use crate::dialects::open::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
-use crate::formats::{Checkpoint, Stored};
+use crate::formats::Stored;
 use crate::naming::{Key, Role};
 
 /// What such a config says of the rank.
@@ -22,11 +19,12 @@ const RANK: &str = "rank";
 const OF_MLX_LM: [&str; 2] = [".lora_a", ".lora_b"];
 
 /// Whether a config is one of mlx-vlm.
-pub(crate) fn is_config(raw: &Map<String, Value>) -> bool {
+pub(super) fn is_config(raw: &Map<String, Value>) -> bool {
     !raw.contains_key("peft_type") && raw.get(RANK).is_some_and(Value::is_number) && raw.contains_key("alpha")
 }
 
-pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint, chosen: &Chosen) -> Result<Opened> {
+pub(super) fn open(source: Source<'_>) -> Result<Opened> {
+    let Source { root, raw, tensors, chosen, .. } = source;
     let path = root.join(CONFIG_NAME);
     let alpha = raw.get("alpha").and_then(Value::as_f64).filter(|alpha| alpha.is_finite());
     let scale = alpha.ok_or_else(|| Error::malformed(&path, "`alpha`", "must be a finite number"))?;
@@ -47,14 +45,14 @@ pub(crate) fn open(root: &Path, raw: Map<String, Value>, tensors: Checkpoint, ch
         let Some(key) = chosen.key(&stored.info.name) else { continue };
         keyed.push(oriented(parse(&key), stored, rank)?);
     }
-    let modules = gather(keyed.into_iter(), &config, "mlx-vlm", true).map(|gathered| {
+    let modules = gather(keyed.into_iter(), &config, MLX_VLM.name, true).map(|gathered| {
         let Gathered { modules, mut scales, .. } = gathered;
         scales.values_mut().for_each(|(rank, alpha)| *alpha = scale * *rank as f64);
         config.scaling = Some(Scaling::exact(scales));
         modules
     });
     config.raw = raw;
-    Ok(Opened::new(root, "mlx-vlm", config, tensors, modules))
+    Ok(Opened::new(root, &MLX_VLM, config, tensors, modules))
 }
 
 fn parse(key: &str) -> Key {

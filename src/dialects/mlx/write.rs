@@ -4,11 +4,11 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::MLX;
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
-use crate::dialects::files::{Facts, Files, column, matrix};
+use crate::dialects::files::{Facts, Files, column};
 use crate::dialects::pieces::{Pieces, most_frequent};
-use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::Role;
@@ -18,24 +18,22 @@ use crate::naming::scheme::scheme;
 ///
 /// # Errors
 /// When mlx-lm cannot express a change.
-pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
+pub(super) fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("mlx").expect("the tables are part of the program");
-    let mut files = Files { weights: "adapters.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "mlx".into()));
+    let mut files = Files::of(&MLX, &[("format", "mlx")]);
     refuse(&pieces, facts)?;
+    let dora = facts.dora(&pieces.pairs, "mlx-lm")?;
     let scale = most_frequent(&pieces.pairs);
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
-    let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
     let keys: Vec<Value> = pieces.pairs.iter().map(|pair| pair.path.as_str().into()).collect();
     for pair in pieces.pairs {
-        let key = |role: &Role| scheme.print(&pair.path, role).expect("mlx-lm has the roles of LoRA");
         let magnitude = facts.magnitude(&pair, "mlx-lm")?;
         let (down, up) = evened.factors(&pair, &mut files);
-        files.tensors.push(matrix(key(&Role::Down), down.turned(), facts.float));
-        files.tensors.push(matrix(key(&Role::Up), up.turned(), facts.float));
+        files.add(scheme, &pair.path, (down.turned(), up.turned()), facts.float);
         if let Some(magnitude) = magnitude {
-            files.tensors.push(column(key(&Role::Magnitude), magnitude, &[pair.up.size.0], facts.float));
+            let key = scheme.print(&pair.path, &Role::Magnitude).expect("mlx-lm has the roles of DoRA");
+            files.tensors.push(column(key, magnitude, &[pair.up.size.0], facts.float));
         }
     }
     evened.tell(&mut files);
@@ -52,22 +50,8 @@ pub fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
 }
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
-    for path in pieces.paths() {
-        if is_of_pipeline(facts.adapter, path) {
-            return Err(facts.refuse(format!(
-                "`{path}` belongs to a diffusion pipeline; mlx-lm loads adapters of language models"
-            )));
-        }
-    }
-    if let Some(other) = pieces.methods.first() {
-        let what = format!("`{}` is changed by {}, and mlx-lm knows LoRA and DoRA", other.path, other.method.kind());
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        let what =
-            format!("`{}.{}` is stored whole, and mlx-lm takes nothing beside factors", whole.path, whole.parameter);
-        return Err(facts.refuse(what));
-    }
+    facts.no_pipeline(pieces, "mlx-lm loads adapters of language models")?;
+    facts.only_pairs(pieces, "and mlx-lm knows LoRA and DoRA", "and mlx-lm takes nothing beside factors")?;
     for pair in &pieces.pairs {
         if pair.is_conv() {
             return Err(facts.refuse(format!("`{}` is a convolution, which mlx-lm does not adapt", pair.path)));
@@ -81,12 +65,6 @@ fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
                 pair.path
             )));
         }
-    }
-    let dora = pieces.pairs.iter().filter(|pair| pair.magnitude.is_some()).count();
-    if dora > 0 && dora < pieces.pairs.len() {
-        return Err(
-            facts.refuse("some modules have magnitudes of DoRA and others none; mlx-lm has them everywhere or nowhere")
-        );
     }
     Ok(())
 }

@@ -7,18 +7,15 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::new_config;
+use super::{PEFT, PREFIX, new_config};
 use crate::adapters::AdapterConfig;
+use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::peft_keys;
+use crate::dialects::files::{Files, Tensor};
 use crate::error::{Error, Result};
+use crate::formats::json;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Shape;
-
-/// The weight file of a PEFT adapter.
-pub const WEIGHTS_NAME: &str = "adapter_model.safetensors";
-
-/// What PEFT puts in front of every key.
-const PREFIX: &str = "base_model.model";
 
 /// The wrapper of a layer that is adapted.
 const FROZEN: &str = "base_layer";
@@ -45,7 +42,7 @@ impl NewAdapter {
 
     /// The settings of an adapter of any dialect that stay true: only PEFT's own config is taken over by key.
     pub fn inherited_from(config: &AdapterConfig, dialect: &str) -> Map<String, Value> {
-        if dialect == "peft" {
+        if dialect == PEFT.name {
             return Self::inherited(&config.raw);
         }
         let base = config.base_model.as_ref().map(|name| ("base_model_name_or_path".to_owned(), name.as_str().into()));
@@ -73,8 +70,15 @@ impl NewAdapter {
         pairs.flatten().chain(self.whole.iter().map(|whole| &whole.bytes)).map(Bytes::count).sum()
     }
 
+    /// The files of the adapter.
+    pub fn into_files(self) -> Files {
+        let config = json::render(&new_config::render(&self));
+        let beside = vec![(CONFIG_NAME.into(), config)];
+        Files { tensors: self.into_tensors(), beside, ..Files::of(&PEFT, &[("format", "pt")]) }
+    }
+
     /// Keys, shapes, values.
-    pub(crate) fn into_tensors(self) -> Vec<(String, Shape, Bytes)> {
+    pub(crate) fn into_tensors(self) -> Vec<Tensor> {
         let mut tensors = Vec::new();
         // Each adapted parameter of a module puts a wrapper of its own around it.
         let mut wrappers: HashMap<String, usize> = HashMap::new();

@@ -266,16 +266,14 @@ fn escaped(path: &str) -> String {
 mod tests {
     use super::*;
     use crate::pairs::{Bytes, NewWhole};
-    use crate::tensor::{Float, Shape};
+    use crate::tensor::Shape;
 
     fn pair(path: &str, rank: usize, alpha: f64) -> NewPair {
-        let bytes = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
-        let kind = PairKind::Linear;
-        NewPair { path: path.into(), kind, rank, alpha, down: bytes(), up: bytes(), outer: (1, 1), up_bias: None }
+        NewPair::numbers(path, rank as u64, alpha)
     }
 
     fn whole(module: &str, parameter: &str, frozen_bias: bool) -> NewWhole {
-        let bytes = Bytes::Held { bytes: Vec::new(), float: Float::F32 };
+        let bytes = Bytes::none();
         NewWhole { module: module.into(), parameter: parameter.into(), shape: Shape::default(), bytes, frozen_bias }
     }
 

@@ -1,18 +1,17 @@
 //! PEFT: `adapter_config.json` and tensors below `base_model.model.`.
 
-use std::path::Path;
-
+use super::PEFT;
 use crate::adapters::config::{AdapterConfig, Scaling};
-use crate::adapters::options::Chosen;
 use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, methods, peft_keys};
 use crate::dialects::alphas::{Alphas, Survey};
-use crate::dialects::open::Opened;
+use crate::dialects::open::{Opened, Source};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::{Key, Role};
 
-pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &ReadOptions) -> Result<Opened> {
-    let mut config = AdapterConfig::read(root)?;
+pub(in crate::dialects) fn open(source: Source<'_>) -> Result<Opened> {
+    let mut config = source.config()?;
+    let Source { root, tensors, chosen, options, .. } = source;
     let keyed: Vec<(Key, Stored)> = tensors
         .all()
         .filter_map(|stored| Some((peft_keys::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
@@ -20,7 +19,7 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint, chosen: &Chosen, options: &
     let empty =
         keyed.iter().filter(|(key, stored)| key.role == Role::Down && stored.info.shape.rows_cols().0 == 0).count();
     let modules = settle(&mut config, &tensors, &keyed, options).and_then(|()| collect(&config, keyed));
-    let mut opened = Opened::new(root, "peft", config, tensors, modules);
+    let mut opened = Opened::new(root, &PEFT, config, tensors, modules);
     if let Some(kind) = opened.config.kind.filter(|kind| empty > 0 && kind.drops_ranks) {
         opened.tensors.note(format!("{kind} left {empty} modules no rank: they stay as they are"));
     }
@@ -55,6 +54,6 @@ fn collect(config: &AdapterConfig, keyed: Vec<(Key, Stored)>) -> Result<Vec<Modu
         let change = Change::Inserted(Box::new(Inserted { kind, reason, tensors }));
         return Ok(vec![Module { path: String::new(), nesting: 0, change }]);
     }
-    let Gathered { modules, .. } = gather(keyed.into_iter(), config, "peft", false)?;
+    let Gathered { modules, .. } = gather(keyed.into_iter(), config, PEFT.name, false)?;
     Ok(modules)
 }

@@ -7,7 +7,9 @@ use serde_json::{Map, Value};
 use super::lokr::Rule;
 use super::new_adapter::NewAdapter;
 use super::new_config;
+use super::{PEFT, PREFIX};
 use crate::adapters::config::{CONFIG_NAME, INVOCATION};
+use crate::dialects::dialect::Dialect;
 use crate::dialects::files::{Facts, Files, column};
 use crate::dialects::pieces::{Other, Pieces};
 use crate::dialects::spell::is_of_pipeline;
@@ -17,16 +19,13 @@ use crate::naming::components;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
 
-const PREFIX: &str = "base_model.model";
-
 /// The files.
 ///
 /// # Errors
 /// When PEFT cannot express a change.
 pub fn write(mut pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     one_component(&mut pieces, facts)?;
-    let mut files = Files { weights: "adapter_model.safetensors".into(), ..Files::default() };
-    files.metadata.push(("format".into(), "pt".into()));
+    let mut files = Files::of(&PEFT, &[("format", "pt")]);
     let config = if pieces.methods.is_empty() {
         loras(pieces, facts, &mut files)?
     } else {
@@ -69,19 +68,11 @@ fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
 }
 
 fn inherited(facts: &Facts<'_>) -> Map<String, Value> {
-    let mut inherited = match facts.adapter.dialect {
-        "peft" => NewAdapter::inherited(&facts.adapter.config.raw),
-        _ => Map::new(),
-    };
-    if let Some(name) = &facts.adapter.config.base_model {
-        inherited.insert("base_model_name_or_path".into(), name.as_str().into());
-    }
+    let mut inherited = NewAdapter::inherited_from(&facts.adapter.config, facts.adapter.dialect);
     if let Some(tokens) = facts.adapter.config.raw.get(INVOCATION) {
         inherited.insert(INVOCATION.into(), tokens.clone());
     }
-    if facts.adapter.dialect == "mlx" {
-        inherited.insert("task_type".into(), "CAUSAL_LM".into());
-    }
+    inherited.extend(Dialect::of(facts.adapter.dialect).task.map(|task| ("task_type".to_owned(), task.into())));
     inherited
 }
 
@@ -125,7 +116,7 @@ fn loras(pieces: Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value> 
             outer: (out, inputs),
             down: pair.down.bytes(float),
             up: pair.up.bytes(float),
-            up_bias: pair.bias.map(|bias| bias.0.bytes(float)),
+            up_bias: pair.bias.map(|bias| bias.bytes(float)),
         });
     }
     for whole in pieces.whole {
@@ -187,17 +178,7 @@ fn others(pieces: &Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value
             let shape = tensor.info.shape.clone();
             files.tensors.push((format!("{PREFIX}.{path}.{role}"), shape, cast(tensor, facts.float)));
         }
-        let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
-        numbers.pairs.push(NewPair {
-            path: path.clone(),
-            kind: PairKind::Linear,
-            rank: usize::try_from(rank).unwrap_or(1),
-            alpha: scale * rank as f64,
-            down: nothing(),
-            up: nothing(),
-            outer: (1, 1),
-            up_bias: None,
-        });
+        numbers.pairs.push(NewPair::numbers(path, rank, scale * rank as f64));
     }
     if let Some(whole) = pieces.whole.first() {
         return Err(

@@ -7,10 +7,10 @@
 
 use std::path::Path;
 
-use crate::adapters::config::AdapterConfig;
+use super::{MODEL, TORCHTUNE};
 use crate::adapters::gather;
 use crate::adapters::peft_keys;
-use crate::dialects::open::Opened;
+use crate::dialects::open::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, side};
@@ -20,20 +20,18 @@ use crate::naming::arch::{Arch, Spelling, arch};
 use crate::naming::scheme::{Scheme, scheme};
 use crate::naming::{Key, Role};
 
-/// The model's config.
-const MODEL: &str = "config.json";
-
 /// Models whose heads torchtune keeps as transformers does.
 const AS_TRANSFORMERS: [&str; 4] = ["qwen2", "qwen3", "qwen2_moe", "phi3"];
 
 /// Whether the file is in these names.
-pub(crate) fn is_ours(tensors: &Checkpoint) -> bool {
+pub(super) fn is_ours(tensors: &Checkpoint) -> bool {
     let table = table();
     tensors.tensors().any(|info| table.parse(&info.name).is_some())
 }
 
-pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
-    let config = AdapterConfig::read(root)?;
+pub(super) fn open(source: Source<'_>) -> Result<Opened> {
+    let config = source.config()?;
+    let Source { root, tensors, .. } = source;
     let table = table();
     let names = arch("torchtune").expect("the table is part of the program");
     let mut keyed = Vec::new();
@@ -43,8 +41,8 @@ pub(crate) fn open(root: &Path, tensors: Checkpoint) -> Result<Opened> {
             None => (peft_keys::parse(&stored.info.name), stored),
         });
     }
-    let modules = gather(keyed.into_iter(), &config, "torchtune", false).map(|gathered| gathered.modules);
-    Ok(Opened::new(root, "torchtune", config, tensors, modules))
+    let modules = gather(keyed.into_iter(), &config, TORCHTUNE.name, false).map(|gathered| gathered.modules);
+    Ok(Opened::new(root, &TORCHTUNE, config, tensors, modules))
 }
 
 fn table() -> &'static Scheme {
@@ -89,7 +87,7 @@ fn in_halves(root: &Path, module: &str, stored: &Stored) -> Result<Stored> {
 ///
 /// # Errors
 /// When the heads are not known, or the rows are not theirs.
-pub fn head_of(path: &Path, model: &ModelConfig, module: &str, rows: u64) -> Result<Option<u64>> {
+pub(super) fn head_of(path: &Path, model: &ModelConfig, module: &str, rows: u64) -> Result<Option<u64>> {
     let kind = model.model_type.as_deref().unwrap_or_default();
     if AS_TRANSFORMERS.contains(&kind) {
         return Ok(None);

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
 use regex::Regex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -25,7 +24,7 @@ use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::indexes;
 use crate::output::fingerprint::fingerprints;
-use crate::output::provenance::{Edits, edited_config, metadata, model_entry};
+use crate::output::provenance::{Edits, edited_config, globs, metadata, model_entry};
 use crate::output::recipe::SIDECAR;
 use crate::output::{Expected, Output, Run, check_early};
 use crate::plan::{Compute, Plan};
@@ -111,7 +110,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
     let is_single = single.is_some();
-    let stripped = globs(&options.strip_metadata)?;
+    let stripped = globs("--strip-metadata", &options.strip_metadata)?;
     let kept = |(key, text): &(String, String), folder: &str| {
         let text = if key == comfyui::HEADER { dequantised.header(text, folder) } else { Some(text.clone()) };
         text.filter(|_| !stripped.is_match(key)).map(|text| (key.clone(), text))
@@ -166,15 +165,12 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
 
 /// What a checkpoint cannot be made into.
 fn check(options: &ConvertOptions) -> Result<()> {
-    match options.to {
-        None | Some(Target::Safetensors) => {}
-        Some(_) => {
-            // A file that cannot be read is none of both, and says why.
-            Checkpoint::open(&options.input)?;
-            let what = "is a checkpoint, and `--to` names a dialect of adapters";
-            return Err(Error::unsupported(&options.input, what)
-                .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
-        }
+    if options.to.is_some_and(|to| to != Target::SAFETENSORS) {
+        // A file that cannot be read is none of both, and says why.
+        Checkpoint::open(&options.input)?;
+        let what = "is a checkpoint, and `--to` names a dialect of adapters";
+        return Err(Error::unsupported(&options.input, what)
+            .hint("`--to safetensors`; `lorakit extract` makes an adapter of two checkpoints"));
     }
     if let Some(quant) = options.quant {
         return Err(Error::invalid("--quant", format!("`{}` is about GGUF, and safetensors are written", quant.name))
@@ -403,16 +399,4 @@ fn recipe(options: &ConvertOptions, base: &Base) -> Result<Value> {
         "input": model_entry(base, false)?,
         "options": chosen,
     }))
-}
-
-/// `--strip-metadata`: patterns of keys as one set.
-pub(super) fn globs(patterns: &[String]) -> Result<GlobSet> {
-    let wrong = |pattern: &str, problem: &globset::Error| {
-        Error::invalid("--strip-metadata", format!("`{pattern}` is not a pattern: {}", problem.kind()))
-    };
-    let mut builder = GlobSetBuilder::new();
-    for pattern in patterns {
-        builder.add(Glob::new(pattern).map_err(|problem| wrong(pattern, &problem))?);
-    }
-    builder.build().map_err(|problem| wrong(&patterns.join(" "), &problem))
 }

@@ -13,13 +13,12 @@ mod rounded;
 mod scaled;
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use regex::Regex;
 use serde::Serialize;
 
 use crate::adapters::ReadOptions;
-use crate::dialects::{of_a_folder, recognise};
+use crate::dialects::{Target, of_a_folder, recognise};
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
 use crate::formats::gguf::is_gguf_name;
@@ -28,72 +27,8 @@ use crate::llama::Mix;
 use crate::output::{Run, WriteOptions};
 
 pub use adapter::AdapterReport;
-pub(super) use adapter::new_adapter;
 pub use checkpoint::CheckpointReport;
 pub use rounded::RoundingError;
-
-/// What is written.
-///
-/// ```
-/// let target: lorakit::Target = "kohya".parse()?;
-/// assert_eq!((target, target.name()), (lorakit::Target::Kohya, "kohya"));
-/// # Ok::<(), lorakit::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// Adapters as PEFT saves them.
-    Peft,
-    /// Adapters as sd-scripts saves them.
-    Kohya,
-    /// Adapters as ComfyUI saves them.
-    ComfyUi,
-    /// Adapters as diffusers saves them.
-    Diffusers,
-    /// Adapters as MLX saves them.
-    Mlx,
-    /// Adapters and checkpoints for llama.cpp.
-    Gguf,
-    /// Adapters as AdapterHub saves them.
-    AdapterHub,
-    /// Adapters as XLabs' trainer saves them.
-    XLabs,
-    /// Adapters as torchtune loads them.
-    Torchtune,
-    /// Checkpoints; adapters keep their dialect.
-    Safetensors,
-}
-
-impl Target {
-    /// All of them, with the names they have on the command line.
-    pub const NAMES: [(&'static str, Self); 10] = [
-        ("peft", Self::Peft),
-        ("kohya", Self::Kohya),
-        ("comfyui", Self::ComfyUi),
-        ("diffusers", Self::Diffusers),
-        ("mlx", Self::Mlx),
-        ("gguf", Self::Gguf),
-        ("adapterhub", Self::AdapterHub),
-        ("xlabs", Self::XLabs),
-        ("torchtune", Self::Torchtune),
-        ("safetensors", Self::Safetensors),
-    ];
-
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        Self::NAMES.iter().find(|(_, target)| *target == self).map_or("", |(name, _)| name)
-    }
-}
-
-impl FromStr for Target {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::NAMES.iter().find(|(name, _)| *name == text).map(|(_, target)| *target).ok_or_else(|| {
-            let names: Vec<&str> = Self::NAMES.iter().map(|(name, _)| *name).collect();
-            Error::invalid("--to", format!("`{text}` is not one of {}", names.join(", ")))
-        })
-    }
-}
 
 /// What is converted, and to what.
 #[derive(Debug, Clone)]
@@ -192,11 +127,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
         return Err(Error::invalid("--as", problem));
     }
     let named = is_gguf_name(&options.write.out);
-    let converted = match options.to {
-        None if named || options.quant.is_some() => gguf::convert(options, run),
-        Some(Target::Gguf) => gguf::convert(options, run),
-        _ => checkpoint::convert(options, run),
-    };
+    let is_gguf = options.to.map_or(named || options.quant.is_some(), |to| to == Target::GGUF);
+    let converted = if is_gguf { gguf::convert(options, run) } else { checkpoint::convert(options, run) };
     let mut report = converted.map_err(|problem| of_a_folder(&options.input).unwrap_or(problem))?;
     let unused = [(options.base.is_some(), "--base"), (options.arch.is_some(), "--arch")];
     for (_, option) in unused.iter().filter(|(given, _)| *given) {

@@ -22,16 +22,16 @@ pub use choice::Choice;
 pub use ranks::Spent;
 pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
 
-use super::{Budgeted, Dialect, RankChoice, Ranking};
+use super::rank_choice::beyond_budget;
+use super::{Budgeted, RankChoice, Ranking};
 use crate::error::{Error, Result};
 use crate::io::Inputs;
 use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::base::Base;
 use crate::naming::experts;
-use crate::ops::dialect::{Origin, beyond_budget};
 use crate::output::WriteOptions;
-use crate::output::new_adapter::peft_output;
+use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
@@ -65,7 +65,7 @@ pub struct ExtractOptions {
     /// How close to the best error.
     pub compute: Compute,
     /// In which dialect.
-    pub dialect: Dialect,
+    pub dialect: ToDialect,
     /// How the result is written.
     pub write: WriteOptions,
 }
@@ -81,7 +81,7 @@ impl ExtractOptions {
             uniform_rank: false,
             alpha: None,
             compute: Compute::default(),
-            dialect: Dialect::default(),
+            dialect: ToDialect::default(),
             write,
         }
     }
@@ -130,10 +130,10 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     run.progress.finish();
     complete(&mut report, &examined, &factored, spent, options);
     let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
-    let output = peft_output(adapter, &options.write, &recipe);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
-    let origin = Origin { input: &options.tuned, base: Some(&options.base), component: true };
-    let written = options.dialect.write(&output, &recipe, origin, &options.write, &quiet, &inputs)?;
+    let file = &tuned.checkpoint.files()[0].map;
+    let origin = Origin { input: &options.tuned, file, base: Some(&options.base), component: true };
+    let written = options.dialect.write(adapter.into_files(), &recipe, origin, &options.write, &quiet, &inputs)?;
     report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -10,12 +10,10 @@ use super::adapter::is_whole;
 use super::pairs::Pair;
 use super::weights::parameters;
 use crate::adapters::{Adapter, Change, Lora, Module};
+use crate::dialects::Dialect;
 use crate::formats::Stored;
 use crate::naming::arch::flattened;
 use crate::naming::components::{ADAPTED, OTHERS, split};
-
-/// Dialects whose adapters belong to models of one component.
-const LANGUAGE_DIALECTS: [&str; 6] = ["peft", "mlx", "torchtune", "loralib", "adapterhub", "gguf"];
 
 /// The component of a model that has only one.
 const WHOLE_MODEL: &str = "model";
@@ -184,7 +182,7 @@ impl ModuleFacts {
         let each = adapter.experts_of_pair(lora);
         self.kernel = if each.is_some() { Vec::new() } else { dimensions.get(2..).unwrap_or_default().to_vec() };
         let is_conv = self.kernel.iter().any(|side| *side > 1);
-        let plain = if is_conv && adapter.dialect != "peft" { "LoCon" } else { "LoRA" };
+        let plain = if is_conv && Dialect::of(adapter.dialect).lycoris { "LoCon" } else { "LoRA" };
         self.method = if lora.magnitude.is_some() { "DoRA" } else { plain };
         self.shape = Some(match (each, lora.embedding) {
             (Some([.., outputs, inputs]), _) => [outputs, inputs],
@@ -271,7 +269,7 @@ pub fn sums<'a>(modules: &'a [ModuleFacts], name: impl Fn(&'a ModuleFacts) -> &'
 
 /// The component of the model a path belongs to. `transformer.h.0` is the path of a language model as well, so `dialect` counts.
 pub fn component_of(path: &str, dialect: &str) -> &'static str {
-    if LANGUAGE_DIALECTS.contains(&dialect) {
+    if !Dialect::of(dialect).pipelines {
         return WHOLE_MODEL;
     }
     let known = |component: &str| ADAPTED.iter().chain(&OTHERS).find(|known| **known == component).copied();

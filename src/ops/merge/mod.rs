@@ -136,7 +136,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     if direction == Direction::TakenOut {
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
-    let unused = provenance::globs(&options.allow_unused)?;
+    let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused)
         .resizing(options.resize_vocabulary)
         .meaning(options.component.as_deref());

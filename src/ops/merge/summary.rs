@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
 use crate::adapters::{AlphaFrom, Change};
+use crate::dialects::Dialect;
 use crate::error::Result;
 use crate::model::base::Base;
 use crate::placement::applied::Applied;
@@ -213,7 +214,7 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
     let mut tensors = BTreeMap::new();
     fates.for_each(|fate| *tensors.entry(*fate).or_default() += 1);
     // PEFT says it; elsewhere it is what the modules are.
-    let said = adapter.dialect == "peft" || kinds.is_empty();
+    let said = Dialect::of(adapter.dialect).declares || kinds.is_empty();
     let method = if said { adapter.config.method.clone() } else { kinds.into_iter().collect::<Vec<_>>().join(" + ") };
     let path = adapter.root.clone();
     let alpha_from = adapter.config.alpha_from.clone();

@@ -16,11 +16,11 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::dialect::{Dialect, Origin, beyond_budget};
-use super::rank_choice::RankChoice;
+use super::rank_choice::{RankChoice, beyond_budget};
 use crate::adapters::ReadOptions;
 use crate::error::{Blame, Error, Result};
 use crate::io::{Inputs, sweep_leftovers};
+use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, WriteOptions, check_early};
 use crate::placement::Selection;
 use batch::{Named, OutFolder};
@@ -51,7 +51,7 @@ pub struct ResizeOptions {
     /// The model the adapters are for: for methods that need it, and what PiSSA or OLoRA took out of it.
     pub base: Option<PathBuf>,
     /// In which dialect.
-    pub dialect: Dialect,
+    pub dialect: ToDialect,
     /// How results are written.
     pub write: WriteOptions,
 }
@@ -69,7 +69,7 @@ impl ResizeOptions {
             kohya: false,
             selection: Selection::default(),
             base: None,
-            dialect: Dialect::default(),
+            dialect: ToDialect::default(),
             write,
         }
     }
@@ -165,13 +165,12 @@ fn write(
 ) -> Result<Outcome> {
     let copied = written::beside(&opened.source().adapter, &[])?.0.into_iter().map(|(path, _)| path);
     check_early(&options.write, inputs, &options.dialect.expected(&options.write.out, copied))?;
-    let (output, mut resized) = opened.resize(options, recipe, run)?;
-    let input = &opened.source().adapter.root;
-    let origin = Origin { input, base: options.base.as_deref(), component: false };
-    let written = options.dialect.write(&output, recipe, origin, &options.write, run, inputs)?;
-    if options.dialect.foreign().is_some() {
-        resized.bytes = written.bytes;
-    }
+    let (files, mut resized) = opened.resize(options, recipe, run)?;
+    let adapter = &opened.source().adapter;
+    let file = &adapter.tensors.files()[0].map;
+    let origin = Origin { input: &adapter.root, file, base: options.base.as_deref(), component: false };
+    let written = options.dialect.write(files, recipe, origin, &options.write, run, inputs)?;
+    resized.bytes = if options.dialect.foreign().is_some() { written.bytes } else { written.weights };
     resized.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     resized.notes.extend(written.notes);
     Ok(Outcome::Resized(Box::new(resized)))

@@ -9,11 +9,12 @@ use super::factors::{Decomposed, Factors, Spectrum, pad};
 use super::ranks::{Claim, Request, divide, equal_share, left_of, unit_cost};
 use super::summary::{ModuleResize, Resized};
 use super::{ResizeOptions, written};
+use crate::dialects::files::Files;
 use crate::error::{Error, Result};
 use crate::model::original::Original;
 use crate::naming::layers_within_layers;
 use crate::ops::{Budgeted, Ranking};
-use crate::output::{Output, Run};
+use crate::output::Run;
 use crate::placement::Applied;
 use crate::placement::Selection;
 use crate::placement::terms::{self, Slot, Terms};
@@ -68,7 +69,7 @@ impl Opened {
     ///
     /// # Errors
     /// When values cannot be read or stored, or a budget is too small.
-    pub fn resize(&self, options: &ResizeOptions, recipe: &Value, run: &Run<'_>) -> Result<(Output, Resized)> {
+    pub fn resize(&self, options: &ResizeOptions, recipe: &Value, run: &Run<'_>) -> Result<(Files, Resized)> {
         let jobs = self.terms.slots.values().map(|slot| Job::new(slot, options)).collect::<Result<Vec<_>>>()?;
         let held: Vec<u64> = jobs.iter().map(Job::held_bytes).collect();
         let (budget, cancel) = (&options.write.budget, run.cancel);
@@ -98,7 +99,7 @@ impl Opened {
                 map_within(&held, budget, cancel, |at| jobs[at].factors(None, &spectra[at], ranks[at], options, keep))?;
             (spectra, pairs)
         };
-        self.finish(&jobs, spectra, pairs, options, recipe)
+        self.finish(&jobs, spectra, pairs)
     }
 
     /// Ranks that depend on each other.
@@ -150,9 +151,7 @@ impl Opened {
         jobs: &[Job<'_>],
         spectra: Vec<Spectrum>,
         pairs: Vec<Option<Factors>>,
-        options: &ResizeOptions,
-        recipe: &Value,
-    ) -> Result<(Output, Resized)> {
+    ) -> Result<(Files, Resized)> {
         let adapter = &self.source.adapter;
         let copied = self.terms.whole.values().map(Vec::len).sum::<usize>()
             + self.terms.rows.values().map(Vec::len).sum::<usize>();
@@ -178,11 +177,10 @@ impl Opened {
             return Err(Error::unsupported(&adapter.root, what).hint("allow a larger error or budget"));
         }
         report.total(lost);
-        let (output, notes) = written::output(adapter, &self.terms, pairs, recipe, &options.write)?;
+        let (files, notes) = written::files(adapter, &self.terms, pairs)?;
         report.notes.extend(notes);
         report.bytes_before = adapter.tensors.files().iter().map(|file| file.map.len()).sum();
-        report.bytes = output.plan.bytes();
-        Ok((output, report))
+        Ok((files, report))
     }
 }
 

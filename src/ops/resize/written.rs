@@ -8,18 +8,17 @@ use serde_json::{Map, Value};
 use super::factors::Factors;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
-use crate::dialects::peft::new_adapter::{NewAdapter, WEIGHTS_NAME};
-use crate::dialects::peft::new_config;
+use crate::dialects::files::{Files, Tensor};
+use crate::dialects::peft::new_adapter::NewAdapter;
+use crate::dialects::peft::{PEFT, new_config};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
-use crate::output::Output;
-use crate::output::WriteOptions;
-use crate::output::new_adapter::peft_output;
+use crate::output::new_adapter::RECIPE;
 use crate::output::recipe::SIDECAR;
 use crate::output::tensors::lay_out;
 use crate::pairs::{Bytes, NewPair, NewWhole};
 use crate::placement::terms::{Slot, Standing, Terms};
-use crate::tensor::{Float, Shape};
+use crate::tensor::Shape;
 
 /// Settings that name modules by number; they would bring back what was left out.
 const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_transform"];
@@ -27,30 +26,19 @@ const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_tra
 /// Bytes of an entry in the header of a file beside its name.
 const ENTRY_BYTES: u64 = 128;
 
-/// A tensor of the output: key, shape, values.
-type Tensor = (String, Shape, Bytes);
-
 /// Files and side files of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out. With them what is
 /// to be said of the side files.
 ///
 /// # Errors
 /// When the adapter's directory cannot be listed.
-pub fn output(
-    adapter: &Adapter,
-    terms: &Terms,
-    pairs: Vec<Option<Factors>>,
-    recipe: &Value,
-    options: &WriteOptions,
-) -> Result<(Output, Vec<String>)> {
+pub fn files(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<Factors>>) -> Result<(Files, Vec<String>)> {
     if !keeps_its_form(adapter, terms) {
-        return Ok((peft_output(renewed(adapter, terms, pairs)?, options, recipe), Vec::new()));
+        return Ok((renewed(adapter, terms, pairs)?.into_files(), Vec::new()));
     }
-    let config = json::render(&config(adapter, terms, &pairs));
-    let tensors = tensors(adapter, terms, pairs);
-    let plan = lay_out(WEIGHTS_NAME, tensors, &metadata(adapter, recipe), options.budget.job_bytes());
-    let written = vec![(PathBuf::from(CONFIG_NAME), config)];
+    let written = vec![(PathBuf::from(CONFIG_NAME), json::render(&config(adapter, terms, &pairs)))];
     let (copied, notes) = beside(adapter, &written)?;
-    Ok((Output { plan, copied, written, record: Some(recipe.clone()), single_file: false, inputs: Vec::new() }, notes))
+    let (tensors, metadata) = (tensors(adapter, terms, pairs), metadata(adapter));
+    Ok((Files { tensors, metadata, beside: written, copied, ..Files::of(&PEFT, &[]) }, notes))
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied.
@@ -64,13 +52,15 @@ pub fn fixed_bytes(adapter: &Adapter, terms: &Terms, recipe: &Value) -> u64 {
     // No rank grows where a budget is divided, so neither does the header.
     let tensors = adapter.tensors.all();
     let tensors = tensors.map(|own| (own.info.name.clone(), own.info.shape.clone(), Bytes::Stored(own)));
-    lay_out(WEIGHTS_NAME, tensors.collect(), &metadata(adapter, recipe), u64::MAX).bytes() - paired
+    let mut metadata = metadata(adapter);
+    metadata.push((RECIPE.to_owned(), recipe.to_string()));
+    lay_out("", tensors.collect(), &metadata, u64::MAX).bytes() - paired
 }
 
 /// Whether the adapter stays what it is but for its ranks: PEFT's LoRA. Everything else becomes one.
 fn keeps_its_form(adapter: &Adapter, terms: &Terms) -> bool {
     let stored = terms.slots.values().all(|slot| slot.shares.first().is_some_and(|share| share.stored.is_some()));
-    let is_pefts = adapter.dialect == "peft" && adapter.config.path.ends_with(CONFIG_NAME);
+    let is_pefts = adapter.dialect == PEFT.name && adapter.config.path.ends_with(CONFIG_NAME);
     is_pefts && adapter.config.method == "LORA" && adapter.is_self_contained() && stored
 }
 
@@ -143,18 +133,17 @@ fn with_dimension(shape: &Shape, at: usize, size: u64) -> Shape {
 
 /// The config as it was, with the ranks and alphas that are true now.
 fn config(adapter: &Adapter, terms: &Terms, pairs: &[Option<Factors>]) -> Map<String, Value> {
-    let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
     let pair = |(slot, pair): (&Slot, &Option<Factors>)| {
         let Factors { rank, alpha, .. } = *pair.as_ref()?;
         let (path, kind, outer) = (slot.path.clone(), slot.kind.clone(), slot.outer);
-        Some(NewPair { path, kind, rank, alpha, down: nothing(), up: nothing(), outer, up_bias: None })
+        Some(NewPair { path, kind, rank, alpha, down: Bytes::none(), up: Bytes::none(), outer, up_bias: None })
     };
     let saved = terms.whole.iter().filter(|(_, held)| held.iter().any(|held| held.standing == Standing::Saved));
     let whole = saved.map(|((module, parameter), _)| NewWhole {
         module: module.clone(),
         parameter: parameter.clone(),
         shape: Shape::default(),
-        bytes: nothing(),
+        bytes: Bytes::none(),
         frozen_bias: false,
     });
     let new = NewAdapter {
@@ -182,15 +171,13 @@ fn config(adapter: &Adapter, terms: &Terms, pairs: &[Option<Factors>]) -> Map<St
     config
 }
 
-/// The free text of the header, as it was, and the recipe.
-fn metadata(adapter: &Adapter, recipe: &Value) -> Vec<(String, String)> {
-    const OWN: &str = "lorakit";
+/// The free text of the header as it was, without an old recipe.
+fn metadata(adapter: &Adapter) -> Vec<(String, String)> {
     let mut metadata = adapter.tensors.files()[0].header.metadata.clone();
-    metadata.retain(|(key, _)| key != OWN);
+    metadata.retain(|(key, _)| key != RECIPE);
     if metadata.is_empty() {
         metadata.push(("format".into(), "pt".into()));
     }
-    metadata.push((OWN.into(), recipe.to_string()));
     metadata
 }
 

@@ -20,8 +20,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
-use super::dialect::{Dialect, Origin, beyond_budget};
-use super::rank_choice::{RankChoice, Ranking};
+use super::rank_choice::{RankChoice, Ranking, beyond_budget};
 use crate::adapters::{Change, ReadOptions};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Error, Result};
@@ -29,7 +28,7 @@ use crate::io::Inputs;
 use crate::io::name_of;
 use crate::linalg::Compute;
 use crate::model::original::Original;
-use crate::output::new_adapter::peft_output;
+use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::recipe::adapter_hashes;
 use crate::output::{Run, WriteOptions, check_early};
 use crate::placement::terms;
@@ -74,7 +73,7 @@ pub struct StackOptions {
     /// Which modules.
     pub selection: Selection,
     /// In which dialect.
-    pub dialect: Dialect,
+    pub dialect: ToDialect,
     /// How the result is written.
     pub write: WriteOptions,
 }
@@ -93,7 +92,7 @@ impl StackOptions {
             compute: Compute::default(),
             alpha: None,
             selection: Selection::default(),
-            dialect: Dialect::default(),
+            dialect: ToDialect::default(),
             write,
         }
     }
@@ -138,9 +137,9 @@ pub fn stack(options: &StackOptions, run: &Run<'_>) -> Result<StackReport> {
         return Err(nothing_left(options, &report));
     }
     adapter.check_readable(first_input(options))?;
-    let output = peft_output(adapter, &options.write, &recipe);
-    let origin = Origin { input: first_input(options), base: options.base.as_deref(), component: false };
-    let written = options.dialect.write(&output, &recipe, origin, &options.write, run, &inputs)?;
+    let file = &sources[0].adapter.tensors.files()[0].map;
+    let origin = Origin { input: first_input(options), file, base: options.base.as_deref(), component: false };
+    let written = options.dialect.write(adapter.into_files(), &recipe, origin, &options.write, run, &inputs)?;
     report.notes.extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
     report.notes.extend(written.notes);
     report.bytes = written.bytes;

@@ -27,7 +27,7 @@ const WAY_OUT: &str = "`merge` applies it to the model, and `extract` makes a Lo
 /// # Errors
 /// When `lora` is one.
 pub(crate) fn refuse_stack(job: &Landable<'_>, lora: &Lora) -> Result<()> {
-    if job.applied.adapter.dialect != "mlx" || lora.down.info.shape.as_slice().len() < 3 {
+    if job.applied.adapter.config.stacks_merged_by.is_none() || lora.down.info.shape.as_slice().len() < 3 {
         return Ok(());
     }
     let what = format!("{}: a stack of experts in one tensor is no pair of matrices", describe(&lora.down));

@@ -5,6 +5,7 @@ use super::page::{MAX_ROWS, Page, shorten};
 use super::{dtypes, gguf, shards, spectrum, stored, training};
 use serde_json::Value;
 
+use crate::dialects::Dialect;
 use crate::ops::inspect::{AdapterFacts, InsertedFacts, ModuleFacts, ModuleGroup, ShapeCount, Share, Sum};
 use crate::report::{shown, size};
 
@@ -20,7 +21,7 @@ const MAX_PATH: usize = 36;
 
 /// Everything about an adapter but its problems; `modules` lists each.
 pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
-    page.title(&format!("{}: {} adapter", shown(&facts.path), dialect(facts.dialect)));
+    page.title(&format!("{}: {} adapter", shown(&facts.path), Dialect::of(facts.dialect).title));
     page.line("method", &method(facts));
     page.line("base", &base(facts));
     page.line("task", facts.task_type.as_deref().unwrap_or_default());
@@ -60,19 +61,6 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     }
     if modules {
         list(page, &facts.modules);
-    }
-}
-
-/// The name of a naming scheme as its own people write it.
-pub fn dialect(name: &str) -> &str {
-    match name {
-        "peft" => "PEFT",
-        "mlx" => "MLX",
-        "gguf" => "llama.cpp",
-        "adapterhub" => "AdapterHub",
-        "comfyui" => "ComfyUI",
-        "xlabs" => "XLabs",
-        other => other,
     }
 }
 

@@ -2,9 +2,10 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::adapter::{dialect, method};
+use super::adapter::method;
 use super::numbers::count;
 use super::page::{Page, WIDTH, shorten};
+use crate::dialects::Dialect;
 use crate::ops::inspect::{AdapterFacts, Entry, Inspection};
 use crate::report::{shown, size, table_of_texts};
 
@@ -85,7 +86,7 @@ fn row(found: &Inspection) -> Vec<String> {
             (&facts.path, what, String::new(), weights.parameters)
         }
         Inspection::Adapter(facts) => {
-            let what = format!("{} {}", dialect(facts.dialect), method(facts));
+            let what = format!("{} {}", Dialect::of(facts.dialect).title, method(facts));
             (&facts.path, what, ranks(facts), facts.trainable_parameters)
         }
     };

@@ -5,6 +5,7 @@ use foldhash::HashSet;
 use super::super::pairs::Pair;
 use super::super::{counted, named};
 use crate::adapters::{Adapter, number};
+use crate::dialects::Dialect;
 use crate::formats::{Checkpoint, Stored};
 use crate::tensor::Float;
 
@@ -32,7 +33,7 @@ fn text<'a>(tensors: &'a Checkpoint, key: &str) -> Option<&'a str> {
 /// Pairs without an alpha in a file where other modules have one, or should.
 fn missing_alphas(adapter: &Adapter, pairs: &[Pair<'_>]) -> Option<String> {
     let with: HashSet<&str> = adapter.tensors.tensors().filter_map(|tensor| tensor.name.strip_suffix(ALPHA)).collect();
-    if with.is_empty() && adapter.dialect != "kohya" {
+    if with.is_empty() && !Dialect::of(adapter.dialect).own_alphas {
         return None;
     }
     let has = |name: &str| name.match_indices('.').any(|(dot, _)| with.contains(&name[..dot]));

@@ -14,6 +14,7 @@ use super::weights;
 use super::{counted, named};
 use crate::adapters::config::saves;
 use crate::adapters::{Adapter, AdapterConfig, Change, Init};
+use crate::dialects::Dialect;
 use crate::error::Error;
 use crate::naming::ends;
 use crate::tensor::TensorInfo;
@@ -38,7 +39,7 @@ pub fn find(adapter: &Adapter, pairs: &[Pair<'_>], targets: &Targets, refused: O
         problems.extend(target_problems(adapter, pairs, targets));
         problems.extend(variant_problems(config, pairs));
         // Only PEFT's config has to declare them.
-        if adapter.dialect == "peft" {
+        if Dialect::of(adapter.dialect).declares {
             problems.extend(whole_problems(adapter));
         }
     }

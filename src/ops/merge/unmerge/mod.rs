@@ -142,7 +142,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
     let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     sides::check_out(&options.write, &base, &inputs)?;
-    let unused = provenance::globs(&options.allow_unused)?;
+    let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
     let mut lander = Lander::new(&base, &options.selection, &unused)
         .resizing(options.resize_vocabulary)
         .meaning(options.component.as_deref());

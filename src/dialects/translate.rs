@@ -1,0 +1,196 @@
+//! An adapter in another dialect: any of them → changes by module → names, scales, shapes and config of the target.
+//!
+//! There is one reader and one writer per dialect, and no pair of dialects has code of its own. What the target cannot express is
+//! folded exactly or refused with the reason, never dropped.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::dialect::Dialect;
+use super::files::{Facts, Files, Wishes, rounded_note};
+use super::pieces::{Pieces, Stacks};
+use super::spell::{Respelled, Wanted};
+use super::{as_lora, denoisers, family, pieces, spell};
+use crate::adapters::{Adapter, Init, embeddings_note};
+use crate::error::{Error, Result};
+use crate::model::base::Base;
+use crate::naming::{arch, components};
+use crate::tensor::Float;
+
+/// What is asked for.
+pub struct Asked<'a> {
+    /// The dialect.
+    pub dialect: &'static Dialect,
+    /// The model the adapter belongs to.
+    pub base: Option<&'a Path>,
+    /// What is known of that model, and what is wished for.
+    pub wishes: Wishes<'a>,
+    /// The denoiser that is meant.
+    pub component: Option<&'a str>,
+    /// Other methods become LoRA.
+    pub as_lora: bool,
+    /// Whether a module is taken, by its path.
+    pub takes: &'a dyn Fn(&str) -> bool,
+    /// The dtype of what is written; that of every tensor if not given.
+    pub float: Option<Float>,
+    /// Where it goes, which may tell whether it is a file.
+    pub out: &'a Path,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub struct Account {
+    /// Whose names it has.
+    pub family: Family,
+    /// What became of its modules.
+    pub modules: Modules,
+    /// Things worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// The family of models that an adapter is for.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Family {
+    /// Its name, where names tell.
+    pub family: Option<String>,
+    /// What told it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family_by: Option<String>,
+}
+
+/// What became of the modules of an adapter.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Modules {
+    /// Modules that are changed by low-rank pairs.
+    pub pairs: usize,
+    /// Modules that are changed by other methods.
+    pub methods: usize,
+    /// Parameters stored whole.
+    pub whole: usize,
+    /// Modules with another name.
+    pub renamed: usize,
+    /// Modules that became several.
+    pub split: usize,
+    /// Modules that were made of several.
+    pub fused: usize,
+    /// Modules into whose factors a scale went.
+    pub folded: usize,
+    /// Modules whose rank was filled up with zeros.
+    pub padded: usize,
+    /// Modules of another method that became pairs.
+    pub made_pairs: usize,
+    /// Largest error of those, relative to ‖ΔW‖; `None` where there are none.
+    pub error: Option<f64>,
+}
+
+/// The adapter in the names and numbers of another dialect.
+///
+/// # Errors
+/// When the dialect cannot express it.
+pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account)> {
+    let Dialect { name: to, names: wanted, wants_config, .. } = *asked.dialect;
+    let Some(write) = asked.dialect.write else {
+        return Err(Error::unsupported(&adapter.root, format!("{to} is not written")));
+    };
+    check(adapter, asked)?;
+    let (mut done, mut modules) = (Account::default(), Modules::default());
+    let hidden = asked.wishes.width();
+    let stacks = if asked.dialect.takes_experts { Stacks::Apart(hidden) } else { Stacks::Refused };
+    let mut pieces = pieces::collect(adapter, stacks)?;
+    done.notes.extend(embeddings_note(&pieces.embedded, &format!("the dialect {to}")));
+    let base = asked.base.map(Base::open).transpose();
+    // Here the config is enough.
+    let names_known = wants_config || adapter.config.llama_cpp.is_some();
+    let base = if names_known && !asked.as_lora { base.unwrap_or_default() } else { base? };
+    let flat = base.as_ref().map(flattened_names).unwrap_or_default();
+    if wanted != Wanted::Own {
+        family::name_components(&mut pieces);
+    }
+    // Targets whose models have configs have names of their own for architectures.
+    let named = asked.wishes.arch.filter(|_| !wants_config);
+    let only = asked.dialect.family;
+    let question = family::Asked { adapter, pieces: &pieces, wanted, base: base.as_ref(), flat: &flat, only };
+    let chosen = question.family(named)?;
+    spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
+    if wanted != Wanted::Own {
+        // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
+        pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+    }
+    if let Some(component) = asked.component {
+        done.notes.extend(denoisers::mean(&mut pieces, component)?);
+    }
+    pieces.retain(asked.takes);
+    if asked.as_lora {
+        let made = as_lora::convert(adapter, &mut pieces, base.as_ref(), asked.float)?;
+        (modules.made_pairs, modules.error) = (made.count, made.error);
+        done.notes.extend(made.notes);
+    }
+    let denoisers = denoisers::named(&pieces);
+    let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
+    let is_file = asked.dialect.is_file(asked.out);
+    let mut facts = Facts { adapter, family: None, float: asked.float, wishes: asked.wishes, is_file };
+    (asked.dialect.fit)(&mut pieces, &facts, &mut respelled)?;
+    // One of several that give the same names is none.
+    facts.family = respelled.family.and(chosen.family);
+    let name = facts.family.map(|family| family.name().to_owned());
+    done.family = Family { family: name, family_by: facts.family.and(chosen.by) };
+    done.notes.extend(chosen.notes);
+    (modules.renamed, modules.split, modules.fused) = (respelled.renamed, respelled.split, respelled.fused);
+    (modules.pairs, modules.methods, modules.whole) = (pieces.pairs.len(), pieces.methods.len(), pieces.whole.len());
+    if pieces.paths().next().is_none() {
+        return Err(Error::unsupported(&adapter.root, "nothing is left of the adapter to be written"));
+    }
+    let rounded = pieces.pairs.iter().filter(|pair| pair.up.rounds()).count();
+    done.notes.extend(rounded_note(rounded));
+    let mut files = write(pieces, &facts)?;
+    (modules.folded, modules.padded) = (files.folded, files.padded);
+    done.modules = modules;
+    done.notes.append(&mut files.notes);
+    let mut names: Vec<&str> = files.tensors.iter().map(|(name, ..)| name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(denoisers::same_name(&adapter.root, pair[0], &denoisers, to)),
+        None => Ok((files, done)),
+    }
+}
+
+/// What no other dialect can say.
+fn check(adapter: &Adapter, asked: &Asked<'_>) -> Result<()> {
+    if adapter.config.init.0 != Init::Plain {
+        let what = format!(
+            "was started with `{}` and belongs to the base that initialiser left; another dialect cannot say so",
+            adapter.config.init.1
+        );
+        return Err(Error::unsupported(&adapter.root, what)
+            .hint("make it one for the original base first: lorakit resize with --init-adapter"));
+    }
+    let refusal = adapter.config.refusal_but(asked.dialect.says);
+    refusal.filter(|_| !asked.as_lora && adapter.config.scaling.is_some()).map_or(Ok(()), Err)
+}
+
+/// Modules of a GGUF file are fused and split as its architecture has them; all others stay.
+///
+/// # Errors
+/// When a change cannot be split or fused.
+pub(super) fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
+    match &facts.adapter.config.llama_cpp {
+        Some(said) => spell::refit(facts.adapter, pieces, |path| said.arch.fuses(path), done),
+        None => Ok(()),
+    }
+}
+
+/// Flattened name → path of every module of the base; what no component is told of is a denoiser's.
+fn flattened_names(base: &Base) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for info in base.checkpoint.tensors() {
+        let Some((module, "weight")) = info.name.rsplit_once('.') else { continue };
+        let path = components::with_component(module);
+        let path = if components::split(&path).is_some() { path } else { format!("transformer.{module}") };
+        for several in [false, true] {
+            found.extend(arch::flatten(&path, several).map(|flat| (flat, path.clone())));
+        }
+    }
+    found
+}
