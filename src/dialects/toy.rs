@@ -12,8 +12,8 @@ use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather};
 use crate::error::{Error, Result};
 use crate::formats::json;
+use crate::naming::Key;
 use crate::naming::Role;
-use crate::naming::peft::Key;
 
 /// The dialect.
 pub const TOY: Dialect = Dialect {

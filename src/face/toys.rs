@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::common::alone;
 use super::{Inspect, Merge, Stack};
+use crate::dialects::Target;
 use crate::formats::Checkpoint;
 use crate::formats::safetensors::render_header;
 use crate::ops::WriteOptions;
-use crate::ops::convert::{ConvertOptions, Target, convert};
+use crate::ops::convert::{ConvertOptions, convert};
 use crate::ops::inspect::Inspection;
 use crate::tensor::{Dtype, Shape, TensorInfo};
 
@@ -86,7 +87,7 @@ fn a_method_of_one_file_and_one_line_is_merged_inspected_stacked_and_converted()
     assert_eq!(facts.problems, Vec::<String>::new());
 
     let write = WriteOptions::new(bench.path("lora"));
-    let options = ConvertOptions { to: Some(Target::Peft), as_lora: true, ..ConvertOptions::new(&adapter, write) };
+    let options = ConvertOptions { to: Some(Target::PEFT), as_lora: true, ..ConvertOptions::new(&adapter, write) };
     alone(|run| convert(&options, run)).expect("converted");
     Stack::new().adapter(&adapter, 2.0).out(bench.path("sum")).run().expect("stacked");
     for (made, factor) in [("lora", 1.0), ("sum", 2.0)] {

@@ -106,14 +106,6 @@ impl Grid {
         self
     }
 
-    /// Its rows in another order: row `i` is row `order[i]` of this one.
-    #[must_use]
-    pub fn ordered(self, order: &[usize]) -> Self {
-        let empty = Self { kernel: self.kernel.clone(), ..Self::zero((0, self.size.1)) };
-        let rows = (0_u64..).zip(order.iter().map(|from| *from as u64));
-        rows.fold(empty, |sum, (at, from)| sum.with(self.clone().rows(&(from..from + 1)), (at, 0)))
-    }
-
     /// The columns `cols` alone.
     #[must_use]
     pub fn cols(self, cols: &Range<u64>) -> Self {

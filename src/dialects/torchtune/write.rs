@@ -14,7 +14,7 @@ use super::read::head_of;
 use super::{MODEL, TORCHTUNE};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
-use crate::dialects::files::{Facts, Files, column};
+use crate::dialects::files::{Facts, Files, column, matrix};
 use crate::dialects::pieces::{Pieces, most_frequent};
 use crate::error::Result;
 use crate::formats::json;
@@ -23,8 +23,9 @@ use crate::model::ModelConfig;
 use crate::naming::Role;
 use crate::naming::arch::{Spelling, arch};
 use crate::naming::scheme::scheme;
+use crate::pairs::Bytes;
 use crate::pairs::matrix::Grid;
-use crate::tensor::usize_of;
+use crate::tensor::{Float, usize_of};
 
 /// Models of torchtune whose layers have these names.
 const MODELS: [&str; 6] = ["llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"];
@@ -41,7 +42,6 @@ const MLP: [&str; 3] = ["mlp.w1", "mlp.w2", "mlp.w3"];
 /// When torchtune cannot express a change, or the config of the model is not at hand.
 pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     refuse(pieces, facts)?;
-    let dora = facts.dora(&pieces.pairs, "torchtune")?;
     let Some(model) = facts.wishes.config else {
         let what = "torchtune puts the rows of queries and keys in the order of the model's heads, and there is no config of it";
         return Err(facts.refuse(what).hint("give the model, of which `config.json` is enough: --base PATH"));
@@ -57,6 +57,7 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scale = most_frequent(&pieces.pairs);
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
+    let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
     let mut files = Files::of(&TORCHTUNE, &[("format", "pt")]);
     let (mut sizes, mut present) = (BTreeMap::new(), BTreeSet::new());
     for pair in &pieces.pairs {
@@ -68,16 +69,18 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
             sizes.entry(below.to_owned()).or_insert((inputs, outputs));
         }
         present.insert(module.clone());
-        let order = if turned { order(facts, model, &pair.path, outputs)? } else { None };
-        let in_order = |grid: Grid| match &order {
-            Some(order) => grid.ordered(order),
-            None => grid,
+        let order = |grid: Grid, shape: &[u64], key: String| match heads(facts, model, &pair.path, outputs).transpose()
+        {
+            Some(head) if turned => alternating(&grid, head?, shape, key, facts.float),
+            _ if shape.len() == 1 => Ok(column(key, grid, shape, facts.float)),
+            _ => Ok(matrix(key, grid, facts.float)),
         };
+        let key = |role: &Role| scheme.print(&module, role).expect("torchtune has the roles of LoRA");
         let (down, up) = evened.factors(pair, &mut files);
-        files.add(scheme, &module, (down, in_order(up)), facts.float);
+        files.tensors.push(matrix(key(&Role::Down), down, facts.float));
+        files.tensors.push(order(up, &[outputs, rank], key(&Role::Up))?);
         if let Some(magnitude) = facts.magnitude(pair, "torchtune")? {
-            let key = scheme.print(&module, &Role::Magnitude).expect("torchtune has the roles of DoRA");
-            files.tensors.push(column(key, in_order(magnitude), &[outputs], facts.float));
+            files.tensors.push(order(magnitude, &[outputs], key(&Role::Magnitude))?);
         }
     }
     let missing = missing(model, &mut sizes, &present);
@@ -87,7 +90,10 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     }
     let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
     for (module, (inputs, outputs)) in &missing {
-        files.add(scheme, module, evened.nothing(*inputs, *outputs), float);
+        let key = |role: &Role| scheme.print(module, role).expect("torchtune has the roles of LoRA");
+        let (down, up) = evened.nothing(*inputs, *outputs);
+        files.tensors.push(matrix(key(&Role::Down), down, float));
+        files.tensors.push(matrix(key(&Role::Up), up, float));
     }
     if !missing.is_empty() {
         let what = "modules that are not changed and that torchtune adapts with the others were filled up with zeros";
@@ -111,19 +117,30 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
 }
 
 fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
-    facts.only_pairs(pieces, "and torchtune knows LoRA and DoRA", "and torchtune takes factors only")?;
+    if let Some(other) = pieces.methods.first() {
+        let what = format!("`{}` is changed by {}, and torchtune knows LoRA and DoRA", other.path, other.method.kind());
+        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
+    }
+    if let Some(whole) = pieces.whole.first() {
+        let what = format!("`{}.{}` is stored whole, and torchtune takes factors only", whole.path, whole.parameter);
+        return Err(facts.refuse(what));
+    }
     if let Some(pair) = pieces.pairs.iter().find(|pair| pair.is_conv() || pair.embedding || pair.bias.is_some()) {
         let what =
             format!("`{}` is a convolution, a table or has a bias in its B; torchtune adapts plain layers", pair.path);
         return Err(facts.refuse(what));
     }
+    let dora = pieces.pairs.iter().filter(|pair| pair.magnitude.is_some()).count();
+    if dora > 0 && dora < pieces.pairs.len() {
+        return Err(facts
+            .refuse("some modules have magnitudes of DoRA and others none; torchtune has them everywhere or nowhere"));
+    }
     Ok(())
 }
 
-/// The rows of heads that lie in halves so that they alternate, where torchtune orders them in another way.
-fn order(facts: &Facts<'_>, model: &ModelConfig, path: &str, rows: u64) -> Result<Option<Vec<usize>>> {
-    let head = head_of(Path::new(MODEL), model, path, rows).map_err(|problem| facts.refuse(problem.to_string()))?;
-    Ok(head.and_then(|head| interleaved(usize_of(rows), usize_of(rows / head))))
+/// How many rows a head of the module has, where torchtune orders them in another way.
+fn heads(facts: &Facts<'_>, model: &ModelConfig, path: &str, rows: u64) -> Result<Option<u64>> {
+    head_of(Path::new(MODEL), model, path, rows).map_err(|problem| facts.refuse(problem.to_string()))
 }
 
 /// Layer and the module below it.
@@ -150,4 +167,22 @@ fn missing(
     let all =
         layers.flat_map(|layer| sizes.iter().map(move |(below, size)| (format!("layers.{layer}.{below}"), *size)));
     all.filter(|(module, _)| !present.contains(module)).collect()
+}
+
+/// The rows of heads that lie in halves, so that they alternate.
+fn alternating(
+    grid: &Grid,
+    head: u64,
+    shape: &[u64],
+    key: String,
+    float: Option<Float>,
+) -> Result<crate::dialects::files::Tensor> {
+    let (rows, width, head) = (usize_of(grid.size.0), usize_of(grid.size.1), usize_of(head));
+    let mut values = vec![0.0; rows * width];
+    grid.decode(0..rows, &mut values)?;
+    let order = interleaved(rows, rows / head).expect("heads have an even number of rows");
+    let ordered: Vec<f32> =
+        order.into_iter().flat_map(|from| &values[from * width..(from + 1) * width]).copied().collect();
+    let bytes = Bytes::held(&ordered, float.unwrap_or_else(|| grid.float()), grid.origin())?;
+    Ok((key, shape.to_vec().into(), bytes))
 }
