@@ -45,6 +45,7 @@
 //! | 6 | [`dialects`] | adapters as each tool writes them |
 //! | 7 | [`placement`] | where each change belongs |
 //! | 8 | [`output`] | how a result reaches the disk |
+//! | 8 | [`truncate`] | changes and a choice of ranks → low-rank pairs |
 //! | 9 | [`ops`] | the verbs |
 //! | 10 | `face` | the builders and views of this page |
 //! | 10 | [`report`] | results as text |
@@ -67,6 +68,7 @@ pub mod placement;
 pub mod plan;
 pub mod report;
 pub mod tensor;
+pub mod truncate;
 
 pub use error::{Error, Result};
 pub use face::{Adapter, Convert, Extract, Inspect, Merge, Resize, Stack, Subtract, Subtracted};

@@ -2,11 +2,10 @@
 
 use std::ffi::OsString;
 
-use clap::{Args as Group, ValueEnum};
-use lorakit::error::{Error, Result};
-use lorakit::linalg::Compute;
-use lorakit::ops::Run;
+use clap::Args as Group;
+use lorakit::error::Result;
 use lorakit::ops::extract::{Choice, ExtractOptions, extract};
+use lorakit::ops::{RankChoice, Run};
 use lorakit::report;
 
 use super::place;
@@ -28,18 +27,9 @@ pub struct Extract {
     pub to: To,
     #[command(flatten)]
     pub rank: Rank,
-    /// Fill all pairs with zeros up to the largest rank: one rank and one alpha, as vLLM wants them
-    #[arg(long, help_heading = "Rank", conflicts_with = "alpha")]
-    pub uniform_rank: bool,
-    /// Alpha of all modules, the scale folded into the factors; each module's rank if not given
-    #[arg(long, value_name = "A")]
-    pub alpha: Option<f64>,
     /// The component of two pipelines that is compared, all if not given
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// How close the error comes to the best possible
-    #[arg(long, value_enum, default_value_t = Effort::Accurate, value_name = "EFFORT")]
-    pub compute: Effort,
     /// Store modules whose path matches whole (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub full: Vec<String>,
@@ -48,30 +38,8 @@ pub struct Extract {
     pub skip: Vec<String>,
 }
 
-/// How close the error comes to the best possible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Effort {
-    /// Within 1 %
-    Fast,
-    /// Within 0.1 %
-    Accurate,
-}
-
-impl Effort {
-    /// As the library calls it.
-    pub fn compute(self) -> Compute {
-        match self {
-            Self::Fast => Compute::Fast,
-            Self::Accurate => Compute::Accurate,
-        }
-    }
-}
-
 /// Extracts, and gives the report.
 pub fn run(args: &Extract) -> Result<Vec<u8>> {
-    if let Some(alpha) = args.alpha.filter(|alpha| !(alpha.is_finite() && *alpha > 0.0)) {
-        return Err(Error::invalid("--alpha", format!("`{alpha}` is not a finite number above 0")));
-    }
     let (write, talk) = (&args.write, args.write.talk);
     let skip = patterns("--skip", &args.skip)?.into_iter().chain(patterns("--exclude", &write.exclude)?);
     let options = ExtractOptions {
@@ -82,10 +50,9 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
             skip: skip.collect(),
             full: patterns("--full", &args.full)?,
         },
-        ranks: args.rank.required()?,
-        uniform_rank: args.uniform_rank,
-        alpha: args.alpha,
-        compute: args.compute.compute(),
+        ranks: RankChoice::required(args.rank.choice()?)?,
+        alpha: args.rank.alpha,
+        compute: args.rank.compute.into(),
         dialect: args.to.dialect()?,
         write: write.options()?,
     };

@@ -12,6 +12,7 @@ mod reading;
 mod resize;
 mod stack;
 mod subtract;
+mod sum;
 mod tools;
 mod watch;
 mod words;

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::convert::{self, ConvertOptions, Target};
-use super::{Budgeted, RankChoice, Ranking};
 use crate::dialects::ADAPTERHUB_HEADS;
 use crate::error::{Error, Result};
 use crate::io::Inputs;
@@ -17,6 +16,7 @@ use crate::output::new_adapter::refuse_file_name;
 use crate::output::options::check_name;
 use crate::output::{Expected, Output, Run, WriteOptions};
 use crate::plan::Quiet;
+use crate::truncate::{Budgeted, RankChoice, Ranking};
 
 /// What the writers of all dialects call their files, beside the heads of AdapterHub.
 const NAMES: [&str; 8] = [

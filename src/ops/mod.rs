@@ -6,12 +6,10 @@ pub mod extract;
 pub mod finish;
 pub mod inspect;
 pub mod merge;
-mod rank_choice;
-pub mod resize;
-pub mod stack;
+pub mod sum;
 
 pub use crate::model::Rounding;
 pub use crate::output::{Part, Run, WriteOptions};
+pub use crate::truncate::{Budgeted, RankChoice, Ranking};
 pub use dialect::Dialect;
 pub use merge::unmerge;
-pub use rank_choice::{Budgeted, RankChoice, Ranking};

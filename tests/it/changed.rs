@@ -12,8 +12,7 @@ use lorakit::linalg::Compute;
 use lorakit::ops::convert::{ConvertOptions, Target, convert};
 use lorakit::ops::extract::{Choice, ExtractOptions, extract};
 use lorakit::ops::merge::{MergeOptions, Selection, merge};
-use lorakit::ops::resize::{ResizeOptions, resize};
-use lorakit::ops::stack::{Method, StackOptions, stack};
+use lorakit::ops::sum::{SumOptions, resize, sum};
 use lorakit::ops::unmerge::{UnmergeOptions, unmerge};
 use lorakit::ops::{Dialect, Part, RankChoice, Rounding, Run, WriteOptions};
 use lorakit::plan::{Budget, Progress};
@@ -138,7 +137,6 @@ impl World {
                     tuned: self.at("tuned"),
                     choice: Choice::default(),
                     ranks: rank,
-                    uniform_rank: false,
                     alpha: None,
                     compute: Compute::default(),
                     dialect: dialect(name),
@@ -147,37 +145,21 @@ impl World {
                 run,
             )
             .map(drop),
-            "stack" | "stack, mlx" | "stack, cut" => stack(
-                &StackOptions {
-                    read: ReadOptions::default(),
-                    operation: "stack",
-                    adapters: both(),
-                    init_adapters: Vec::new(),
+            "stack" | "stack, mlx" | "stack, cut" => sum(
+                &SumOptions {
                     base: Some(self.at("base")),
-                    method: Method::Concat,
                     rank: (name == "stack, cut").then_some(rank),
-                    compute: Compute::default(),
-                    alpha: None,
-                    selection: Selection::default(),
                     dialect: dialect(name),
-                    write,
+                    ..SumOptions::new(both(), write)
                 },
                 run,
             )
             .map(drop),
             "resize" | "resize, mlx" => resize(
-                &ResizeOptions {
-                    read: ReadOptions::default(),
-                    adapters: vec![self.at("one")],
-                    init_adapters: Vec::new(),
-                    ranks: rank,
-                    alpha: None,
-                    uniform_rank: false,
-                    kohya: false,
-                    selection: Selection::default(),
+                &SumOptions {
                     base: Some(self.at("base")),
                     dialect: dialect(name),
-                    write,
+                    ..SumOptions::resize(vec![self.at("one")], rank, write)
                 },
                 run,
             )

@@ -398,31 +398,22 @@ impl Slot {
 
     /// Experts of a stack; 1 for everything else.
     pub fn experts(&self) -> usize {
-        match self.kind {
-            PairKind::Parameter { experts, .. } => narrow(experts),
-            _ => 1,
-        }
+        self.kind.experts()
     }
 
     /// Positions of a convolution's kernel; 1 for everything else.
     pub fn positions(&self) -> u64 {
-        match &self.kind {
-            PairKind::Conv { kernel } => kernel.iter().product(),
-            _ => 1,
-        }
+        self.kind.positions()
     }
 
     /// Rows and columns of ΔW as a matrix, of one expert's in a stack.
     pub fn shape(&self) -> (usize, usize) {
-        (narrow(self.outer.0), narrow(self.outer.1 * self.positions()))
+        self.kind.matrix(self.outer)
     }
 
     /// The path of the module, with the parameter's name where it is adapted without a layer.
     pub fn name(&self) -> String {
-        match &self.kind {
-            PairKind::Parameter { name, .. } => format!("{}.{name}", self.path),
-            _ => self.path.clone(),
-        }
+        self.kind.name(&self.path)
     }
 
     /// Every share's product for one expert, with the factor in front that `scale` gives.
@@ -453,11 +444,7 @@ impl Slot {
 }
 
 fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {
-    let positions = match kind {
-        PairKind::Conv { kernel } => kernel.iter().product(),
-        _ => 1,
-    };
-    (lora.outputs(), lora.inputs() / positions)
+    (lora.outputs(), lora.inputs() / kind.positions())
 }
 
 /// The tokens whose rows `tensor` holds, and how the config names their embedding.

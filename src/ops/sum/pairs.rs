@@ -1,80 +1,87 @@
-//! The low-rank changes of a stack: slots and a method → pairs of the new adapter, and what is to be said about each.
+//! The low-rank changes of a sum: slots and a method → pairs of the new adapter, and what is to be said about each.
 
 use std::path::Path;
 
 use super::average::{Averaged, average};
-use super::compress::{Compressed, compress};
 use super::concat::{self, concatenate};
 use super::fold::{self, Fold};
-use super::summary::StackedModule;
-use super::{Method, StackOptions};
+use super::summed::Summed;
+use super::{Method, SumOptions};
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
 use crate::model::same_values;
-use crate::ops::rank_choice::RankChoice;
 use crate::output::Run;
 use crate::pairs::{Bytes, NewPair};
 use crate::placement::Applied;
-use crate::placement::terms::{Share, Slot};
-use crate::plan::map_within;
+use crate::placement::terms::{Share, Slot, Terms};
+use crate::plan::{Quiet, map_within};
 use crate::tensor::{Float, Rounding};
+use crate::truncate::{Means, ModuleReport, NewAdapterReport, Ranking, Truncatable, Truncated, truncate};
 
-/// Pairs and their description.
-#[derive(Default)]
-pub struct Made {
-    /// In slot order.
-    pub pairs: Vec<NewPair>,
-    /// The same modules.
-    pub modules: Vec<StackedModule>,
-    /// Modules whose sum is zero.
-    pub vanished: Vec<String>,
-    /// Numbers in the factors.
-    pub parameters: u64,
-}
-
-/// Makes the pairs of all `slots`. `fixed` are bytes and numbers of the adapter's other tensors.
+/// Makes the pairs of `terms`, one per slot; `None` where nothing is left. `fixed` are bytes and numbers of what is no factor.
 ///
 /// # Errors
 /// When factors cannot be read or have no such combination.
 pub fn make(
-    slots: &[&Slot],
+    terms: &Terms,
     sources: &[Applied],
-    options: &StackOptions,
-    fixed: (u64, u64),
+    options: &SumOptions,
+    (bytes, numbers): (u64, u64),
     run: &Run<'_>,
-) -> Result<Made> {
-    if options.method != Method::Concat || options.rank.is_none() {
-        refuse_multiplied(slots, sources, options)?;
-    }
-    let held: Vec<u64> = slots.iter().map(|slot| factor_bytes(slot)).collect();
-    let one_by_one = |work: &(dyn Fn(&Slot) -> Result<Piece> + Sync)| {
-        map_within(&held, &options.write.budget, run.cancel, |at| work(slots[at]))
+) -> Result<(Vec<Option<NewPair>>, NewAdapterReport)> {
+    let slots: Vec<&Slot> = terms.slots.values().collect();
+    refuse_multiplied(&slots, sources, options)?;
+    let (mut report, pairs) = match &options.rank {
+        Some(choice) => {
+            if matches!(options.method, Method::Elementwise(_)) {
+                refuse_biases(&slots)?;
+            }
+            let changes: Vec<Summed<'_>> = slots.iter().map(|slot| Summed { slot, options }).collect();
+            let changes: Vec<&dyn Truncatable> = changes.iter().map(|change| change as &dyn Truncatable).collect();
+            let Truncated { pairs, report } = truncate(
+                &changes,
+                &Means {
+                    choice,
+                    alpha: options.alpha,
+                    compute: options.compute,
+                    dtype: options.write.dtype,
+                    raises: options.is_of_one(),
+                    fixed: choice.fixed(|| bytes, || numbers),
+                    budget: &options.write.budget,
+                    cancel: run.cancel,
+                    progress: &Quiet,
+                },
+            )?;
+            (report, pairs)
+        }
+        None => {
+            if options.method == Method::FactorAverage {
+                refuse_untrained(sources)?;
+            }
+            let held: Vec<u64> = slots.iter().map(|slot| factor_bytes(slot)).collect();
+            let made = map_within(&held, &options.write.budget, run.cancel, |at| match options.method {
+                Method::FactorAverage => averaged(slots[at], sources, options.write.dtype).map(Some),
+                _ => summed(slots[at], options),
+            })?;
+            let (mut report, mut pairs) = (NewAdapterReport::default(), Vec::with_capacity(made.len()));
+            for (slot, made) in slots.iter().zip(made) {
+                let (pair, module) = made.unzip();
+                match module {
+                    Some(module) => report.modules.push(module),
+                    None => report.vanished.push(slot.name()),
+                }
+                pairs.push(pair);
+            }
+            report.add_up(0.0);
+            (report, pairs)
+        }
     };
-    let pieces = match (options.method, &options.rank) {
-        (Method::Concat, None) => one_by_one(&|slot| summed(slot, options))?,
-        (Method::FactorAverage, _) => {
-            refuse_untrained(sources)?;
-            one_by_one(&|slot| averaged(slot, sources, options.write.dtype))?
-        }
-        (Method::Concat, Some(choice)) => cut(slots, None, choice, options, fixed, run)?,
-        (Method::Elementwise(pruning), choice) => {
-            refuse_biases(slots)?;
-            let choice = choice.unwrap_or(RankChoice::rank(usize::MAX));
-            cut(slots, Some(pruning), &choice, options, fixed, run)?
-        }
-    };
-    let mut made = Made::default();
-    for (slot, (pair, module)) in slots.iter().zip(pieces) {
-        if module.rank == 0 {
-            made.vanished.push(module.module);
-            continue;
-        }
+    let before = |slot: &&Slot| {
         let (rows, cols) = slot.shape();
-        made.parameters += ((rows + cols) * module.rank * slot.experts()) as u64;
-        made.pairs.push(pair);
-        made.modules.push(module);
-    }
-    Ok(made)
+        ((rows + cols) * slot.ranks().iter().sum::<usize>() * slot.experts()) as u64
+    };
+    report.parameters_before = Some(slots.iter().map(before).sum());
+    Ok((pairs, report))
 }
 
 /// Bytes of a slot's factors in f32 and of one copy.
@@ -83,8 +90,6 @@ fn factor_bytes(slot: &Slot) -> u64 {
     let ranks: usize = slot.shares.iter().map(|share| share.rank).sum();
     (2 * (rows + cols) * ranks * slot.experts() * size_of::<f32>()) as u64
 }
-
-type Piece = (NewPair, StackedModule);
 
 /// Whether every product stands there once more with the opposite factor: nothing is left of them.
 fn cancels(slot: &Slot) -> Result<bool> {
@@ -100,7 +105,7 @@ fn cancels(slot: &Slot) -> Result<bool> {
         let Some(at) = found else { return Ok(false) };
         rest.swap_remove(at);
     }
-    Ok(slot.shares.len() > 1 && slot.multiplied.is_empty())
+    Ok(slot.shares.len() > 1)
 }
 
 /// Whether two products are of the same stored factors.
@@ -116,26 +121,23 @@ fn are_one(left: &Share, right: &Share) -> Result<bool> {
 }
 
 /// The exact sum.
-fn summed(slot: &Slot, options: &StackOptions) -> Result<Piece> {
+fn summed(slot: &Slot, options: &SumOptions) -> Result<Option<(NewPair, ModuleReport)>> {
     if cancels(slot)? {
-        let nothing = || Bytes::Held { bytes: Vec::new(), float: Float::F32 };
-        return Ok((pair(slot, 0, 0.0, nothing(), nothing(), None), describe(slot, 0, Float::F32, 0.0)));
+        return Ok(None);
     }
     let total: usize = slot.shares.iter().map(|share| share.rank).sum();
     let alpha = options.alpha.unwrap_or(total as f64);
-    let joined = concatenate(slot, alpha / total as f64, options.write.dtype, &options.adapters)?;
+    let scale = alpha / total as f64;
+    let joined = concatenate(slot, scale, options.write.dtype, &options.adapters)?;
     let (mut norm, mut rounded) = (0.0, 0.0);
     for expert in 0..slot.experts() {
         let products = slot.products(expert, Share::factor)?;
         norm += LowRank::sum(&products).frobenius_squared()?.max(0.0);
-        rounded += if joined.exact { 0.0 } else { rounding(&products, alpha / total as f64, joined.float).powi(2) };
+        rounded += if joined.exact { 0.0 } else { rounding(&products, scale, joined.float).powi(2) };
     }
-    let norm = f64::sqrt(norm);
-    let mut module = describe(slot, joined.rank, joined.float, norm);
+    let mut module = describe(slot, joined.rank, alpha, joined.float, f64::sqrt(norm)).off_by(f64::sqrt(rounded));
     module.exact = joined.exact;
-    module.relative_error = share_of(f64::sqrt(rounded), norm);
-    module.kept_energy = (1.0 - module.relative_error.powi(2)).max(0.0);
-    Ok((pair(slot, joined.rank, alpha, joined.down, joined.up, joined.up_bias), module))
+    Ok(Some((pair(slot, joined.rank, alpha, joined.down, joined.up, joined.up_bias), module)))
 }
 
 /// What storing the folded factors as `float` changes at most; measured for dtypes narrower than f32.
@@ -163,40 +165,15 @@ fn stored_as(product: &LowRank, scale: f64, float: Float) -> LowRank {
 }
 
 /// Averaged factors.
-fn averaged(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<Piece> {
+fn averaged(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<(NewPair, ModuleReport)> {
     let float = dtype.or(slot.common_float()).unwrap_or(Float::F32);
     let Averaged { down, up, rank, norm, residual } = average(slot, sources, float)?;
-    let mut module = describe(slot, rank, float, norm);
-    module.relative_error = share_of(residual, norm);
-    module.kept_energy = (1.0 - module.relative_error.powi(2)).max(0.0);
-    let bias = concat::bias(slot, 1.0, float)?;
+    let module = describe(slot, rank, rank as f64, float, norm).off_by(residual);
+    let bias = concat::bias(slot, 1.0, Some(float))?;
     let root = slot.shares.first().map_or(Path::new(""), |share| sources[share.source].adapter.root.as_path());
     let name = slot.name();
     let [down, up] = [&down, &up].map(|values| Bytes::held(values, float, (root, &name)));
     Ok((pair(slot, rank, rank as f64, down?, up?, bias), module))
-}
-
-fn cut(
-    slots: &[&Slot],
-    pruning: Option<super::Pruning>,
-    choice: &RankChoice,
-    options: &StackOptions,
-    fixed: (u64, u64),
-    run: &Run<'_>,
-) -> Result<Vec<Piece>> {
-    let compressed = compress(slots, pruning, choice, options, fixed, run.cancel)?;
-    let piece = |(slot, found): (&&Slot, Compressed)| -> Result<Piece> {
-        let mut module = describe(slot, found.rank, found.float, found.norm);
-        module.relative_error = share_of(found.residual_at_most, found.norm);
-        module.kept_energy = (1.0 - share_of(found.residual, found.norm).powi(2)).max(0.0);
-        module.optimum_at_least = Some(share_of(found.optimum_at_least, found.norm));
-        module.singular_values = found.singular_values;
-        let (root, name) = (options.root_of(slot), slot.name());
-        let [down, up] = [&found.down, &found.up].map(|values| Bytes::held(values, found.float, (root, &name)));
-        let bias = concat::bias(slot, 1.0, found.float)?;
-        Ok((pair(slot, found.rank, found.rank as f64, down?, up?, bias), module))
-    };
-    slots.iter().zip(compressed).map(piece).collect()
 }
 
 fn pair(slot: &Slot, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: Option<Bytes>) -> NewPair {
@@ -204,23 +181,9 @@ fn pair(slot: &Slot, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: O
     NewPair { path, kind, rank, alpha, down, up, outer, up_bias }
 }
 
-fn describe(slot: &Slot, rank: usize, float: Float, norm: f64) -> StackedModule {
-    StackedModule {
-        module: slot.name(),
-        ranks_before: slot.ranks(),
-        rank,
-        dtype: float.dtype().name().to_owned(),
-        exact: false,
-        norm,
-        kept_energy: 1.0,
-        relative_error: 0.0,
-        optimum_at_least: None,
-        singular_values: Vec::new(),
-    }
-}
-
-fn share_of(part: f64, whole: f64) -> f64 {
-    if whole > 0.0 { part / whole } else { 0.0 }
+fn describe(slot: &Slot, rank: usize, alpha: f64, float: Float, norm: f64) -> ModuleReport {
+    let (ranks_before, dtype) = (slot.ranks(), float.dtype().name().to_owned());
+    ModuleReport { ranks_before, alpha, dtype, ..ModuleReport::new(&slot.path, &slot.kind, slot.outer, rank, norm) }
 }
 
 /// Averages of factors mean nothing where a change is a difference of products.
@@ -234,10 +197,14 @@ fn refuse_untrained(sources: &[Applied]) -> Result<()> {
 }
 
 /// What DoRA adds is no product: it can be approximated, and nothing else.
-fn refuse_multiplied(slots: &[&Slot], sources: &[Applied], options: &StackOptions) -> Result<()> {
+fn refuse_multiplied(slots: &[&Slot], sources: &[Applied], options: &SumOptions) -> Result<()> {
     let Some(multiplied) = slots.iter().flat_map(|slot| &slot.multiplied).next() else { return Ok(()) };
-    let what = match options.method {
-        Method::Concat => "is DoRA: what it adds to a weight has full rank, so it takes a way to choose ranks",
+    let what = match (options.method, &options.rank) {
+        (Method::Concat, Some(rank)) if rank.ranking != Ranking::Noise => return Ok(()),
+        (Method::Concat, Some(_)) => {
+            "is DoRA: what it adds is no product of rounded factors, nothing says how much is noise"
+        }
+        (Method::Concat, None) => "is DoRA: what it adds to a weight has full rank, so it takes a way to choose ranks",
         _ => "is DoRA: what it adds depends on the model; only its sum with others is approximated",
     };
     Err(Error::unsupported(&sources[multiplied.source].adapter.config.path, what)

@@ -4,12 +4,13 @@
 //! files as they are written. In a stack of experts A holds expert after expert, and B has the expert running fastest.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::fold::{Fold, holds};
 use crate::adapters::Factor;
 use crate::error::{Error, Result};
+use crate::formats::Stored;
 use crate::pairs::Bytes;
 use crate::pairs::range::beyond;
 use crate::placement::terms::{Share, Slot};
@@ -60,7 +61,7 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     };
     // Factors that no file holds were computed, and rounded to f32 then.
     let exact = exact && slot.shares.iter().all(|share| share.stored.is_some());
-    let up_bias = bias(slot, scale, float)?;
+    let up_bias = bias(slot, scale, Some(float))?;
     if let ([share], [Fold { up: 1.0, down: 1.0 }], true) = (slot.shares.as_slice(), folds.as_slice(), exact)
         && let Some((down, up)) = share.stored.clone()
     {
@@ -85,28 +86,26 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     Ok(Concatenated { down, up, up_bias, rank, float, exact })
 }
 
-/// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`.
+/// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`, as `float`; where that is open a single bias stays what it is.
 ///
 /// # Errors
 /// When a bias cannot be read.
-pub fn bias(slot: &Slot, scale: f64, float: Float) -> Result<Option<Bytes>> {
+pub fn bias(slot: &Slot, scale: f64, float: Option<Float>) -> Result<Option<Bytes>> {
     let mut sum: Vec<f64> = Vec::new();
-    let mut of = (Path::new(""), "");
+    let mut first: Option<&Stored> = None;
     for share in &slot.shares {
         let Some(bias) = &share.bias else { continue };
-        of = (bias.path(), &bias.info.name);
+        first = first.or(Some(bias));
         let values = Factor::new(bias)?.to_vec()?;
         sum.resize(values.len(), 0.0);
         let factor = share.factor() / scale;
         sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * f64::from(value));
     }
-    if sum.is_empty() {
-        return Ok(None);
-    }
+    let Some(first) = first else { return Ok(None) };
     // A bias is added once for every output: it costs nothing to keep what narrower types would round.
-    let float = if slot.shares.len() == 1 { float } else { Float::F32 };
+    let float = float.or(first.info.dtype.float()).filter(|_| slot.shares.len() == 1).unwrap_or(Float::F32);
     let sum: Vec<f32> = sum.iter().map(|value| *value as f32).collect();
-    Bytes::held(&sum, float, of).map(Some)
+    Bytes::held(&sum, float, (first.path(), &first.info.name)).map(Some)
 }
 
 /// Whether `float` holds the folded factors as they are.
