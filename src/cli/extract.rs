@@ -8,12 +8,12 @@ use lorakit::ops::extract::{Choice, ExtractOptions, extract};
 use lorakit::ops::{RankChoice, Run};
 use lorakit::report;
 
-use super::place;
 use super::progress::Bar;
 use super::rank::Rank;
 use super::watch::{interruptible, peak_resident_bytes};
 use super::words::patterns;
 use super::write_adapter::{To, WriteAdapter};
+use super::{place, told};
 
 #[derive(Debug, Group)]
 pub struct Extract {
@@ -60,9 +60,5 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = extract(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = peak_resident_bytes();
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::extract(&result, talk.verbose).into_bytes(),
-    })
+    Ok(told(talk, &result, |result| report::extract(result, talk.verbose)))
 }

@@ -10,7 +10,7 @@ use regex::Regex;
 
 use super::args::{Merge, RoundingMode, Weights, Write};
 use super::progress::Bar;
-use super::{notice, place, watch, words};
+use super::{notice, place, told, watch, words};
 
 /// Merges, and gives the report.
 pub fn run(args: &Merge) -> Result<Vec<u8>> {
@@ -41,11 +41,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     if result.changes_nothing {
         notice("warning: the merge changes nothing: the result equals the base");
     }
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::merge(&result, talk.verbose).into_bytes(),
-    })
+    Ok(told(talk, &result, |result| report::merge(result, talk.verbose)))
 }
 
 /// `--quant`: `keep`, a type of ggml, or a dtype.

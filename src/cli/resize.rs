@@ -11,7 +11,7 @@ use lorakit::report;
 use super::progress::Bar;
 use super::sum::{Sum, selection};
 use super::write_adapter::WriteAdapter;
-use super::{notice, place, print, watch};
+use super::{notice, place, print, told, watch};
 
 /// Options of `resize`.
 #[derive(Debug, Group)]
@@ -34,11 +34,7 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = resize(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
-    let text = match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::resize(&result, talk.verbose).into_bytes(),
-    };
+    let text = told(talk, &result, |result| report::resize(result, talk.verbose));
     if result.failed == 0 {
         return Ok(text);
     }

@@ -13,7 +13,7 @@ use super::args::{Talk, Weights};
 use super::progress::Bar;
 use super::sum::{Sum, selection};
 use super::write_adapter::WriteAdapter;
-use super::{notice, place, watch};
+use super::{notice, place, told, watch};
 
 /// The words after `stack`.
 #[derive(Debug, Group)]
@@ -85,11 +85,7 @@ pub fn perform(options: &SumOptions, talk: Talk) -> Result<Vec<u8>> {
     if !talk.json && !talk.quiet && options.method == Method::FactorAverage {
         notice("warning: an average of factors is no sum of the changes; `--method concat` gives that");
     }
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::sum(&result, talk.verbose).into_bytes(),
-    })
+    Ok(told(talk, &result, |result| report::sum(result, talk.verbose)))
 }
 
 impl Stack {

@@ -143,8 +143,16 @@ fn modules(made: &NewAdapterReport) -> String {
     let dtypes = dtypes.into_iter().collect::<Vec<_>>().join("/");
     match made.modules.len() {
         0 => "none".into(),
-        count => format!("{count}, rank {}, {dtypes}", span(made.ranks.keys().copied())),
+        count => format!("{count}, rank {}, {dtypes}", change(made)),
     }
+}
+
+/// Ranks before, where there were others, and after.
+fn change(made: &NewAdapterReport) -> String {
+    let summed = made.modules.iter().filter(|module| !module.ranks_before.is_empty());
+    let (before, after) =
+        (span(summed.map(|module| module.ranks_before.iter().sum())), span(made.ranks.keys().copied()));
+    if before.is_empty() || before == after { after } else { format!("{before} → {after}") }
 }
 
 fn span(ranks: impl Iterator<Item = usize>) -> String {
@@ -208,10 +216,9 @@ fn row(adapter: &AdapterResize) -> Vec<String> {
         Outcome::Failed { .. } => return nothing("FAILED"),
         Outcome::Resized(resized) => &resized.made,
     };
-    let before = span(made.modules.iter().map(|module| module.ranks_before.iter().sum()));
     vec![
         name,
-        format!("{before} → {}", span(made.ranks.keys().copied())),
+        change(made),
         percent(made.kept_energy),
         percent(made.relative_error),
         made.bytes_before.map_or_else(String::new, size),
@@ -228,15 +235,15 @@ fn problem(text: &mut String, adapter: &AdapterResize) -> Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pairs::PairKind;
+    use crate::pairs::{Bytes, NewPair, PairKind};
+    use crate::tensor::Float;
     use std::collections::BTreeMap;
 
     fn module(name: &str, error: f64) -> ModuleReport {
-        ModuleReport {
-            ranks_before: vec![4, 8],
-            dtype: "BF16".into(),
-            ..ModuleReport::new(name, &PairKind::Linear, (3, 4), 6, 2.0).off_by(2.0 * error)
-        }
+        let factor = || Bytes::Held { bytes: Vec::new(), float: Float::Bf16 };
+        let (path, kind, down, up) = (name.to_owned(), PairKind::Linear, factor(), factor());
+        let pair = NewPair { path, kind, rank: 6, alpha: 6.0, down, up, outer: (3, 4), up_bias: None };
+        ModuleReport { ranks_before: vec![4, 8], ..ModuleReport::of(&pair, 2.0).off_by(2.0 * error) }
     }
 
     #[test]
@@ -266,7 +273,7 @@ mod tests {
         for part in [
             "out (dry run: nothing was written)",
             "  adapter  a × -0.5, 2 modules, rank 4",
-            "  modules  2, rank 6, BF16",
+            "  modules  2, rank 12 → 6, BF16",
             "87.495 % of its energy kept, error 35.362 % at most",
             "nothing  left of gone",
             "1.00 kB from 2.00 kB, 84 parameters in pairs",

@@ -117,6 +117,12 @@ impl<'a> Shared<'a> {
             let found = each(&again, self.means, |at, job| job.look(looks[at], self))?;
             short.into_iter().zip(found).for_each(|(at, found)| known[at] = found);
         };
+        let taken = own > 0 || least > 0 || allocation.cost > 0;
+        let units = || sharing.iter().filter(|at| !known[**at].values.is_empty()).map(|at| self.cost(&jobs[*at]));
+        if let Some(unit) = units().min().filter(|_| !taken) {
+            let problem = format!("{left} are left for pairs, and the smallest takes {unit} at rank 1");
+            return Err(Error::invalid(budget.option(), problem));
+        }
         sharing.iter().zip(&allocation.ranks).for_each(|(at, rank)| ranks[*at] = (*rank).max(jobs[*at].least()));
         Ok((ranks, Spent { budget: left, cost: allocation.cost, short_at_most: allocation.short_at_most }))
     }

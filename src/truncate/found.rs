@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::linalg::{Certificate, Compute, Decomposition, LinearOperator, LowRank, RankRule, decompose};
 use crate::pairs::Bytes;
 use crate::pairs::range::hinted;
-use crate::tensor::{Float, Rounding};
+use crate::tensor::Float;
 
 /// ΔW ∕ divisor, decomposed expert by expert.
 pub struct Found<'a> {
@@ -122,9 +122,7 @@ fn rescaled(
 ) -> Result<(LowRank, Certificate)> {
     let exact = found.cut(rank, Float::F32, matrix)?;
     let stored = |mut values: Vec<f32>| {
-        let mut bytes = vec![0; values.len() * float.bytes()];
-        float.encode(&values, Rounding::Nearest, &mut bytes);
-        float.decode(&bytes, &mut values);
+        float.round(&mut values);
         values
     };
     let up: Vec<f32> = exact.factors.up().iter().map(|value| (f64::from(*value) / scale) as f32).collect();

@@ -1,13 +1,12 @@
 //! One change on its way: its rule, its rank, its pair.
 
 use super::budget::Shared;
-use super::change::{Own, Truncatable};
+use super::change::Truncatable;
 use super::found::{Factors, Found};
 use super::report::ModuleReport;
 use super::{Means, Ranking};
 use crate::adapters::describe;
 use crate::error::{Error, Result};
-use crate::formats::Stored;
 use crate::linalg::{Certificate, RankPolicy, RankRule};
 use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::tensor::Float;
@@ -44,8 +43,6 @@ pub struct Pair {
     pub report: Option<ModuleReport>,
     /// α ∕ r.
     scale: f64,
-    shape: (usize, usize),
-    experts: usize,
 }
 
 impl<'a> Job<'a> {
@@ -162,39 +159,34 @@ impl<'a> Job<'a> {
     pub fn pair(&self, found: &Found<'_>, rank: usize, width: usize, keep: bool) -> Result<Pair> {
         let (change, means) = (self.change, self.means);
         let (values, norm_squared) = (found.values(usize::MAX), found.norm_squared());
-        let (kind, shape) = (change.kind(), self.shape());
-        let experts = kind.experts();
-        let mut made = Pair { rank, pair: None, norm_squared, report: None, scale: 1.0, shape, experts };
+        let mut made = Pair { rank, pair: None, norm_squared, report: None, scale: 1.0 };
         if rank == 0 {
             return Ok(made);
         }
-        let kept =
-            change.own().filter(|_| keep && self.held(rank).is_some() || !change.is_chosen() && !means.choice.uniform);
-        let (factors, alpha, bias, exact) = if let Some(own) = kept {
-            made.scale = own.scale;
-            let bias = own.bias.cloned().map(Bytes::Stored);
-            (kept_as(&own, rank, norm_squared, shape, experts)?, own.scale * rank as f64, bias, true)
+        let stays = keep && self.held(rank).is_some() || !change.is_chosen() && !means.choice.uniform;
+        let kept = change.own().filter(|_| stays);
+        let (factors, alpha, up_bias) = if let Some(own) = kept {
+            (made.rank, made.scale) = (own.rank, own.scale);
+            let [down, up] = [own.down, own.up].map(|tensor| Bytes::Stored(tensor.clone()));
+            let factors = Factors { down, up, certificate: Certificate::exact(norm_squared.sqrt()) };
+            (factors, own.scale * own.rank as f64, own.bias.cloned().map(Bytes::Stored))
         } else {
-            let alpha = means.alpha.unwrap_or(width as f64);
-            made.scale = alpha / width as f64;
+            made.scale = means.alpha.unwrap_or(width as f64) / width as f64;
             // A product takes its scale before it is decomposed, a matrix that is read afterwards.
-            let again = found.is_product() && made.scale != 1.0;
-            let rule = RankRule::new(RankPolicy::Rank(rank));
-            let factors = match again {
-                true => Found::find(change, &rule, means.compute, made.scale)?.cut(
-                    change,
-                    rank,
-                    made.scale,
-                    self.float(),
-                )?,
-                false => found.cut(change, rank, made.scale, self.float())?,
+            let factors = if found.is_product() && made.scale != 1.0 {
+                let found = Found::find(change, &RankRule::new(RankPolicy::All), means.compute, made.scale)?;
+                found.cut(change, rank, made.scale, self.float())?
+            } else {
+                found.cut(change, rank, made.scale, self.float())?
             };
-            (factors, means.alpha.unwrap_or(rank as f64), change.bias(made.scale)?, false)
+            (factors, means.alpha.unwrap_or(rank as f64), change.bias(made.scale)?)
         };
         let Factors { down, up, certificate } = factors;
-        made.report = Some(self.describe(rank, alpha, exact, &down, &certificate, values)?);
-        let (path, outer) = (change.path().to_owned(), change.outer());
-        made.pair = Some(NewPair { path, kind, rank, alpha, down, up, outer, up_bias: bias });
+        let (path, kind, outer) = (change.path().to_owned(), change.kind(), change.outer());
+        let pair = NewPair { path, kind, rank: made.rank, alpha, down, up, outer, up_bias };
+        made.report = Some(self.describe(&pair, kept.is_some(), &certificate, values)?);
+        made.pair = Some(pair);
+        made.widen(rank, means.alpha.filter(|_| kept.is_none()))?;
         change.release();
         change.check_unchanged()?;
         Ok(made)
@@ -202,34 +194,31 @@ impl<'a> Job<'a> {
 
     fn describe(
         &self,
-        rank: usize,
-        alpha: f64,
+        pair: &NewPair,
         exact: bool,
-        stored: &Bytes,
         certificate: &Certificate,
         singular_values: Vec<f64>,
     ) -> Result<ModuleReport> {
         let change = self.change;
-        let mut report = ModuleReport::new(change.path(), &change.kind(), change.outer(), rank, certificate.norm);
         let relative = |value: f64| if certificate.norm > 0.0 { value / certificate.norm } else { 0.0 };
         let rounding = change.rounding()?;
-        report.kind = change.label();
-        report.shape = change.weight_shape();
-        report.ranks_before = change.ranks();
-        report.alpha = alpha;
-        report.dtype = stored.dtype().to_string();
-        report.exact = exact;
-        report.kept_energy = certificate.kept_energy();
-        report.relative_error = certificate.relative();
-        report.measured_error = relative(certificate.residual);
-        report.stored_error = relative(certificate.stored_error);
-        report.optimum_at_least = Some(relative(certificate.optimum_at_least));
-        report.rounding = rounding.map(relative);
-        report.at_rounding_floor = rounding.map(|rounding| certificate.residual <= FLOOR_MARGIN * rounding);
-        report.complete = certificate.complete;
-        report.parameters = self.numbers() * rank as u64;
-        report.singular_values = singular_values;
-        Ok(report)
+        Ok(ModuleReport {
+            kind: change.label(),
+            shape: change.weight_shape(),
+            ranks_before: change.ranks(),
+            exact,
+            kept_energy: certificate.kept_energy(),
+            relative_error: certificate.relative(),
+            measured_error: relative(certificate.residual),
+            stored_error: relative(certificate.stored_error),
+            optimum_at_least: Some(relative(certificate.optimum_at_least)),
+            rounding: rounding.map(relative),
+            at_rounding_floor: rounding.map(|rounding| certificate.residual <= FLOOR_MARGIN * rounding),
+            complete: certificate.complete,
+            parameters: self.numbers() * pair.rank as u64,
+            singular_values,
+            ..ModuleReport::of(pair, certificate.norm)
+        })
     }
 }
 
@@ -260,36 +249,17 @@ impl Pair {
         let (Some(pair), Some(report), more) = (&mut self.pair, &mut self.report, widest - self.rank) else {
             return Ok(());
         };
-        let alpha = alpha.unwrap_or(self.scale * widest as f64);
         if more > 0 {
-            let (rows, cols) = self.shape;
-            pair.down = with_zeros(&pair.down, self.experts, more * cols)?;
-            pair.up = with_zeros(&pair.up, rows, more * self.experts)?;
+            // A holds one expert after the other, in B the expert runs fastest.
+            let (experts, (rows, cols)) = (pair.kind.experts(), pair.kind.matrix(pair.outer));
+            pair.down = with_zeros(&pair.down, experts, more * cols)?;
+            pair.up = with_zeros(&pair.up, rows, more * experts)?;
             report.parameters = report.parameters / self.rank as u64 * widest as u64;
         }
+        let alpha = alpha.unwrap_or(self.scale * widest as f64);
         (pair.rank, pair.alpha, report.rank, report.alpha, self.rank) = (widest, alpha, widest, alpha, widest);
         Ok(())
     }
-}
-
-/// The pair as it is, with zeros up to `rank`, which is not below its own.
-fn kept_as(own: &Own<'_>, rank: usize, norm_squared: f64, shape: (usize, usize), experts: usize) -> Result<Factors> {
-    let more = rank - own.rank;
-    let stored = |tensor: &Stored| Bytes::Stored(tensor.clone());
-    let (mut down, mut up) = (stored(own.down), stored(own.up));
-    if more > 0 {
-        // A holds one expert after the other, in B the expert runs fastest.
-        (down, up) = (with_zeros(&down, experts, more * shape.1)?, with_zeros(&up, shape.0, more * experts)?);
-    }
-    let certificate = Certificate {
-        norm: norm_squared.sqrt(),
-        residual: 0.0,
-        residual_at_most: 0.0,
-        optimum_at_least: 0.0,
-        stored_error: 0.0,
-        complete: true,
-    };
-    Ok(Factors { down, up, certificate })
 }
 
 /// The elements of `bytes` in `runs` runs of equal length, each followed by `zeros` zeros.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::Truncated;
 use super::job::{Job, Pair};
-use crate::pairs::{NewWhole, PairKind};
+use crate::pairs::{NewPair, NewWhole};
 
 /// A new adapter.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -37,7 +37,7 @@ pub struct NewAdapterReport {
     /// Bytes of the weight files of the adapters it was made of, if it was made of some.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_before: Option<u64>,
-    /// Bytes of the output.
+    /// Bytes of its weight file, or files in another dialect than PEFT's.
     pub bytes: u64,
     /// Things worth knowing.
     pub notes: Vec<String>,
@@ -112,17 +112,17 @@ pub struct Spent {
 }
 
 impl ModuleReport {
-    /// A pair of rank `rank` for a change of this norm, of which all is kept.
-    pub fn new(path: &str, kind: &PairKind, outer: (u64, u64), rank: usize, norm: f64) -> Self {
-        let (rows, cols) = kind.matrix(outer);
+    /// `pair`, for a change of this norm, of which all is kept.
+    pub fn of(pair: &NewPair, norm: f64) -> Self {
+        let (rows, cols) = pair.kind.matrix(pair.outer);
         Self {
-            module: kind.name(path),
-            kind: kind.label(),
-            shape: kind.weight_shape(outer),
+            module: pair.kind.name(&pair.path),
+            kind: pair.kind.label(),
+            shape: pair.kind.weight_shape(pair.outer),
             ranks_before: Vec::new(),
-            rank,
-            alpha: rank as f64,
-            dtype: String::new(),
+            rank: pair.rank,
+            alpha: pair.alpha,
+            dtype: pair.down.dtype().name().to_owned(),
             exact: false,
             norm,
             kept_energy: 1.0,
@@ -133,7 +133,7 @@ impl ModuleReport {
             rounding: None,
             at_rounding_floor: None,
             complete: true,
-            parameters: ((rows + cols) * kind.experts() * rank) as u64,
+            parameters: ((rows + cols) * pair.kind.experts() * pair.rank) as u64,
             singular_values: Vec::new(),
         }
     }

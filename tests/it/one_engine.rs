@@ -103,14 +103,15 @@ fn a_stack_of_one_adapter_is_its_resize() {
 fn so_it_is_for_adapters_as_peft_makes_them() {
     let bench = Bench::new();
     let root = fixtures();
+    // A budget can be too small for what an adapter holds whole, or for one rank of all: for both verbs.
     for (name, made) in [
         ("peft/lora-r8", 20),
         ("peft/rslora-r4", 20),
         ("peft/lora-patterns", 20),
         ("peft/conv-lora", 20),
-        ("peft/mixtral-params", 20),
+        ("peft/mixtral-params", 19),
         ("peft/qwen3moe-params", 20),
-        ("peft/lora-embed", 20),
+        ("peft/lora-embed", 17),
         ("peft/mha-lora", 20),
     ] {
         assert_eq!(check(&bench, &root.join(name).join("adapter"), &[]), made, "{name}");

@@ -438,7 +438,7 @@ fn what_cannot_be_resized_is_refused_by_name() {
     resize(&input, &out, &["--rank", "2", "--alpha", "0"]).refused(2, &["--alpha", "`0`"]);
     resize(&input, &out, &["--rank", "2", "--include", "nowhere"]).refused(2, &["--include", "matches none"]);
     resize(&input, &input, &["--rank", "2", "--force"]).refused(1, &["would take the place of the input"]);
-    resize(&input, &out, &["--max-params", "5"]).refused(1, &["worth keeping"]);
+    resize(&input, &out, &["--max-params", "5"]).refused(2, &["--max-params", "5 are left for pairs", "takes 10"]);
     let pairs = diagonal("l.0.q", (4, 4), &[2.0, 1.0]);
     let mut magnitude = pairs.to_vec();
     magnitude.push(("l.0.q.lora_magnitude_vector".into(), Tensor::f32(&[4], &[1.0; 4])));

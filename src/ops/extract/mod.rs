@@ -130,7 +130,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let written = options.dialect.write(&output, &recipe, origin, &options.write, &quiet, &inputs)?;
     report.made.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
     report.made.notes.extend(written.notes);
-    report.made.bytes = written.bytes;
+    report.made.bytes = if options.dialect.foreign().is_some() { written.bytes } else { output.plan.bytes() };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

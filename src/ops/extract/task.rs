@@ -7,7 +7,7 @@ use super::difference::Difference;
 use crate::error::Result;
 use crate::linalg::{RowSource, Streamed};
 use crate::pairs::PairKind;
-use crate::tensor::{Float, Shape};
+use crate::tensor::{Float, Shape, seed_of};
 use crate::truncate::{Operator, Part, Truncatable};
 
 /// Elements over which the rounding of a tuned weight is measured where only the report asks for it.
@@ -138,9 +138,7 @@ impl Truncatable for Task {
 
 /// The seed of one part of a tensor: from its name alone.
 fn seed(name: &str, part: usize) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(name.as_bytes()).update(&(part as u64).to_le_bytes());
-    u64::from_le_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
+    seed_of(&[name.as_bytes(), &(part as u64).to_le_bytes()])
 }
 
 #[cfg(test)]

@@ -11,30 +11,14 @@ use super::fold::{Fold, holds};
 use crate::adapters::Factor;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::pairs::Bytes;
 use crate::pairs::range::beyond;
+use crate::pairs::{Bytes, NewPair};
 use crate::placement::terms::{Share, Slot};
 use crate::plan::Compute;
 use crate::tensor::{Beyond, Float};
 
 /// Elements that are looked at at once.
 const LOOKED_AT: usize = 1 << 18;
-
-/// The factors of one module.
-pub struct Concatenated {
-    /// A.
-    pub down: Bytes,
-    /// B.
-    pub up: Bytes,
-    /// Bias of B.
-    pub up_bias: Option<Bytes>,
-    /// r; of a stack that of one expert.
-    pub rank: usize,
-    /// How they are stored.
-    pub float: Float,
-    /// No number was rounded.
-    pub exact: bool,
-}
 
 /// A block of the result: a matrix and the number in front of it.
 #[derive(Debug, Clone)]
@@ -46,14 +30,20 @@ struct Block {
     of: (PathBuf, String),
 }
 
-/// The sum over the shares of `slot`, divided by `scale`, the scale of the result; `inputs` are the adapters. Without `dtype` the factors keep the dtype of the
-/// inputs where that changes nothing, and are f32 otherwise.
+/// The sum over the shares of `slot` with the α `alpha`; `inputs` are the adapters. Without `dtype` the factors keep the dtype of the inputs
+/// where that changes nothing, and are f32 otherwise. With the pair its dtype, and whether no number was rounded.
 ///
 /// # Errors
 /// When factors cannot be read.
-pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(PathBuf, f64)]) -> Result<Concatenated> {
+pub fn concatenate(
+    slot: &Slot,
+    alpha: f64,
+    dtype: Option<Float>,
+    inputs: &[(PathBuf, f64)],
+) -> Result<(NewPair, Float, bool)> {
+    let rank: usize = slot.shares.iter().map(|share| share.rank).sum();
+    let scale = alpha / rank as f64;
     let folds: Vec<Fold> = slot.shares.iter().map(|share| Fold::of(share.factor() / scale)).collect();
-    let rank = slot.shares.iter().map(|share| share.rank).sum();
     let (float, exact) = match (dtype, slot.common_float()) {
         (Some(float), _) => (float, keeps(slot, &folds, float)?),
         (None, Some(float)) if keeps(slot, &folds, float)? => (float, true),
@@ -65,7 +55,7 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     if let ([share], [Fold { up: 1.0, down: 1.0 }], true) = (slot.shares.as_slice(), folds.as_slice(), exact)
         && let Some((down, up)) = share.stored.clone()
     {
-        return Ok(Concatenated { down: Bytes::Stored(down), up: Bytes::Stored(up), up_bias, rank, float, exact });
+        return Ok((slot.pair(rank, alpha, Bytes::Stored(down), Bytes::Stored(up), up_bias), float, exact));
     }
     let block = |share: &Share, is_down: bool, factor: &Factor, times: f64| {
         let stored = share.stored.as_ref().map(|(down, up)| if is_down { down } else { up });
@@ -83,7 +73,7 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     let beneath: Arc<dyn Compute> = Arc::new(Beneath { blocks: down.clone(), rank, float });
     let beside: Arc<dyn Compute> = Arc::new(Beside { blocks: up.clone(), float });
     let (down, up) = (computed(beneath, &down), computed(beside, &up));
-    Ok(Concatenated { down, up, up_bias, rank, float, exact })
+    Ok((slot.pair(rank, alpha, down, up, up_bias), float, exact))
 }
 
 /// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`, as `float`; where that is open a single bias stays what it is.

@@ -103,7 +103,7 @@ impl Opened {
             .notes
             .extend(options.rank.as_ref().and_then(|rank| beyond_budget(rank, &options.dialect, written.bytes)));
         report.notes.extend(written.notes);
-        report.bytes = written.bytes;
+        report.bytes = if options.dialect.foreign().is_some() { written.bytes } else { output.plan.bytes() };
         Ok((report, terms.left_out))
     }
 

@@ -1,9 +1,7 @@
 //! The low-rank changes of a sum: slots and a method → pairs of the new adapter, and what is to be said about each.
 
-use std::path::Path;
-
-use super::average::{Averaged, average};
-use super::concat::{self, concatenate};
+use super::average::average;
+use super::concat::concatenate;
 use super::fold::{self, Fold};
 use super::summed::Summed;
 use super::{Method, SumOptions};
@@ -11,11 +9,11 @@ use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
 use crate::model::same_values;
 use crate::output::Run;
-use crate::pairs::{Bytes, NewPair};
+use crate::pairs::NewPair;
 use crate::placement::Applied;
 use crate::placement::terms::{Share, Slot, Terms};
 use crate::plan::{Quiet, map_within};
-use crate::tensor::{Float, Rounding};
+use crate::tensor::Float;
 use crate::truncate::{Means, ModuleReport, NewAdapterReport, Ranking, Truncatable, Truncated, truncate};
 
 /// Makes the pairs of `terms`, one per slot; `None` where nothing is left. `fixed` are bytes and numbers of what is no factor.
@@ -60,7 +58,7 @@ pub fn make(
             }
             let held: Vec<u64> = slots.iter().map(|slot| factor_bytes(slot)).collect();
             let made = map_within(&held, &options.write.budget, run.cancel, |at| match options.method {
-                Method::FactorAverage => averaged(slots[at], sources, options.write.dtype).map(Some),
+                Method::FactorAverage => average(slots[at], sources, options.write.dtype).map(Some),
                 _ => summed(slots[at], options),
             })?;
             let (mut report, mut pairs) = (NewAdapterReport::default(), Vec::with_capacity(made.len()));
@@ -127,17 +125,15 @@ fn summed(slot: &Slot, options: &SumOptions) -> Result<Option<(NewPair, ModuleRe
     }
     let total: usize = slot.shares.iter().map(|share| share.rank).sum();
     let alpha = options.alpha.unwrap_or(total as f64);
-    let scale = alpha / total as f64;
-    let joined = concatenate(slot, scale, options.write.dtype, &options.adapters)?;
+    let (pair, float, exact) = concatenate(slot, alpha, options.write.dtype, &options.adapters)?;
     let (mut norm, mut rounded) = (0.0, 0.0);
     for expert in 0..slot.experts() {
         let products = slot.products(expert, Share::factor)?;
         norm += LowRank::sum(&products).frobenius_squared()?.max(0.0);
-        rounded += if joined.exact { 0.0 } else { rounding(&products, scale, joined.float).powi(2) };
+        rounded += if exact { 0.0 } else { rounding(&products, alpha / total as f64, float).powi(2) };
     }
-    let mut module = describe(slot, joined.rank, alpha, joined.float, f64::sqrt(norm)).off_by(f64::sqrt(rounded));
-    module.exact = joined.exact;
-    Ok(Some((pair(slot, joined.rank, alpha, joined.down, joined.up, joined.up_bias), module)))
+    let module = ModuleReport::of(&pair, f64::sqrt(norm)).off_by(f64::sqrt(rounded));
+    Ok(Some((pair, ModuleReport { exact, ranks_before: slot.ranks(), ..module })))
 }
 
 /// What storing the folded factors as `float` changes at most; measured for dtypes narrower than f32.
@@ -154,36 +150,11 @@ fn rounding(products: &[LowRank], scale: f64, float: Float) -> f64 {
 fn stored_as(product: &LowRank, scale: f64, float: Float) -> LowRank {
     let fold = Fold::of(product.scale() / scale);
     let stored = |values: Vec<f32>, times: f64| {
-        let scaled: Vec<f32> = values.iter().map(|value| (f64::from(*value) * times) as f32).collect();
-        let mut bytes = vec![0; scaled.len() * float.bytes()];
-        float.encode(&scaled, Rounding::Nearest, &mut bytes);
-        let mut back = scaled;
-        float.decode(&bytes, &mut back);
-        back
+        let mut scaled: Vec<f32> = values.iter().map(|value| (f64::from(*value) * times) as f32).collect();
+        float.round(&mut scaled);
+        scaled
     };
     LowRank::from_rows(stored(product.up(), fold.up), stored(product.down(), fold.down), product.rank(), scale)
-}
-
-/// Averaged factors.
-fn averaged(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<(NewPair, ModuleReport)> {
-    let float = dtype.or(slot.common_float()).unwrap_or(Float::F32);
-    let Averaged { down, up, rank, norm, residual } = average(slot, sources, float)?;
-    let module = describe(slot, rank, rank as f64, float, norm).off_by(residual);
-    let bias = concat::bias(slot, 1.0, Some(float))?;
-    let root = slot.shares.first().map_or(Path::new(""), |share| sources[share.source].adapter.root.as_path());
-    let name = slot.name();
-    let [down, up] = [&down, &up].map(|values| Bytes::held(values, float, (root, &name)));
-    Ok((pair(slot, rank, rank as f64, down?, up?, bias), module))
-}
-
-fn pair(slot: &Slot, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: Option<Bytes>) -> NewPair {
-    let (path, kind, outer) = (slot.path.clone(), slot.kind.clone(), slot.outer);
-    NewPair { path, kind, rank, alpha, down, up, outer, up_bias }
-}
-
-fn describe(slot: &Slot, rank: usize, alpha: f64, float: Float, norm: f64) -> ModuleReport {
-    let (ranks_before, dtype) = (slot.ranks(), float.dtype().name().to_owned());
-    ModuleReport { ranks_before, alpha, dtype, ..ModuleReport::new(&slot.path, &slot.kind, slot.outer, rank, norm) }
 }
 
 /// Averages of factors mean nothing where a change is a difference of products.

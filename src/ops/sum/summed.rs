@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::linalg::{LinearOperator, LowRank, Streamed};
 use crate::pairs::{Bytes, PairKind};
 use crate::placement::terms::{Moved, Share, Slot};
-use crate::tensor::Float;
+use crate::tensor::{Float, seed_of};
 use crate::truncate::{Operator, Own, Part, Truncatable};
 
 /// What a decomposition holds beside its factors in f64: QR, rotated vectors, their f32 copies.
@@ -82,7 +82,8 @@ impl Truncatable for Summed<'_> {
 
     fn part(&self, expert: usize, divisor: f64) -> Result<Part<'_>> {
         let slot = self.slot;
-        let seed = seed(&slot.name());
+        // Chance is drawn by the name alone.
+        let seed = seed_of(&[slot.name().as_bytes()]);
         if !slot.multiplied.is_empty() {
             let moved = Moved::new(&slot.multiplied, &slot.shares);
             let turned = moved.is_transposed();
@@ -148,10 +149,4 @@ impl Truncatable for Summed<'_> {
     fn bias(&self, scale: f64) -> Result<Option<Bytes>> {
         concat::bias(self.slot, scale, None)
     }
-}
-
-/// Where the chances of a module are drawn from: its name.
-fn seed(name: &str) -> u64 {
-    let digest = blake3::hash(name.as_bytes());
-    u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
 }

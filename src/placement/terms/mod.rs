@@ -22,7 +22,7 @@ use crate::formats::Stored;
 use crate::linalg::LowRank;
 use crate::model::original::Original;
 use crate::naming::arch::Spot;
-use crate::pairs::PairKind;
+use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::tensor::Float;
 use parameters::Parameters;
 use spellings::{Place, Spellings};
@@ -428,6 +428,12 @@ impl Slot {
             Ok(LowRank::from_rows(up.to_vec()?, down.to_vec()?, share.rank, scale(share)))
         };
         self.shares.iter().map(product).collect()
+    }
+
+    /// A pair for the module.
+    pub fn pair(&self, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: Option<Bytes>) -> NewPair {
+        let (path, kind, outer) = (self.path.clone(), self.kind.clone(), self.outer);
+        NewPair { path, kind, rank, alpha, down, up, outer, up_bias }
     }
 
     /// Ranks of what is summed.
