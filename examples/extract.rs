@@ -8,6 +8,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Merge::new(base).adapter("fixtures/tiny/adapter", 1.0).out(&tuned).run()?;
 
     let report = Extract::new(base, &tuned).rank(4).dtype(Float::F32).out(folder.path().join("lora")).run()?;
-    println!("{} modules, relative error {:.4}", report.modules.len(), report.total.relative_error);
+    println!("{} modules, relative error {:.4}", report.made.modules.len(), report.made.relative_error);
     Ok(())
 }

@@ -64,6 +64,7 @@ pub mod plan;
 pub mod report;
 #[doc(hidden)]
 pub mod tensor;
+pub mod truncate;
 
 pub use dialects::Target;
 pub use error::{Error, Result};

@@ -12,7 +12,7 @@ use lorakit::tensor::{Float, GgmlType, Packing};
 use super::options::{Weights, Write};
 use super::progress::Bar;
 use super::reading::Reading;
-use super::{notice, place, watch};
+use super::{notice, place, told, watch};
 
 #[derive(Debug, Group)]
 pub struct Merge {
@@ -79,11 +79,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     if result.changes_nothing {
         notice("warning: the merge changes nothing: the result equals the base");
     }
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::merge(&result, talk.verbose).into_bytes(),
-    })
+    Ok(told(talk, &result, |result| report::merge(result, talk.verbose)))
 }
 
 /// `--quant`: `keep`, a type of ggml, or a dtype.

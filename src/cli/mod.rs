@@ -13,6 +13,7 @@ mod reading;
 mod resize;
 mod stack;
 mod subtract;
+mod sum;
 mod tools;
 mod watch;
 mod words;
@@ -26,8 +27,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use lorakit::error::shown::{clean, line};
 use lorakit::error::{Blame, Error, Result};
+use lorakit::report;
+use serde::Serialize;
 
 use args::{Args, Color};
+use options::Talk;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -118,6 +122,15 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
         Cow::Borrowed(valid) if matches!(clean(valid), Cow::Borrowed(_)) => text,
         valid => clean(&valid).into_owned().into_bytes(),
     })
+}
+
+/// What a verb says of `result`: a document, a text, or nothing.
+fn told<T: Serialize>(talk: Talk, result: &T, text: impl Fn(&T) -> String) -> Vec<u8> {
+    match (talk.json, talk.quiet) {
+        (true, _) => report::json(result),
+        (false, true) => Vec::new(),
+        (false, false) => text(result).into_bytes(),
+    }
 }
 
 /// Writes a result to stdout. A reader that went away is no failure.

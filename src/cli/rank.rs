@@ -1,9 +1,8 @@
-//! Options that say how ranks are chosen, shared by `extract`, `stack` and `resize`.
+//! Options that say how the pairs of a new adapter are made, shared by `extract`, `stack`, `subtract` and `resize`.
 
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
-use lorakit::limits::MAX_RANK;
-use lorakit::linalg::{RankPolicy, RankRule};
+use lorakit::linalg::{Compute, RankPolicy};
 use lorakit::ops::{Budgeted, RankChoice, Ranking};
 
 use super::place;
@@ -41,6 +40,18 @@ pub struct Rank {
     /// Never a rank above this
     #[arg(long, value_name = "N", help_heading = "Rank")]
     pub max_rank: Option<usize>,
+    /// Fill all pairs with zeros up to the largest rank: one rank and one alpha
+    #[arg(long, help_heading = "Rank", requires = "policy")]
+    pub uniform_rank: bool,
+    /// Choose ranks as another tool does: kohya's --rank-method keeps one more
+    #[arg(long, value_enum, value_name = "TOOL", help_heading = "Rank", requires = "policy")]
+    pub compat: Option<Compat>,
+    /// Alpha of what is computed, the scale folded into the factors; its rank if not given, so that the scale is 1
+    #[arg(long, value_name = "A")]
+    pub alpha: Option<f64>,
+    /// How close to the best possible the error comes where an iteration is needed
+    #[arg(long, value_enum, default_value_t = Effort::Accurate, value_name = "EFFORT")]
+    pub compute: Effort,
 }
 
 /// kohya's rules.
@@ -57,20 +68,38 @@ pub enum RankMethod {
     Cumulative,
 }
 
+/// Tools whose choices can be repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compat {
+    /// sd-scripts' resize_lora.py
+    Kohya,
+}
+
+/// How close to the optimum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Effort {
+    /// Within 1 %
+    Fast,
+    /// Within 0.1 %
+    #[default]
+    Accurate,
+}
+
+impl From<Effort> for Compute {
+    fn from(effort: Effort) -> Self {
+        match effort {
+            Effort::Fast => Self::Fast,
+            Effort::Accurate => Self::Accurate,
+        }
+    }
+}
+
 impl Rank {
     /// What was chosen, or `None` if nothing was.
     ///
     /// # Errors
-    /// When a number makes no sense, or there is a limit and nothing to limit.
+    /// When a size is none, or there is a limit and nothing to limit.
     pub fn choice(&self) -> Result<Option<RankChoice>> {
-        for (option, rank) in [("--rank", self.rank), ("--conv-rank", self.conv_rank), ("--max-rank", self.max_rank)] {
-            if rank == Some(0) {
-                return Err(Error::invalid(option, "must be at least 1"));
-            }
-            if let Some(rank) = rank.filter(|rank| *rank > MAX_RANK && option != "--max-rank") {
-                return Err(Error::invalid(option, format!("`{rank}` is more than the accepted {MAX_RANK}")));
-            }
-        }
         let Some(ranking) = self.ranking()? else {
             return match self.max_rank {
                 Some(_) => Err(Error::invalid("--max-rank", "caps another choice, and none is made")
@@ -78,58 +107,21 @@ impl Rank {
                 None => Ok(None),
             };
         };
-        Ok(Some(RankChoice { ranking, conv_rank: self.conv_rank, max_rank: self.max_rank }))
-    }
-
-    /// What was chosen; for verbs that cannot do without.
-    ///
-    /// # Errors
-    /// As [`Rank::choice`], and when nothing was chosen.
-    #[allow(dead_code, reason = "extract and resize are what cannot do without")]
-    pub fn required(&self) -> Result<RankChoice> {
-        self.choice()?.ok_or_else(|| {
-            let problem = "a way to choose ranks is needed: --rank, --energy, --max-error, --max-size, --max-params, \
-                           --rank-method or --noise";
-            Error::invalid("--rank", problem)
-        })
+        let (conv_rank, max_rank, uniform) = (self.conv_rank, self.max_rank, self.uniform_rank);
+        Ok(Some(RankChoice { ranking, conv_rank, max_rank, uniform, kohya: self.compat == Some(Compat::Kohya) }))
     }
 
     fn ranking(&self) -> Result<Option<Ranking>> {
-        let rule = |policy| Ok(Some(Ranking::Rule(RankRule::new(policy))));
-        if let Some(rank) = self.rank {
-            return rule(RankPolicy::Rank(rank));
-        }
-        if let Some(share) = self.energy {
-            return rule(RankPolicy::Energy(within("--energy", share)?));
-        }
-        if let Some(error) = self.max_error {
-            return rule(RankPolicy::MaxError(within("--max-error", error)?));
-        }
-        if let Some(size) = &self.max_size {
-            return Ok(Some(Ranking::Budget(Budgeted::Bytes(place::size("--max-size", size)?))));
-        }
-        if let Some(parameters) = self.max_params {
-            return Ok(Some(Ranking::Budget(Budgeted::Parameters(parameters))));
-        }
-        if let Some((method, number)) = self.rank_method.zip(self.rank_param) {
-            return match method {
-                RankMethod::Ratio if number >= 1.0 && number.is_finite() => rule(RankPolicy::Ratio(number)),
-                RankMethod::Ratio => {
-                    Err(Error::invalid("--rank-param", format!("`{number}` is not a ratio of at least 1")))
-                }
-                RankMethod::Frobenius => rule(RankPolicy::Frobenius(within("--rank-param", number)?)),
-                RankMethod::Cumulative => rule(RankPolicy::Cumulative(within("--rank-param", number)?)),
-            };
-        }
-        Ok(self.noise.then_some(Ranking::Noise))
-    }
-}
-
-fn within(option: &str, share: f64) -> Result<f64> {
-    if share > 0.0 && share <= 1.0 {
-        Ok(share)
-    } else {
-        Err(Error::invalid(option, format!("`{share}` is not a share above 0 and up to 1")))
+        let by_method = self.rank_method.zip(self.rank_param).map(|(method, number)| match method {
+            RankMethod::Ratio => RankPolicy::Ratio(number),
+            RankMethod::Frobenius => RankPolicy::Frobenius(number),
+            RankMethod::Cumulative => RankPolicy::Cumulative(number),
+        });
+        let policy = self.rank.map(RankPolicy::Rank).or(self.energy.map(RankPolicy::Energy));
+        let policy = policy.or(self.max_error.map(RankPolicy::MaxError)).or(by_method).map(Ranking::Rule);
+        let bytes = self.max_size.as_deref().map(|size| place::size("--max-size", size)).transpose()?;
+        let budget = bytes.map(Budgeted::Bytes).or(self.max_params.map(Budgeted::Parameters)).map(Ranking::Budget);
+        Ok(policy.or(budget).or(self.noise.then_some(Ranking::Noise)))
     }
 }
 
@@ -155,7 +147,7 @@ mod tests {
 
     #[test]
     fn every_policy_is_understood() {
-        let rule = |policy| Some(Ranking::Rule(RankRule::new(policy)));
+        let rule = |policy| Some(Ranking::Rule(policy));
         for (words, ranking) in [
             ("--rank 8", rule(RankPolicy::Rank(8))),
             ("--energy 0.99", rule(RankPolicy::Energy(0.99))),
@@ -170,35 +162,24 @@ mod tests {
         ] {
             assert_eq!(choice(words).expect(words).map(|choice| choice.ranking), ranking, "{words}");
         }
-        let capped = choice("--energy 0.9 --max-rank 16 --conv-rank 4").expect("a choice").expect("one");
-        assert_eq!((capped.max_rank, capped.conv_rank), (Some(16), Some(4)));
+        let words = "--energy 0.9 --max-rank 16 --conv-rank 4 --uniform-rank --compat kohya";
+        let capped = choice(words).expect("a choice").expect("one");
+        assert_eq!((capped.max_rank, capped.conv_rank, capped.uniform, capped.kohya), (Some(16), Some(4), true, true));
     }
 
     #[test]
-    fn there_is_one_policy_at_most() {
+    fn there_is_one_policy_at_most_and_what_belongs_to_one_needs_it() {
         for words in [
             "--rank 8 --energy 0.9",
             "--noise --max-size 1MB",
             "--rank-method sv_fro",
             "--rank-param 1",
             "--conv-rank 1",
+            "--uniform-rank",
         ] {
             assert!(parse(words).is_err(), "{words}");
         }
-    }
-
-    #[test]
-    fn numbers_that_make_no_sense_are_refused_by_name() {
-        for (words, message) in [
-            ("--rank 0", "--rank: must be at least 1"),
-            ("--rank 1000000000", "--rank: `1000000000` is more than the accepted 65536"),
-            ("--energy 1.5", "--energy: `1.5` is not a share above 0 and up to 1"),
-            ("--max-error 0", "--max-error: `0` is not a share above 0 and up to 1"),
-            ("--max-rank 4", "--max-rank: caps another choice, and none is made"),
-            ("--rank-method sv_ratio --rank-param 0.5", "--rank-param: `0.5` is not a ratio of at least 1"),
-        ] {
-            assert_eq!(choice(words).expect_err(words).to_string(), message);
-        }
-        assert!(parse("").expect("nothing").required().expect_err("refused").to_string().contains("--energy"));
+        let message = choice("--max-rank 4").expect_err("nothing to cap").to_string();
+        assert_eq!(message, "--max-rank: caps another choice, and none is made");
     }
 }

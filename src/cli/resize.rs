@@ -2,18 +2,16 @@
 
 use std::ffi::OsString;
 
-use clap::{Args as Group, ValueEnum};
+use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
-use lorakit::ops::merge::Selection;
-use lorakit::ops::resize::{Outcome, ResizeOptions, resize};
+use lorakit::ops::sum::{Operation, Outcome, resize};
 use lorakit::report;
 
 use super::progress::Bar;
-use super::rank::Rank;
-use super::reading::ReadingInputs;
-use super::write_adapter::{To, WriteAdapter};
-use super::{notice, place, print, watch, words};
+use super::sum::{Sum, selection};
+use super::write_adapter::WriteAdapter;
+use super::{notice, place, print, told, watch};
 
 /// Options of `resize`.
 #[derive(Debug, Group)]
@@ -24,66 +22,19 @@ pub struct Resize {
     #[command(flatten)]
     pub write: WriteAdapter,
     #[command(flatten)]
-    pub to: To,
-    #[command(flatten)]
-    pub read: ReadingInputs,
-    /// The model the adapters are for: for methods that need its weights, names and heads for --to, and what PiSSA or OLoRA took
-    /// out of it
-    #[arg(long, value_name = "PATH")]
-    pub base: Option<OsString>,
-    #[command(flatten)]
-    pub rank: Rank,
-    /// Alpha of what is computed; its rank if not given
-    #[arg(long, value_name = "A")]
-    pub alpha: Option<f64>,
-    /// The same rank for all modules, filled up with zeros
-    #[arg(long)]
-    pub uniform_rank: bool,
-    /// Choose ranks as another tool does: kohya's --rank-method keeps one more
-    #[arg(long, value_enum, value_name = "TOOL")]
-    pub compat: Option<Compat>,
-    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA
-    #[arg(long, value_name = "DIR")]
-    pub init_adapter: Option<OsString>,
-}
-
-/// Tools whose choices can be repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Compat {
-    /// sd-scripts' resize_lora.py
-    Kohya,
+    pub sum: Sum,
 }
 
 /// Resizes, and gives the report.
 pub fn run(args: &Resize) -> Result<Vec<u8>> {
-    let mut options = ResizeOptions::new(
-        args.adapters.iter().map(|written| place::path(written)).collect::<Result<_>>()?,
-        args.rank.required()?,
-        args.write.options()?,
-    );
-    options.read = args.read.options()?;
-    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
-    options.alpha = args.alpha;
-    options.uniform_rank = args.uniform_rank;
-    options.kohya = args.compat == Some(Compat::Kohya);
-    options.selection = Selection {
-        include: words::patterns("--include", &args.write.include)?,
-        exclude: words::patterns("--exclude", &args.write.exclude)?,
-        weights: Vec::new(),
-        blocks: None,
-    };
-    options.base = args.base.as_deref().map(place::path).transpose()?;
-    options.dialect = args.to.dialect()?;
+    let adapters = args.adapters.iter().map(|written| Ok((place::path(written)?, 1.0))).collect::<Result<_>>()?;
+    let options = args.sum.options(Operation::Resize, adapters, selection(&args.write)?, args.write.options()?)?;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new(talk.quiet);
     let mut result = resize(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
-    let text = match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::resize(&result, talk.verbose).into_bytes(),
-    };
+    let text = told(talk, &result, |result| report::resize(result, talk.verbose));
     if result.failed == 0 {
         return Ok(text);
     }

@@ -4,18 +4,16 @@ use std::ffi::OsString;
 
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
-use lorakit::linalg::Compute;
 use lorakit::ops::Run;
 use lorakit::ops::merge::Selection;
-use lorakit::ops::stack::{Majority, Method, Pruning, Rule, StackOptions, stack};
+use lorakit::ops::sum::{Majority, Method, Operation, Pruning, Rule, SumOptions, sum};
 use lorakit::report;
 
 use super::options::{Talk, Weights};
 use super::progress::Bar;
-use super::rank::Rank;
-use super::reading::ReadingInputs;
-use super::write_adapter::{To, WriteAdapter};
-use super::{notice, place, watch, words};
+use super::sum::{Sum, selection};
+use super::write_adapter::WriteAdapter;
+use super::{notice, place, told, watch};
 
 /// The words after `stack`.
 #[derive(Debug, Group)]
@@ -29,14 +27,6 @@ pub struct Stack {
     pub write: WriteAdapter,
     #[command(flatten)]
     pub weights: Weights,
-    #[command(flatten)]
-    pub read: ReadingInputs,
-    /// The model the adapters were trained on, for tensors they hold whole, and for names and heads with --to
-    #[arg(long, value_name = "PATH")]
-    pub base: Option<OsString>,
-    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
-    #[arg(long, value_name = "DIR")]
-    pub init_adapter: Vec<OsString>,
     /// How adapters become one; all but `concat` and `factor-average` need ranks
     #[arg(long, value_enum, default_value_t = MethodName::Concat, value_name = "METHOD")]
     pub method: MethodName,
@@ -49,21 +39,6 @@ pub struct Stack {
     /// How ties and dare-ties elect a sign
     #[arg(long, value_enum, default_value_t = MajorityName::Total, value_name = "RULE")]
     pub majority: MajorityName,
-}
-
-/// How a sum is made, for `stack` and `subtract`.
-#[derive(Debug, Group)]
-pub struct Sum {
-    #[command(flatten)]
-    pub rank: Rank,
-    #[command(flatten)]
-    pub to: To,
-    /// Alpha of the result; the rank if not given, so that the scale is 1
-    #[arg(long, value_name = "A")]
-    pub alpha: Option<f64>,
-    /// How close to the best matrix of a rank an iteration has to come
-    #[arg(long, value_enum, default_value_t = ComputeName::Accurate, value_name = "HOW")]
-    pub compute: ComputeName,
 }
 
 /// How adapters become one.
@@ -92,59 +67,26 @@ pub enum MajorityName {
     Frequency,
 }
 
-/// How close to the optimum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ComputeName {
-    /// Within 1 %
-    Fast,
-    /// Within 0.1 %
-    Accurate,
-}
-
 /// Stacks, and gives the report.
 pub fn run(args: &Stack) -> Result<Vec<u8>> {
     let adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?;
-    let mut options = StackOptions::new(adapters, args.write.options()?);
-    options.read = args.read.options()?;
-    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
-    options.base = args.base.as_deref().map(place::path).transpose()?;
+    let (weights, blocks) = (args.weights.patterns()?, args.weights.blocks()?);
+    let selection = Selection { weights, blocks, ..selection(&args.write)? };
+    let mut options = args.sum.options(Operation::Stack, adapters, selection, args.write.options()?)?;
     options.method = args.method()?;
-    options.rank = args.sum.rank.choice()?;
-    options.compute = args.sum.compute.into();
-    options.alpha = args.sum.alpha;
-    options.selection = Selection {
-        include: words::patterns("--include", &args.write.include)?,
-        exclude: words::patterns("--exclude", &args.write.exclude)?,
-        weights: args.weights.patterns()?,
-        blocks: args.weights.blocks()?,
-    };
-    options.dialect = args.sum.to.dialect()?;
     perform(&options, args.write.talk)
 }
 
 /// Does what `options` say, and gives the report.
-pub fn perform(options: &StackOptions, talk: Talk) -> Result<Vec<u8>> {
+pub fn perform(options: &SumOptions, talk: Talk) -> Result<Vec<u8>> {
     let cancel = watch::interruptible()?;
     let bar = Bar::new(talk.quiet);
-    let mut result = stack(options, &Run { cancel: &cancel, progress: &bar })?;
+    let mut result = sum(options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
     if !talk.json && !talk.quiet && options.method == Method::FactorAverage {
         notice("warning: an average of factors is no sum of the changes; `--method concat` gives that");
     }
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::stack(&result, talk.verbose).into_bytes(),
-    })
-}
-
-impl From<ComputeName> for Compute {
-    fn from(name: ComputeName) -> Self {
-        match name {
-            ComputeName::Fast => Self::Fast,
-            ComputeName::Accurate => Self::Accurate,
-        }
-    }
+    Ok(told(talk, &result, |result| report::sum(result, talk.verbose)))
 }
 
 impl Stack {

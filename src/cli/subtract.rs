@@ -7,14 +7,13 @@ use clap::Args as Group;
 use lorakit::dialects::recognise;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
-use lorakit::ops::stack::StackOptions;
+use lorakit::ops::sum::Operation;
 use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 use lorakit::report;
 
 use super::options::{RoundingMode, Weights, Write};
 use super::progress::Bar;
-use super::reading::ReadingInputs;
-use super::stack::Sum;
+use super::sum::Sum;
 use super::{notice, place, stack, watch};
 
 #[derive(Debug, Group)]
@@ -29,17 +28,8 @@ pub struct Subtract {
     pub write: Write,
     #[command(flatten)]
     pub sum: Sum,
-    /// The model A was merged into: proves the merge, and gives its weights back bit for bit; of adapters the model they were
-    /// trained on, for tensors they hold whole
-    #[arg(long, value_name = "PATH")]
-    pub base: Option<OsString>,
     #[command(flatten)]
     pub weights: Weights,
-    #[command(flatten)]
-    pub read: ReadingInputs,
-    /// The adapter as it was before training, for PiSSA, OLoRA, CorDA and LoRA-GA (one for each such adapter)
-    #[arg(long, value_name = "DIR")]
-    pub init_adapter: Vec<OsString>,
     /// The model was merged from the residual model that the adapter's initialiser left behind
     #[arg(long, conflicts_with = "init_adapter")]
     pub residual_base: bool,
@@ -63,9 +53,10 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
     if weight != 1.0 {
         return Err(Error::invalid("A", format!("`{}` is a model, and has no weight", from.display())));
     }
-    if args.sum.alpha.is_some() || args.sum.rank.choice()?.is_some() {
+    let alpha = args.sum.rank.alpha.is_some();
+    if alpha || args.sum.rank.choice()?.is_some() {
         let problem = "ranks and alpha belong to adapters, what is left here is a model";
-        return Err(Error::invalid(if args.sum.alpha.is_some() { "--alpha" } else { "--rank" }, problem));
+        return Err(Error::invalid(if alpha { "--alpha" } else { "--rank" }, problem));
     }
     if args.sum.to.to.is_some() || args.sum.to.arch.is_some() {
         let problem = "dialects belong to adapters, what is left here is a model";
@@ -76,9 +67,9 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
         args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
         args.write.options()?,
     );
-    options.base = args.base.as_deref().map(place::path).transpose()?;
-    options.read = args.read.options()?;
-    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
+    options.base = args.sum.base()?;
+    options.read = args.sum.read.options()?;
+    options.init_adapters = args.sum.init_adapters()?;
     options.residual_base = args.residual_base;
     options.selection = args.write.selection(&args.weights)?;
     options.allow_unused = args.write.allow_unused.clone();
@@ -131,15 +122,6 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         let (path, weight) = place::adapter(written)?;
         adapters.push((path, -weight));
     }
-    let mut options = StackOptions::new(adapters, write.options()?);
-    options.operation = "subtract";
-    options.read = args.read.options()?;
-    options.init_adapters = args.init_adapter.iter().map(|written| place::path(written)).collect::<Result<_>>()?;
-    options.base = args.base.as_deref().map(place::path).transpose()?;
-    options.rank = args.sum.rank.choice()?;
-    options.compute = args.sum.compute.into();
-    options.alpha = args.sum.alpha;
-    options.selection = write.selection(&args.weights)?;
-    options.dialect = args.sum.to.dialect()?;
-    stack::perform(&options, write.talk)
+    let (selection, options) = (write.selection(&args.weights)?, write.options()?);
+    stack::perform(&args.sum.options(Operation::Subtract, adapters, selection, options)?, write.talk)
 }

@@ -82,7 +82,7 @@ fn a_dialect_of_one_file_and_one_line_goes_through_every_verb() {
 fn a_dry_run_into_another_dialect_writes_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let stack = Stack::new().adapter(PEFT, 0.7).adapter(PEFT, 0.6).to(toy()).out(folder.path().join("sum"));
-    assert!(stack.dry_run().run().expect("planned").bytes > 0);
+    assert!(stack.dry_run().run().expect("planned").made.bytes > 0);
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
 }
 

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use regex::Regex;
 
 use crate::error::{Error, Result};
-use crate::limits::MAX_RANK;
-use crate::linalg::{RankPolicy, RankRule};
-use crate::ops::{Budgeted, RankChoice, Ranking, Run, ToDialect, WriteOptions};
+use crate::ops::{RankChoice, Run, ToDialect, WriteOptions};
 use crate::placement::{Selection, pattern};
 use crate::plan::Budget;
 use crate::tensor::Float;
@@ -22,7 +20,7 @@ pub struct Common {
     pub dry_run: bool,
     pub include: Vec<String>,
     pub exclude: Vec<String>,
-    pub ranking: Option<Ranking>,
+    pub ranks: Option<RankChoice>,
     pub dialect: ToDialect,
 }
 
@@ -47,36 +45,6 @@ impl Common {
     pub fn selection(&self) -> Result<Selection> {
         let [include, exclude] = self.patterns()?;
         Ok(Selection { include, exclude, ..Selection::default() })
-    }
-
-    /// How ranks are chosen, if anything was said of it.
-    pub fn ranks(&self) -> Result<Option<RankChoice>> {
-        let Some(ranking) = self.ranking else { return Ok(None) };
-        match ranking {
-            Ranking::Rule(RankRule { policy: RankPolicy::Rank(rank), .. }) if rank == 0 || rank > MAX_RANK => {
-                Err(Error::invalid("--rank", format!("`{rank}` is not between 1 and {MAX_RANK}")))
-            }
-            Ranking::Rule(RankRule { policy: RankPolicy::Energy(share), .. }) if !(share > 0.0 && share <= 1.0) => {
-                Err(Error::invalid("--energy", format!("`{share}` is not a share above 0 and up to 1")))
-            }
-            ranking => Ok(Some(RankChoice { ranking, conv_rank: None, max_rank: None })),
-        }
-    }
-
-    /// The same, where it cannot be left open.
-    pub fn some_ranks(&self) -> Result<RankChoice> {
-        let open = || Error::invalid("--rank", "a way to choose ranks is needed: `rank`, `energy` or `max_bytes`");
-        self.ranks()?.ok_or_else(open)
-    }
-
-    /// The lowest ranks that keep `share` of ‖ΔW‖².
-    pub fn energy(share: f64) -> Ranking {
-        Ranking::Rule(RankRule::new(RankPolicy::Energy(share)))
-    }
-
-    /// One budget of `bytes` for all modules.
-    pub fn max_bytes(bytes: u64) -> Ranking {
-        Ranking::Budget(Budgeted::Bytes(bytes))
     }
 }
 
@@ -159,19 +127,21 @@ macro_rules! makes_adapters {
         impl $verb {
             /// The same rank for every module.
             pub fn rank(mut self, rank: usize) -> Self {
-                self.common.ranking = Some($crate::ops::RankChoice::rank(rank).ranking);
+                self.common.ranks = Some($crate::truncate::RankChoice::rank(rank));
                 self
             }
 
             /// The lowest rank of each module that keeps this share of ‖ΔW‖², as 0.99.
             pub fn energy(mut self, share: f64) -> Self {
-                self.common.ranking = Some($crate::face::common::Common::energy(share));
+                let ranking = $crate::truncate::Ranking::Rule($crate::linalg::RankPolicy::Energy(share));
+                self.common.ranks = Some($crate::truncate::RankChoice::new(ranking));
                 self
             }
 
             /// A budget for the whole adapter in bytes, spent where it buys most.
             pub fn max_bytes(mut self, bytes: u64) -> Self {
-                self.common.ranking = Some($crate::face::common::Common::max_bytes(bytes));
+                let ranking = $crate::truncate::Ranking::Budget($crate::truncate::Budgeted::Bytes(bytes));
+                self.common.ranks = Some($crate::truncate::RankChoice::new(ranking));
                 self
             }
 
@@ -184,7 +154,41 @@ macro_rules! makes_adapters {
     };
 }
 
-pub(super) use {makes_adapters, writes};
+/// How every verb runs.
+macro_rules! runs {
+    ($verb:ident, $report:ty) => {
+        impl $verb {
+            /// Does it.
+            ///
+            /// # Errors
+            /// When options or inputs make no sense, or the result cannot be written. Nothing is left behind then.
+            pub fn run(&self) -> $crate::error::Result<$report> {
+                $crate::face::common::alone(|run| self.run_with(run))
+            }
+        }
+    };
+}
+
+/// The methods of every verb with several adapters and weights.
+macro_rules! sums {
+    ($verb:ident, $base:literal) => {
+        impl $verb {
+            /// One more adapter, with its weight.
+            pub fn adapter(mut self, path: impl Into<std::path::PathBuf>, weight: f64) -> Self {
+                self.adapters.push((path.into(), weight));
+                self
+            }
+
+            #[doc = $base]
+            pub fn base(mut self, base: impl Into<std::path::PathBuf>) -> Self {
+                self.base = Some(base.into());
+                self
+            }
+        }
+    };
+}
+
+pub(super) use {makes_adapters, runs, sums, writes};
 
 #[cfg(test)]
 mod tests {
@@ -196,12 +200,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_by_name() {
-        let ranked = |ranking| Common { ranking: Some(ranking), ..Common::default() }.ranks();
         assert_eq!(refused(Common::default().write()), "--out: no output is named");
-        assert_eq!(refused(ranked(RankChoice::rank(0).ranking)), "--rank: `0` is not between 1 and 65536");
-        assert_eq!(refused(ranked(Common::energy(1.5))), "--energy: `1.5` is not a share above 0 and up to 1");
-        let open = "--rank: a way to choose ranks is needed: `rank`, `energy` or `max_bytes`";
-        assert_eq!(refused(Common::default().some_ranks()), open);
         assert_eq!(refused(budget(Some(0))), "--threads: must be at least 1");
         assert_eq!(refused(weighted(&[])), "ADAPTER[:W]: no adapter is named");
         let endless = [("a".into(), f64::INFINITY)];

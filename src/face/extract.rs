@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::common::{Common, alone, makes_adapters, writes};
+use super::common::{Common, makes_adapters, runs, writes};
 use crate::error::Result;
-use crate::ops::Run;
 use crate::ops::extract::{Choice, ExtractOptions, ExtractReport, extract};
+use crate::ops::{RankChoice, Run};
 
 /// What made one model of another, as an adapter.
 ///
@@ -16,7 +16,7 @@ use crate::ops::extract::{Choice, ExtractOptions, ExtractReport, extract};
 /// # let (tuned, lora) = (folder.path().join("tuned"), folder.path().join("lora"));
 /// # lorakit::Merge::new("fixtures/tiny/base").adapter("fixtures/tiny/adapter", 1.0).out(&tuned).run()?;
 /// let report = lorakit::Extract::new("fixtures/tiny/base", &tuned).rank(4).out(&lora).run()?;
-/// assert_eq!((report.modules.len(), report.unchanged), (14, 7));
+/// assert_eq!((report.made.modules.len(), report.unchanged), (14, 7));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -29,6 +29,7 @@ pub struct Extract {
 
 writes!(Extract);
 makes_adapters!(Extract);
+runs!(Extract, ExtractReport);
 
 impl Extract {
     /// From the model `base` and what it became.
@@ -36,22 +37,15 @@ impl Extract {
         Self { base: base.into(), tuned: tuned.into(), common: Common::default() }
     }
 
-    /// Extracts.
-    ///
-    /// # Errors
-    /// When no ranks are chosen, the models do not fit each other, or the result cannot be written. Nothing is left behind then.
-    pub fn run(&self) -> Result<ExtractReport> {
-        alone(|run| self.run_with(run))
-    }
-
-    /// The same, watched by `run`.
+    /// The same as [`Extract::run`], watched by `run`.
     ///
     /// # Errors
     /// As [`Extract::run`], and when it was stopped.
     pub fn run_with(&self, run: &Run<'_>) -> Result<ExtractReport> {
         let common = &self.common;
         let [include, skip] = common.patterns()?;
-        let options = ExtractOptions::new(&self.base, &self.tuned, common.some_ranks()?, common.write()?);
+        let options =
+            ExtractOptions::new(&self.base, &self.tuned, RankChoice::required(common.ranks)?, common.write()?);
         let choice = Choice { include, skip, ..Choice::default() };
         extract(&ExtractOptions { choice, dialect: common.dialect.clone(), ..options }, run)
     }

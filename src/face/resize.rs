@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::common::{Common, alone, makes_adapters, writes};
+use super::common::{Common, makes_adapters, runs, writes};
 use crate::error::Result;
-use crate::ops::Run;
-use crate::ops::resize::{ResizeOptions, ResizeReport, resize};
+use crate::ops::sum::{ResizeReport, SumOptions, resize};
+use crate::ops::{RankChoice, Run};
 
 /// An adapter, or a folder of adapters, with other ranks.
 ///
@@ -28,6 +28,7 @@ pub struct Resize {
 
 writes!(Resize);
 makes_adapters!(Resize);
+runs!(Resize, ResizeReport);
 
 impl Resize {
     /// Of an adapter, or of all adapters of a folder.
@@ -47,27 +48,16 @@ impl Resize {
         self
     }
 
-    /// Resizes. With several adapters, one that fails does not keep the others from being done: see
-    /// [`failed`](ResizeReport::failed).
-    ///
-    /// # Errors
-    /// When no ranks are chosen, or the only adapter cannot be resized.
-    pub fn run(&self) -> Result<ResizeReport> {
-        alone(|run| self.run_with(run))
-    }
-
-    /// The same, watched by `run`.
+    /// The same as [`Resize::run`], watched by `run`. With several adapters, one that fails does not keep the others from being done:
+    /// see [`failed`](ResizeReport::failed).
     ///
     /// # Errors
     /// As [`Resize::run`], and when it was stopped.
     pub fn run_with(&self, run: &Run<'_>) -> Result<ResizeReport> {
         let common = &self.common;
-        let options = ResizeOptions {
-            base: self.base.clone(),
-            selection: common.selection()?,
-            dialect: common.dialect.clone(),
-            ..ResizeOptions::new(self.adapters.clone(), common.some_ranks()?, common.write()?)
-        };
-        resize(&options, run)
+        let (base, selection, dialect) = (self.base.clone(), common.selection()?, common.dialect.clone());
+        let ranks = RankChoice::required(common.ranks)?;
+        let options = SumOptions::resize(self.adapters.clone(), ranks, common.write()?);
+        resize(&SumOptions { base, selection, dialect, ..options }, run)
     }
 }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::common::{Common, alone, makes_adapters, weighted, writes};
+use super::common::{Common, makes_adapters, runs, sums, weighted, writes};
 use crate::error::Result;
 use crate::ops::Run;
-use crate::ops::stack::{StackOptions, StackReport, stack};
+use crate::ops::sum::{SumOptions, SumReport, sum};
 
 /// Several adapters as one: Σ wᵢ ΔWᵢ, exactly where no ranks are chosen.
 ///
@@ -18,7 +18,7 @@ use crate::ops::stack::{StackOptions, StackReport, stack};
 ///     .rank(4)
 ///     .out(folder.path().join("sum"))
 ///     .run()?;
-/// assert_eq!(report.modules.len(), 14);
+/// assert_eq!(report.made.modules.len(), 14);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default)]
@@ -31,6 +31,8 @@ pub struct Stack {
 
 writes!(Stack);
 makes_adapters!(Stack);
+runs!(Stack, SumReport);
+sums!(Stack, "The model the adapters were trained on, for tensors they hold whole.");
 
 impl Stack {
     /// Of no adapters yet.
@@ -38,39 +40,14 @@ impl Stack {
         Self::default()
     }
 
-    /// One more adapter, with its weight.
-    pub fn adapter(mut self, path: impl Into<PathBuf>, weight: f64) -> Self {
-        self.adapters.push((path.into(), weight));
-        self
-    }
-
-    /// The model the adapters were trained on, for tensors they hold whole.
-    pub fn base(mut self, base: impl Into<PathBuf>) -> Self {
-        self.base = Some(base.into());
-        self
-    }
-
-    /// Stacks.
-    ///
-    /// # Errors
-    /// When an input is malformed, adapters have no sum, or the result cannot be written. Nothing is left behind then.
-    pub fn run(&self) -> Result<StackReport> {
-        alone(|run| self.run_with(run))
-    }
-
-    /// The same, watched by `run`.
+    /// The same as [`Stack::run`], watched by `run`.
     ///
     /// # Errors
     /// As [`Stack::run`], and when it was stopped.
-    pub fn run_with(&self, run: &Run<'_>) -> Result<StackReport> {
-        let common = &self.common;
-        let options = StackOptions {
-            base: self.base.clone(),
-            rank: common.ranks()?,
-            selection: common.selection()?,
-            dialect: common.dialect.clone(),
-            ..StackOptions::new(weighted(&self.adapters)?, common.write()?)
-        };
-        stack(&options, run)
+    pub fn run_with(&self, run: &Run<'_>) -> Result<SumReport> {
+        let (common, base) = (&self.common, self.base.clone());
+        let (selection, dialect) = (common.selection()?, common.dialect.clone());
+        let options = SumOptions::new(weighted(&self.adapters)?, common.write()?);
+        sum(&SumOptions { base, rank: common.ranks, selection, dialect, ..options }, run)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::common::{Common, alone, weighted, writes};
+use super::common::{Common, runs, sums, weighted, writes};
 use crate::dialects::recognise;
 use crate::error::Result;
 use crate::ops::Run;
-use crate::ops::stack::{StackOptions, StackReport, stack};
+use crate::ops::sum::{Operation, SumOptions, SumReport, sum};
 use crate::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
 
 /// Adapters taken out of the model they were merged into, or subtracted from another adapter.
@@ -36,14 +36,14 @@ pub struct Subtract {
 /// # let folder = tempfile::tempdir()?;
 /// let adapter = "fixtures/tiny/adapter";
 /// let half = lorakit::Subtract::new(adapter).adapter(adapter, 0.5).out(folder.path().join("half")).run()?;
-/// assert!(matches!(half, lorakit::Subtracted::Adapter(report) if report.modules.len() == 14));
+/// assert!(matches!(half, lorakit::Subtracted::Adapter(report) if report.made.modules.len() == 14));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Subtracted {
     /// An adapter was made: the report is that of a stack with negated weights.
-    Adapter(Box<StackReport>),
+    Adapter(Box<SumReport>),
     /// ΔW was subtracted from a model: the report is that of a merge with negated weights.
     Model(Box<crate::ops::merge::MergeReport>),
     /// The model was compared with the merge of its base, whose weights are written.
@@ -51,6 +51,12 @@ pub enum Subtracted {
 }
 
 writes!(Subtract);
+runs!(Subtract, Subtracted);
+sums!(
+    Subtract,
+    "The model before the merge: proves the merge, and gives its weights back bit for bit. Of adapters the model they were trained on, \
+     for tensors they hold whole."
+);
 
 impl Subtract {
     /// From a merged model or an adapter.
@@ -58,28 +64,7 @@ impl Subtract {
         Self { from: from.into(), adapters: Vec::new(), base: None, common: Common::default() }
     }
 
-    /// One more adapter that is subtracted: of a model with the weight it was merged with.
-    pub fn adapter(mut self, path: impl Into<PathBuf>, weight: f64) -> Self {
-        self.adapters.push((path.into(), weight));
-        self
-    }
-
-    /// The model before the merge: proves the merge, and gives its weights back bit for bit. Of adapters the model they were trained
-    /// on, for tensors they hold whole.
-    pub fn base(mut self, base: impl Into<PathBuf>) -> Self {
-        self.base = Some(base.into());
-        self
-    }
-
-    /// Subtracts.
-    ///
-    /// # Errors
-    /// When an input is malformed, the model cannot be that merge, or the result cannot be written. Nothing is left behind then.
-    pub fn run(&self) -> Result<Subtracted> {
-        alone(|run| self.run_with(run))
-    }
-
-    /// The same, watched by `run`.
+    /// The same as [`Subtract::run`], watched by `run`.
     ///
     /// # Errors
     /// As [`Subtract::run`], and when it was stopped.
@@ -89,8 +74,9 @@ impl Subtract {
         if recognise(&self.from).0 {
             adapters.iter_mut().for_each(|(_, weight)| *weight = -*weight);
             adapters.insert(0, (self.from.clone(), 1.0));
-            let options = StackOptions { operation: "subtract", base, selection, ..StackOptions::new(adapters, write) };
-            return stack(&options, run).map(Box::new).map(Subtracted::Adapter);
+            let operation = Operation::Subtract;
+            let options = SumOptions { operation, base, selection, ..SumOptions::new(adapters, write) };
+            return sum(&options, run).map(Box::new).map(Subtracted::Adapter);
         }
         let options = UnmergeOptions { base, selection, ..UnmergeOptions::new(&self.from, adapters, write) };
         Ok(match unmerge(&options, run)? {

@@ -23,11 +23,8 @@ impl Rounding {
         match self {
             Self::Nearest | Self::PeftSafe => tensor::Rounding::Nearest,
             Self::Stochastic { seed } => {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(&seed.to_le_bytes()).update(name.as_bytes());
-                let digest = hasher.finalize();
-                let first = digest.as_bytes().first_chunk().expect("a digest has 32 bytes");
-                tensor::Rounding::Stochastic { seed: u64::from_le_bytes(*first), index }
+                let seed = tensor::seed_of(&[&seed.to_le_bytes(), name.as_bytes()]);
+                tensor::Rounding::Stochastic { seed, index }
             }
         }
     }

@@ -5,12 +5,10 @@ pub mod extract;
 pub mod finish;
 pub mod inspect;
 pub mod merge;
-mod rank_choice;
-pub mod resize;
-pub mod stack;
+pub mod sum;
 
 pub use crate::model::Rounding;
 pub use crate::output::new_adapter::ToDialect;
 pub use crate::output::{Part, Run, WriteOptions};
+pub use crate::truncate::{Budgeted, RankChoice, Ranking};
 pub use merge::unmerge;
-pub use rank_choice::{Budgeted, RankChoice, Ranking};

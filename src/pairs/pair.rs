@@ -26,6 +26,62 @@ pub enum PairKind {
     },
 }
 
+impl PairKind {
+    /// Experts of a stack; 1 for everything else.
+    pub fn experts(&self) -> usize {
+        match self {
+            Self::Parameter { experts, .. } => narrow(*experts),
+            _ => 1,
+        }
+    }
+
+    /// Positions of a convolution's kernel; 1 for everything else.
+    pub fn positions(&self) -> u64 {
+        match self {
+            Self::Conv { kernel } => kernel.iter().product(),
+            _ => 1,
+        }
+    }
+
+    /// Rows and columns of ΔW as a matrix, of one expert's in a stack.
+    pub fn matrix(&self, outer: (u64, u64)) -> (usize, usize) {
+        (narrow(outer.0), narrow(outer.1 * self.positions()))
+    }
+
+    /// The shape of the weight.
+    pub fn weight_shape(&self, (outputs, inputs): (u64, u64)) -> Vec<u64> {
+        match self {
+            Self::Linear | Self::Parameter { experts: 1, .. } => vec![outputs, inputs],
+            Self::Conv { kernel } => [outputs, inputs].into_iter().chain(kernel.iter().copied()).collect(),
+            Self::Embedding => vec![inputs, outputs],
+            Self::Parameter { experts, .. } => vec![*experts, outputs, inputs],
+        }
+    }
+
+    /// The path of the module, with the parameter's name where it is adapted without a layer.
+    pub fn name(&self, path: &str) -> String {
+        match self {
+            Self::Parameter { name, .. } => format!("{path}.{name}"),
+            _ => path.to_owned(),
+        }
+    }
+
+    /// What reports call it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Conv { .. } => "conv",
+            Self::Embedding => "embedding",
+            Self::Parameter { experts: 1, .. } => "parameter",
+            Self::Parameter { .. } => "experts",
+        }
+    }
+}
+
+fn narrow(count: u64) -> usize {
+    usize::try_from(count).expect("sizes of mapped tensors fit the address space")
+}
+
 /// A low-rank change of one module.
 #[derive(Debug, Clone)]
 pub struct NewPair {

@@ -1,11 +1,9 @@
 //! Results as text for people. Programs get the same facts as JSON.
 
 mod convert;
-mod extract;
 mod inspect;
+mod made;
 mod merge;
-mod resize;
-mod stack;
 mod unmerge;
 
 use std::path::Path;
@@ -16,11 +14,9 @@ use crate::error::shown::{is_hostile, line};
 use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
-pub use extract::extract;
 pub use inspect::{inspect, inspected};
+pub use made::{extract, resize, sum};
 pub use merge::{drowned, merge};
-pub use resize::resize;
-pub use stack::stack;
 pub use unmerge::{subtracted, unmerge};
 
 /// One JSON document with a line end.

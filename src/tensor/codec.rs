@@ -47,6 +47,13 @@ impl Float {
         self.decode_with(Level::best(), bytes, out);
     }
 
+    /// Rounds values to the nearest that it has.
+    pub fn round(self, values: &mut [f32]) {
+        let mut bytes = vec![0; values.len() * self.bytes()];
+        self.encode(values, Rounding::Nearest, &mut bytes);
+        self.decode(&bytes, values);
+    }
+
     /// Writes values as little-endian elements, at any alignment, with one rounding.
     ///
     /// NaN stays NaN. Beyond the largest finite value lies ∞ for F16, BF16 and F8_E5M2, and NaN for the formats

@@ -31,7 +31,7 @@ pub use low_rank::add_low_rank;
 pub use noise::rounding_variance;
 pub use norm::{sum_of_squared_differences, sum_of_squares};
 pub use packing::Packing;
-pub use random::bits as random_bits;
+pub use random::{bits as random_bits, seed_of};
 pub use range::Beyond;
 pub use scan::{all_zero, first_not_finite};
 pub use survey::{NotFinite, Tally, add_to_f64, encode_surveyed, encode_values};

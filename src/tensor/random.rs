@@ -18,6 +18,15 @@ pub fn bits(seed: u64, index: u64) -> u32 {
     u32::from_le_bytes(upper)
 }
 
+/// A seed that depends on all of `parts`, one after the other.
+pub fn seed_of(parts: &[&[u8]]) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    u64::from_le_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,7 @@ use lorakit::error::{Error, Result};
 use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::ops::extract::{ExtractOptions, extract};
 use lorakit::ops::merge::{MergeOptions, merge};
-use lorakit::ops::resize::{ResizeOptions, resize};
-use lorakit::ops::stack::{StackOptions, stack};
+use lorakit::ops::sum::{SumOptions, resize, sum};
 use lorakit::ops::unmerge::{UnmergeOptions, unmerge};
 use lorakit::ops::{Part, RankChoice, Run, ToDialect, WriteOptions};
 use lorakit::plan::{Budget, Progress};
@@ -102,14 +101,14 @@ impl World {
                 extract(&options, run).map(drop)
             }
             "stack" | "stack, mlx" | "stack, cut" => {
-                let mut options = StackOptions::new(both(), write);
+                let mut options = SumOptions::new(both(), write);
                 options.base = Some(self.at("base"));
                 options.rank = (name == "stack, cut").then_some(rank);
                 options.dialect = dialect(name);
-                stack(&options, run).map(drop)
+                sum(&options, run).map(drop)
             }
             "resize" | "resize, mlx" => {
-                let mut options = ResizeOptions::new(vec![self.at("one")], rank, write);
+                let mut options = SumOptions::resize(vec![self.at("one")], rank, write);
                 options.base = Some(self.at("base"));
                 options.dialect = dialect(name);
                 resize(&options, run).map(drop)

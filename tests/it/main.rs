@@ -45,6 +45,7 @@ mod machine;
 mod merge_gguf;
 mod methods;
 mod mlx;
+mod one_engine;
 mod options;
 mod outputs;
 mod parts;

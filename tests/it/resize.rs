@@ -276,7 +276,7 @@ fn what_nothing_is_left_of_is_left_out_of_the_config_as_well() {
     let input = adapter(&bench, "a", config, &pairs);
     let out = bench.path("out");
     let report = resized(&input, &out, &["--energy", "0.9"]);
-    assert_eq!(report["left_out"], json!(["l.0.b"]));
+    assert_eq!(report["vanished"], json!(["l.0.b"]));
     assert_eq!(read(&out.join("adapter_model.safetensors")).len(), 2);
     let config = read_json(&out.join("adapter_config.json"));
     assert_eq!((&config["target_modules"], &config["layers_to_transform"]), (&json!(["a"]), &Value::Null));
@@ -298,7 +298,7 @@ fn the_dtype_is_kept_or_given() {
         let out = bench.path(&format!("{dtype:?}-kept"));
         let report = resized(&input, &out, &["--rank", "3"]);
         assert_eq!(read(&out.join("adapter_model.safetensors"))[key].dtype, dtype);
-        let rounding = report["modules"][0]["rounding_error"].as_f64().unwrap();
+        let rounding = report["modules"][0]["stored_error"].as_f64().unwrap();
         assert_eq!(rounding > 1e-5, dtype != Dtype::F32, "{rounding:e}");
         let out = bench.path(&format!("{dtype:?}-f32"));
         resize(&input, &out, &["--rank", "4", "--dtype", "f32"]).ok();
@@ -438,7 +438,7 @@ fn what_cannot_be_resized_is_refused_by_name() {
     resize(&input, &out, &["--rank", "2", "--alpha", "0"]).refused(2, &["--alpha", "`0`"]);
     resize(&input, &out, &["--rank", "2", "--include", "nowhere"]).refused(2, &["--include", "matches none"]);
     resize(&input, &input, &["--rank", "2", "--force"]).refused(1, &["would take the place of the input"]);
-    resize(&input, &out, &["--max-params", "5"]).refused(1, &["worth keeping"]);
+    resize(&input, &out, &["--max-params", "5"]).refused(2, &["--max-params", "5 are left for pairs", "takes 10"]);
     let pairs = diagonal("l.0.q", (4, 4), &[2.0, 1.0]);
     let mut magnitude = pairs.to_vec();
     magnitude.push(("l.0.q.lora_magnitude_vector".into(), Tensor::f32(&[4], &[1.0; 4])));

@@ -427,8 +427,11 @@ fn what_has_no_sum_is_refused_by_name() {
     stack(&[(&first, 1.0)], &out, &["--method", "ties", "--density", "0.5"])
         .refused(2, &["`ties` needs a way to choose ranks"]);
     stack(&[(&first, 1.0)], &out, &["--density", "0.5"]).refused(2, &["--density", "belongs to ties"]);
-    stack(&[(&first, 1.0)], &out, &["--noise"]).refused(2, &["--noise", "extract"]);
-    stack(&[(&first, 1.0)], &out, &["--rank", "2", "--alpha", "2"]).refused(2, &["--alpha", "exact sum only"]);
+    stack(&[(&first, 1.0)], &out, &["--noise", "--method", "ties", "--density", "0.5"])
+        .refused(2, &["--noise", "`ties`", "how much is noise"]);
+    with_base(&["--noise"]).refused(1, &["is DoRA", "how much is noise"]);
+    stack(&[(&first, 1.0)], &out, &["--alpha", "2", "--method", "factor-average"])
+        .refused(2, &["--alpha", "alpha = rank"]);
     stack(&[(&first, 1.0), (&second, 1.0)], &out, &["--method", "factor-average"])
         .refused(1, &["`layers.1.q_proj` has rank 2 in one and 3 in the other", "concat"]);
     stack(&[(&first, 1.0)], &first, &["--force"]).refused(1, &["would take the place of the input"]);

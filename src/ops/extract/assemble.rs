@@ -4,8 +4,8 @@ use foldhash::HashMap;
 use serde_json::{Map, Value};
 
 use super::class::Layer;
-use super::examine::{Examined, Task, Whole};
-use super::factor::{Factored, part_shape};
+use super::examine::{Examined, Whole};
+use super::task::Task;
 use crate::adapters::BaseRows;
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::Result;
@@ -19,25 +19,16 @@ use crate::tensor::Float;
 /// with factors would not be loaded.
 const TASKS: [(&str, &str); 2] = [("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM")];
 
-/// Puts the adapter together. Changes of rank 0 are left out.
-pub fn assemble(
-    base: &Base,
-    examined: &Examined,
-    factored: Vec<Factored>,
-    whole: Vec<NewWhole>,
-    uniform: bool,
-) -> NewAdapter {
-    let widest = factored.iter().map(|factored| factored.rank).max().unwrap_or(0);
-    let nesting = Nesting::of(&examined.tasks);
+/// Puts the adapter together of the pairs of all tasks.
+pub fn assemble(base: &Base, examined: &Examined, made: Vec<Option<NewPair>>, whole: Vec<NewWhole>) -> NewAdapter {
+    let order = Nesting::of(&examined.tasks);
     let mut pairs = Vec::new();
-    for (task, mut factored) in examined.tasks.iter().zip(factored).filter(|(_, factored)| factored.rank > 0) {
-        if uniform {
-            pad(&mut factored, task, widest);
+    for (task, mut pair) in examined.tasks.iter().zip(made).filter_map(|(task, pair)| Some((task, pair?))) {
+        pairs.extend(task.tied_head.as_ref().map(|head| mirrored(head, &pair)));
+        if let PairKind::Parameter { nesting, .. } = &mut pair.kind {
+            *nesting = order.depth(task);
         }
-        if let Some(head) = &task.tied_head {
-            pairs.push(mirrored(head, task, &factored));
-        }
-        pairs.push(pair(task, factored, nesting.depth(task)));
+        pairs.push(pair);
     }
     NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
 }
@@ -87,55 +78,26 @@ fn settings(base: &Base, examined: &Examined) -> Map<String, Value> {
     settings
 }
 
-/// Outputs and inputs, a convolution's without its kernel.
-fn outer(task: &Task) -> (u64, u64) {
-    let (rows, cols) = part_shape(task);
-    let (rows, cols) = (rows as u64, cols as u64 / task.layer.positions().max(1));
-    if task.layer.is_turned() { (cols, rows) } else { (rows, cols) }
-}
-
-fn pair(task: &Task, factored: Factored, nesting: usize) -> NewPair {
-    let kind = match &task.layer {
-        Layer::Linear | Layer::Conv1d => PairKind::Linear,
-        Layer::Conv(kernel) => PairKind::Conv { kernel: kernel.clone() },
-        Layer::Embedding => PairKind::Embedding,
-        Layer::Parameter { name, experts, .. } => {
-            PairKind::Parameter { name: name.clone(), nesting, experts: *experts }
-        }
-    };
-    let Factored { rank, alpha, float, down, up, .. } = factored;
-    NewPair {
-        path: task.path.clone(),
-        kind,
-        rank,
-        alpha,
-        down: Bytes::Held { bytes: down, float },
-        up: Bytes::Held { bytes: up, float },
-        outer: outer(task),
-        up_bias: None,
-    }
-}
-
 /// The head's share of a change of the tensor that it has in common with its embedding: the same factors, turned around, as
 /// PEFT keeps them where head and embedding are trained as one.
-fn mirrored(head: &str, task: &Task, factored: &Factored) -> NewPair {
-    let (dim, vocabulary) = outer(task);
-    let width = factored.float.bytes();
-    let held = |bytes| Bytes::Held { bytes, float: factored.float };
+fn mirrored(head: &str, embedding: &NewPair) -> NewPair {
+    let (dim, vocabulary) = embedding.outer;
     NewPair {
         path: head.into(),
         kind: PairKind::Linear,
-        rank: factored.rank,
-        alpha: factored.alpha,
-        down: held(transposed(&factored.up, factored.rank, width)),
-        up: held(transposed(&factored.down, count(vocabulary), width)),
+        rank: embedding.rank,
+        alpha: embedding.alpha,
+        down: transposed(&embedding.up, embedding.rank),
+        up: transposed(&embedding.down, usize::try_from(vocabulary).expect("a vocabulary can be counted")),
         outer: (vocabulary, dim),
         up_bias: None,
     }
 }
 
-/// The transpose of a matrix of `cols` columns with elements of `width` bytes.
-fn transposed(bytes: &[u8], cols: usize, width: usize) -> Vec<u8> {
+/// The transpose of a matrix of `cols` columns.
+fn transposed(matrix: &Bytes, cols: usize) -> Bytes {
+    let Bytes::Held { bytes, float } = matrix else { return matrix.clone() };
+    let width = float.bytes();
     let rows = bytes.len() / (cols * width).max(1);
     let mut turned = Vec::with_capacity(bytes.len());
     for col in 0..cols {
@@ -144,7 +106,7 @@ fn transposed(bytes: &[u8], cols: usize, width: usize) -> Vec<u8> {
             turned.extend_from_slice(&bytes[at..at + width]);
         }
     }
-    turned
+    Bytes::Held { bytes: turned, float: *float }
 }
 
 /// The adapted parameters of every module, in the order they are wrapped.
@@ -172,26 +134,4 @@ impl<'a> Nesting<'a> {
 
 fn place(task: &Task) -> Place<'_> {
     (task.layer.definition_order(), &task.name)
-}
-
-/// Fills a pair with zeros up to `rank`; the scale becomes 1 by an alpha of as much.
-fn pad(factored: &mut Factored, task: &Task, rank: usize) {
-    let (out, inputs) = outer(task);
-    let (experts, width) = (count(task.layer.experts()), factored.float.bytes());
-    let row = count(inputs) * count(task.layer.positions()) * width;
-    let (old, new) = (factored.rank * row, rank * row);
-    let mut down = vec![0; experts * new];
-    for (from, to) in factored.down.chunks_exact(old).zip(down.chunks_exact_mut(new)) {
-        to[..old].copy_from_slice(from);
-    }
-    let (old, new) = (factored.rank * experts * width, rank * experts * width);
-    let mut up = vec![0; count(out) * new];
-    for (from, to) in factored.up.chunks_exact(old).zip(up.chunks_exact_mut(new)) {
-        to[..old].copy_from_slice(from);
-    }
-    (factored.down, factored.up, factored.rank, factored.alpha) = (down, up, rank, rank as f64);
-}
-
-fn count(size: u64) -> usize {
-    usize::try_from(size).expect("sizes of mapped tensors fit the address space")
 }

@@ -87,34 +87,6 @@ impl Layer {
         }
     }
 
-    /// Matrices that are decomposed each on its own.
-    pub fn experts(&self) -> u64 {
-        match self {
-            Self::Parameter { experts, .. } => *experts,
-            _ => 1,
-        }
-    }
-
-    /// Positions of a convolution's kernel, 1 for everything else.
-    pub fn positions(&self) -> u64 {
-        match self {
-            Self::Conv(kernel) => kernel.iter().product(),
-            _ => 1,
-        }
-    }
-
-    /// What it is called in reports.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Linear => "linear",
-            Self::Conv1d => "conv1d",
-            Self::Conv(_) => "conv",
-            Self::Embedding => "embedding",
-            Self::Parameter { experts: 1, .. } => "parameter",
-            Self::Parameter { .. } => "experts",
-        }
-    }
-
     /// Where it stands among the parameters of its module: PEFT wraps them in this order, the last one outermost.
     pub fn definition_order(&self) -> usize {
         match self {

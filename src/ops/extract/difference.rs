@@ -33,14 +33,11 @@ impl Difference {
         Ok(Self { floats: [base.float()?, tuned.float()?], base, tuned, rows })
     }
 
-    /// The change cut into `count` parts of as many rows each.
-    pub fn parts(&self, count: usize) -> Vec<Self> {
+    /// One of `count` parts of as many rows each.
+    pub fn part(&self, at: usize, count: usize) -> Self {
         let each = self.rows.len() / count.max(1);
-        let part = |at: usize| {
-            let first = self.rows.start + at * each;
-            Self { rows: first..first + each, ..self.clone() }
-        };
-        (0..count).map(part).collect()
+        let first = self.rows.start + at * each;
+        Self { rows: first..first + each, ..self.clone() }
     }
 
     /// How the tuned weight is stored.

@@ -6,44 +6,19 @@ use super::choice::Choice;
 use super::class::{Class, Layer, classify};
 use super::difference::Difference;
 use super::pairing::{Pair, Pairing, module_of};
+use super::task::Task;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::{Base, PACKED};
 use crate::naming::{embeddings, head};
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
-use crate::tensor::Shape;
 
 /// What one look holds: two rows of a comparison.
 const LOOK_BYTES: u64 = 2 << 20;
 
 /// Why attention in one module has no factors: `docs/decisions/0006`.
 const ATTENTION: &str = "belongs to an nn.MultiheadAttention, of whose factors PEFT adds one pair twice";
-
-/// A change that is to be decomposed.
-#[derive(Debug)]
-pub struct Task {
-    /// Name of the weight in the base.
-    pub name: String,
-    /// Path of its module.
-    pub path: String,
-    /// What kind of layer it is.
-    pub layer: Layer,
-    /// Its shape as stored.
-    pub shape: Shape,
-    /// tuned − base.
-    pub difference: Difference,
-    /// The head that shares this embedding's tensor.
-    pub tied_head: Option<String>,
-}
-
-impl Task {
-    /// The matrices that are decomposed: one, or one per expert.
-    pub fn parts(&self) -> Vec<Difference> {
-        let experts = usize::try_from(self.layer.experts()).expect("experts of a mapped tensor can be counted");
-        self.difference.parts(experts)
-    }
-}
 
 /// A tensor that is stored whole.
 #[derive(Debug)]

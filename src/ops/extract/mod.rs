@@ -8,25 +8,20 @@ mod choice;
 mod class;
 mod difference;
 mod examine;
-mod factor;
 mod pairing;
-mod ranks;
 mod summary;
+mod task;
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 pub use choice::Choice;
-pub use ranks::Spent;
-pub use summary::{ExtractReport, ModuleSummary, Total, WholeSummary};
+pub use summary::ExtractReport;
 
-use super::rank_choice::beyond_budget;
-use super::{Budgeted, RankChoice, Ranking};
 use crate::error::{Error, Result};
-use crate::io::Inputs;
-use crate::io::name_of;
+use crate::io::{Inputs, name_of};
 use crate::linalg::Compute;
 use crate::model::base::Base;
 use crate::naming::experts;
@@ -35,10 +30,9 @@ use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
-use crate::tensor::Float;
+use crate::tensor::{Float, Shape};
+use crate::truncate::{Means, NewAdapterReport, RankChoice, Truncatable, WholeReport, check_alpha, truncate};
 use examine::{Examined, examine};
-use factor::{Factored, Form};
-use ranks::Means;
 
 /// Longest entry of a header beside the path of a module: keys, offsets, shape.
 const ENTRY_BYTES: usize = 200;
@@ -58,8 +52,6 @@ pub struct ExtractOptions {
     pub choice: Choice,
     /// How ranks are chosen.
     pub ranks: RankChoice,
-    /// Fill all pairs with zeros up to the largest rank.
-    pub uniform_rank: bool,
     /// `None` is the rank: a scale of 1.
     pub alpha: Option<f64>,
     /// How close to the best error.
@@ -78,7 +70,6 @@ impl ExtractOptions {
             tuned: tuned.into(),
             choice: Choice::default(),
             ranks,
-            uniform_rank: false,
             alpha: None,
             compute: Compute::default(),
             dialect: ToDialect::default(),
@@ -95,6 +86,8 @@ impl ExtractOptions {
 pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport> {
     let started = Instant::now();
     check_dtype(options.write.dtype)?;
+    options.ranks.check()?;
+    options.alpha.map_or(Ok(()), check_alpha)?;
     options.dialect.check_out(&options.write.out)?;
     let inputs = Inputs::watch();
     let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
@@ -113,30 +106,32 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
         return Err(Error::mismatch(options.tuned.display().to_string(), options.base.display().to_string(), problem));
     }
     let whole = assemble::whole(&tuned, &examined.whole)?;
-    let mut report = begin(options, &tuned, &examined, &whole);
     let recipe = recipe(options, &base, &tuned);
-    // Within a budget every change is looked at before the ranks are known, and cut afterwards.
-    let passes = if matches!(options.ranks.ranking, Ranking::Budget(_)) && !options.uniform_rank { 2 } else { 1 };
-    let bytes: u64 = examined.tasks.iter().map(|task| task.difference.tuned().tensor.info.bytes).sum();
-    run.progress.begin(passes * bytes);
+    let changes: Vec<&dyn Truncatable> = examined.tasks.iter().map(|task| task as &dyn Truncatable).collect();
     let means = Means {
         choice: &options.ranks,
-        uniform: options.uniform_rank,
-        form: Form { stored: options.write.dtype, alpha: options.alpha, compute: options.compute },
-        budget,
-        spent: spent(options, &examined, &whole, &recipe),
+        alpha: options.alpha,
+        compute: options.compute,
+        dtype: options.write.dtype,
+        raises: false,
+        fixed: options
+            .ranks
+            .fixed(|| header(&examined, &whole, &recipe), || whole.iter().map(|whole| elements(&whole.shape)).sum()),
+        budget: &budget,
+        cancel: run.cancel,
+        progress: run.progress,
     };
-    let (factored, spent) = ranks::factor(&examined.tasks, &means, run)?;
-    run.progress.finish();
-    complete(&mut report, &examined, &factored, spent, options);
-    let adapter = assemble::assemble(&base, &examined, factored, whole, options.uniform_rank);
+    let made = truncate(&changes, &means)?;
+    let mut report = describe(options, &tuned, &examined, &whole, made.report);
+    let adapter = assemble::assemble(&base, &examined, made.pairs, whole);
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
     let file = &tuned.checkpoint.files()[0].map;
     let origin = Origin { input: &options.tuned, file, base: Some(&options.base), component: true };
     let written = options.dialect.write(adapter.into_files(), &recipe, origin, &options.write, &quiet, &inputs)?;
-    report.notes.extend(beyond_budget(&options.ranks, &options.dialect, written.bytes));
-    report.notes.extend(written.notes);
-    report.bytes = written.bytes;
+    let foreign = options.dialect.foreign();
+    report.made.notes.extend(foreign.and_then(|dialect| options.ranks.exceeded(dialect.name, written.bytes)));
+    report.made.notes.extend(written.notes);
+    report.made.bytes = if foreign.is_some() { written.bytes } else { written.weights };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }
@@ -155,24 +150,34 @@ fn check_dtype(dtype: Option<Float>) -> Result<()> {
     }
 }
 
-/// What of a budget goes to tensors stored whole and to the header, at most.
-fn spent(options: &ExtractOptions, examined: &Examined, whole: &[NewWhole], recipe: &Value) -> u64 {
-    match options.ranks.ranking {
-        Ranking::Budget(Budgeted::Parameters(_)) => whole.iter().map(|whole| summary::elements(&whole.shape)).sum(),
-        Ranking::Budget(Budgeted::Bytes(_)) => {
-            let pairs = examined.tasks.iter().map(|task| {
-                let head = task.tied_head.as_ref().map_or(0, |head| head.len() + ENTRY_BYTES);
-                2 * (task.name.len() + ENTRY_BYTES + head)
-            });
-            let names = whole.iter().map(|whole| whole.module.len() + whole.parameter.len() + ENTRY_BYTES);
-            let header = pairs.chain(names).sum::<usize>() + 2 * recipe.to_string().len() + HEADER_BYTES;
-            header as u64 + whole.iter().map(|whole| whole.bytes.count()).sum::<u64>()
-        }
-        _ => 0,
-    }
+/// Bytes of the weight file beside its factors, at most: tensors stored whole, and the header.
+fn header(examined: &Examined, whole: &[NewWhole], recipe: &Value) -> u64 {
+    let pairs = examined.tasks.iter().map(|task| {
+        let head = task.tied_head.as_ref().map_or(0, |head| head.len() + ENTRY_BYTES);
+        2 * (task.name.len() + ENTRY_BYTES + head)
+    });
+    let names = whole.iter().map(|whole| whole.module.len() + whole.parameter.len() + ENTRY_BYTES);
+    let header = pairs.chain(names).sum::<usize>() + 2 * recipe.to_string().len() + HEADER_BYTES;
+    header as u64 + whole.iter().map(|whole| whole.bytes.count()).sum::<u64>()
 }
 
-fn begin(options: &ExtractOptions, tuned: &Base, examined: &Examined, whole: &[NewWhole]) -> ExtractReport {
+/// Elements of a shape that is known to be countable.
+fn elements(shape: &Shape) -> u64 {
+    shape.elements().unwrap_or(u64::MAX)
+}
+
+/// What is said of the adapter `made`.
+fn describe(
+    options: &ExtractOptions,
+    tuned: &Base,
+    examined: &Examined,
+    whole: &[NewWhole],
+    mut made: NewAdapterReport,
+) -> ExtractReport {
+    let described = examined.whole.iter().zip(whole);
+    made.whole =
+        described.map(|(why, whole)| WholeReport { why: Some(why.why.clone()), ..WholeReport::of(whole) }).collect();
+    let uniform = options.ranks.uniform;
     let mut notes = examined.notes.clone();
     let grown = examined.whole.iter().filter(|whole| whole.why.starts_with("grew"));
     notes.extend(grown.map(|whole| {
@@ -180,67 +185,36 @@ fn begin(options: &ExtractOptions, tuned: &Base, examined: &Examined, whole: &[N
     }));
     let in_groups = examined.whole.iter().filter(|whole| whole.why.contains("groups"));
     notes.extend(in_groups.map(|whole| format!("`{}` {}: stored whole", whole.module, whole.why)));
-    if options.uniform_rank && !whole.is_empty() {
+    if uniform && !whole.is_empty() {
         let problem = "tensors are stored whole, which vLLM refuses; `--skip` leaves their modules out";
         notes.push(format!("{} {problem}", whole.len()));
     }
-    let sizes = whole.iter().map(|whole| whole.bytes.count());
+    let single = examined.tasks.iter().any(|task| experts::expert_of(&task.path).is_some());
+    if single && made.ranks.len() + usize::from(!made.vanished.is_empty()) > 1 && !uniform {
+        notes.push("PEFT fuses pairs of single experts and gives them one rank: `--uniform-rank` makes it so".into());
+    }
+    let at_rounding_floor = made.modules.iter().filter(|module| module.at_rounding_floor == Some(true)).count();
+    if at_rounding_floor > 0 {
+        notes.push(format!(
+            "in {at_rounding_floor} of {} modules the error is no larger than what rounding TUNED to its dtype added: a higher rank \
+             would keep noise",
+            made.modules.len()
+        ));
+    }
+    made.notes.splice(0..0, notes);
     ExtractReport {
         base: options.base.clone(),
         tuned: options.tuned.clone(),
         out: options.write.out.clone(),
         to: options.dialect.name(),
         dry_run: options.write.dry_run,
-        whole: examined.whole.iter().zip(sizes).map(|(whole, bytes)| summary::whole(whole, bytes)).collect(),
+        made,
+        at_rounding_floor,
         unchanged: examined.unchanged,
         skipped: examined.skipped.clone(),
         tuned_bytes: tuned.checkpoint.tensors().map(|info| info.bytes).sum(),
-        notes,
         ..ExtractReport::default()
     }
-}
-
-/// Adds what was measured.
-fn complete(
-    report: &mut ExtractReport,
-    examined: &Examined,
-    factored: &[Factored],
-    spent: Option<Spent>,
-    options: &ExtractOptions,
-) {
-    let mut total = Total::default();
-    for (task, factored) in examined.tasks.iter().zip(factored) {
-        let summary = summary::module(task, factored);
-        total.add(factored, summary.parameters);
-        report.modules.push(summary);
-    }
-    let none = total.ranks.get(&0).copied().unwrap_or(0);
-    if none > 0 {
-        report.notes.push(format!("{none} changed modules get no rank and are left out of the adapter"));
-    }
-    let widest = total.ranks.keys().last().copied().unwrap_or(0);
-    if options.uniform_rank && total.ranks.len() > 1 {
-        report.notes.push(format!("all pairs are filled with zeros up to rank {widest}"));
-    }
-    let single = examined.tasks.iter().any(|task| experts::expert_of(&task.path).is_some());
-    if single && total.ranks.len() > 1 && !options.uniform_rank {
-        report
-            .notes
-            .push("PEFT fuses pairs of single experts and gives them one rank: `--uniform-rank` makes it so".into());
-    }
-    if total.at_rounding_floor > 0 {
-        report.notes.push(format!(
-            "in {} of {} modules the error is no larger than what rounding TUNED to its dtype added: a higher rank would keep noise",
-            total.at_rounding_floor,
-            report.modules.len()
-        ));
-    }
-    if let Some(Spent { short_at_most, .. }) = spent.filter(|spent| spent.short_at_most > 0.0) {
-        let share = short_at_most / (total.norm * total.norm).max(f64::MIN_POSITIVE);
-        report.notes.push(format!("other ranks within the budget could keep up to {share:.1e} of ‖ΔW‖² more"));
-    }
-    report.total = total;
-    report.budget = spent;
 }
 
 /// How the adapter was made. Depends on inputs and options alone.
@@ -256,27 +230,12 @@ fn recipe(options: &ExtractOptions, base: &Base, tuned: &Base) -> Value {
 
 /// The options that differ from their defaults and change bytes.
 fn chosen(options: &ExtractOptions) -> Value {
-    let mut chosen = match options.ranks.recipe() {
-        Value::Object(chosen) => chosen,
-        _ => Map::new(),
-    };
-    let mut set = |key: &str, value: Value| chosen.insert(key.into(), value);
-    if options.uniform_rank {
-        set("uniform_rank", true.into());
-    }
-    if let Some(alpha) = options.alpha {
-        set("alpha", alpha.into());
-    }
-    if options.compute == Compute::Fast {
-        set("compute", "fast".into());
-    }
-    if let Some(float) = options.write.dtype {
-        set("dtype", float.dtype().name().into());
-    }
+    let mut chosen = options.ranks.recipe();
+    chosen.extend(options.ranks.recipe_of_form(options.alpha, options.compute, options.write.dtype));
     let choice = &options.choice;
     for (key, patterns) in [("include", &choice.include), ("skip", &choice.skip), ("full", &choice.full)] {
         if !patterns.is_empty() {
-            set(key, patterns.iter().map(ToString::to_string).collect::<Vec<String>>().into());
+            chosen.insert(key.into(), patterns.iter().map(ToString::to_string).collect::<Vec<String>>().into());
         }
     }
     options.dialect.note(&mut chosen);

@@ -22,7 +22,7 @@ use crate::formats::Stored;
 use crate::linalg::LowRank;
 use crate::model::original::Original;
 use crate::naming::arch::Spot;
-use crate::pairs::PairKind;
+use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::tensor::{Float, usize_of};
 use parameters::Parameters;
 use spellings::{Place, Spellings};
@@ -398,31 +398,22 @@ impl Slot {
 
     /// Experts of a stack; 1 for everything else.
     pub fn experts(&self) -> usize {
-        match self.kind {
-            PairKind::Parameter { experts, .. } => usize_of(experts),
-            _ => 1,
-        }
+        self.kind.experts()
     }
 
     /// Positions of a convolution's kernel; 1 for everything else.
     pub fn positions(&self) -> u64 {
-        match &self.kind {
-            PairKind::Conv { kernel } => kernel.iter().product(),
-            _ => 1,
-        }
+        self.kind.positions()
     }
 
     /// Rows and columns of ΔW as a matrix, of one expert's in a stack.
     pub fn shape(&self) -> (usize, usize) {
-        (usize_of(self.outer.0), usize_of(self.outer.1 * self.positions()))
+        self.kind.matrix(self.outer)
     }
 
     /// The path of the module, with the parameter's name where it is adapted without a layer.
     pub fn name(&self) -> String {
-        match &self.kind {
-            PairKind::Parameter { name, .. } => format!("{}.{name}", self.path),
-            _ => self.path.clone(),
-        }
+        self.kind.name(&self.path)
     }
 
     /// Every share's product for one expert, with the factor in front that `scale` gives.
@@ -439,6 +430,12 @@ impl Slot {
         self.shares.iter().map(product).collect()
     }
 
+    /// A pair for the module.
+    pub fn pair(&self, rank: usize, alpha: f64, down: Bytes, up: Bytes, up_bias: Option<Bytes>) -> NewPair {
+        let (path, kind, outer) = (self.path.clone(), self.kind.clone(), self.outer);
+        NewPair { path, kind, rank, alpha, down, up, outer, up_bias }
+    }
+
     /// Ranks of what is summed.
     pub fn ranks(&self) -> Vec<usize> {
         let multiplied = self.multiplied.iter().map(|multiplied| multiplied.rank);
@@ -453,11 +450,7 @@ impl Slot {
 }
 
 fn outer(lora: &Lora, kind: &PairKind) -> (u64, u64) {
-    let positions = match kind {
-        PairKind::Conv { kernel } => kernel.iter().product(),
-        _ => 1,
-    };
-    (lora.outputs(), lora.inputs() / positions)
+    (lora.outputs(), lora.inputs() / kind.positions())
 }
 
 /// The tokens whose rows `tensor` holds, and how the config names their embedding.

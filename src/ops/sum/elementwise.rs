@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use super::selection::Largest;
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank, RowSource};
-use crate::tensor::{add_low_rank, random_bits};
+use crate::tensor::{self, add_low_rank, random_bits};
 
 /// Elements of a band while the elements to keep are looked for.
 const BAND_ELEMENTS: usize = 128 << 10;
@@ -268,9 +268,7 @@ fn sign(value: f32) -> f32 {
 
 /// Where the chances of one adapter's change of one module are drawn from.
 fn seed_of(seed: u64, module: &str, adapter: usize) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes()).update(&(adapter as u64).to_le_bytes()).update(module.as_bytes());
-    u64::from_le_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a digest has 32 bytes"))
+    tensor::seed_of(&[&seed.to_le_bytes(), &(adapter as u64).to_le_bytes(), module.as_bytes()])
 }
 
 #[cfg(test)]

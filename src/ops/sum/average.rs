@@ -3,31 +3,21 @@
 //! What PEFT calls `linear` and some tools `merge`. B·A then holds the products of every Bᵢ with every Aⱼ, so it is not Σ fᵢ·Bᵢ·Aᵢ;
 //! how far it is from that is measured. The rank stays that of the inputs, which is why it needs equal ones.
 
+use super::concat::bias;
 use crate::error::{Error, Result};
 use crate::linalg::{LinearOperator, LowRank};
+use crate::pairs::{Bytes, NewPair};
 use crate::placement::Applied;
-use crate::placement::terms::Slot;
-use crate::tensor::{Float, Rounding};
+use crate::placement::terms::{Share, Slot};
+use crate::tensor::Float;
+use crate::truncate::ModuleReport;
 
-/// Averaged factors.
-pub struct Averaged {
-    /// A, row by row.
-    pub down: Vec<f32>,
-    /// B, row by row.
-    pub up: Vec<f32>,
-    /// r; of a stack that of one expert.
-    pub rank: usize,
-    /// ‖Σ fᵢ·Bᵢ·Aᵢ‖.
-    pub norm: f64,
-    /// ‖B·A − Σ fᵢ·Bᵢ·Aᵢ‖, for the factors as they are stored.
-    pub residual: f64,
-}
-
-/// Averages the factors of `slot`, which are to be stored as `stored`.
+/// The pair of averaged factors of `slot`, stored as `dtype`, and how far their product is from the sum.
 ///
 /// # Errors
 /// When ranks differ, or factors cannot be read.
-pub fn average(slot: &Slot, sources: &[Applied], stored: Float) -> Result<Averaged> {
+pub fn average(slot: &Slot, sources: &[Applied], dtype: Option<Float>) -> Result<(NewPair, ModuleReport)> {
+    let stored = dtype.or(slot.common_float()).unwrap_or(Float::F32);
     let rank = slot.shares[0].rank;
     if let Some(other) = slot.shares.iter().find(|share| share.rank != rank) {
         let root = |at: usize| sources[at].adapter.root.display().to_string();
@@ -42,15 +32,19 @@ pub fn average(slot: &Slot, sources: &[Applied], stored: Float) -> Result<Averag
         add(&mut down, &share.term.down.to_vec()?, root.copysign(factor));
         add(&mut up, &share.term.up.to_vec()?, root);
     }
-    round(&mut down, stored);
-    round(&mut up, stored);
+    stored.round(&mut down);
+    stored.round(&mut up);
     let (mut norm, mut residual) = (0.0, 0.0);
     for expert in 0..slot.experts() {
-        let sum = LowRank::sum(&slot.products(expert, crate::placement::terms::Share::factor)?);
+        let sum = LowRank::sum(&slot.products(expert, Share::factor)?);
         norm += sum.frobenius_squared()?;
         residual += sum.distance(&one_expert(&down, &up, rank, expert, slot.experts())).powi(2);
     }
-    Ok(Averaged { down, up, rank, norm: norm.max(0.0).sqrt(), residual: residual.sqrt() })
+    let (root, name) = (&sources[slot.shares[0].source].adapter.root, slot.name());
+    let [down, up] = [&down, &up].map(|values| Bytes::held(values, stored, (root, &name)));
+    let pair = slot.pair(rank, rank as f64, down?, up?, bias(slot, 1.0, Some(stored))?);
+    let module = ModuleReport::of(&pair, norm.max(0.0).sqrt()).off_by(residual.sqrt());
+    Ok((pair, ModuleReport { ranks_before: slot.ranks(), ..module }))
 }
 
 fn add(sum: &mut Vec<f32>, values: &[f32], factor: f64) {
@@ -58,12 +52,6 @@ fn add(sum: &mut Vec<f32>, values: &[f32], factor: f64) {
     // As PEFT does it: factors rounded to f32, products and sums in f32.
     let factor = factor as f32;
     sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * value);
-}
-
-fn round(values: &mut [f32], stored: Float) {
-    let mut bytes = vec![0; values.len() * stored.bytes()];
-    stored.encode(values, Rounding::Nearest, &mut bytes);
-    stored.decode(&bytes, values);
 }
 
 /// The product for one expert of a stack: its rows of A, every `experts`-th column of B.

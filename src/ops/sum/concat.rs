@@ -4,36 +4,21 @@
 //! files as they are written. In a stack of experts A holds expert after expert, and B has the expert running fastest.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::fold::{Fold, holds};
 use crate::adapters::Factor;
 use crate::error::{Error, Result};
-use crate::pairs::Bytes;
+use crate::formats::Stored;
 use crate::pairs::range::beyond;
+use crate::pairs::{Bytes, NewPair};
 use crate::placement::terms::{Share, Slot};
 use crate::plan::Compute;
 use crate::tensor::{Beyond, Float};
 
 /// Elements that are looked at at once.
 const LOOKED_AT: usize = 1 << 18;
-
-/// The factors of one module.
-pub struct Concatenated {
-    /// A.
-    pub down: Bytes,
-    /// B.
-    pub up: Bytes,
-    /// Bias of B.
-    pub up_bias: Option<Bytes>,
-    /// r; of a stack that of one expert.
-    pub rank: usize,
-    /// How they are stored.
-    pub float: Float,
-    /// No number was rounded.
-    pub exact: bool,
-}
 
 /// A block of the result: a matrix and the number in front of it.
 #[derive(Debug, Clone)]
@@ -45,14 +30,20 @@ struct Block {
     of: (PathBuf, String),
 }
 
-/// The sum over the shares of `slot`, divided by `scale`, the scale of the result; `inputs` are the adapters. Without `dtype` the factors keep the dtype of the
-/// inputs where that changes nothing, and are f32 otherwise.
+/// The sum over the shares of `slot` with the α `alpha`; `inputs` are the adapters. Without `dtype` the factors keep the dtype of the inputs
+/// where that changes nothing, and are f32 otherwise. With the pair its dtype, and whether no number was rounded.
 ///
 /// # Errors
 /// When factors cannot be read.
-pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(PathBuf, f64)]) -> Result<Concatenated> {
+pub fn concatenate(
+    slot: &Slot,
+    alpha: f64,
+    dtype: Option<Float>,
+    inputs: &[(PathBuf, f64)],
+) -> Result<(NewPair, Float, bool)> {
+    let rank: usize = slot.shares.iter().map(|share| share.rank).sum();
+    let scale = alpha / rank as f64;
     let folds: Vec<Fold> = slot.shares.iter().map(|share| Fold::of(share.factor() / scale)).collect();
-    let rank = slot.shares.iter().map(|share| share.rank).sum();
     let (float, exact) = match (dtype, slot.common_float()) {
         (Some(float), _) => (float, keeps(slot, &folds, float)?),
         (None, Some(float)) if keeps(slot, &folds, float)? => (float, true),
@@ -60,11 +51,11 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     };
     // Factors that no file holds were computed, and rounded to f32 then.
     let exact = exact && slot.shares.iter().all(|share| share.stored.is_some());
-    let up_bias = bias(slot, scale, float)?;
+    let up_bias = bias(slot, scale, Some(float))?;
     if let ([share], [Fold { up: 1.0, down: 1.0 }], true) = (slot.shares.as_slice(), folds.as_slice(), exact)
         && let Some((down, up)) = share.stored.clone()
     {
-        return Ok(Concatenated { down: Bytes::Stored(down), up: Bytes::Stored(up), up_bias, rank, float, exact });
+        return Ok((slot.pair(rank, alpha, Bytes::Stored(down), Bytes::Stored(up), up_bias), float, exact));
     }
     let block = |share: &Share, is_down: bool, factor: &Factor, times: f64| {
         let stored = share.stored.as_ref().map(|(down, up)| if is_down { down } else { up });
@@ -82,31 +73,29 @@ pub fn concatenate(slot: &Slot, scale: f64, dtype: Option<Float>, inputs: &[(Pat
     let beneath: Arc<dyn Compute> = Arc::new(Beneath { blocks: down.clone(), rank, float });
     let beside: Arc<dyn Compute> = Arc::new(Beside { blocks: up.clone(), float });
     let (down, up) = (computed(beneath, &down), computed(beside, &up));
-    Ok(Concatenated { down, up, up_bias, rank, float, exact })
+    Ok((slot.pair(rank, alpha, down, up, up_bias), float, exact))
 }
 
-/// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`.
+/// Σ wᵢ·sᵢ·bᵢ over the biases of B, divided by `scale`, as `float`; where that is open a single bias stays what it is.
 ///
 /// # Errors
 /// When a bias cannot be read.
-pub fn bias(slot: &Slot, scale: f64, float: Float) -> Result<Option<Bytes>> {
+pub fn bias(slot: &Slot, scale: f64, float: Option<Float>) -> Result<Option<Bytes>> {
     let mut sum: Vec<f64> = Vec::new();
-    let mut of = (Path::new(""), "");
+    let mut first: Option<&Stored> = None;
     for share in &slot.shares {
         let Some(bias) = &share.bias else { continue };
-        of = (bias.path(), &bias.info.name);
+        first = first.or(Some(bias));
         let values = Factor::new(bias)?.to_vec()?;
         sum.resize(values.len(), 0.0);
         let factor = share.factor() / scale;
         sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor * f64::from(value));
     }
-    if sum.is_empty() {
-        return Ok(None);
-    }
+    let Some(first) = first else { return Ok(None) };
     // A bias is added once for every output: it costs nothing to keep what narrower types would round.
-    let float = if slot.shares.len() == 1 { float } else { Float::F32 };
+    let float = float.or(first.info.dtype.float()).filter(|_| slot.shares.len() == 1).unwrap_or(Float::F32);
     let sum: Vec<f32> = sum.iter().map(|value| *value as f32).collect();
-    Bytes::held(&sum, float, of).map(Some)
+    Bytes::held(&sum, float, (first.path(), &first.info.name)).map(Some)
 }
 
 /// Whether `float` holds the folded factors as they are.

@@ -1,7 +1,7 @@
 //! The factor in front of a product, folded into its two sides.
 
 use crate::linalg::LowRank;
-use crate::tensor::{Float, Rounding};
+use crate::tensor::Float;
 
 /// Unit roundoff of f32.
 const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
@@ -34,11 +34,8 @@ impl Fold {
 
 /// Whether `float` holds every one of `values` times `factor`.
 pub fn holds(float: Float, values: &[f32], factor: f64) -> bool {
-    let scaled: Vec<f32> = values.iter().map(|value| (f64::from(*value) * factor) as f32).collect();
-    let mut bytes = vec![0; scaled.len() * float.bytes()];
-    float.encode(&scaled, Rounding::Nearest, &mut bytes);
-    let mut stored = vec![0.0; scaled.len()];
-    float.decode(&bytes, &mut stored);
+    let mut stored: Vec<f32> = values.iter().map(|value| (f64::from(*value) * factor) as f32).collect();
+    float.round(&mut stored);
     let same = |(value, stored): (&f32, &f32)| f64::from(*value) * factor == f64::from(*stored);
     values.iter().zip(&stored).all(same)
 }

@@ -1,23 +1,90 @@
-//! Several adapters, or folders of them: what is to be done, and what is done already.
+//! `resize`: adapters, or folders of them, each on its own: what is to be done, and what is done already.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::Value;
 
-use super::ResizeOptions;
+use super::summary::{AdapterResize, Outcome, ResizeReport, Resized};
+use super::{Opened, SumOptions};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::{is_adapter, recognise};
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
 use crate::formats::Checkpoint;
-use crate::io::name_of;
-use crate::io::{is_replaceable, unwatched};
+use crate::io::{is_replaceable, name_of, sweep_leftovers, unwatched};
 use crate::output::files::record_of;
 use crate::output::recipe::PROVENANCE;
+use crate::output::{Run, WriteOptions};
+
+/// Resizes adapters. With several, one that fails does not keep the others from being done.
+///
+/// # Errors
+/// When the options make no sense, the only adapter cannot be resized, or the run is interrupted.
+pub fn resize(options: &SumOptions, run: &Run<'_>) -> Result<ResizeReport> {
+    let started = Instant::now();
+    options.check()?;
+    let (mut adapters, mut failed) = (Vec::new(), 0);
+    let paths: Vec<PathBuf> = options.adapters.iter().map(|(path, _)| path.clone()).collect();
+    match inputs(&paths)? {
+        Named::One(path) => {
+            let out = options.write.out.clone();
+            let outcome = one(&SumOptions { adapters: vec![(path.clone(), 1.0)], ..options.clone() }, false, run)?;
+            adapters.push(AdapterResize { path, out, outcome });
+        }
+        Named::Several(inputs) => {
+            if let Some(extra) = options.init_adapters.first() {
+                let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
+                return Err(Error::invalid("--init-adapter", problem));
+            }
+            let _folder = OutFolder::make(&options.write)?;
+            for (path, name) in inputs {
+                let out = options.write.out.join(options.dialect.file_name(&name));
+                // A dry run makes no folder: there is a place in it if there is one for it.
+                let place = if options.write.out.is_dir() { &out } else { &options.write.out };
+                let write = WriteOptions { out: place.clone(), ..options.write.clone() };
+                let own = SumOptions { adapters: vec![(path.clone(), 1.0)], write, ..options.clone() };
+                if !own.write.dry_run {
+                    // Of a run that was killed after this one was done, which is then not written again.
+                    sweep_leftovers(&out);
+                }
+                let outcome = match one(&own, !own.write.force, run) {
+                    Ok(outcome) => outcome,
+                    Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),
+                    Err(error) => {
+                        failed += 1;
+                        Outcome::Failed { problem: error.to_string(), hint: error.way_out().map(str::to_owned) }
+                    }
+                };
+                adapters.push(AdapterResize { path, out, outcome });
+            }
+        }
+    }
+    Ok(ResizeReport {
+        out: options.write.out.clone(),
+        to: options.dialect.name(),
+        dry_run: options.write.dry_run,
+        adapters,
+        failed,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_resident_bytes: None,
+    })
+}
+
+/// Resizes the only adapter, unless it may be `done` and is.
+fn one(options: &SumOptions, done: bool, run: &Run<'_>) -> Result<Outcome> {
+    let opened = Opened::read(options)?;
+    if done && is_done(&options.write.out, &opened.recipe)? {
+        return Ok(Outcome::Done);
+    }
+    let (made, _) = opened.write(options, run)?;
+    let alpha_from = opened.sources[0].adapter.config.alpha_from.clone();
+    Ok(Outcome::Resized(Box::new(Resized { alpha_from, made })))
+}
 
 /// What was named.
-pub enum Named {
+enum Named {
     /// A single adapter.
     One(PathBuf),
     /// Adapters with the names of their outputs.
@@ -28,7 +95,7 @@ pub enum Named {
 ///
 /// # Errors
 /// When a folder holds no adapters, or two adapters have one name.
-pub fn inputs(paths: &[PathBuf]) -> Result<Named> {
+fn inputs(paths: &[PathBuf]) -> Result<Named> {
     let mut all = Vec::new();
     for path in paths {
         let folder = if path.is_dir() && !is_adapter(path) { Some(adapters_in(path)) } else { None };
@@ -78,7 +145,7 @@ fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The folder that the outputs of several adapters lie in. Where it was made for them and none came, it goes again.
-pub struct OutFolder<'a> {
+struct OutFolder<'a> {
     made: Option<&'a Path>,
 }
 
@@ -87,9 +154,9 @@ impl<'a> OutFolder<'a> {
     ///
     /// # Errors
     /// When it cannot be made.
-    pub fn make(options: &'a ResizeOptions) -> Result<Self> {
-        let out = &options.write.out;
-        if options.write.dry_run || out.is_dir() {
+    fn make(write: &'a WriteOptions) -> Result<Self> {
+        let out = &write.out;
+        if write.dry_run || out.is_dir() {
             return Ok(Self { made: None });
         }
         fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))?;
@@ -108,7 +175,7 @@ impl Drop for OutFolder<'_> {
 ///
 /// # Errors
 /// When something else is there.
-pub fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
+fn is_done(out: &Path, recipe: &Value) -> Result<bool> {
     if fs::symlink_metadata(out).is_err() {
         return Ok(false);
     }

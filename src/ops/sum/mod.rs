@@ -1,0 +1,238 @@
+//! Sums of adapters: `stack` (Σ wᵢ·ΔWᵢ), `subtract` (with negative weights), `resize` (of one, which keeps what it does not touch).
+//!
+//! * `concat` (default) is exact: factors side by side; with a way to choose ranks the sum is truncated, with a certificate.
+//! * `ties`, `dare`, `dare-ties`, `magnitude` merge the ΔWᵢ element by element and need ranks.
+//! * `factor-average` averages A and B apart, which is no sum of the ΔWᵢ; its distance from it is reported.
+//!
+//! The sum of one adapter keeps a pair whose rank does not fall bit for bit, with zeros where it rises.
+
+mod average;
+mod batch;
+mod concat;
+mod elementwise;
+mod fold;
+mod kept;
+mod noise;
+mod options;
+mod pairs;
+mod recipe;
+mod selection;
+mod summary;
+mod summed;
+mod whole;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value};
+
+use crate::dialects::files::Files;
+use crate::dialects::peft::new_adapter::NewAdapter;
+use crate::error::{Error, Result};
+use crate::io::Inputs;
+use crate::model::original::Original;
+use crate::output::new_adapter::Origin;
+use crate::output::{Run, check_early};
+use crate::placement::terms::{self, Slot, Terms};
+use crate::placement::{Applied, Selection};
+use crate::truncate::{NewAdapterReport, WholeReport};
+
+pub use batch::resize;
+pub use elementwise::{Contribution, Elementwise, Majority, Pruning, Rule};
+pub use options::{Method, Operation, SumOptions};
+pub use summary::{AdapterResize, Input, Outcome, ResizeReport, Resized, SumReport};
+
+/// Sums adapters: `stack` and `subtract`.
+///
+/// # Errors
+/// When an input is malformed, adapters have no sum, or the result cannot be written. Nothing is left behind then.
+pub fn sum(options: &SumOptions, run: &Run<'_>) -> Result<SumReport> {
+    let started = Instant::now();
+    options.check()?;
+    let opened = Opened::read(options)?;
+    let (made, left_out) = opened.write(options, run)?;
+    Ok(SumReport {
+        out: options.write.out.clone(),
+        to: options.dialect.name(),
+        dry_run: options.write.dry_run,
+        method: options.method.name(),
+        adapters: opened.sources.iter().map(Input::of).collect(),
+        left_out,
+        made,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_resident_bytes: None,
+    })
+}
+
+/// Adapters that have been read.
+struct Opened {
+    inputs: Inputs,
+    original: Option<Arc<Original>>,
+    sources: Vec<Applied>,
+    /// How their sum is made.
+    recipe: Value,
+}
+
+impl Opened {
+    fn read(options: &SumOptions) -> Result<Self> {
+        let inputs = Inputs::watch();
+        let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
+        let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
+        let recipe = recipe::recipe(options, &sources)?;
+        Ok(Self { inputs, original, sources, recipe })
+    }
+
+    /// Writes the sum. Gives what is said of it, and how many tensors were left out by choice.
+    fn write(&self, options: &SumOptions, run: &Run<'_>) -> Result<(NewAdapterReport, usize)> {
+        let first = &self.sources[0].adapter;
+        let copied: Vec<PathBuf> = match options.keeps_the_rest() {
+            true => kept::beside(first, &[])?.0.into_iter().map(|(path, _)| path).collect(),
+            false => Vec::new(),
+        };
+        let expected = options.dialect.expected(&options.write.out, copied.into_iter());
+        check_early(&options.write, &self.inputs, &expected)?;
+        let (terms, notes) = self.gather(options, run)?;
+        let (files, mut report) = self.make(options, &terms, run)?;
+        report.notes.splice(0..0, notes);
+        let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
+        report.bytes_before = Some(read.map(|file| file.map.len()).sum());
+        let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
+        let origin = Origin { input, file, base: options.base.as_deref(), component: false };
+        let written = options.dialect.write(files, &self.recipe, origin, &options.write, run, &self.inputs)?;
+        let foreign = options.dialect.foreign();
+        let exceeded = options.rank.zip(foreign).and_then(|(rank, dialect)| rank.exceeded(dialect.name, written.bytes));
+        report.notes.extend(exceeded);
+        report.notes.extend(written.notes);
+        report.bytes = if foreign.is_some() { written.bytes } else { written.weights };
+        Ok((report, terms.left_out))
+    }
+
+    /// What the adapters do to every module, and what is to be said of it.
+    fn gather(&self, options: &SumOptions, run: &Run<'_>) -> Result<(Terms, Vec<String>)> {
+        let mut notes: Vec<String> = self.sources.iter().flat_map(|source| source.adapter.reading_notes()).collect();
+        let (everything, family) = (Selection::default(), options.dialect.arch.as_deref());
+        let keeps = options.keeps_the_rest();
+        let selection = if keeps { &everything } else { &options.selection };
+        let family = family.filter(|_| !keeps);
+        let mut terms = terms::gather(&self.sources, selection, self.original.as_deref(), family)?;
+        notes.append(&mut terms.notes);
+        notes.extend(unshared(options, &self.sources, &terms.apart)?);
+        notes.extend(terms.resolve(&options.write.budget, run.cancel)?);
+        if keeps {
+            kept::check(&self.sources[0].adapter, &terms, options)?;
+        }
+        Ok((terms, notes))
+    }
+
+    fn make(&self, options: &SumOptions, terms: &Terms, run: &Run<'_>) -> Result<(Files, NewAdapterReport)> {
+        let (adapter, base) = (&self.sources[0].adapter, self.original.as_ref().map(|original| &original.base));
+        if options.keeps_the_rest() && kept::keeps_its_form(adapter, terms) {
+            let fixed = kept::fixed(adapter, terms, &self.recipe);
+            let (pairs, mut report) = pairs::make(terms, &self.sources, options, fixed, run)?;
+            report.whole = kept::whole(terms);
+            refuse_nothing(options, pairs.iter().all(Option::is_none), &report)?;
+            let (files, notes) = kept::files(adapter, terms, pairs)?;
+            report.notes.extend(notes);
+            return Ok((files, report));
+        }
+        let combined = whole::combine(terms, base, options.write.dtype)?;
+        let mut new = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
+        // The header of the weight file repeats the recipe as a text.
+        let header = Value::from(self.recipe.to_string()).to_string().len() as u64;
+        let numbers = new.whole.iter().filter_map(|whole| whole.shape.elements()).sum();
+        let (pairs, mut report) =
+            pairs::make(terms, &self.sources, options, (new.tensor_bytes() + header + entries(terms), numbers), run)?;
+        report.notes.extend(combined.notes);
+        report.whole = new.whole.iter().map(WholeReport::of).collect();
+        new.inherited = inherited(&self.sources, combined.token_indices, &mut report.notes)?;
+        new.pairs = pairs.into_iter().flatten().collect();
+        let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
+        refuse_nothing(options, nothing, &report)?;
+        new.check_readable(&adapter.root)?;
+        Ok((new.into_files(), report))
+    }
+}
+
+/// Bytes of an entry in the header of a file beside its name: dtype, shape, offsets.
+const ENTRY_BYTES: u64 = 128;
+
+/// Bytes of the pairs' entries in a header, at most.
+fn entries(terms: &Terms) -> u64 {
+    terms.slots.values().map(|slot| 2 * (slot.name().len() as u64 + ENTRY_BYTES)).sum()
+}
+
+/// What to say of adapters that have no module in common with another: only a sum of those means something.
+fn unshared(options: &SumOptions, sources: &[Applied], apart: &[usize]) -> Result<Vec<String>> {
+    let root = |at: usize| sources[at].adapter.root.display();
+    match (options.method, apart) {
+        (_, []) => Ok(Vec::new()),
+        (Method::Concat, _) => {
+            let note = |at: &usize| {
+                format!("`{}` has no module in common with the others: what it changes is only its own", root(*at))
+            };
+            Ok(apart.iter().map(note).collect())
+        }
+        (method, [first, ..]) => {
+            let others = if *first == 0 { 1 } else { 0 };
+            let problem =
+                format!("they have no module in common, and `{}` compares changes of one module", method.name());
+            Err(Error::mismatch(root(*first).to_string(), root(others).to_string(), problem).hint(
+                "`--method concat` unites them; if both are for one model, `--base PATH` tells which modules are one",
+            ))
+        }
+    }
+}
+
+/// Settings of the result that come from the inputs.
+fn inherited(sources: &[Applied], tokens: Option<Value>, notes: &mut Vec<String>) -> Result<Map<String, Value>> {
+    const TYING: &str = "ensure_weight_tying";
+    let first = &sources[0].adapter.config;
+    let mut kept = NewAdapter::inherited_from(first, sources[0].adapter.dialect);
+    for source in &sources[1..] {
+        let config = &source.adapter.config;
+        if config.ensure_weight_tying != first.ensure_weight_tying {
+            let problem = format!("only one of them sets `{TYING}`, which adapts the head together with the embedding");
+            let (left, right) = (config.path.display().to_string(), first.path.display().to_string());
+            return Err(Error::mismatch(left, right, problem));
+        }
+        for key in ["base_model_name_or_path", "task_type"] {
+            let (own, other) = (first.raw.get(key), config.raw.get(key));
+            if own != other {
+                let shown = |value: Option<&Value>| value.map_or("nothing".into(), Value::to_string);
+                notes.push(format!("`{key}` is {} in the first adapter, {} in another", shown(own), shown(other)));
+            }
+        }
+    }
+    if first.ensure_weight_tying {
+        kept.insert(TYING.into(), true.into());
+    }
+    kept.extend(tokens.map(|tokens| ("trainable_token_indices".to_owned(), tokens)));
+    Ok(kept)
+}
+
+/// Refuses a result that holds nothing.
+fn refuse_nothing(options: &SumOptions, nothing: bool, report: &NewAdapterReport) -> Result<()> {
+    if !nothing {
+        return Ok(());
+    }
+    let input = &options.adapters[0].0;
+    if options.rank.is_some() && report.norm > 0.0 {
+        let what = "nothing of any module is worth keeping by that rule";
+        return Err(Error::unsupported(input, what).hint("allow a larger error or budget"));
+    }
+    let problem = match report.vanished.len() {
+        0 => "nothing is left to write: no module has a change".to_owned(),
+        count => format!("nothing is left to write: the sum is zero in all {count} modules"),
+    };
+    Err(Error::unsupported(input, problem))
+}
+
+impl SumOptions {
+    /// The first adapter that changes `slot`, for messages.
+    fn root_of(&self, slot: &Slot) -> &Path {
+        let products = slot.shares.iter().map(|share| share.source);
+        let first = products.chain(slot.multiplied.iter().map(|multiplied| multiplied.source)).next().unwrap_or(0);
+        self.adapters.get(first).map_or(Path::new(""), |(path, _)| path)
+    }
+}
