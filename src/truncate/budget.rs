@@ -94,7 +94,7 @@ impl<'a> Shared<'a> {
         let mut ranks: Vec<usize> = jobs.iter().zip(known.iter()).map(|(job, known)| known.rank(job)).collect();
         let own: u64 = jobs.iter().zip(&ranks).map(|(job, rank)| self.cost(job) * *rank as u64).sum();
         let least: u64 = sharing.iter().map(|at| self.cost(&jobs[*at]) * jobs[*at].least() as u64).sum();
-        let left = budget.left_of(self.means.fixed.saturating_add(own))?;
+        let left = budget.left_of(self.means.fixed.saturating_add(own).saturating_add(least))?;
         let allocation = loop {
             let most = self.means.choice.max_rank.unwrap_or(usize::MAX);
             let spectrum = |at: &usize| {
@@ -102,7 +102,7 @@ impl<'a> Shared<'a> {
                 Spectrum { values: &values[..most.min(values.len())], unit_cost: self.cost(&jobs[*at]) }
             };
             let spectra: Vec<Spectrum<'_>> = sharing.iter().map(spectrum).collect();
-            let allocation = allocate(&spectra, left.saturating_sub(least));
+            let allocation = allocate(&spectra, left);
             let deeper = |at: usize| jobs[at].at_most(known[at].look.saturating_mul(2));
             let runs_out = |(at, rank): (&usize, &usize)| {
                 let more = !known[*at].complete && deeper(*at) > known[*at].look;

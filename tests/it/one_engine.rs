@@ -133,7 +133,7 @@ fn what_has_no_meaning_is_refused_in_both() {
     for (more, parts) in [
         ("--rank 0", ["--rank", "at least 1"]),
         ("--energy 2", ["--energy", "share above 0"]),
-        ("--rank 2 --alpha -1", ["--alpha", "finite number above 0"]),
+        ("--rank 2 --alpha 0", ["--alpha", "finite number above 0"]),
         ("--max-params 10", ["--max-params", "not enough"]),
     ] {
         for verb in ["resize", "stack"] {
@@ -152,38 +152,46 @@ fn ranks(report: &Value) -> Vec<(String, u64)> {
     ranks
 }
 
-/// A base with the shapes that `every_kind` is for, but for its embedding and bias, and an adapter of it.
 #[test]
 fn extracting_a_merge_is_resizing_the_adapter() {
+    check_extraction(false);
+}
+
+#[test]
+fn so_it_is_for_stacks_of_experts() {
+    check_extraction(true);
+}
+
+/// Of a matrix and a convolution, or of a stack of three experts.
+fn check_extraction(experts: bool) {
     let bench = Bench::new();
     let tensor = |seed: u64, shape: &[usize]| Tensor::f32(shape, &noise(seed, shape.iter().product(), 0.3));
-    let base = bench.base(
-        &[
-            ("l.0.q_proj.weight", tensor(21, &[24, 20])),
-            ("l.0.conv.weight", tensor(22, &[8, 4, 3, 3])),
-            ("l.0.mlp.experts.down_proj", tensor(23, &[3, 14, 12])),
-        ],
-        &json!({"model_type": "llama"}),
-    );
-    let adapter = bench.adapter(
-        "lora",
-        json!({"r": 6, "lora_alpha": 9, "target_parameters": ["experts.down_proj"]}),
-        &[
-            ("l.0.q_proj.lora_A.weight", tensor(1, &[6, 20])),
-            ("l.0.q_proj.lora_B.weight", tensor(2, &[24, 6])),
-            ("l.0.conv.lora_A.weight", tensor(4, &[6, 4, 3, 3])),
-            ("l.0.conv.lora_B.weight", tensor(5, &[8, 6, 1, 1])),
-            ("l.0.mlp.experts.lora_A.weight", tensor(10, &[18, 12])),
-            ("l.0.mlp.experts.lora_B.weight", tensor(11, &[14, 18])),
-        ],
-    );
+    let weights = [
+        ("l.0.q_proj.weight", tensor(21, &[24, 20])),
+        ("l.0.conv.weight", tensor(22, &[8, 4, 3, 3])),
+        ("l.0.mlp.experts.down_proj", tensor(23, &[3, 14, 12])),
+    ];
+    let factors = [
+        ("l.0.q_proj.lora_A.weight", tensor(1, &[6, 20])),
+        ("l.0.q_proj.lora_B.weight", tensor(2, &[24, 6])),
+        ("l.0.conv.lora_A.weight", tensor(4, &[6, 4, 3, 3])),
+        ("l.0.conv.lora_B.weight", tensor(5, &[8, 6, 1, 1])),
+        ("l.0.mlp.experts.lora_A.weight", tensor(10, &[18, 12])),
+        ("l.0.mlp.experts.lora_B.weight", tensor(11, &[14, 18])),
+    ];
+    let base = bench.base(&weights, &json!({"model_type": "llama"}));
+    let (factors, config) = match experts {
+        true => (&factors[4..], json!({"r": 6, "lora_alpha": 9, "target_parameters": ["experts.down_proj"]})),
+        false => (&factors[..4], json!({"r": 6, "lora_alpha": 9})),
+    };
+    let adapter = bench.adapter("lora", config, factors);
     merge(&base, &adapter, &bench.path("merged"), &[]).ok();
     for (at, choice) in [
         "--rank 3",
         "--energy 0.8",
         "--max-error 0.4",
         "--max-params 400",
-        "--max-params 400 --conv-rank 1",
+        "--max-params 300 --conv-rank 1",
         "--max-params 400 --uniform-rank",
         "--energy 0.7 --uniform-rank",
         "--rank-method sv_ratio --rank-param 2",
@@ -201,6 +209,9 @@ fn extracting_a_merge_is_resizing_the_adapter() {
         for key in ["norm", "kept_energy", "relative_error"] {
             let (left, right) = (one[key].as_f64().unwrap(), other[key].as_f64().unwrap());
             assert!((left - right).abs() <= 1e-4 * right.max(1e-2), "{choice}: {key} {left} {right}");
+        }
+        if experts {
+            continue;
         }
         let (left, right) = (deltas(&extracted), deltas(&resized));
         for (module, (_, delta)) in &right {
