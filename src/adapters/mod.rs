@@ -46,5 +46,6 @@ pub use method::{Inserted, Method, ParameterChange, Target};
 pub use options::{AlphaFrom, Needed, ReadOptions};
 pub use parts::{Context, Fallback, Parts, number};
 pub use rows::TokenRows;
+pub use spare::Spare;
 pub use turned::{Turned, Window};
 pub use whole::{Difference, Whole};
