@@ -19,13 +19,14 @@ test:
     cargo test
 
 # Races: `just bench merge` against cp (and PEFT, with --peft PYTHON); `just bench extract|resize|stack|scaling` against
-# mergekit, a full SVD and PEFT (with --peers PYTHON); `just bench gguf` against llama-export-lora; `just bench kernels` and `just bench svd` time the inner loops.
+# mergekit, a full SVD and PEFT (with --peers PYTHON); `just bench gguf` against llama-export-lora; `just bench profile BASE ADAPTER` says where a merge spends its time; `just bench kernels` and `just bench svd` time the inner loops.
 bench what="merge" *args:
     #!/usr/bin/env bash
     set -euo pipefail
     case "{{what}}" in
         merge) cargo build --release && benches/race.sh {{args}} ;;
         gguf) cargo build --release && python3 benches/gguf.py {{args}} ;;
+        profile) cargo build --release && python3 benches/profile.py target/release/lorakit {{args}} ;;
         extract|resize|stack|scaling) cargo build --release && python3 benches/algebra.py {{what}} {{args}} ;;
         kernels|svd) cargo bench --bench {{what}} -- {{args}} ;;
         *) echo "unknown bench: {{what}}" >&2; exit 2 ;;

@@ -3,7 +3,7 @@
 
 use divan::Bencher;
 use divan::counter::BytesCount;
-use lorakit::tensor::{Float, GgmlType, Rounding, Tally, add_low_rank, encode_surveyed};
+use lorakit::tensor::{Float, GgmlType, OnePass, Product, Rounding, Tally, add_low_rank, encode_surveyed};
 
 const ROWS: usize = 64;
 const COLS: usize = 2048;
@@ -79,7 +79,27 @@ fn low_rank_by_faer(bencher: Bencher, rank: usize) {
     });
 }
 
-/// What a merge does to a tile: decode, add, encode and survey. Bytes are those of the output.
+/// What a merge does to a tile of products: everything in one pass. Bytes are those of the output.
+#[divan::bench(args = [8, 16, 32, 64])]
+fn one_pass_bf16(bencher: Bencher, rank: usize) {
+    one_pass(bencher, Float::Bf16, rank);
+}
+
+#[divan::bench(args = [8, 16, 32, 64])]
+fn one_pass_f16(bencher: Bencher, rank: usize) {
+    one_pass(bencher, Float::F16, rank);
+}
+
+fn one_pass(bencher: Bencher, float: Float, rank: usize) {
+    let (base, mut out) = (encoded(float), encoded(float));
+    let (up, down) = (values(ROWS * rank, 1e-3), values(rank * COLS, 1e-3));
+    let products = [Product { up: &up, down: &down, rank, scale: SCALE }];
+    let (rounding, rounds_products) = (Rounding::Nearest, false);
+    let pass = OnePass { rows: ROWS, cols: COLS, stride: COLS, products: &products, rounding, rounds_products };
+    bencher.counter(BytesCount::new(base.len())).bench_local(|| pass.merge(float, &base, &mut out));
+}
+
+/// What a merge does to any other tile: decode, add, encode and survey.
 #[divan::bench(args = [8, 16, 32, 64])]
 fn tile_bf16(bencher: Bencher, rank: usize) {
     whole_tile(bencher, Float::Bf16, rank);

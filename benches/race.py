@@ -78,7 +78,7 @@ def run(command, inputs, out):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"`{' '.join(command)}` ended with {process.returncode}:\n{errors.decode(errors='replace')}")
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "resident": usage.ru_maxrss / 1024, "anonymous": peak[0] / 1024}
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "user": usage.ru_utime, "resident": usage.ru_maxrss / 1024, "anonymous": peak[0] / 1024}
 
 
 def median(runs, key="wall"):
@@ -95,6 +95,8 @@ def race(size_name, rank, a):
     base, adapter, out = a.dir / f"{size_name}-base", a.dir / f"{size_name}-r{rank}", a.out
     merge = [str(a.lorakit), "merge", str(base), str(adapter), "-o", str(out), "-j", str(a.threads), "-q"]
     sides = {"cp": ["cp", "-r", str(base), str(out)], "merge": merge}
+    if a.old:
+        sides["old"] = [str(a.old), *merge[1:]]
     if a.fsync:
         sides["cp+fsync"] = ["sh", "-c", 'cp -r "$1" "$2" && sync "$2"/*', "sh", str(base), str(out)]
     runs = {side: [] for side in sides}
@@ -144,6 +146,9 @@ def races(a):
                    f"{gb / median(runs['merge']):.2f}", f"{median(runs['merge'], 'cpu'):.1f}", f"{peak['anonymous']:.0f}", f"{peak['resident']:.0f}"]
             if a.fsync:
                 row[4:4] = [spread(runs["cp+fsync"])]
+            if a.old:
+                pairs = statistics.median(o["user"] / m["user"] for m, o in zip(runs["merge"], runs["old"]))
+                row += [spread(runs["old"]), f"{median(runs['merge'], 'user'):.2f}", f"{median(runs['old'], 'user'):.2f}", f"{pairs:.2f}"]
             if theirs:
                 row.append(f"{theirs['wall'] / median(runs['merge']):.1f}")
             rows.append(row)
@@ -154,6 +159,8 @@ def report(a, rows, peers):
     head = ["size", "GB", "rank", "`cp -r`, s", "lorakit, s", "ratio", "GB/s", "CPU s", "anonymous MiB", "resident MiB"]
     if a.fsync:
         head[4:4] = ["`cp -r` + fsync, s"]
+    if a.old:
+        head += ["old, s", "user s", "old user s", "old user / user"]
     if a.peft:
         head.append("× PEFT")
     print(f"{machine()}\n")
@@ -175,6 +182,7 @@ def main():
     ap.add_argument("--runs", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--fsync", action="store_true", help="also race `cp -r` followed by sync of its files")
+    ap.add_argument("--old", type=Path, help="another binary, run in turn with the other sides; user times are compared in pairs")
     ap.add_argument("--peft", help="python with torch, transformers and peft")
     ap.add_argument("--peft-script", type=Path)
     a = ap.parse_args()

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # lorakit merge against `cp -r` of the same checkpoint: wall time and peak memory, in paired runs.
 #
-#   benches/race.sh [--sizes 1b,3b] [--ranks 16,64] [--runs 5] [--threads 2] [--fsync] [--peft PYTHON] [-- LORAKIT]
+#   benches/race.sh [--sizes 1b,3b] [--ranks 16,64] [--runs 5] [--threads 2] [--fsync] [--old LORAKIT] [--peft PYTHON] [-- LORAKIT]
 #
 # Called by `just bench merge`. LORAKIT is the binary (default: target/release/lorakit).
 # LORAKIT_BENCH_DIR  where the synthetic models are made and kept, 17 GB for both sizes with an output
 #                    (default: ${TMPDIR:-/tmp}/lorakit-bench)
 # LORAKIT_PYTHON     a python with numpy, to make the models the first time (default: python3)
+# --old LORAKIT      also time another build, and compare user times in pairs
 # --peft PYTHON      also time PEFT's merge, once per size, with a python that has torch, transformers and peft
 set -euo pipefail
 
@@ -23,6 +24,7 @@ while [ $# -gt 0 ]; do
         --ranks) ranks=$2; shift 2 ;;
         --runs|--threads) pass+=("$1" "$2"); shift 2 ;;
         --peft) pass+=(--peft "$2" --peft-script "$tools/bench_peft_merge.py"); shift 2 ;;
+        --old) pass+=(--old "$2"); shift 2 ;;
         --fsync) pass+=(--fsync); shift ;;
         --) lorakit=${2:?"-- needs the path of a binary"}; shift 2 ;;
         *) echo "race.sh: unknown argument \`$1\`" >&2; sed -n '4p' "$0" >&2; exit 2 ;;

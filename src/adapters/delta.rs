@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::low_rank::Term;
 use crate::error::Result;
 use crate::linalg::LinearOperator;
 
@@ -67,6 +68,11 @@ pub trait Delta: Send + Sync {
     /// When the factors cannot be read.
     fn operator(&self) -> Result<Option<Box<dyn LinearOperator>>> {
         Ok(None)
+    }
+
+    /// The products ΔW is the sum of, where that is all it is.
+    fn products(&self) -> Option<Vec<&Term>> {
+        None
     }
 
     /// What was found while it was measured and people should know.

@@ -27,6 +27,33 @@ pub struct Term {
     pub scale: f64,
 }
 
+impl Term {
+    /// Its rank.
+    pub fn rank(&self) -> usize {
+        self.down.shape().0
+    }
+
+    /// `down` at `cols`, `[r, cols]`.
+    ///
+    /// # Errors
+    /// As [`Factor::decode`].
+    pub fn decode_down(&self, cols: Range<usize>) -> Result<Spare> {
+        let mut down = Spare::of(self.rank() * cols.len());
+        self.down.decode(0..self.rank(), cols, &mut down)?;
+        Ok(down)
+    }
+
+    /// `up` at `rows`, `[rows, r]`.
+    ///
+    /// # Errors
+    /// As [`Factor::decode`].
+    pub fn decode_up(&self, rows: Range<usize>) -> Result<Spare> {
+        let mut up = Spare::of(rows.len() * self.rank());
+        self.up.decode(rows, 0..self.rank(), &mut up)?;
+        Ok(up)
+    }
+}
+
 /// ΔW = Σ scaleᵢ · upᵢ · downᵢ, less what an initialiser took out.
 #[derive(Debug, Clone)]
 pub struct LowRankDelta {
@@ -77,8 +104,12 @@ impl Delta for LowRankDelta {
 
     fn operator(&self) -> Result<Option<Box<dyn LinearOperator>>> {
         let ([term], None) = (self.terms.as_slice(), &self.initial) else { return Ok(None) };
-        let rank = term.down.shape().0;
+        let rank = term.rank();
         Ok(Some(Box::new(LowRank::from_rows(term.up.to_vec()?, term.down.to_vec()?, rank, term.scale))))
+    }
+
+    fn products(&self) -> Option<Vec<&Term>> {
+        Some(self.terms().collect())
     }
 
     fn needs_measure(&self) -> bool {
@@ -102,14 +133,8 @@ impl Delta for LowRankDelta {
     }
 
     fn columns(&self, cols: Range<usize>) -> Result<Box<dyn Columns + '_>> {
-        let decode = |term: &Term| {
-            let rank = term.down.shape().0;
-            let mut down = Spare::of(rank * cols.len());
-            term.down.decode(0..rank, cols.clone(), &mut down)?;
-            Ok(down)
-        };
         let terms: Vec<&Term> = self.terms().collect();
-        let down = terms.iter().copied().map(decode).collect::<Result<_>>()?;
+        let down = terms.iter().map(|term| term.decode_down(cols.clone())).collect::<Result<_>>()?;
         Ok(Box::new(LowRankColumns { terms, down, up: Spare::of(0) }))
     }
 }
@@ -124,11 +149,9 @@ impl Columns for LowRankColumns<'_> {
     fn add(&mut self, strength: f64, tile: &mut Tile<'_>) -> Result<()> {
         let width = tile.cols.len();
         for (term, down) in self.terms.iter().zip(&self.down) {
-            let rank = term.down.shape().0;
-            self.up = Spare::of(tile.rows.len() * rank);
-            term.up.decode(tile.rows.clone(), 0..rank, &mut self.up)?;
+            self.up = term.decode_up(tile.rows.clone())?;
             let scale = (strength * term.scale) as f32;
-            add_low_rank(tile.value, width, &self.up, down, width, rank, scale);
+            add_low_rank(tile.value, width, &self.up, down, width, term.rank(), scale);
         }
         Ok(())
     }

@@ -54,5 +54,6 @@ pub use method::{Inserted, Method, ParameterChange, Target};
 pub use options::{Needed, ReadOptions};
 pub use parts::{Context, Fallback, Parts, describe, number};
 pub use rows::TokenRows;
+pub use spare::Spare;
 pub use turned::{Turned, Window};
 pub use whole::{Difference, Whole};

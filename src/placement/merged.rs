@@ -1,4 +1,4 @@
-//! One merged tensor: decoded, changed and rounded tile by tile.
+//! One merged tensor: decoded, changed and rounded, in one pass where only products change it (`one_pass.rs`), or tile by tile.
 //!
 //! W′ = round(W + Σ strengthᵢ · ΔWᵢ), accumulated in f32, rounded once. Tiles are cut so that decoded factors stay in the
 //! second-level cache; the bytes do not depend on how they are cut.
@@ -82,7 +82,7 @@ impl Merged {
     }
 
     /// Whether values stand one by one, in their order: the fast way.
-    fn is_plain(&self) -> bool {
+    pub(super) fn is_plain(&self) -> bool {
         let layouts = [&self.source.layout, &self.layout];
         self.source.packing.float().is_some()
             && self.out.float().is_some()
@@ -109,7 +109,7 @@ impl Merged {
             let active: Vec<&Piece> = self.pieces.iter().filter(here).collect();
             let mut ready = Vec::with_capacity(active.len());
             for piece in &active {
-                ready.push(piece.delta.columns(cols.start - piece.col..cols.end - piece.col)?);
+                ready.push(piece.delta.columns(piece.cols_in(&cols))?);
             }
             for band in cuts(rows.clone(), coarse(TILE_ROWS, high), active.iter().map(|piece| piece.rows())) {
                 let elements = band.len() * cols.len();
@@ -175,7 +175,7 @@ impl Merged {
     }
 
     /// Whether the source is too precise for f32: then the sum is formed in f64.
-    fn adds_in_f64(&self) -> bool {
+    pub(super) fn adds_in_f64(&self) -> bool {
         [self.source.packing, self.out] == [Packing::Float(Float::F64); 2]
     }
 
@@ -314,6 +314,10 @@ impl Merged {
 
     /// The bytes of `rows`, and what became of the change in them.
     fn fill(&self, rows: Range<usize>, out: &mut [u8], tally: &mut Tally) -> Result<()> {
+        if let Some(survival) = self.fill_in_one_pass(&rows, out)? {
+            tally.survival.add(&survival);
+            return Ok(());
+        }
         let row_bytes = self.out.bytes_of(self.source.cols);
         self.tiles(rows.clone(), |band, cols, tile| {
             let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);

@@ -23,6 +23,7 @@ mod expert_stacks;
 mod fit;
 pub mod merged;
 mod methods;
+mod one_pass;
 pub mod placer;
 mod places;
 mod prefixes;

@@ -35,6 +35,16 @@ impl Piece {
         self.col..self.col + self.delta.shape().1
     }
 
+    /// Rows of the weight, all of them in the region, as rows of it.
+    pub(crate) fn rows_in(&self, rows: &Range<usize>) -> Range<usize> {
+        rows.start - self.row..rows.end - self.row
+    }
+
+    /// The same of columns.
+    pub(crate) fn cols_in(&self, cols: &Range<usize>) -> Range<usize> {
+        cols.start - self.col..cols.end - self.col
+    }
+
     pub(crate) fn is_active(&self, rows: &Range<usize>, cols: &Range<usize>) -> bool {
         let (mine, across) = (self.rows(), self.cols());
         let (start, end) = (rows.start.max(mine.start), rows.end.min(mine.end));
@@ -61,8 +71,7 @@ pub(crate) struct Place<'a> {
 
 impl Place<'_> {
     pub(crate) fn add(&self, piece: &Piece, columns: &mut dyn Columns, value: &mut [f32]) -> Result<()> {
-        let rows = self.band.start - piece.row..self.band.end - piece.row;
-        let cols = self.cols.start - piece.col..self.cols.end - piece.col;
+        let (rows, cols) = (piece.rows_in(self.band), piece.cols_in(self.cols));
         columns.add(piece.strength, &mut Tile { rows, cols, base: self.base, value, fresh: self.fresh })
     }
 }

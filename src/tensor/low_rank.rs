@@ -6,7 +6,17 @@
 //! split or reorder the sum over k, so the kernel is ours: each element keeps one accumulator, and speed comes from
 //! holding a block of them in registers (Goto, van de Geijn 2008, "Anatomy of high-performance matrix multiplication").
 
-use super::simd::{Level, per_cpu};
+use super::simd::{Level, Simd, per_cpu};
+
+/// Rows of a block. With [`VECTORS`] it holds 8 accumulators, which keep two fma units of latency 4 busy. Measured on Zen 3 (AVX2) at
+/// rank 64, in GF/s of 104: 4 × 16 columns 81, 3 × 24 and 6 × 16 77; 4 × 24 spills a register, 41.
+pub(super) const ROWS: usize = 4;
+
+/// Vectors of columns of a block.
+pub(super) const VECTORS: usize = 2;
+
+/// Groups of columns are multiples of this, which is a whole number of blocks on every CPU.
+pub(super) const RUN_COLS: usize = 64;
 
 /// Bytes of packed `down` that are used again and again; half of the 32 KiB L1 cache of most x86-64 cores, so that
 /// `up` and the weights fit beside it.
@@ -54,82 +64,125 @@ struct Factors<'a> {
 }
 
 per_cpu! {
-    // Blocks of 8 accumulators keep two fma units of latency 4 busy. Measured on Zen 3 (AVX2) at rank 64, in GF/s of
-    // 104: 4 × 16 81, 3 × 24 and 6 × 16 77; 4 × 24 spills a register, 41. The AVX-512 shape is one that LLVM 22 turns
-    // into 8 registers (8 × 48 and 2 × 48 become scalar code: look at the assembly before changing it).
-    fn add_at(value: &mut [f32], factors: &Factors<'_>)
-        = { avx512: add_body::<4, 32>, avx2: add_body::<4, 16>, portable: add_body::<4, 8> };
+    fn add_at(value: &mut [f32], factors: &Factors<'_>) = vectors of add_body;
 }
 
 #[inline(always)]
-fn add_body<const ROWS: usize, const COLS: usize>(value: &mut [f32], factors: &Factors<'_>) {
+fn add_body<const W: usize, S: Simd<W>>(simd: S, value: &mut [f32], factors: &Factors<'_>) {
     let &Factors { cols, up, down, down_stride, rank, scale } = factors;
-    let up = pack_up::<ROWS>(up, rank);
-    let group = COLS * (PANEL_BYTES / (COLS * rank * size_of::<f32>())).max(1);
-    let mut buffer = vec![0.0; rank * group + LINE];
-    let line_start = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-    let (panels, _) = buffer[line_start..].as_chunks_mut::<COLS>();
+    let mut ups = vec![[0.0; ROWS]; (up.len() / rank).div_ceil(ROWS) * rank];
+    pack_up(up, rank, &mut ups, rank);
+    let group = group_cols(rank);
+    let mut buffer = Vec::new();
+    let panels = panels_of::<W>(&mut buffer, rank, group);
+    let scale = simd.splat(scale);
     for first in (0..cols).step_by(group) {
         let width = group.min(cols - first);
-        pack_down(&down[first..], down_stride, width, rank, panels);
-        for (up, rows) in up.chunks_exact(rank).zip(value.chunks_mut(ROWS * cols)) {
-            for (panel, offset) in panels.chunks_exact(rank).zip((0..width).step_by(COLS)) {
-                let sums = product(up, panel);
-                let used = COLS.min(width - offset);
+        pack_down(&down[first..], down_stride, width, rank, panels, rank, false);
+        for (up, rows) in ups.chunks_exact(rank).zip(value.chunks_mut(ROWS * cols)) {
+            for (panel, offset) in panels.chunks_exact(rank).zip((0..width).step_by(VECTORS * W)) {
+                let sums = product(simd, up, panel);
+                let used = (VECTORS * W).min(width - offset);
                 for (sums, row) in sums.iter().zip(rows.chunks_exact_mut(cols)) {
-                    add_scaled(&mut row[first + offset..][..used], sums, scale);
+                    add_scaled(simd, &mut row[first + offset..][..used], sums, scale);
                 }
             }
         }
     }
 }
 
-/// The products of `ROWS` rows of `up` and `COLS` columns of `down`, both packed one k after the other.
+/// The products of [`ROWS`] rows of `up` and [`VECTORS`] vectors of columns of `down`, both packed one k after the other.
 #[inline(always)]
-fn product<const ROWS: usize, const COLS: usize>(up: &[[f32; ROWS]], down: &[[f32; COLS]]) -> [[f32; COLS]; ROWS] {
-    let mut sums = [[0.0; COLS]; ROWS];
+pub(super) fn product<const W: usize, S: Simd<W>>(
+    simd: S,
+    up: &[[f32; ROWS]],
+    down: &[[[f32; W]; VECTORS]],
+) -> [[S::Vector; VECTORS]; ROWS] {
+    let mut sums = [[simd.splat(0.0); VECTORS]; ROWS];
     for (up, down) in up.iter().zip(down) {
+        let down = [simd.load(&down[0]), simd.load(&down[1])];
         for (row, &factor) in sums.iter_mut().zip(up) {
-            for (sum, &weight) in row.iter_mut().zip(down) {
-                *sum = factor.mul_add(weight, *sum);
+            let factor = simd.splat(factor);
+            for (sum, down) in row.iter_mut().zip(down) {
+                *sum = simd.mul_add(factor, down, *sum);
             }
         }
     }
     sums
 }
 
+/// `value += sums · scale`, for as many as there are.
 #[inline(always)]
-fn add_scaled<const COLS: usize>(value: &mut [f32], sums: &[f32; COLS], scale: f32) {
-    match <&mut [f32; COLS]>::try_from(&mut *value) {
-        Ok(whole) => whole.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum * scale),
-        Err(_) => value.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum * scale),
+fn add_scaled<const W: usize, S: Simd<W>>(simd: S, value: &mut [f32], sums: &[S::Vector; VECTORS], scale: S::Vector) {
+    let (whole, rest) = value.as_chunks_mut::<W>();
+    let scaled = sums.map(|sum| simd.mul(sum, scale));
+    whole.iter_mut().zip(scaled).for_each(|(value, delta)| *value = simd.store(simd.add(simd.load(value), delta)));
+    if !rest.is_empty() {
+        let delta = simd.store(scaled[whole.len()]);
+        rest.iter_mut().zip(delta).for_each(|(value, delta)| *value += delta);
     }
 }
 
-/// Blocks of `ROWS` rows, transposed: per block, rank × `[f32; ROWS]`. Rows that the last block lacks are zero.
+/// Columns whose panels fill [`PANEL_BYTES`]: a multiple of [`RUN_COLS`], the same on every CPU.
 #[inline(always)]
-fn pack_up<const ROWS: usize>(up: &[f32], rank: usize) -> Vec<[f32; ROWS]> {
-    let blocks = up.len().div_ceil(rank * ROWS);
-    let mut packed = vec![[0.0; ROWS]; blocks * rank];
-    for (block, rows) in packed.chunks_exact_mut(rank).zip(up.chunks(rank * ROWS)) {
+pub(super) fn group_cols(rank: usize) -> usize {
+    RUN_COLS * (PANEL_BYTES / (RUN_COLS * rank * size_of::<f32>())).max(1)
+}
+
+/// Blocks of [`ROWS`] rows, transposed: every `period`, rank × `[f32; ROWS]`. Rows that the last block lacks stay as they are.
+#[inline(always)]
+pub(super) fn pack_up(up: &[f32], rank: usize, packed: &mut [[f32; ROWS]], period: usize) {
+    for (block, rows) in packed.chunks_mut(period).zip(up.chunks(rank * ROWS)) {
         for (r, row) in rows.chunks_exact(rank).enumerate() {
             for (packed, &factor) in block.iter_mut().zip(row) {
                 packed[r] = factor;
             }
         }
     }
-    packed
 }
 
-/// Panels of `COLS` columns: per panel, rank × `[f32; COLS]`. Columns that the last panel lacks hold anything; they
-/// are computed and not used.
+/// Room for the panels of `group` columns in `buffer`, at the start of a cache line.
+#[inline(always)]
+pub(super) fn panels_of<const W: usize>(
+    buffer: &mut Vec<f32>,
+    rank: usize,
+    group: usize,
+) -> &mut [[[f32; W]; VECTORS]] {
+    buffer.resize(rank * group + LINE, 0.0);
+    let line_start = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    buffer[line_start..][..rank * group].as_chunks_mut().0.as_chunks_mut().0
+}
+
+/// Panels of [`VECTORS`] vectors of columns: every `period`, rank × `[[f32; W]; VECTORS]`, halves or, where they are `paired`, even and
+/// odd columns. Columns that the last panel lacks are zero.
 ///
 /// Packing matters most where the stride is a power of two: the rows then share a few sets of the L1 cache.
 #[inline(always)]
-fn pack_down<const COLS: usize>(down: &[f32], stride: usize, width: usize, rank: usize, panels: &mut [[f32; COLS]]) {
+pub(super) fn pack_down<const W: usize>(
+    down: &[f32],
+    stride: usize,
+    width: usize,
+    rank: usize,
+    panels: &mut [[[f32; W]; VECTORS]],
+    period: usize,
+    paired: bool,
+) {
     for (k, row) in down.chunks(stride).take(rank).enumerate() {
-        for (panel, columns) in panels.chunks_exact_mut(rank).zip(row[..width].chunks(COLS)) {
-            panel[k][..columns.len()].copy_from_slice(columns);
+        for (panel, columns) in panels.chunks_mut(period).zip(row[..width].chunks(VECTORS * W)) {
+            let [left, right] = &mut panel[k];
+            if columns.len() < VECTORS * W {
+                (*left, *right) = ([0.0; W], [0.0; W]);
+                for (at, column) in columns.iter().enumerate() {
+                    let (vector, lane) = if paired { (at % VECTORS, at / VECTORS) } else { (at / W, at % W) };
+                    panel[k][vector][lane] = *column;
+                }
+            } else if paired {
+                let pairs = columns.as_chunks::<VECTORS>().0;
+                left.iter_mut().zip(right).zip(pairs).for_each(|((even, odd), pair)| [*even, *odd] = *pair);
+            } else {
+                let halves = columns.as_chunks().0;
+                (*left, *right) = (halves[0], halves[1]);
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 //! Sources: the dtype names and widths are those of `safetensors` 0.8, the fp8 casts those of torch
 //! (`c10/util/Float8_*.h`), the order of operations in [`add_low_rank`] that of PEFT's merge.
 
+mod cells;
 mod code;
 mod codec;
 mod dtype;
@@ -15,6 +16,7 @@ mod info;
 mod low_rank;
 mod noise;
 mod norm;
+mod one_pass;
 mod packing;
 mod random;
 mod range;
@@ -30,6 +32,7 @@ pub use info::{Shape, TensorInfo, TensorView, usize_of};
 pub use low_rank::add_low_rank;
 pub use noise::rounding_variance;
 pub use norm::{sum_of_squared_differences, sum_of_squares};
+pub use one_pass::{OnePass, Product};
 pub use packing::Packing;
 pub use random::{bits as random_bits, seed_of};
 pub use range::Beyond;

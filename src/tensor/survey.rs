@@ -10,7 +10,7 @@ use super::code::{Bf16, Code};
 use super::codec::Rounding;
 use super::dtype::Float;
 use super::packing::Packing;
-use super::simd::{Level, per_cpu};
+use super::simd::{Level, Simd, lanes, per_cpu};
 use super::survival::Survival;
 
 /// Elements surveyed side by side: one AVX2 register of f32, one AVX-512 or two AVX2 registers of f64.
@@ -208,7 +208,7 @@ fn survey_in_f64(base: &[f32], exact: &[f32], rounded: &[f32]) -> Result<Surviva
 }
 
 /// Whether the sums of a chunk can be trusted; never so where anything was not finite.
-fn fits_f32(chunk: &Survival) -> bool {
+pub(super) fn fits_f32(chunk: &Survival) -> bool {
     // Whatever is infinite or NaN in base, exact or rounded is so in one of these two sums.
     let finite = (chunk.delta_squared + chunk.moved_squared).is_finite();
     finite && (chunk.max_delta == 0.0 || F32_RANGE.contains(&chunk.max_delta))
@@ -220,17 +220,17 @@ per_cpu! {
 
 #[inline(always)]
 fn survey_body(base: &[f32], exact: &[f32], rounded: &[f32]) -> Survival {
-    let ((bases, base_rest), (exacts, exact_rest)) = (base.as_chunks(), exact.as_chunks());
-    let (roundeds, rounded_rest) = rounded.as_chunks();
-    let mut sums = Sums::default();
+    let ((bases, base_rest), (exacts, exact_rest)) = (base.as_chunks::<LANES>(), exact.as_chunks::<LANES>());
+    let (roundeds, rounded_rest) = rounded.as_chunks::<LANES>();
+    let mut sums = Sums::<LANES>::ZERO;
     for ((bases, exacts), roundeds) in bases.chunks(RUN).zip(exacts.chunks(RUN)).zip(roundeds.chunks(RUN)) {
-        let mut run = Run::default();
+        let mut run = Run::<LANES>::ZERO;
         for ((base, exact), rounded) in bases.iter().zip(exacts).zip(roundeds) {
             run.add(base, exact, rounded);
         }
         sums.add(&run);
     }
-    let mut run = Run::default();
+    let mut run = Run::<LANES>::ZERO;
     run.add(&padded(base_rest), &padded(exact_rest), &padded(rounded_rest));
     sums.add(&run);
     sums.total(exact.len())
@@ -247,9 +247,9 @@ fn encode_and_survey_body<C: Code>(base: &[u8], exact: &[f32], out: &mut [u8]) -
     let out = bytemuck::cast_slice_mut::<u8, C::Bytes>(out);
     let ((bases, base_rest), (exacts, exact_rest)) = (base.as_chunks::<LANES>(), exact.as_chunks::<LANES>());
     let (outs, out_rest) = out.as_chunks_mut::<LANES>();
-    let mut sums = Sums::default();
+    let mut sums = Sums::<LANES>::ZERO;
     for ((bases, exacts), outs) in bases.chunks(RUN).zip(exacts.chunks(RUN)).zip(outs.chunks_mut(RUN)) {
-        let mut run = Run::default();
+        let mut run = Run::<LANES>::ZERO;
         for ((base, exact), out) in bases.iter().zip(exacts).zip(outs) {
             *out = exact.map(C::nearest);
             run.add(&base.map(C::widen), exact, &out.map(C::widen));
@@ -261,7 +261,7 @@ fn encode_and_survey_body<C: Code>(base: &[u8], exact: &[f32], out: &mut [u8]) -
         *out = C::nearest(*exact);
         (rest[0][i], rest[1][i], rest[2][i]) = (C::widen(*base), *exact, C::widen(*out));
     }
-    let mut run = Run::default();
+    let mut run = Run::<LANES>::ZERO;
     run.add(&rest[0], &rest[1], &rest[2]);
     sums.add(&run);
     sums.total(exact.len())
@@ -273,11 +273,11 @@ fn padded(rest: &[f32]) -> [f32; LANES] {
     std::array::from_fn(|i| rest.get(i).copied().unwrap_or(0.0))
 }
 
-/// The sums of up to [`RUN`] elements per lane.
-#[derive(Default)]
-struct Run {
+/// The sums of up to [`RUN`] elements in each of `LANES` lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Run<const LANES: usize> {
     wanted: [u32; LANES],
-    lost: [u32; LANES],
+    moved: [u32; LANES],
     delta_squared: [f32; LANES],
     moved_squared: [f32; LANES],
     dot: [f32; LANES],
@@ -285,7 +285,18 @@ struct Run {
     max_delta: [f32; LANES],
 }
 
-impl Run {
+impl<const LANES: usize> Run<LANES> {
+    /// Nothing yet.
+    pub(super) const ZERO: Self = Self {
+        wanted: [0; LANES],
+        moved: [0; LANES],
+        delta_squared: [0.0; LANES],
+        moved_squared: [0.0; LANES],
+        dot: [0.0; LANES],
+        error_squared: [0.0; LANES],
+        max_delta: [0.0; LANES],
+    };
+
     #[inline(always)]
     fn add(&mut self, base: &[f32; LANES], exact: &[f32; LANES], rounded: &[f32; LANES]) {
         for i in 0..LANES {
@@ -294,7 +305,7 @@ impl Run {
             let error = rounded[i] - exact[i];
             let wanted = u32::from(exact[i] != base[i]);
             self.wanted[i] += wanted;
-            self.lost[i] += wanted & u32::from(rounded[i] == base[i]);
+            self.moved[i] += wanted & u32::from(rounded[i] != base[i]);
             self.max_delta[i] = larger(delta.abs(), self.max_delta[i]);
             self.delta_squared[i] = delta.mul_add(delta, self.delta_squared[i]);
             self.moved_squared[i] = moved.mul_add(moved, self.moved_squared[i]);
@@ -302,13 +313,56 @@ impl Run {
             self.error_squared[i] = error.mul_add(error, self.error_squared[i]);
         }
     }
+
+    /// Base, exact and rounded elements of a format that holds every base, so that what was not to move did not; in the lanes
+    /// from `first` on.
+    #[inline(always)]
+    pub(super) fn add_vectors<const W: usize, S: Simd<W>, const N: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        elements: [[S::Vector; 3]; N],
+    ) {
+        macro_rules! lanes {
+            ($field:ident) => {
+                self.$field[first..].first_chunk_mut::<W>().expect("the lanes are there")
+            };
+        }
+        macro_rules! counts {
+            ($field:ident) => {
+                simd.load(&lanes(|i| f32::from_bits(self.$field[first + i])))
+            };
+        }
+        let (mut wanted, mut moved) = (counts!(wanted), counts!(moved));
+        let (mut delta_squared, mut moved_squared) =
+            (simd.load(lanes!(delta_squared)), simd.load(lanes!(moved_squared)));
+        let (mut dot, mut error_squared) = (simd.load(lanes!(dot)), simd.load(lanes!(error_squared)));
+        let mut max_delta = simd.load(lanes!(max_delta));
+        for [base, exact, rounded] in elements {
+            let (delta, change, error) = (simd.sub(exact, base), simd.sub(rounded, base), simd.sub(rounded, exact));
+            wanted = simd.count_differing(wanted, exact, base);
+            moved = simd.count_differing(moved, rounded, base);
+            max_delta = simd.largest(delta, max_delta);
+            delta_squared = simd.mul_add(delta, delta, delta_squared);
+            moved_squared = simd.mul_add(change, change, moved_squared);
+            dot = simd.mul_add(change, delta, dot);
+            error_squared = simd.mul_add(error, error, error_squared);
+        }
+        let (wanted, moved) = (simd.store(wanted), simd.store(moved));
+        *lanes!(wanted) = lanes(|i| wanted[i].to_bits());
+        *lanes!(moved) = lanes(|i| moved[i].to_bits());
+        *lanes!(delta_squared) = simd.store(delta_squared);
+        *lanes!(moved_squared) = simd.store(moved_squared);
+        *lanes!(dot) = simd.store(dot);
+        *lanes!(error_squared) = simd.store(error_squared);
+        *lanes!(max_delta) = simd.store(max_delta);
+    }
 }
 
 /// The sums of many runs.
-#[derive(Default)]
-struct Sums {
+pub(super) struct Sums<const LANES: usize> {
     wanted: [u32; LANES],
-    lost: [u32; LANES],
+    moved: [u32; LANES],
     delta_squared: [f64; LANES],
     moved_squared: [f64; LANES],
     dot: [f64; LANES],
@@ -316,12 +370,24 @@ struct Sums {
     max_delta: [f32; LANES],
 }
 
-impl Sums {
+impl<const LANES: usize> Sums<LANES> {
+    /// Nothing yet.
+    pub(super) const ZERO: Self = Self {
+        wanted: [0; LANES],
+        moved: [0; LANES],
+        delta_squared: [0.0; LANES],
+        moved_squared: [0.0; LANES],
+        dot: [0.0; LANES],
+        error_squared: [0.0; LANES],
+        max_delta: [0.0; LANES],
+    };
+
+    /// One more run.
     #[inline(always)]
-    fn add(&mut self, run: &Run) {
+    pub(super) fn add(&mut self, run: &Run<LANES>) {
         for i in 0..LANES {
             self.wanted[i] += run.wanted[i];
-            self.lost[i] += run.lost[i];
+            self.moved[i] += run.moved[i];
             self.delta_squared[i] += f64::from(run.delta_squared[i]);
             self.moved_squared[i] += f64::from(run.moved_squared[i]);
             self.dot[i] += f64::from(run.dot[i]);
@@ -330,12 +396,14 @@ impl Sums {
         }
     }
 
+    /// The sums of all lanes, in their order.
     #[inline(always)]
-    fn total(&self, elements: usize) -> Survival {
+    pub(super) fn total(&self, elements: usize) -> Survival {
+        let wanted = self.wanted.iter().sum::<u32>();
         Survival {
             elements: u64::try_from(elements).expect("usize has at most 64 bits"),
-            wanted: self.wanted.iter().sum::<u32>().into(),
-            lost: self.lost.iter().sum::<u32>().into(),
+            wanted: wanted.into(),
+            lost: (wanted - self.moved.iter().sum::<u32>()).into(),
             delta_squared: self.delta_squared.iter().sum(),
             moved_squared: self.moved_squared.iter().sum(),
             dot: self.dot.iter().sum(),
