@@ -250,21 +250,23 @@ fn lay_out(parts: &[LowRank], shape: (usize, usize), turned: bool, rank: usize) 
 /// Certificates of parts that lie side by side: squares add.
 #[derive(Default)]
 struct Sum {
-    squares: [f64; 5],
+    squares: [f64; 6],
     incomplete: bool,
 }
 
 impl Sum {
     fn add(&mut self, part: &Certificate) {
-        let values = [part.norm, part.residual, part.residual_at_most, part.optimum_at_least, part.stored_error];
+        let optima = [part.optimum_at_least, part.optimum_near];
+        let values = [part.norm, part.residual, part.residual_at_most, optima[0], optima[1], part.stored_error];
         self.squares.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
         self.incomplete |= !part.complete;
     }
 
     fn certificate(&self) -> Certificate {
-        let [norm, residual, residual_at_most, optimum_at_least, stored_error] = self.squares.map(f64::sqrt);
+        let [norm, residual, residual_at_most, optimum_at_least, optimum_near, stored_error] =
+            self.squares.map(f64::sqrt);
         let complete = !self.incomplete;
-        Certificate { norm, residual, residual_at_most, optimum_at_least, stored_error, complete }
+        Certificate { norm, residual, residual_at_most, optimum_at_least, optimum_near, stored_error, complete }
     }
 }
 

@@ -140,6 +140,7 @@ pub fn pad(slot: &Slot, rank: usize, spectrum: &Spectrum) -> Result<Factors> {
         residual: 0.0,
         residual_at_most: 0.0,
         optimum_at_least: 0.0,
+        optimum_near: 0.0,
         stored_error: 0.0,
         complete: true,
     };
@@ -189,6 +190,7 @@ fn together(certificates: &[Certificate], scale: f64) -> Certificate {
         residual: root(|one| one.residual),
         residual_at_most: root(|one| one.residual_at_most),
         optimum_at_least: root(|one| one.optimum_at_least),
+        optimum_near: root(|one| one.optimum_near),
         stored_error: root(|one| one.stored_error),
         complete: certificates.iter().all(|one| one.complete),
     }
