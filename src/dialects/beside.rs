@@ -8,13 +8,15 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use super::adapterhub::HEADS;
-use super::open::STEMS;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::frozen::TRAINED_BESIDE as TRAINED;
 use crate::adapters::peft_keys;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Format, endings};
 use crate::naming::Role;
+
+/// File stems under which the libraries store adapters.
+pub(super) const STEMS: [&str; 5] = ["adapter_model", "adapters", "adapter", "pytorch_adapter", "pytorch_lora_weights"];
 
 /// Begins of the names of files and folders in which trainers keep their own state.
 const STATE: [&str; 17] = [

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::ALL;
 use super::files::{Facts, Files};
-use super::open::{Opened, Source};
+use super::opened::{Opened, Source};
 use super::pieces::Pieces;
 use super::same::SAFETENSORS;
 use super::spell::{Respelled, Wanted};

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::{Files, Tensor};
-use super::open::{Source, of_peft};
+use super::open::of_peft;
+use super::opened::Source;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::options::Chosen;
 use crate::adapters::{Adapter, ReadOptions};

@@ -6,7 +6,7 @@
 //! | file | idea |
 //! |---|---|
 //! | `dialect` | what there is to know of a dialect |
-//! | `open`, `recognise` | any adapter on disk → its modules |
+//! | `open`, `opened`, `recognise` | any adapter on disk → its modules |
 //! | `beside`, `found` | what lies beside the weights; what was found where an adapter was expected |
 //! | `alphas` | where the α of an adapter without a config of its own stands |
 //! | `peft`, `mlx`, `gguf`, `adapterhub`, `torchtune` | dialects with a reader of their own |
@@ -39,6 +39,7 @@ pub mod metadata_hashes;
 mod mistral;
 pub mod mlx;
 mod open;
+mod opened;
 pub mod peft;
 pub mod pieces;
 mod recognise;

@@ -1,83 +1,21 @@
 //! Any adapter on disk → its modules. What it is, its config tells where there is one, else the names of its tensors.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::dialect::{Dialect, Form};
 use super::gguf::read as gguf;
 use super::mistral::{self, MISTRAL};
+use super::opened::{Opened, Source};
 use super::peft::{self, PEFT};
 use super::unaided::Beside;
 use super::{ALL, beside, found, recognise, unaided};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME};
 use crate::adapters::options::Chosen;
-use crate::adapters::{Adapter, AlphaFrom, Module, Needed, ReadOptions};
+use crate::adapters::{Adapter, Needed, ReadOptions};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, WEIGHT_STEMS, side};
-
-/// File stems under which the libraries store adapters.
-pub(super) const STEMS: [&str; 5] = ["adapter_model", "adapters", "adapter", "pytorch_adapter", "pytorch_lora_weights"];
-
-/// An adapter as it was read.
-pub(crate) struct Opened {
-    pub root: PathBuf,
-    pub dialect: &'static Dialect,
-    pub config: AdapterConfig,
-    pub tensors: Checkpoint,
-    /// The changes, or why they cannot be put together.
-    pub modules: Result<Vec<Module>>,
-    pub needed: Needed,
-}
-
-impl Opened {
-    pub(super) fn new(
-        root: &Path,
-        dialect: &'static Dialect,
-        config: AdapterConfig,
-        tensors: Checkpoint,
-        modules: Result<Vec<Module>>,
-    ) -> Self {
-        let needed = Needed { alpha: config.alpha_from == Some(AlphaFrom::Told), ..Needed::default() };
-        Self { root: root.to_path_buf(), dialect, config, tensors, modules, needed }
-    }
-
-    /// The adapter, and why it cannot be used. It has no modules where they cannot be put together.
-    pub(super) fn examined(self) -> (Adapter, Option<Error>) {
-        let Self { root, dialect: Dialect { name: dialect, .. }, config, tensors, modules, needed } = self;
-        let (modules, problem) = match modules {
-            Ok(modules) => (modules, None),
-            Err(problem) => (Vec::new(), Some(problem)),
-        };
-        let adapter = Adapter { root, dialect, config, tensors, modules, needed };
-        let problem = problem.or_else(|| adapter.check_pairs().err());
-        (adapter, problem)
-    }
-}
-
-/// What an adapter is read from.
-pub struct Source<'a> {
-    /// The directory, or that of the file.
-    pub root: &'a Path,
-    /// The config beside the weights; empty where there is none.
-    pub raw: Map<String, Value>,
-    /// Its tensors.
-    pub tensors: Checkpoint,
-    /// Which of several adapters in one file is meant.
-    pub chosen: &'a Chosen,
-    /// What the files leave open.
-    pub options: &'a ReadOptions,
-}
-
-impl Source<'_> {
-    /// The config as one of PEFT's.
-    ///
-    /// # Errors
-    /// When it is none, or a setting that matters cannot be understood.
-    pub(super) fn config(&self) -> Result<AdapterConfig> {
-        AdapterConfig::parse(self.root.join(CONFIG_NAME), self.raw.clone())
-    }
-}
 
 /// Whose config lies beside the weights, and what it says.
 type Settings = (&'static Dialect, Map<String, Value>);
@@ -168,13 +106,13 @@ pub(super) fn of_peft(source: Source<'_>, whole_folder: bool) -> Result<Opened> 
 
 /// The weights of the adapter in `directory`.
 fn weights(directory: &Path, settings: Option<&Settings>) -> Result<Checkpoint> {
-    let stems: Vec<&str> = STEMS.into_iter().chain(WEIGHT_STEMS).collect();
+    let stems: Vec<&str> = beside::STEMS.into_iter().chain(WEIGHT_STEMS).collect();
     match settings {
         Some((of, _)) if of.form != Form::Directory => Checkpoint::open(&directory.join(of.files[0])),
         Some(_) if found::has_no_weights(directory) => Err(found::config_alone(directory)),
         Some(_) => {
             let tensors = Checkpoint::open_directory(directory, &stems)?;
-            let of_model = !beside::has_stem(&tensors, &STEMS) && beside::has_stem(&tensors, &WEIGHT_STEMS);
+            let of_model = !beside::has_stem(&tensors, &beside::STEMS) && beside::has_stem(&tensors, &WEIGHT_STEMS);
             if of_model && !recognise::holds_factors(&tensors) {
                 return Err(found::config_beside_model(directory));
             }
@@ -185,7 +123,7 @@ fn weights(directory: &Path, settings: Option<&Settings>) -> Result<Checkpoint> 
             match tensors {
                 Ok(tensors) if recognise::holds_factors(&tensors) => Ok(tensors),
                 // What is known of the file says more than that it is no adapter's.
-                Ok(tensors) if beside::has_stem(&tensors, &STEMS) => Ok(tensors),
+                Ok(tensors) if beside::has_stem(&tensors, &beside::STEMS) => Ok(tensors),
                 Ok(tensors) => Err(found::nothing(directory, Some(&tensors))),
                 Err(problem)
                     if recognise::has_adapter_file(directory) || beside::weight_files(directory).len() == 1 =>

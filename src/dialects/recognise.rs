@@ -4,9 +4,9 @@ use std::path::Path;
 
 use foldhash::HashSet;
 
+use super::beside::STEMS;
 use super::gguf::read as gguf;
 use super::mistral;
-use super::open::STEMS;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::keys::{is_adapters, is_frozen, is_strong, scheme_of};
 use crate::adapters::peft_keys;

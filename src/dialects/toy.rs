@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::dialect::Dialect;
 use super::evened::Evened;
 use super::files::{Facts, Files, matrix};
-use super::open::{Opened, Source};
+use super::opened::{Opened, Source};
 use super::pieces::{Pieces, most_frequent};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather};

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::alphas::{Alphas, Survey, TELL};
 use super::dialect::Dialect;
 use super::mistral::MISTRAL;
-use super::open::{Opened, Source};
+use super::opened::{Opened, Source};
 use super::{found, metadata, mistral, recognise};
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::options::Chosen;

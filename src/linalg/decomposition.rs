@@ -27,8 +27,21 @@ pub struct Decomposition {
     right: Vectors,
     /// ‖A‖².
     norm_squared: f64,
-    /// Whether `values` are all singular values, or approximations from below of the first ones.
-    complete: bool,
+    known: Known,
+}
+
+/// What is known of the singular values.
+#[derive(Debug, Clone)]
+pub(super) enum Known {
+    /// All of them.
+    All,
+    /// Approximations from below of the first ones.
+    Leading {
+        /// So many of them are known to 1e-4: a singular value of the matrix is so near to each.
+        settled: usize,
+        /// What a longer iteration would add to the squares of the first ones, by an estimate.
+        gains: Vec<f64>,
+    },
 }
 
 /// Singular vectors of one side in columns: `basis · mix`, multiplied when so many of them as are wanted are known.
@@ -73,6 +86,8 @@ pub struct Certificate {
     /// No matrix of this rank is closer to A than this. Exact after a full decomposition, otherwise a rigorous lower bound:
     /// approximate singular values never exceed the true ones, so √(Σ_{i>k} σ̃ᵢ²) cannot exceed √(Σ_{i>k} σᵢ²).
     pub optimum_at_least: f64,
+    /// The smallest error that a matrix of this rank can have: exact after a full decomposition, otherwise an estimate.
+    pub optimum_near: f64,
     /// What storing the factors in their dtype added: ‖B·A − stored‖.
     pub stored_error: f64,
     /// Whether all singular values are known.
@@ -83,8 +98,9 @@ impl Certificate {
     /// Of a matrix of that norm itself.
     pub fn exact(norm: f64) -> Self {
         let none = 0.0;
-        let (residual, residual_at_most, optimum_at_least, stored_error) = (none, none, none, none);
-        Self { norm, residual, residual_at_most, optimum_at_least, stored_error, complete: true }
+        let (residual, residual_at_most, stored_error) = (none, none, none);
+        let (optimum_at_least, optimum_near) = (none, none);
+        Self { norm, residual, residual_at_most, optimum_at_least, optimum_near, stored_error, complete: true }
     }
 
     /// ‖A − result‖ ∕ ‖A‖ at most; 0 for a matrix of zeros.
@@ -105,6 +121,8 @@ pub struct Truncated {
     pub factors: LowRank,
     /// All singular values that are known, largest first; the first [`Truncated::rank`] are in the factors.
     pub singular_values: Vec<f64>,
+    /// To each of the first so many of them a singular value of the matrix is as near as 1e-4; the rest may be larger in truth.
+    pub settled: usize,
     /// What is known about the error.
     pub certificate: Certificate,
 }
@@ -118,8 +136,8 @@ impl Truncated {
 
 impl Decomposition {
     /// Puts together what an iteration found.
-    pub(super) fn new(left: Vectors, values: Vec<f64>, right: Vectors, norm_squared: f64, complete: bool) -> Self {
-        Self { left, values, right, norm_squared, complete }
+    pub(super) fn new(left: Vectors, values: Vec<f64>, right: Vectors, norm_squared: f64, known: Known) -> Self {
+        Self { left, values, right, norm_squared, known }
     }
 
     /// The full decomposition of a matrix that is held, in f64. Singular values that are rounding noise are left out.
@@ -137,7 +155,7 @@ impl Decomposition {
             skew: false,
         };
         let (left, right) = (vectors(left.view()), vectors(right.t()));
-        Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, true)
+        Self::new(left, values.iter().take(count).copied().collect(), right, norm_squared, Known::All)
     }
 
     /// As [`of_dense`](Self::of_dense), given up when the run is interrupted.
@@ -156,7 +174,7 @@ impl Decomposition {
     /// A decomposition without singular values.
     pub fn zero(rows: usize, cols: usize, norm_squared: f64) -> Self {
         let none = |side| Vectors { basis: Matrix::zeros((side, 0)), mix: Array2::zeros((0, 0)), skew: false };
-        Self::new(none(rows), Vec::new(), none(cols), norm_squared, true)
+        Self::new(none(rows), Vec::new(), none(cols), norm_squared, Known::All)
     }
 
     /// The decomposition of left · self · rightᵀ for orthonormal columns `left` and `right`.
@@ -190,7 +208,15 @@ impl Decomposition {
 
     /// Whether all singular values are known.
     pub fn is_complete(&self) -> bool {
-        self.complete
+        matches!(self.known, Known::All)
+    }
+
+    /// How many of the leading values are known to 1e-4; all of them after a full decomposition.
+    pub fn settled(&self) -> usize {
+        match &self.known {
+            Known::All => self.values.len(),
+            Known::Leading { settled, .. } => *settled,
+        }
     }
 
     /// The rank `rule` gives.
@@ -226,18 +252,27 @@ impl Decomposition {
         let size = |matrix: &Matrix| matrix.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
         let slack = (rank + 2) as f64 * F32_ROUNDOFF * (size(&up) * size(&down) + norm * f64::from(u8::from(rank > 0)));
         let tail: f64 = self.values[rank..].iter().rev().map(|value| value * value).sum();
-        let uncertainty = if self.complete { F64_SLACK } else { F32_ROUNDOFF * 4.0 };
+        let uncertainty = if self.is_complete() { F64_SLACK } else { F32_ROUNDOFF * 4.0 };
         let optimum_at_least = (tail - uncertainty * self.norm_squared).max(0.0).sqrt();
+        let optimum_near = match &self.known {
+            Known::All => tail,
+            Known::Leading { gains, .. } => {
+                let gain: f64 = gains.iter().take(rank).sum();
+                (residual.powi(2) - stored_error.powi(2) - gain).max(0.0)
+            }
+        }
+        .sqrt();
         let certificate = Certificate {
             norm,
             residual,
             residual_at_most: residual + slack,
             optimum_at_least,
+            optimum_near,
             stored_error,
-            complete: self.complete,
+            complete: self.is_complete(),
         };
         let factors = LowRank::new(up, down, 1.0);
-        Ok(Truncated { factors, singular_values: self.values.clone(), certificate })
+        Ok(Truncated { factors, singular_values: self.values.clone(), settled: self.settled(), certificate })
     }
 }
 

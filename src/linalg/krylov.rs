@@ -4,16 +4,20 @@
 //! and AᵀA·V of a block V together, so the matrix is read once per block. From the basis V of all blocks the Ritz values of A
 //! are those of A·V: approximations from below, and the projection A·V·Vᵀ needs nothing else.
 //!
-//! The iteration ends when what one more block could still win is small against the error that stays. That is an
-//! estimate: the coming block is added to the projected matrix with the energy of the last one. In accurate mode the kept
-//! singular values have to stand still as well. What is certified afterwards is measured (`decomposition`).
+//! Blocks are narrower than the rank: for one width of the basis the polynomials are of higher degree then (Meyer, Musco & Musco
+//! 2024), and every block is an occasion to end.
+//!
+//! The iteration ends when what the blocks to come could still win is small against the error that stays. That is an
+//! estimate: the coming block is added to the projected matrix with the largest energy of the last one. Which of the singular values
+//! are known well is told (`settled`); waiting for those of a flat tail would buy nothing. What is certified
+//! afterwards is measured (`decomposition`).
 
-use ndarray::{Array1, Array2, Axis, concatenate, s};
+use ndarray::{Array1, Array2, ArrayView2, ShapeBuilder, s};
 
-use super::decomposition::{Decomposition, Truncated, Vectors};
+use super::decomposition::{Decomposition, Known, Truncated, Vectors};
 use super::operator::LinearOperator;
-use super::policy::RankRule;
-use super::{Matrix, backend, inner};
+use super::policy::{RankPolicy, RankRule};
+use super::{Matrix, MatrixView, backend, inner};
 use crate::error::Result;
 use crate::tensor::{Float, random_bits};
 
@@ -37,23 +41,30 @@ impl Compute {
     }
 }
 
-/// Accepted relative error of a kept singular value in accurate mode: half of 1e-4, since it is estimated.
-const VALUE_TOLERANCE: f64 = 0.5e-4;
+/// Relative error of a singular value that is called settled, at most.
+const VALUE_TOLERANCE: f64 = 1e-4;
+
+/// Columns of a block by the rank, up to which it is taken; multiples of the widest vectors. A narrower one reads the matrix more
+/// often, a wider one multiplies more.
+const BLOCKS: [(usize, usize); 3] = [(32, 16), (96, 32), (usize::MAX, 48)];
 
 /// Columns of a block where the rank is not known beforehand.
 const UNKNOWN_RANK_BLOCK: usize = 32;
 
-/// Columns beyond the rank in a block, at least.
-const OVERSAMPLING: usize = 8;
-
-/// Blocks are multiples of this: the width of the widest vectors.
-const BLOCK_STEP: usize = 16;
-
 /// Share of the smaller side from which the basis would be so large that a full decomposition is less work (measured).
 const FULL_SHARE: f64 = 0.4;
 
-/// Blocks the iteration is expected to need, for choosing between it and the full decomposition.
+/// Blocks beyond the rank that the iteration is expected to need, for choosing between it and the full decomposition.
 const EXPECTED_BLOCKS: usize = 3;
+
+/// Blocks beyond the rank that the basis has at least in the end.
+const BEYOND_RANK: usize = 2;
+
+/// Width of the basis from which a look at the eigenvalues costs about as much as a block.
+const COSTLY_LOOK: usize = 128;
+
+/// The next look is left out where the gain to come is this many times what is accepted.
+const FAR: f64 = 8.0;
 
 /// Largest smaller side that is always decomposed in full: below, setting up an iteration costs more.
 const ALWAYS_FULL: usize = 64;
@@ -80,11 +91,11 @@ pub fn truncated_svd(
 pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Compute, seed: u64) -> Result<Decomposition> {
     let (rows, cols) = operator.shape();
     let side = rows.min(cols);
-    let block = match rule.rank_at_most() {
-        Some(rank) => (rank + OVERSAMPLING).next_multiple_of(BLOCK_STEP),
-        None => UNKNOWN_RANK_BLOCK,
+    let (rank, block) = match rule.rank_at_most() {
+        Some(rank) => (rank, BLOCKS.iter().find(|(most, _)| rank <= *most).map_or(UNKNOWN_RANK_BLOCK, |found| found.1)),
+        None => (0, UNKNOWN_RANK_BLOCK),
     };
-    let expected = (block * EXPECTED_BLOCKS) as f64;
+    let expected = rank.saturating_add(block * EXPECTED_BLOCKS) as f64;
     if side <= ALWAYS_FULL || rule.needs_all() && rule.max_rank.is_none() || expected > FULL_SHARE * side as f64 {
         return Decomposition::of_whole(operator.dense()?);
     }
@@ -109,24 +120,49 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     }
 }
 
+/// Columns one after the other: a block is added at the end.
+struct Columns {
+    rows: usize,
+    values: Vec<f32>,
+}
+
+impl Columns {
+    fn new(rows: usize) -> Self {
+        Self { rows, values: Vec::new() }
+    }
+
+    fn push(&mut self, block: MatrixView<'_>) {
+        block.columns().into_iter().for_each(|column| self.values.extend(column));
+    }
+
+    fn view(&self) -> MatrixView<'_> {
+        let width = self.values.len() / self.rows.max(1);
+        ArrayView2::from_shape((self.rows, width).f(), &self.values).expect("blocks have equal heights")
+    }
+}
+
 /// The state of an iteration. Everything but ‖A‖² is of the matrix scaled to a norm near 1.
 struct Iteration {
     /// ‖A‖².
     norm_squared: f64,
     /// A power of two.
     scale: f32,
-    /// Blocks of orthonormal columns, `[in, ·]`.
-    basis: Vec<Matrix>,
+    /// Orthonormal columns, `[in, ·]`.
+    basis: Columns,
     /// The block to come.
     next: Matrix,
-    /// A·basis, block by block, `[out, ·]`.
-    images: Vec<Matrix>,
+    /// A·basis, `[out, ·]`.
+    images: Columns,
     /// basisᵀ·AᵀA·basis.
     projected: Array2<f64>,
     /// What the last block's AᵀA·V is beyond the basis, in the coordinates of `next`.
     coupling: Array2<f64>,
-    /// Σ of the leading Ritz values (squares of singular values) after the step before.
-    captured_before: f64,
+    /// Σ of the leading Ritz values (squares of singular values) at the last look.
+    captured_before: Option<f64>,
+    /// Whether the next look is left out.
+    is_far: bool,
+    /// What the next block would add to the squares of the leading singular values.
+    gains: Vec<f64>,
 }
 
 impl Iteration {
@@ -135,16 +171,19 @@ impl Iteration {
         let signs = Matrix::from_shape_fn((rows, block), |(row, col)| sign(seed, row, col));
         let (norm_squared, sketch) = operator.sketch(signs.view())?;
         let scale = (-(norm_squared.max(f64::MIN_POSITIVE).log2() / 2.0).round()).clamp(-120.0, 120.0).exp2() as f32;
-        let next = if norm_squared == 0.0 { Matrix::zeros((cols, 0)) } else { orthonormal(&[], sketch * scale).0 };
+        let next =
+            if norm_squared == 0.0 { Matrix::zeros((cols, 0)) } else { backend::qr_f32((sketch * scale).view()).0 };
         Ok(Self {
             norm_squared,
             scale,
-            basis: Vec::new(),
+            basis: Columns::new(cols),
             next,
-            images: Vec::new(),
+            images: Columns::new(rows),
             projected: Array2::zeros((0, 0)),
             coupling: Array2::zeros((0, 0)),
-            captured_before: 0.0,
+            captured_before: None,
+            is_far: false,
+            gains: Vec::new(),
         })
     }
 
@@ -156,36 +195,36 @@ impl Iteration {
     fn step(&mut self, operator: &dyn LinearOperator) -> Result<()> {
         let block = std::mem::replace(&mut self.next, Matrix::zeros((0, 0)));
         let (image, back) = operator.apply_gram(block.view(), self.scale)?;
-        self.images.push(image);
-        self.grow();
-        self.basis.push(block);
-        (self.next, self.coupling) = orthonormal(&self.basis, back);
+        self.images.push(image.view());
+        self.basis.push(block.view());
+        self.grow(image.view());
+        let last = self.projected.slice(s![.., self.width() - block.ncols()..]);
+        (self.next, self.coupling) = beyond(self.basis.view(), back, last.mapv(|value| -value as f32));
         Ok(())
     }
 
     /// Extends the projected matrix by the last image.
-    fn grow(&mut self) {
-        let last = self.images.last().expect("a step has just added it").view();
-        let (old, new) = (self.width(), last.ncols());
-        let mut grown = Array2::zeros((old + new, old + new));
+    fn grow(&mut self, last: MatrixView<'_>) {
+        let corner = inner(last, self.images.view());
+        let (old, all) = (self.width(), corner.ncols());
+        let mut grown = Array2::zeros((all, all));
         grown.slice_mut(s![..old, ..old]).assign(&self.projected);
-        let mut at = 0;
-        for image in &self.images {
-            let corner = inner(last, image.view());
-            let end = at + image.ncols();
-            grown.slice_mut(s![old.., at..end]).assign(&corner);
-            grown.slice_mut(s![at..end, old..]).assign(&corner.t());
-            at = end;
-        }
+        grown.slice_mut(s![.., old..]).assign(&corner.t());
+        grown.slice_mut(s![old.., ..]).assign(&corner);
         self.projected = grown;
     }
 
     fn is_done(&mut self, rule: &RankRule, compute: Compute) -> bool {
+        let wanted = rule.rank_at_most().filter(|_| matches!(rule.policy, RankPolicy::Rank(_)));
+        let block = self.next.ncols();
+        if wanted.is_some_and(|rank| self.width() < rank + block) || std::mem::take(&mut self.is_far) {
+            return false;
+        }
         let squares = descending(&self.projected);
         let scale = f64::from(self.scale);
         let values: Vec<f64> = squares.iter().map(|square| square.sqrt() / scale).collect();
         if !rule.is_settled(&values, self.norm_squared) {
-            self.captured_before = squares.iter().sum();
+            self.captured_before = Some(squares.iter().sum());
             return false;
         }
         let rank = rule.choose(&values, self.norm_squared);
@@ -193,21 +232,24 @@ impl Iteration {
         let captured: f64 = squares.iter().take(rank).sum();
         let coming = self.values_with_next();
         let gain = (coming.iter().take(rank).sum::<f64>() - captured).max(0.0);
-        let before = std::mem::replace(&mut self.captured_before, captured);
-        let gained = (captured - before).max(gain);
         // Gains of later blocks shrink about as the last two did.
-        let rate = if gained > 0.0 { (gain / gained).min(MOST_RATE) } else { 0.0 };
+        let rate = match self.captured_before.replace(captured).map(|before| (captured - before).max(gain)) {
+            Some(gained) if gained > 0.0 => (gain / gained).min(MOST_RATE),
+            Some(_) => 0.0,
+            None => FIRST_RATE,
+        };
         let to_come = gain / (1.0 - rate);
         let residual = (total - captured - to_come).max(0.0);
         // (r² − opt²) ∕ opt² = 2·(r − opt) ∕ opt to first order.
-        let close = to_come <= (2.0 * compute.tolerance() * residual).max(total * NOISE);
-        let moves =
-            |(now, then): (&f64, &f64)| (then - now) / (1.0 - rate) > (2.0 * VALUE_TOLERANCE * now).max(total * NOISE);
-        let settled = compute == Compute::Fast || !squares.iter().zip(&coming).take(rank).any(moves);
-        self.basis.len() > 1 && close && settled
+        let accepted = (2.0 * compute.tolerance() * residual).max(total * NOISE);
+        self.gains = coming.iter().zip(&squares).map(|(then, now)| (then - now).max(0.0) / scale / scale).collect();
+        self.is_far = self.width() >= COSTLY_LOOK && to_come > FAR * accepted;
+        // Of a cluster that one block cannot hold, the next ones find the rest before anything tells of it.
+        self.width() >= rank + BEYOND_RANK * block && to_come <= accepted
     }
 
-    /// The Ritz values that the coming block would give, if its own energy were that of the last one.
+    /// The Ritz values that the coming block would give, if its own energy were the largest of the last one: a cluster that a block
+    /// cannot hold has a part of it still outside.
     fn values_with_next(&self) -> Vec<f64> {
         let (old, new) = (self.width(), self.next.ncols());
         let last = self.coupling.ncols();
@@ -215,9 +257,26 @@ impl Iteration {
         grown.slice_mut(s![..old, ..old]).assign(&self.projected);
         grown.slice_mut(s![old.., old - last..old]).assign(&self.coupling);
         grown.slice_mut(s![old - last..old, old..]).assign(&self.coupling.t());
-        let energy = self.projected.diag().slice(s![old - last..]).mean().unwrap_or(0.0);
+        let corner = self.projected.slice(s![old - last.., old - last..]).to_owned();
+        let energy = descending(&corner).first().copied().unwrap_or(0.0);
         grown.diag_mut().slice_mut(s![old..]).fill(energy);
         descending(&grown)
+    }
+
+    /// How many leading values are known: an eigenvalue of G = AᵀA is within ‖G·v − θ·v‖ of θ, and within its square over the gap to
+    /// the neighbours (Parlett 1980, 11.7). G·v leaves the basis by the coupling alone.
+    fn settled(&self, roots: &Array1<f64>, mix: &Array2<f64>) -> usize {
+        let last = self.width() - self.coupling.ncols();
+        let beyond = backend::multiply_f64(self.coupling.view(), mix.slice(s![last.., ..]));
+        let square = |at: usize| roots.get(at).map_or(0.0, |root| root * root);
+        let is_settled = |at: usize| {
+            let off_squared: f64 = beyond.column(at).iter().map(|value| value * value).sum();
+            let above = if at == 0 { f64::INFINITY } else { square(at - 1) - square(at) };
+            let gap = above.min(square(at) - square(at + 1));
+            let off = off_squared.sqrt().min(off_squared / gap);
+            off <= 2.0 * VALUE_TOLERANCE * square(at)
+        };
+        (0..roots.len()).take_while(|at| is_settled(*at)).count()
     }
 
     /// The Ritz triplets; `None` if they cannot be had.
@@ -226,20 +285,19 @@ impl Iteration {
         let count = squares.iter().filter(|square| **square > 0.0).count();
         let mix = vectors.slice(s![.., vectors.ncols() - count..; -1]).to_owned();
         let roots: Array1<f64> = squares.iter().rev().take(count).map(|square| square.sqrt()).collect();
-        let joined = |blocks: &[Matrix]| {
-            let views: Vec<_> = blocks.iter().map(|block| block.view()).collect();
-            concatenate(Axis(1), &views).expect("blocks have equal heights")
-        };
-        let left = Vectors { basis: joined(&self.images), mix: &mix / &roots, skew: false };
-        let right = Vectors { basis: joined(&self.basis), mix, skew: false };
-        let scale = f64::from(self.scale);
-        let values = roots.iter().map(|root| root / scale).collect();
-        Some(Decomposition::new(left, values, right, self.norm_squared, false))
+        let values = roots.iter().map(|root| root / f64::from(self.scale)).collect();
+        let left = Vectors { basis: self.images.view().to_owned(), mix: &mix / &roots, skew: false };
+        let known = Known::Leading { settled: self.settled(&roots, &mix), gains: self.gains.clone() };
+        let right = Vectors { basis: self.basis.view().to_owned(), mix, skew: false };
+        Some(Decomposition::new(left, values, right, self.norm_squared, known))
     }
 }
 
 /// Gains are never taken to shrink slower than by this factor: a slower iteration is not near its end anyway.
 const MOST_RATE: f64 = 0.8;
+
+/// By how much gains are taken to shrink from block to block where there is only one to go by.
+const FIRST_RATE: f64 = 0.5;
 
 /// Share of ‖A‖² below which a gain is rounding of the f32 products.
 const NOISE: f64 = 1e-12;
@@ -253,23 +311,16 @@ fn sign(seed: u64, row: usize, col: usize) -> f32 {
     if word >> (col % BITS) & 1 == 0 { 1.0 } else { -1.0 }
 }
 
-/// Orthonormal columns that with `basis` span what `basis` and `block` span, and the block in their coordinates.
-fn orthonormal(basis: &[Matrix], mut block: Matrix) -> (Matrix, Array2<f64>) {
-    let clear = |block: &mut Matrix| {
-        for known in basis {
-            let mut inside = Matrix::zeros((known.ncols(), block.ncols()));
-            backend::multiply_into(inside.view_mut(), false, known.t(), block.view());
-            inside.mapv_inplace(|value| -value);
-            backend::multiply_into(block.view_mut(), true, known.view(), inside.view());
-        }
-    };
-    clear(&mut block);
+/// Orthonormal columns that with `basis` span what `basis` and `block` span, and the block beyond the basis in their coordinates.
+/// `inside` is the part of the block within the basis, negative.
+fn beyond(basis: MatrixView<'_>, mut block: Matrix, inside: Matrix) -> (Matrix, Array2<f64>) {
+    backend::multiply_into(block.view_mut(), true, basis, inside.view());
     let (mut first, coordinates) = backend::qr_f32(block.view());
-    if basis.is_empty() {
-        return (first, coordinates.mapv(f64::from));
-    }
     // Twice is enough (Giraud, Langou & Rozložník 2005); also where a column was nothing but rounding.
-    clear(&mut first);
+    let mut again = Matrix::zeros(inside.dim());
+    backend::multiply_into(again.view_mut(), false, basis.t(), first.view());
+    again.mapv_inplace(|value| -value);
+    backend::multiply_into(first.view_mut(), true, basis, again.view());
     let (second, more) = backend::qr_f32(first.view());
     (second, backend::multiply_f64(more.mapv(f64::from).view(), coordinates.mapv(f64::from).view()))
 }

@@ -5,7 +5,7 @@ use crate::adapters::{Change, Lora, Module, scale_of};
 use crate::error::{Error, Result};
 
 /// One change of one adapter on its way.
-pub struct Landable<'a> {
+pub struct Placeable<'a> {
     /// The adapter.
     pub applied: &'a Applied,
     /// The change.
@@ -18,7 +18,7 @@ pub struct Landable<'a> {
     pub strength: f64,
 }
 
-impl<'a> Landable<'a> {
+impl<'a> Placeable<'a> {
     /// The scale of the pair, whose tensors have rank `rank`.
     pub fn scale(&self, rank: u64) -> Result<f64> {
         let path = &self.module.path;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::placer::Lander;
+use super::placer::Placer;
 use crate::adapters::Adapter;
 use crate::error::{Error, Result};
 use crate::formats::Container;
@@ -17,7 +17,7 @@ const OPTION: &str = "--component";
 /// What stands in front of the names of an adapter of PEFT's.
 const PEFTS: &str = "base_model.model.";
 
-impl Lander<'_> {
+impl Placer<'_> {
     /// Finds out which denoiser the names of `adapter` mean that fit several.
     ///
     /// # Errors
@@ -98,12 +98,12 @@ impl Lander<'_> {
         let alike = self.alike();
         let changes = |name: &&String| {
             let front = format!("{name}.");
-            self.landed.targets.keys().any(|target| target.starts_with(&front))
+            self.placement.targets.keys().any(|target| target.starts_with(&front))
         };
         let (changed, kept): (Vec<&String>, Vec<&String>) = alike.iter().partition(changes);
         if let (Some(first), Some(_)) = (changed.first(), kept.first()) {
             let kept: Vec<String> = kept.iter().map(|name| format!("`{name}`")).collect();
-            self.landed.notes.push(format!(
+            self.placement.notes.push(format!(
                 "only `{first}` changes: {}, which is built alike, stays as it is; an adapter for it is merged by itself, with \
                  `{OPTION}`",
                 kept.join(", ")

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
-use super::change::Landable;
+use super::change::Placeable;
 use super::fit::check_magnitude;
-use super::placer::{Fate, Lander};
+use super::placer::{Outcome, Placer};
 use super::tile::Piece;
 use crate::adapters::{Change, Lora, LowRankDelta, Module, Term, describe};
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ use crate::tensor::usize_of;
 const MAX_STACKS: usize = 6;
 
 /// A matrix in a stack, or a part of it, to which one expert's change is added.
-struct Landing {
+struct ExpertPlace {
     tensor: String,
     /// First row and column in the matrix view with `cols` columns.
     row: usize,
@@ -34,9 +34,9 @@ struct Landing {
 }
 
 /// Lands a pair that has no layer of its own: of an expert, or of a stack. `None` if it is neither.
-pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora) -> Result<Option<Fate>> {
+pub fn place(placer: &mut Placer<'_>, job: &Placeable<'_>, lora: &Lora) -> Result<Option<Outcome>> {
     if let Some((layer, expert, part)) = experts::expert_of(&job.path) {
-        return land_expert(lander, job, lora, layer, expert, part);
+        return place_expert(placer, job, lora, layer, expert, part);
     }
     let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
     if parameters.is_empty() {
@@ -44,15 +44,15 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora) -> Result<
     }
     if !job.is_first_pair() {
         // All pairs of a module are landed together, with the first.
-        return Ok(Some(Fate::Merged));
+        return Ok(Some(Outcome::Merged));
     }
     let pairs: Vec<&Module> = job.siblings().filter(|module| matches!(module.change, Change::Lora(_))).collect();
-    let Some(assigned) = assign(lander, job, &pairs, &parameters)? else { return Ok(None) };
+    let Some(assigned) = assign(placer, job, &pairs, &parameters)? else { return Ok(None) };
     refuse_init(job)?;
     for (pair, stack) in assigned {
-        land_stack(lander, job, pair, &stack)?;
+        place_stack(placer, job, pair, &stack)?;
     }
-    Ok(Some(Fate::Merged))
+    Ok(Some(Outcome::Merged))
 }
 
 /// A stack as it lies in the base.
@@ -76,14 +76,14 @@ enum Home {
 
 /// Which pair belongs to which parameter: the order of nesting if the shapes agree with it, else the one order that fits.
 fn assign<'a>(
-    lander: &Lander<'_>,
-    job: &Landable<'_>,
+    placer: &Placer<'_>,
+    job: &Placeable<'_>,
     pairs: &[&'a Module],
     parameters: &[&str],
 ) -> Result<Option<Vec<(&'a Module, Stack)>>> {
     let mut stacks = Vec::new();
     for name in parameters {
-        let Some(home) = find_stack(lander, job, name) else { continue };
+        let Some(home) = find_stack(placer, job, name) else { continue };
         stacks.push(home);
     }
     if stacks.is_empty() {
@@ -119,7 +119,7 @@ fn assign<'a>(
         let pair = lora_of(inner_first[0]);
         let offers: Vec<String> = stacks.iter().map(Stack::describe).collect();
         let problem = format!("B is {}; the parameters are {}", pair.up.info.shape, offers.join(", "));
-        return Err(Error::mismatch(describe(&pair.down), lander.base_name(), problem)
+        return Err(Error::mismatch(describe(&pair.down), placer.base_name(), problem)
             .hint("is this the model the adapter was trained on?"));
     };
     let mut by_place: Vec<Option<Stack>> = stacks.into_iter().map(Some).collect();
@@ -167,8 +167,8 @@ impl Stack {
 }
 
 /// Where the parameter `name` of the job's module lies in the base.
-fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Stack> {
-    let names = &lander.base.names;
+fn find_stack(placer: &Placer<'_>, job: &Placeable<'_>, name: &str) -> Option<Stack> {
+    let names = &placer.base.names;
     let parameter = format!("{}.{name}", job.module.path);
     let plain = format!("{}.{name}", job.path);
     let layer = experts::layer_of_stack(&job.path);
@@ -182,33 +182,33 @@ fn find_stack(lander: &Lander<'_>, job: &Landable<'_>, name: &str) -> Option<Sta
         Some(Place::Split(split, experts)) => {
             let layer = layer?.to_owned();
             let parts = split.parts_of(name)?;
-            let (rows, inputs) = lander.base.checkpoint.info(&split.tensor(&layer, 0, parts[0]))?.shape.rows_cols();
+            let (rows, inputs) = placer.base.checkpoint.info(&split.tensor(&layer, 0, parts[0]))?.shape.rows_cols();
             let outputs = rows * parts.len() as u64;
             return Some(Stack { parameter, experts, outputs, inputs, home: Home::Split { split, layer, parts } });
         }
-        None => return find_list(lander, &job.path, parameter, name),
+        None => return find_list(placer, &job.path, parameter, name),
     };
-    let info = lander.base.checkpoint.info(&tensor)?;
+    let info = placer.base.checkpoint.info(&tensor)?;
     let (experts, outputs, inputs) = match *info.shape.as_slice() {
         [outputs, inputs] => (1, outputs, inputs),
         [experts, outputs, inputs] if experts > 0 => (experts, outputs, inputs),
         _ => return None,
     };
-    let transposed = lander.base.is_one_of(&TRANSPOSED_MODELS);
+    let transposed = placer.base.is_one_of(&TRANSPOSED_MODELS);
     Some(Stack { parameter, experts, outputs, inputs, home: Home::Tensor { name: tensor, transposed } })
 }
 
 /// A parameter whose experts the base keeps one by one below `path`, each under the name of the parameter.
-fn find_list(lander: &Lander<'_>, path: &str, parameter: String, name: &str) -> Option<Stack> {
-    let names = &lander.base.names;
-    let (outputs, inputs) = lander.base.checkpoint.info(&experts::of_list(path, 0, name))?.shape.rows_cols();
+fn find_list(placer: &Placer<'_>, path: &str, parameter: String, name: &str) -> Option<Stack> {
+    let names = &placer.base.names;
+    let (outputs, inputs) = placer.base.checkpoint.info(&experts::of_list(path, 0, name))?.shape.rows_cols();
     let count = (0..).take_while(|expert| names.has(&experts::of_list(path, *expert, name))).count();
     let home = Home::List { path: path.to_owned(), name: name.to_owned() };
     Some(Stack { parameter, experts: count as u64, outputs, inputs, home })
 }
 
 /// Adds every expert's share of a pair to its place.
-fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stack: &Stack) -> Result<()> {
+fn place_stack(placer: &mut Placer<'_>, job: &Placeable<'_>, module: &Module, stack: &Stack) -> Result<()> {
     let pair = lora_of(module);
     check_magnitude(job, pair)?;
     if let Some(extra) = pair.magnitude.as_ref().or(pair.bias.as_ref()) {
@@ -225,15 +225,15 @@ fn land_stack(lander: &mut Lander<'_>, job: &Landable<'_>, module: &Module, stac
             up: whole.up.pick_cols(expert, rank, count),
             scale,
         };
-        for landing in landings(stack, pair, expert) {
-            check_home(lander, pair, &landing)?;
-            add(lander, job, &landing, term.clone());
+        for place in expert_places(stack, pair, expert) {
+            check_place(placer, pair, &place)?;
+            add(placer, job, &place, term.clone());
         }
     }
     Ok(())
 }
 
-fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
+fn expert_places(stack: &Stack, pair: &Lora, expert: usize) -> Vec<ExpertPlace> {
     let outputs = usize_of(pair.outputs());
     match &stack.home {
         Home::Tensor { name, transposed } => {
@@ -242,11 +242,11 @@ fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
             let swapped = if square { *transposed } else { pair.outputs() == stack.inputs };
             let row = expert * usize_of(stack.outputs);
             let cols = Some(usize_of(stack.inputs));
-            vec![Landing { tensor: name.clone(), row, col: 0, cols, outputs: (0, outputs), transposed: swapped }]
+            vec![ExpertPlace { tensor: name.clone(), row, col: 0, cols, outputs: (0, outputs), transposed: swapped }]
         }
         Home::Split { split, layer, parts } => {
             let each = outputs / parts.len();
-            let landing = |(at, part): (usize, &Part)| Landing {
+            let place = |(at, part): (usize, &Part)| ExpertPlace {
                 tensor: split.tensor(layer, expert as u64, *part),
                 row: 0,
                 col: 0,
@@ -254,32 +254,32 @@ fn landings(stack: &Stack, pair: &Lora, expert: usize) -> Vec<Landing> {
                 outputs: (at * each, each),
                 transposed: false,
             };
-            parts.iter().enumerate().map(landing).collect()
+            parts.iter().enumerate().map(place).collect()
         }
         Home::List { path, name } => {
             let tensor = experts::of_list(path, expert as u64, name);
-            vec![Landing { tensor, row: 0, col: 0, cols: None, outputs: (0, outputs), transposed: false }]
+            vec![ExpertPlace { tensor, row: 0, col: 0, cols: None, outputs: (0, outputs), transposed: false }]
         }
     }
 }
 
 /// The tensor a share lands on must be there, and one of a split layer must have the shape of its share.
-fn check_home(lander: &Lander<'_>, pair: &Lora, landing: &Landing) -> Result<()> {
-    let Some(info) = lander.base.checkpoint.info(&landing.tensor) else {
-        let place = format!("{}: `{}`", lander.base_name(), landing.tensor);
+fn check_place(placer: &Placer<'_>, pair: &Lora, place: &ExpertPlace) -> Result<()> {
+    let Some(info) = placer.base.checkpoint.info(&place.tensor) else {
+        let place = format!("{}: `{}`", placer.base_name(), place.tensor);
         let problem = "the base has other experts of this layer, and not this tensor";
         return Err(Error::mismatch(describe(&pair.down), place, problem));
     };
-    let wanted = (landing.outputs.1 as u64, pair.inputs());
-    if landing.cols.is_none() && info.shape.rows_cols() != wanted {
+    let wanted = (place.outputs.1 as u64, pair.inputs());
+    if place.cols.is_none() && info.shape.rows_cols() != wanted {
         let problem = format!("its share is [{}, {}], the weight {}", wanted.0, wanted.1, info.shape);
-        return Err(Error::mismatch(describe(&pair.down), describe(&lander.base.stored(&landing.tensor)), problem));
+        return Err(Error::mismatch(describe(&pair.down), describe(&placer.base.stored(&place.tensor)), problem));
     }
     Ok(())
 }
 
 /// The difference to untrained factors is formed for layers only.
-fn refuse_init(job: &Landable<'_>) -> Result<()> {
+fn refuse_init(job: &Placeable<'_>) -> Result<()> {
     if job.applied.init.is_none() && job.applied.original.is_none() {
         return Ok(());
     }
@@ -287,35 +287,35 @@ fn refuse_init(job: &Landable<'_>) -> Result<()> {
     Err(Error::unsupported(&job.applied.adapter.root, what))
 }
 
-fn add(lander: &mut Lander<'_>, job: &Landable<'_>, landing: &Landing, term: Term) {
-    let (first, count) = landing.outputs;
+fn add(placer: &mut Placer<'_>, job: &Placeable<'_>, place: &ExpertPlace, term: Term) {
+    let (first, count) = place.outputs;
     let part = Term { up: term.up.pick_rows(first, count, 1), ..term };
-    let delta = LowRankDelta::from(if landing.transposed { part.transposed() } else { part });
-    let piece = Piece { delta: Arc::new(delta), row: landing.row, col: landing.col, strength: job.strength };
-    lander.add(&landing.tensor, piece, landing.cols);
+    let delta = LowRankDelta::from(if place.transposed { part.transposed() } else { part });
+    let piece = Piece { delta: Arc::new(delta), row: place.row, col: place.col, strength: job.strength };
+    placer.add(&place.tensor, piece, place.cols);
 }
 
 /// A pair of one expert's linear layer, into the expert's tensor under another name or into its slice of a stack.
-fn land_expert(
-    lander: &mut Lander<'_>,
-    job: &Landable<'_>,
+fn place_expert(
+    placer: &mut Placer<'_>,
+    job: &Placeable<'_>,
     lora: &Lora,
     layer: &str,
     expert: u64,
     part: Part,
-) -> Result<Option<Fate>> {
-    let landing = match experts::find(layer, |name| lander.base.names.has(name)) {
+) -> Result<Option<Outcome>> {
+    let place = match experts::find(layer, |name| placer.base.names.has(name)) {
         None => return Ok(None),
         Some(Place::Split(split, count)) if expert < count => {
             let tensor = split.tensor(layer, expert, part);
-            let Some(shape) = lander.base.checkpoint.find(&tensor) else { return Ok(None) };
+            let Some(shape) = placer.base.checkpoint.find(&tensor) else { return Ok(None) };
             check(lora, &shape, shape.info.shape.rows_cols())?;
             let outputs = (0, usize_of(lora.outputs()));
-            Landing { tensor, row: 0, col: 0, cols: None, outputs, transposed: false }
+            ExpertPlace { tensor, row: 0, col: 0, cols: None, outputs, transposed: false }
         }
         Some(Place::Split(..)) => return Ok(None),
-        Some(Place::Fused(fused)) => match slice_of_stack(lander, lora, fused, layer, expert, part)? {
-            Some(landing) => landing,
+        Some(Place::Fused(fused)) => match slice_of_stack(placer, lora, fused, layer, expert, part)? {
+            Some(place) => place,
             None => return Ok(None),
         },
     };
@@ -328,30 +328,30 @@ fn land_expert(
         );
         return Err(Error::unsupported(extra.path(), what));
     }
-    add(lander, job, &landing, lora.term(job.scale(lora.rank())?)?);
-    Ok(Some(Fate::Merged))
+    add(placer, job, &place, lora.term(job.scale(lora.rank())?)?);
+    Ok(Some(Outcome::Merged))
 }
 
 fn slice_of_stack(
-    lander: &Lander<'_>,
+    placer: &Placer<'_>,
     lora: &Lora,
     fused: &Fused,
     layer: &str,
     expert: u64,
     part: Part,
-) -> Result<Option<Landing>> {
+) -> Result<Option<ExpertPlace>> {
     let name = fused.tensor(layer, part);
-    let Some(stack) = lander.base.checkpoint.find(&name) else { return Ok(None) };
+    let Some(stack) = placer.base.checkpoint.find(&name) else { return Ok(None) };
     let &[experts, rows, cols] = stack.info.shape.as_slice() else { return Ok(None) };
     if expert >= experts {
         return Ok(None);
     }
     let both = part != Part::Down && fused.gated;
-    if both && lander.base.is_one_of(&INTERLEAVED_MODELS) {
+    if both && placer.base.is_one_of(&INTERLEAVED_MODELS) {
         let what = format!(
             "`{name}` alternates gate and up column by column; adapters of single experts cannot be merged into it"
         );
-        return Err(Error::unsupported(lander.base.checkpoint.root(), what));
+        return Err(Error::unsupported(placer.base.checkpoint.root(), what));
     }
     if part == Part::Gate && !fused.gated {
         return Ok(None);
@@ -361,7 +361,7 @@ fn slice_of_stack(
     let straight = rows == outputs * halves && cols == inputs;
     let turned = rows == inputs && cols == outputs * halves;
     let transposed = match (straight, turned) {
-        (true, true) => lander.base.is_one_of(&TRANSPOSED_MODELS),
+        (true, true) => placer.base.is_one_of(&TRANSPOSED_MODELS),
         (false, false) => {
             check(lora, &stack, (rows / halves, cols))?;
             return Ok(None);
@@ -371,7 +371,7 @@ fn slice_of_stack(
     let half = if both && part == Part::Up { usize_of(outputs) } else { 0 };
     let first = usize_of(expert * rows);
     let (row, col) = if transposed { (first, half) } else { (first + half, 0) };
-    Ok(Some(Landing {
+    Ok(Some(ExpertPlace {
         tensor: name,
         row,
         col,

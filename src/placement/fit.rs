@@ -1,6 +1,6 @@
 //! Whether a change fits its place: shapes, orientation, and what to say if not.
 
-use super::change::Landable;
+use super::change::Placeable;
 use super::vocabulary::{self, is_resized, is_vocabulary};
 use crate::adapters::{Lora, describe};
 use crate::dialects::Dialect;
@@ -12,7 +12,7 @@ use crate::model::base::Base;
 ///
 /// # Errors
 /// When the change has another shape than the weight, either way round.
-pub fn is_transposed(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<bool> {
+pub fn is_transposed(base: &Base, job: &Placeable<'_>, lora: &Lora, target: &Stored) -> Result<bool> {
     let shape = target.info.shape.as_slice();
     let (out, inputs) = (lora.outputs(), lora.inputs());
     let rows_cols = target.info.shape.rows_cols();
@@ -82,7 +82,7 @@ pub fn check_elements(tensor: &Stored, target: &Stored) -> Result<()> {
 ///
 /// # Errors
 /// When one of them is alone.
-pub fn check_magnitude(job: &Landable<'_>, lora: &Lora) -> Result<()> {
+pub fn check_magnitude(job: &Placeable<'_>, lora: &Lora) -> Result<()> {
     let config = &job.applied.adapter.config;
     // Only a config of its own can say something else than the tensors.
     if !Dialect::of(job.applied.adapter.dialect).declares || config.dora == lora.magnitude.is_some() {

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::change::Landable;
-use super::placer::{Fate, Lander};
+use super::change::Placeable;
+use super::placer::{Outcome, Placer};
 use super::split;
 use super::tile::Piece;
 use crate::adapters::{Delta, Method, Target, Turned, describe};
@@ -15,24 +15,24 @@ use crate::naming::embeddings;
 ///
 /// # Errors
 /// When the change does not fit the layer.
-pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) -> Result<Option<Fate>> {
-    let Some(name) = lander.tensor_of(job, "weight") else {
-        if let Some((size, spots)) = lander.spots(job)? {
-            return split::land_method(lander, job, method, size, &spots);
+pub fn place(placer: &mut Placer<'_>, job: &Placeable<'_>, method: &dyn Method) -> Result<Option<Outcome>> {
+    let Some(name) = placer.tensor_of(job, "weight") else {
+        if let Some((size, spots)) = placer.spots(job)? {
+            return split::place_method(placer, job, method, size, &spots);
         }
-        return lander.base.packed(&job.path).map_or(Ok(None), Err);
+        return placer.base.packed(&job.path).map_or(Ok(None), Err);
     };
-    let stored = lander.target(&name);
+    let stored = placer.target(&name);
     // Says who packed a weight that holds no floating point numbers.
-    lander.base.weight(&stored.info.name, None)?;
-    let bias = lander.tensor_of(job, "bias");
-    let transposed = is_transposed(lander, job, method, &stored);
+    placer.base.weight(&stored.info.name, None)?;
+    let bias = placer.tensor_of(job, "bias");
+    let transposed = is_transposed(placer, job, method, &stored);
     let target = Target::of(&stored, transposed, bias.is_some());
     if let Some(reason) = method.kind().on_embedding.filter(|_| embeddings::is_table(&job.path)) {
         return Err(Error::unsupported(&job.applied.adapter.root, format!("`{}` {reason}", job.path)));
     }
     if let Some(note) = method.kind().on_convolution.filter(|_| target.kernel.iter().any(|size| *size > 1)) {
-        lander.landed.notes.push(format!("`{}` {note}", job.path));
+        placer.placement.notes.push(format!("`{}` {note}", job.path));
     }
     for change in method.changes(&target)? {
         if change.delta.reads_weight() && transposed {
@@ -40,37 +40,37 @@ pub fn land(lander: &mut Lander<'_>, job: &Landable<'_>, method: &dyn Method) ->
             return Err(Error::unsupported(&job.applied.adapter.root, what));
         }
         if change.delta.reads_weight() {
-            change.delta.see_weight(&lander.base.weight(&stored.info.name, None)?)?;
+            change.delta.see_weight(&placer.base.weight(&stored.info.name, None)?)?;
         }
         let (name, shape) = match change.parameter {
             "bias" => {
                 let Some(name) = bias.clone() else {
                     let problem = format!("{} changes the bias of `{}`, which has none", method.kind(), job.path);
-                    return Err(Error::mismatch(first(method), lander.base_name(), problem));
+                    return Err(Error::mismatch(first(method), placer.base_name(), problem));
                 };
-                (name.clone(), lander.target(&name).rows_cols())
+                (name.clone(), placer.target(&name).rows_cols())
             }
             _ => (name.clone(), (target.outputs, target.inputs)),
         };
         if change.delta.shape() != shape {
             let (rows, cols) = change.delta.shape();
             let problem = format!("the change is [{rows}, {cols}], its place [{}, {}]", shape.0, shape.1);
-            return Err(Error::mismatch(first(method), describe(&lander.target(&name)), problem)
+            return Err(Error::mismatch(first(method), describe(&placer.target(&name)), problem)
                 .hint("is this the model the adapter was trained on?"));
         }
         let turned = transposed && change.parameter != "bias";
         let delta: Arc<dyn Delta> = if turned { Arc::new(Turned(change.delta)) } else { change.delta };
-        lander.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
+        placer.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
     }
-    Ok(Some(Fate::Merged))
+    Ok(Some(Outcome::Merged))
 }
 
 /// Whether the weight keeps its inputs in rows: by shape where the method tells one, by kind of model where that is square.
-fn is_transposed(lander: &Lander<'_>, job: &Landable<'_>, method: &dyn Method, stored: &Stored) -> bool {
+fn is_transposed(placer: &Placer<'_>, job: &Placeable<'_>, method: &dyn Method, stored: &Stored) -> bool {
     if stored.info.shape.as_slice().len() != 2 {
         return false;
     }
-    let said = lander.base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out);
+    let said = placer.base.keeps_inputs_in_rows(&job.path, job.applied.adapter.config.fan_in_fan_out);
     let (rows, cols) = stored.info.shape.rows_cols();
     match method.shape() {
         Some(shape) if rows != cols => shape == (cols, rows),

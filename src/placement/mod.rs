@@ -39,9 +39,9 @@ pub mod vocabulary;
 mod whole;
 
 pub use applied::{Applied, Sources};
-pub use change::Landable;
+pub use change::Placeable;
 pub use fit::is_transposed;
-pub use placer::{Fate, Lander};
+pub use placer::{Outcome, Placer};
 pub use places::{Place as BasePlace, Places as BasePlaces};
 pub use prepared::{Prepared, prepare};
 pub use selection::{Selection, pattern};

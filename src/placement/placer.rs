@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::applied::Applied;
-use super::change::Landable;
+use super::change::Placeable;
 use super::denoisers::in_component;
 use super::fit::check_elements;
 use super::methods;
@@ -12,7 +12,7 @@ use super::places::{Place, Places, names_component, size_of};
 use super::prepared::{Prepared, prepare};
 use super::selection::Selection;
 use super::tile::Piece;
-use super::unplaced::{Homeless, Lost};
+use super::unplaced::{Lost, Unplaced};
 use super::vocabulary::{self, Resized, is_resized};
 use super::{expert_stacks, split};
 use crate::adapters::{
@@ -27,7 +27,7 @@ use crate::naming::{Shift, experts, head, renamed};
 /// What became of an adapter's tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Fate {
+pub enum Outcome {
     /// It is in the result.
     Merged,
     /// It repeats the base's own tensor.
@@ -53,11 +53,11 @@ pub struct Target {
 
 /// All changes with their places.
 #[derive(Default)]
-pub struct Landed {
+pub struct Placement {
     /// By name of the output tensor.
     pub targets: BTreeMap<String, Target>,
     /// What became of every adapter tensor, adapter by adapter.
-    pub fates: Vec<HashMap<String, Fate>>,
+    pub outcomes: Vec<HashMap<String, Outcome>>,
     /// Matrices that get another number of rows.
     pub resized: Resized,
     /// Things worth knowing.
@@ -65,7 +65,7 @@ pub struct Landed {
 }
 
 /// Finds the place of one adapter after the other.
-pub struct Lander<'a> {
+pub struct Placer<'a> {
     pub(crate) base: &'a Base,
     pub(crate) places: Places,
     /// The denoiser that `--component` names.
@@ -79,15 +79,15 @@ pub struct Lander<'a> {
     /// Whether the adapter that lands calls the base's modules as the base does.
     pub(super) same_paths: bool,
     /// What has landed so far.
-    pub landed: Landed,
+    pub placement: Placement,
     /// Every module path seen.
     pub paths: BTreeSet<String>,
 }
 
-impl<'a> Lander<'a> {
+impl<'a> Placer<'a> {
     /// Nothing has landed yet.
     pub fn new(base: &'a Base, selection: &'a Selection, allow_unused: &'a globset::GlobSet) -> Self {
-        let (places, landed) = (Places::new(base), Landed::default());
+        let (places, placement) = (Places::new(base), Placement::default());
         Self {
             base,
             places,
@@ -97,7 +97,7 @@ impl<'a> Lander<'a> {
             resizes: false,
             same_paths: false,
             tied: Vec::new(),
-            landed,
+            placement,
             paths: BTreeSet::new(),
         }
     }
@@ -118,19 +118,19 @@ impl<'a> Lander<'a> {
     ///
     /// # Errors
     /// When a tensor has no place, or not the shape of its place.
-    pub fn land(&mut self, applied: &Applied) -> Result<()> {
-        self.landed.fates.push(HashMap::new());
+    pub fn place(&mut self, applied: &Applied) -> Result<()> {
+        self.placement.outcomes.push(HashMap::new());
         let adapter = &applied.adapter;
         self.choose_denoiser(adapter)?;
         let shift = self.shift(adapter)?;
         self.same_paths = shift.is_identity();
         let moved = self.moved(adapter, &shift)?;
-        let mut homeless = Vec::new();
+        let mut unplaced = Vec::new();
         let mut embedded = BTreeSet::new();
         for (at, module) in adapter.modules.iter().enumerate() {
             if let Some(name) = embedding_of(module) {
                 embedded.insert(name);
-                self.settle(module, Fate::AllowedUnused);
+                self.settle(module, Outcome::AllowedUnused);
                 continue;
             }
             let path = moved.apply(self.places.meant(shift.apply(&module.path)));
@@ -139,28 +139,28 @@ impl<'a> Lander<'a> {
             self.note_tied(at, &path);
             let strength = applied.strength_at(self.selection, &path)?;
             if strength == 0.0 || !self.selection.takes(&path) {
-                self.settle(module, Fate::LeftOut);
+                self.settle(module, Outcome::LeftOut);
                 continue;
             }
-            let job = Landable { applied, module, at, path, strength };
-            match self.land_module(&job)? {
-                Some(fate) => self.settle(module, fate),
+            let job = Placeable { applied, module, at, path, strength };
+            match self.place_module(&job)? {
+                Some(outcome) => self.settle(module, outcome),
                 None => {
                     let tensors: Vec<String> =
                         module.change.tensors().iter().map(|tensor| tensor.info.name.clone()).collect();
                     if tensors.iter().all(|name| self.allow_unused.is_match(name)) {
-                        self.settle(module, Fate::AllowedUnused);
+                        self.settle(module, Outcome::AllowedUnused);
                     } else {
                         if let Some(error) = self.packed_place(&job) {
                             return Err(error);
                         }
-                        homeless.push(Homeless { tensors, wanted: job.path.clone(), lost: Lost::of(&module.change) });
+                        unplaced.push(Unplaced { tensors, wanted: job.path.clone(), lost: Lost::of(&module.change) });
                     }
                 }
             }
         }
-        self.landed.notes.extend(embeddings_note(&embedded, "a model"));
-        if homeless.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &homeless, moved.nearly.as_deref())) }
+        self.placement.notes.extend(embeddings_note(&embedded, "a model"));
+        if unplaced.is_empty() { Ok(()) } else { Err(self.no_place(adapter, &unplaced, moved.nearly.as_deref())) }
     }
 
     /// Remembers a module of the tie, under whatever name the adapter has it.
@@ -168,13 +168,13 @@ impl<'a> Lander<'a> {
         let Some(tie) = self.base.tie.as_ref().or(self.base.stored_tie.as_ref()) else { return };
         let is = |tensor: &str| tensor.strip_suffix(".weight") == Some(path);
         if is(&tie.head) || is(&tie.embedding) {
-            self.tied.push((self.landed.fates.len() - 1, at, is(&tie.head)));
+            self.tied.push((self.placement.outcomes.len() - 1, at, is(&tie.head)));
         }
     }
 
-    fn settle(&mut self, module: &Module, fate: Fate) {
-        let fates = self.landed.fates.last_mut().expect("an adapter is being landed");
-        fates.extend(module.change.tensors().into_iter().map(|tensor| (tensor.info.name.clone(), fate)));
+    fn settle(&mut self, module: &Module, outcome: Outcome) {
+        let outcomes = self.placement.outcomes.last_mut().expect("an adapter is being landed");
+        outcomes.extend(module.change.tensors().into_iter().map(|tensor| (tensor.info.name.clone(), outcome)));
     }
 
     /// The path of the module in the base: as it is, or under another name.
@@ -190,7 +190,7 @@ impl<'a> Lander<'a> {
 
     /// The places of the rows of the job's module, where they are those of other modules.
     #[allow(clippy::type_complexity, reason = "outputs and inputs of the change, and where its rows go")]
-    pub(crate) fn spots(&self, job: &Landable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
+    pub(crate) fn spots(&self, job: &Placeable<'_>) -> Result<Option<((u64, u64), Vec<Spot>)>> {
         let Some(size) = size_of(&job.module.change) else { return Ok(None) };
         match self.places.find(self.base, &job.path, Some(size))? {
             Some(Place::Rows(spots)) => Ok(Some((size, spots))),
@@ -213,7 +213,7 @@ impl<'a> Lander<'a> {
             let renamed = modules.iter().zip(&located).filter(|(module, located)| module != located);
             if let Some((module, located)) = renamed.clone().next() {
                 let count = renamed.count();
-                self.landed.notes.push(format!(
+                self.placement.notes.push(format!(
                     "the base has other names for {count} of the adapter's modules: `{module}` is its `{located}`"
                 ));
             }
@@ -224,7 +224,7 @@ impl<'a> Lander<'a> {
             [shift] => {
                 if !shift.is_identity() {
                     let (from, to) = (&shift.strip, &shift.add);
-                    self.landed.notes.push(format!(
+                    self.placement.notes.push(format!(
                         "module paths differ in their prefix: `{from}` of the adapter is `{to}` of the base"
                     ));
                 }
@@ -247,22 +247,22 @@ impl<'a> Lander<'a> {
         self.base.checkpoint.root().display().to_string()
     }
 
-    fn land_module(&mut self, job: &Landable<'_>) -> Result<Option<Fate>> {
+    fn place_module(&mut self, job: &Placeable<'_>) -> Result<Option<Outcome>> {
         match &job.module.change {
-            Change::Lora(lora) => self.land_lora(job, lora),
-            Change::Method(method) => methods::land(self, job, method.as_ref()),
+            Change::Lora(lora) => self.place_lora(job, lora),
+            Change::Method(method) => methods::place(self, job, method.as_ref()),
             Change::Inserted(inserted) => {
                 let what = format!("`{}` ({}): {}", job.module.path, inserted.kind, inserted.reason);
                 Err(Error::unsupported(&job.applied.adapter.root, what))
             }
-            Change::Whole(parameter, tensor) => self.land_whole(job, parameter, tensor),
-            Change::Frozen(parameter, tensor) => self.land_frozen(job, parameter, tensor),
-            Change::TokenRows(tensor) => self.land_rows(job, tensor),
+            Change::Whole(parameter, tensor) => self.place_whole(job, parameter, tensor),
+            Change::Frozen(parameter, tensor) => self.place_frozen(job, parameter, tensor),
+            Change::TokenRows(tensor) => self.place_rows(job, tensor),
             Change::Unknown(_) => Ok(None),
         }
     }
 
-    fn land_lora(&mut self, job: &Landable<'_>, lora: &Lora) -> Result<Option<Fate>> {
+    fn place_lora(&mut self, job: &Placeable<'_>, lora: &Lora) -> Result<Option<Outcome>> {
         if let Some(name) = self.tensor_of(job, "weight") {
             let target = self.target(&name);
             if target.info.dtype.float().is_none() {
@@ -271,7 +271,7 @@ impl<'a> Lander<'a> {
             }
             let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
             if target.info.shape.as_slice().len() == 3 && parameters.contains(&"weight") {
-                return expert_stacks::land(self, job, lora);
+                return expert_stacks::place(self, job, lora);
             }
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
             match prepare(self.base, job, lora, &target)? {
@@ -286,19 +286,19 @@ impl<'a> Lander<'a> {
             if let Some(bias) = &lora.bias {
                 self.add_bias(job, bias)?;
             }
-            return Ok(Some(Fate::Merged));
+            return Ok(Some(Outcome::Merged));
         }
         if let Some(error) = self.base.packed(&job.path) {
             return Err(error);
         }
         if let Some((_, spots)) = self.spots(job)? {
-            return split::land_lora(self, job, lora, &spots);
+            return split::place_lora(self, job, lora, &spots);
         }
-        expert_stacks::land(self, job, lora)
+        expert_stacks::place(self, job, lora)
     }
 
     /// The name of `parameter` of the job's module in the output, if there is a place for it.
-    pub(crate) fn tensor_of(&self, job: &Landable<'_>, parameter: &str) -> Option<String> {
+    pub(crate) fn tensor_of(&self, job: &Placeable<'_>, parameter: &str) -> Option<String> {
         let has =
             |name: &String| self.base.names.has(name) || self.base.tie.as_ref().is_some_and(|tie| tie.head == *name);
         // nn.MultiheadAttention keeps the weight of its first projection in a parameter of its own.
@@ -325,14 +325,14 @@ impl<'a> Lander<'a> {
     }
 
     /// Whether the module is the output projection of an `nn.MultiheadAttention` that is adapted as a whole.
-    fn is_attention_output(&self, job: &Landable<'_>) -> bool {
+    fn is_attention_output(&self, job: &Placeable<'_>) -> bool {
         let Some(attention) = job.module.path.strip_suffix(".out_proj") else { return false };
         let parent = job.path.trim_end_matches(".out_proj");
         let adapted = |module: &Module| module.path == attention && matches!(module.change, Change::Lora(_));
         self.base.names.has(&format!("{parent}.in_proj_weight")) && job.applied.adapter.modules.iter().any(adapted)
     }
 
-    fn add_bias(&mut self, job: &Landable<'_>, bias: &Stored) -> Result<()> {
+    fn add_bias(&mut self, job: &Placeable<'_>, bias: &Stored) -> Result<()> {
         let Some(name) = self.tensor_of(job, "bias") else {
             let problem = "the adapter adds to a bias (`lora_bias`), the module has none";
             return Err(Error::mismatch(describe(bias), format!("{}: `{}`", self.base_name(), job.path), problem));
@@ -348,13 +348,18 @@ impl<'a> Lander<'a> {
         Ok(())
     }
 
-    pub(super) fn land_whole(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
-        let Some(name) = self.tensor_of(job, parameter) else { return self.land_unplaced(job, parameter, tensor) };
+    pub(super) fn place_whole(
+        &mut self,
+        job: &Placeable<'_>,
+        parameter: &str,
+        tensor: &Stored,
+    ) -> Result<Option<Outcome>> {
+        let Some(name) = self.tensor_of(job, parameter) else { return self.place_unplaced(job, parameter, tensor) };
         let target = self.target(&name);
         // A copy of a shared embedding is no reason to give its head another tensor.
         let is_shared = self.base.tie.as_ref().is_some_and(|tie| tie.embedding == name);
         if is_shared && tensor.info.shape == target.info.shape && crate::model::same_values(tensor, &target)? {
-            return Ok(Some(Fate::SameAsBase));
+            return Ok(Some(Outcome::SameAsBase));
         }
         if self.resizes && is_resized(tensor, &target) {
             self.resize(job, &name, tensor, &target)?;
@@ -362,10 +367,10 @@ impl<'a> Lander<'a> {
             check_elements(tensor, &target)?;
             self.replace(job, &name, tensor)?;
         }
-        Ok(Some(Fate::Merged))
+        Ok(Some(Outcome::Merged))
     }
 
-    pub(crate) fn replace(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored) -> Result<()> {
+    pub(crate) fn replace(&mut self, job: &Placeable<'_>, name: &str, tensor: &Stored) -> Result<()> {
         // Values that are stored as codes have to be scaled first: that is a computation, not a copy.
         let float = self.base.checkpoint.info(name).and_then(|info| info.dtype.float());
         let scaled = float.is_some_and(|float| self.base.scale_of(name, float).is_some());
@@ -382,7 +387,7 @@ impl<'a> Lander<'a> {
         }
         if taken {
             let note = format!("`{name}` is changed by more than one part of the adapters: the changes are added");
-            self.landed.notes.push(note);
+            self.placement.notes.push(note);
         }
         let delta = Arc::new(Whole::new(Factor::new(tensor)?));
         self.add(name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
@@ -390,24 +395,24 @@ impl<'a> Lander<'a> {
     }
 
     /// A layer's own parameter, saved beside its LoRA: usually the base's, sometimes trained (`bias`) or resized.
-    fn land_frozen(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+    fn place_frozen(&mut self, job: &Placeable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Outcome>> {
         let Some(name) = self.tensor_of(job, parameter) else { return Ok(None) };
         let target = self.target(&name);
         check_elements(tensor, &target)?;
         if crate::model::same_values(tensor, &target)? {
-            return Ok(Some(Fate::SameAsBase));
+            return Ok(Some(Outcome::SameAsBase));
         }
         if parameter != "bias" {
             let note = format!(
                 "`{name}` was saved with the adapter and differs from the base's: the adapter's is used, as PEFT does"
             );
-            self.landed.notes.push(note);
+            self.placement.notes.push(note);
         }
         self.replace(job, &name, tensor)?;
-        Ok(Some(Fate::Merged))
+        Ok(Some(Outcome::Merged))
     }
 
-    fn land_rows(&mut self, job: &Landable<'_>, tensor: &Stored) -> Result<Option<Fate>> {
+    fn place_rows(&mut self, job: &Placeable<'_>, tensor: &Stored) -> Result<Option<Outcome>> {
         let config = &job.applied.adapter.config;
         let serves = |suffix: &str| {
             suffix.is_empty() || job.module.path == suffix || job.module.path.ends_with(&format!(".{suffix}"))
@@ -433,7 +438,7 @@ impl<'a> Lander<'a> {
         }
         let delta = Arc::new(TokenRows::new(Factor::new(tensor)?, ids, vocabulary));
         self.add(&name, Piece { delta, row: 0, col: 0, strength: job.strength }, None);
-        Ok(Some(Fate::Merged))
+        Ok(Some(Outcome::Merged))
     }
 
     pub(crate) fn add(&mut self, name: &str, piece: Piece, cols: Option<usize>) {
@@ -445,6 +450,6 @@ impl<'a> Lander<'a> {
     pub(super) fn entry(&mut self, name: &str) -> &mut Target {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name);
         let starts_from = tie.map(|tie| tie.embedding.clone());
-        self.landed.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
+        self.placement.targets.entry(name.to_owned()).or_insert_with(|| Target { starts_from, ..Target::default() })
     }
 }

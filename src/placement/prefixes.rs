@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::placer::Lander;
+use super::placer::Placer;
 use super::places::{Place, size_of};
 use crate::adapters::{Adapter, Change};
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ struct Way {
     found: Vec<(String, Place)>,
 }
 
-impl Lander<'_> {
+impl Placer<'_> {
     /// New paths for the modules of `adapter` that have no place by their own paths after `shift`.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Lander<'_> {
                 Ok(Moved { nearly, ..Moved::default() })
             }
             [way] => {
-                self.landed.notes.push(format!(
+                self.placement.notes.push(format!(
                     "module paths differ in their prefix: `{}` of the adapter is `{}` of the base",
                     way.strip, way.add
                 ));

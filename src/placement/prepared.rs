@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::change::Landable;
+use super::change::Placeable;
 use super::fit::{check_magnitude, check_same_shape, is_transposed};
 use crate::adapters::{Dora, Initialiser, Lora, LowRankDelta, Target, magnitudes};
 use crate::error::Result;
@@ -21,7 +21,7 @@ pub enum Prepared {
 ///
 /// # Errors
 /// When shapes disagree, or the scale is not known.
-pub fn prepare(base: &Base, job: &Landable<'_>, lora: &Lora, target: &Stored) -> Result<Prepared> {
+pub fn prepare(base: &Base, job: &Placeable<'_>, lora: &Lora, target: &Stored) -> Result<Prepared> {
     check_magnitude(job, lora)?;
     let scale = job.scale(lora.rank())?;
     let transposed = is_transposed(base, job, lora, target)?;

@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::change::Landable;
-use super::placer::{Fate, Lander};
+use super::change::Placeable;
+use super::placer::{Outcome, Placer};
 use super::tile::Piece;
 use crate::adapters::{
     Axis, Delta, Dora, Lora, LowRankDelta, Magnitudes, Method, Target, Term, Window, describe, magnitudes,
@@ -20,7 +20,12 @@ use crate::tensor::usize_of;
 ///
 /// # Errors
 /// When it does not fit them, or cannot be cut.
-pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots: &[Spot]) -> Result<Option<Fate>> {
+pub fn place_lora(
+    placer: &mut Placer<'_>,
+    job: &Placeable<'_>,
+    lora: &Lora,
+    spots: &[Spot],
+) -> Result<Option<Outcome>> {
     if lora.embedding || lora.bias.is_some() || job.applied.init.is_some() || job.applied.original.is_some() {
         let what = format!(
             "`{}` is called `{}` … in the base: embeddings, biases and adapters that need their untrained factors are not cut",
@@ -44,7 +49,7 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
     }
     let whole = lora.term(job.scale(lora.rank())?)?;
     for spot in spots {
-        let (name, stored) = place(lander, spot, lora.inputs(), || describe(&lora.down))?;
+        let (name, stored) = place(placer, spot, lora.inputs(), || describe(&lora.down))?;
         let rows = rows_of(&spot.take);
         let up = whole.up.clone().pick_rows(rows.start, rows.len(), 1);
         let inner = LowRankDelta::new(vec![Term { up, down: whole.down.clone(), scale: whole.scale }]);
@@ -55,22 +60,22 @@ pub fn land_lora(lander: &mut Lander<'_>, job: &Landable<'_>, lora: &Lora, spots
                 Arc::new(Dora::new(Arc::new(inner), part, tensor.path(), stored.info.name.clone()))
             }
         };
-        lander.add(&name, Piece { delta, row: usize_of(spot.at), col: 0, strength: job.strength }, None);
+        placer.add(&name, Piece { delta, row: usize_of(spot.at), col: 0, strength: job.strength }, None);
     }
-    Ok(Some(Fate::Merged))
+    Ok(Some(Outcome::Merged))
 }
 
 /// Lands a change by another method at `spots`.
 ///
 /// # Errors
 /// When it does not fit them, or mixes rows of different weights.
-pub fn land_method(
-    lander: &mut Lander<'_>,
-    job: &Landable<'_>,
+pub fn place_method(
+    placer: &mut Placer<'_>,
+    job: &Placeable<'_>,
     method: &dyn Method,
     (outputs, inputs): (u64, u64),
     spots: &[Spot],
-) -> Result<Option<Fate>> {
+) -> Result<Option<Outcome>> {
     let target = Target { outputs: usize_of(outputs), inputs: usize_of(inputs), kernel: Vec::new(), bias: false };
     for change in method.changes(&target)? {
         let refuse = |what: String| Err(Error::unsupported(&job.applied.adapter.root, what));
@@ -82,7 +87,7 @@ pub fn land_method(
         }
         for spot in spots {
             let first = || method.tensors().first().map_or(String::new(), |(_, tensor)| describe(tensor));
-            let (name, _) = place(lander, spot, inputs, first)?;
+            let (name, _) = place(placer, spot, inputs, first)?;
             let rows = rows_of(&spot.take);
             let delta: Arc<dyn Delta> = if rows == (0..change.delta.shape().0) {
                 Arc::clone(&change.delta)
@@ -97,18 +102,18 @@ pub fn land_method(
                 ));
             };
             let row = usize_of(spot.at);
-            lander.add(&name, Piece { delta, row, col: 0, strength: job.strength }, None);
+            placer.add(&name, Piece { delta, row, col: 0, strength: job.strength }, None);
         }
     }
-    Ok(Some(Fate::Merged))
+    Ok(Some(Outcome::Merged))
 }
 
 /// The tensor of the base that `spot` means, which has to have so many inputs.
-fn place(lander: &Lander<'_>, spot: &Spot, inputs: u64, who: impl Fn() -> String) -> Result<(String, Stored)> {
+fn place(placer: &Placer<'_>, spot: &Spot, inputs: u64, who: impl Fn() -> String) -> Result<(String, Stored)> {
     let name = parameter(&spot.module, "weight");
-    let stored = lander.target(&name);
+    let stored = placer.target(&name);
     // Says who packed a weight that holds no floating point numbers.
-    lander.base.weight(&name, None)?;
+    placer.base.weight(&name, None)?;
     let (_, cols) = stored.info.shape.rows_cols();
     if cols == inputs {
         return Ok((name, stored));

@@ -5,7 +5,7 @@
 //! as it was, a change to the head alone leaves the embedding.
 
 use super::applied::Applied;
-use super::placer::{Landed, Lander, Target};
+use super::placer::{Placement, Placer, Target};
 use super::tile::Piece;
 use crate::adapters::{Change, Factor, Lora};
 use crate::error::{Error, Result};
@@ -22,22 +22,22 @@ const SCALED_BEFORE_HEAD: [&str; 8] =
 ///
 /// # Errors
 /// When tensors cannot be read, or the model cannot be untied.
-pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
-    let base: &Base = lander.base;
+pub fn untie(placer: &mut Placer<'_>, applied: &[Applied]) -> Result<bool> {
+    let base: &Base = placer.base;
     let stored = base.tie.is_none();
     let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) else {
-        note_unnamed(lander);
+        note_unnamed(placer);
         return Ok(false);
     };
-    change_copies(base, &tie.embedding, &mut lander.landed)?;
-    let tied = Tied { modules: &lander.tied, applied };
-    let targets = &mut lander.landed.targets;
+    change_copies(base, &tie.embedding, &mut placer.placement)?;
+    let tied = Tied { modules: &placer.tied, applied };
+    let targets = &mut placer.placement.targets;
     let (head, embedding) = (targets.get(&tie.head).cloned(), targets.get(&tie.embedding).cloned());
     let (together, what) = match (&head, &embedding) {
         (None, None) => return Ok(false),
         // Trained rows serve both sides of the tie, and so does a vocabulary of another size.
         (None, Some(embedding)) => {
-            let resized = !stored && lander.landed.resized.contains_key(&tie.embedding);
+            let resized = !stored && placer.placement.resized.contains_key(&tie.embedding);
             let together = resized || tied.trained_as_one() || !changes_more_than_rows(embedding);
             (together, format!("`{}` is changed and `{}` is not", tie.embedding, tie.head))
         }
@@ -53,7 +53,7 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
             (true, None, Some(embedding)) => _ = targets.insert(tie.head.clone(), embedding),
             (false, Some(_), _) => {
                 targets.remove(&tie.head);
-                lander.landed.notes.push(format!("{what}: they stay one tensor"));
+                placer.placement.notes.push(format!("{what}: they stay one tensor"));
             }
             _ => {}
         }
@@ -77,9 +77,9 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
             target.pieces.extend(rows);
         }
     }
-    lander.landed.notes.push(format!("{what}: the head is untied"));
+    placer.placement.notes.push(format!("{what}: the head is untied"));
     if let Some(prefix) = base.heads.lacking_prefix(&tie.embedding).filter(|_| !stored) {
-        lander.landed.notes.push(format!(
+        placer.placement.notes.push(format!(
             "the names of the base lack the `{prefix}` of its class: transformers 5 loads them beside `{}`, transformers 4 does not",
             tie.head
         ));
@@ -92,17 +92,17 @@ pub fn untie(lander: &mut Lander<'_>, applied: &[Applied]) -> Result<bool> {
 ///
 /// # Errors
 /// When tensors cannot be read.
-pub fn keep_together(lander: &mut Lander<'_>) -> Result<bool> {
-    let base: &Base = lander.base;
+pub fn keep_together(placer: &mut Placer<'_>) -> Result<bool> {
+    let base: &Base = placer.base;
     if let Some(tie) = base.tie.as_ref().or(base.stored_tie.as_ref()) {
-        change_copies(base, &tie.embedding, &mut lander.landed)?;
+        change_copies(base, &tie.embedding, &mut placer.placement)?;
     }
-    let targets = &mut lander.landed.targets;
+    let targets = &mut placer.placement.targets;
     if let Some(tie) = &base.tie
         && let Some(head) = targets.remove(&tie.head)
     {
         targets.entry(tie.embedding.clone()).or_insert(Target { starts_from: None, ..head });
-        lander.landed.notes.push(format!("`{}` and `{}` are one tensor, and stay one", tie.embedding, tie.head));
+        placer.placement.notes.push(format!("`{}` and `{}` are one tensor, and stay one", tie.embedding, tie.head));
     }
     if let Some(tie) = &base.stored_tie
         && same_values(&base.stored(&tie.head), &base.stored(&tie.embedding))?
@@ -148,26 +148,26 @@ fn changes_more_than_rows(target: &Target) -> bool {
 
 /// Encoder and decoder of BART and its kin look up their tokens in the shared embedding; what is stored of theirs repeats it,
 /// and is taken for their own where the tie is off. So it changes with the shared one.
-fn change_copies(base: &Base, embedding: &str, landed: &mut Landed) -> Result<()> {
+fn change_copies(base: &Base, embedding: &str, placement: &mut Placement) -> Result<()> {
     const COPIES: [&str; 2] = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"];
     let Some(prefix) = embedding.strip_suffix("shared.weight") else { return Ok(()) };
     for copy in COPIES.map(|copy| format!("{prefix}{copy}")).into_iter().filter(|copy| base.names.has(copy)) {
-        let Some(target) = landed.targets.get(embedding).cloned() else { return Ok(()) };
-        if !landed.targets.contains_key(&copy) && same_values(&base.stored(&copy), &base.stored(embedding))? {
-            landed.notes.push(format!("`{copy}` repeats `{embedding}` and is changed with it"));
-            landed.targets.insert(copy, target);
+        let Some(target) = placement.targets.get(embedding).cloned() else { return Ok(()) };
+        if !placement.targets.contains_key(&copy) && same_values(&base.stored(&copy), &base.stored(embedding))? {
+            placement.notes.push(format!("`{copy}` repeats `{embedding}` and is changed with it"));
+            placement.targets.insert(copy, target);
         }
     }
     Ok(())
 }
 
 /// Says that an embedding changes which a head of an unknown name may share.
-fn note_unnamed(lander: &mut Lander<'_>) {
-    let Some(embedding) = &lander.base.unnamed else { return };
-    if !lander.landed.targets.get(embedding).is_some_and(changes_more_than_rows) {
+fn note_unnamed(placer: &mut Placer<'_>) {
+    let Some(embedding) = &placer.base.unnamed else { return };
+    if !placer.placement.targets.get(embedding).is_some_and(changes_more_than_rows) {
         return;
     }
-    let note = match &lander.base.config {
+    let note = match &placer.base.config {
         Some(config) => format!(
             "`{embedding}` is changed, and how `{}` calls its output head is not known: a head that shares this tensor changes with it",
             config.shown()
@@ -176,7 +176,7 @@ fn note_unnamed(lander: &mut Lander<'_>) {
             "`{embedding}` is changed, and the base has no config: if the model's head shares its embedding, the head changes too"
         ),
     };
-    lander.landed.notes.push(note);
+    placer.placement.notes.push(note);
 }
 
 /// The modules of the tie that adapters change.

@@ -1,7 +1,7 @@
 //! Tensors of an adapter that have no place in the base: one message names all of them, and what they may have meant.
 
-use super::change::Landable;
-use super::placer::{Fate, Lander};
+use super::change::Placeable;
+use super::placer::{Outcome, Placer};
 use crate::adapters::{Adapter, Change};
 use crate::error::Error;
 use crate::naming::arch::flattened;
@@ -9,7 +9,7 @@ use crate::naming::components::with_component;
 use crate::naming::experts::{self, FUSED, SPLIT, Split};
 
 /// A module that found no place; others may still follow, so that one message names all.
-pub struct Homeless {
+pub struct Unplaced {
     /// Its tensors.
     pub tensors: Vec<String>,
     /// Its path in the base.
@@ -40,15 +40,15 @@ impl Lost {
     }
 }
 
-impl Lander<'_> {
+impl Placer<'_> {
     /// The refusal of an adapter with such modules.
-    pub(crate) fn no_place(&self, adapter: &Adapter, homeless: &[Homeless], nearly: Option<&str>) -> Error {
+    pub(crate) fn no_place(&self, adapter: &Adapter, unplaced: &[Unplaced], nearly: Option<&str>) -> Error {
         const SHOWN: usize = 3;
-        let tensors: usize = homeless.iter().map(|module| module.tensors.len()).sum();
+        let tensors: usize = unplaced.iter().map(|module| module.tensors.len()).sum();
         let total = adapter.tensors.count();
-        let found = |fate: &Fate| matches!(fate, Fate::Merged | Fate::LeftOut);
-        let any = self.landed.fates.last().is_some_and(|fates| fates.values().any(found));
-        let shown: Vec<String> = homeless
+        let found = |outcome: &Outcome| matches!(outcome, Outcome::Merged | Outcome::LeftOut);
+        let any = self.placement.outcomes.last().is_some_and(|outcomes| outcomes.values().any(found));
+        let shown: Vec<String> = unplaced
             .iter()
             .take(SHOWN)
             .map(|module| {
@@ -62,8 +62,8 @@ impl Lander<'_> {
                 format!("`{}` ({near})", module.tensors[0])
             })
             .collect();
-        let more = if homeless.len() > SHOWN {
-            format!(", and {} more modules", homeless.len() - SHOWN)
+        let more = if unplaced.len() > SHOWN {
+            format!(", and {} more modules", unplaced.len() - SHOWN)
         } else {
             String::new()
         };
@@ -71,14 +71,14 @@ impl Lander<'_> {
             format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
         let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
         Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem)
-            .hint(self.way_out(homeless, !any))
+            .hint(self.way_out(unplaced, !any))
     }
 
     /// The way out. What was trained for a part that the base has is never offered to be dropped, nor `all` that was trained.
-    fn way_out(&self, homeless: &[Homeless], all: bool) -> &'static str {
+    fn way_out(&self, unplaced: &[Unplaced], all: bool) -> &'static str {
         let names = &self.base.names;
-        let is_new = |module: &Homeless| module.lost == Lost::Whole && !names.has_module(&module.wanted);
-        let has_part = |module: &Homeless| match flattened(&module.wanted) {
+        let is_new = |module: &Unplaced| module.lost == Lost::Whole && !names.has_module(&module.wanted);
+        let has_part = |module: &Unplaced| match flattened(&module.wanted) {
             Some((_, components)) => components.iter().any(|component| self.places.has_part(component)),
             None => {
                 let path = with_component(&module.wanted);
@@ -86,11 +86,11 @@ impl Lander<'_> {
                 names.has_module(part) || self.places.has_part(part)
             }
         };
-        if homeless.iter().all(|module| module.lost == Lost::Copy) {
+        if unplaced.iter().all(|module| module.lost == Lost::Copy) {
             "they repeat weights of the model the adapter was trained on: `--allow-unused GLOB` lets them go"
-        } else if homeless.iter().all(is_new) {
+        } else if unplaced.iter().all(is_new) {
             "`modules_to_save` of the adapter's config names modules that are added to the model, such as a new head"
-        } else if !all && !homeless.iter().any(has_part) {
+        } else if !all && !unplaced.iter().any(has_part) {
             "`--allow-unused GLOB` leaves away what belongs to a part of the model that the base does not have"
         } else {
             "is this the model the adapter was trained on?"
@@ -98,7 +98,7 @@ impl Lander<'_> {
     }
 
     /// The refusal of a change of experts that the base keeps packed.
-    pub(crate) fn packed_place(&self, job: &Landable<'_>) -> Option<Error> {
+    pub(crate) fn packed_place(&self, job: &Placeable<'_>) -> Option<Error> {
         let path = &job.path;
         let adapted = job.applied.adapter.config.parameters_of(&job.module.path);
         let mut stacks: Vec<String> = adapted.iter().map(|name| format!("{path}.{name}")).collect();

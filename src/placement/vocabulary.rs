@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::change::Landable;
-use super::placer::Lander;
+use super::change::Placeable;
+use super::placer::Placer;
 use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -34,12 +34,12 @@ pub fn is_resized(tensor: &Stored, target: &Stored) -> bool {
     rows_differ && is_vocabulary(&target.info.name)
 }
 
-impl Lander<'_> {
+impl Placer<'_> {
     /// Puts a matrix with another number of rows in the place of `name`.
     ///
     /// # Errors
     /// When it is not the only change, at full strength.
-    pub(crate) fn resize(&mut self, job: &Landable<'_>, name: &str, tensor: &Stored, target: &Stored) -> Result<()> {
+    pub(crate) fn resize(&mut self, job: &Placeable<'_>, name: &str, tensor: &Stored, target: &Stored) -> Result<()> {
         if job.strength != 1.0 {
             let problem =
                 format!("its weight is {}: a matrix of another size can only be taken as it is", job.strength);
@@ -52,7 +52,7 @@ impl Lander<'_> {
             return Err(Error::unsupported(target.path(), what));
         }
         let rows = |tensor: &Stored| tensor.info.shape.as_slice().first().copied().unwrap_or_default();
-        self.landed.resized.insert(name.to_owned(), (rows(target), rows(tensor)));
+        self.placement.resized.insert(name.to_owned(), (rows(target), rows(tensor)));
         self.replace(job, name, tensor)
     }
 }
@@ -61,14 +61,14 @@ impl Lander<'_> {
 ///
 /// # Errors
 /// When it is not, naming the tensors.
-pub fn check(lander: &mut Lander<'_>) -> Result<Option<u64>> {
-    let (base, landed) = (lander.base, &mut lander.landed);
-    let Some((first, (old, new))) = landed.resized.first_key_value() else { return Ok(None) };
+pub fn check(placer: &mut Placer<'_>) -> Result<Option<u64>> {
+    let (base, placement) = (placer.base, &mut placer.placement);
+    let Some((first, (old, new))) = placement.resized.first_key_value() else { return Ok(None) };
     let (old, new) = (*old, *new);
     let refuse = |what: String| Err(Error::unsupported(base.checkpoint.root(), what));
-    for (name, (_, rows)) in &landed.resized {
+    for (name, (_, rows)) in &placement.resized {
         // A head that changes as the embedding does is no tensor of its own.
-        let Some(target) = landed.targets.get(name) else { continue };
+        let Some(target) = placement.targets.get(name) else { continue };
         if target.replacement.is_none() || !target.pieces.is_empty() {
             return refuse(format!("`{name}` would get {rows} rows and is changed by something else as well"));
         }
@@ -76,19 +76,19 @@ pub fn check(lander: &mut Lander<'_>) -> Result<Option<u64>> {
             return refuse(format!("`{first}` would get {new} rows, `{name}` {rows}: one vocabulary has one size"));
         }
     }
-    let written = base.checkpoint.tensors().map(|tensor| &tensor.name).chain(landed.targets.keys());
+    let written = base.checkpoint.tensors().map(|tensor| &tensor.name).chain(placement.targets.keys());
     let pair = base.heads.stored(&Names::new(written.cloned()));
     let pair = pair.map(|tie| [tie.head, tie.embedding]).unwrap_or_default();
     let biases =
-        landed.resized.keys().filter_map(|name| name.strip_suffix(".weight")).map(|module| format!("{module}.bias"));
+        placement.resized.keys().filter_map(|name| name.strip_suffix(".weight")).map(|module| format!("{module}.bias"));
     let biases = biases.filter(|name| base.names.has(name));
     if let Some(left) =
-        pair.into_iter().chain(biases).find(|name| !name.is_empty() && !landed.resized.contains_key(name))
+        pair.into_iter().chain(biases).find(|name| !name.is_empty() && !placement.resized.contains_key(name))
     {
         return refuse(format!("`{first}` would get {new} rows, `{left}` keeps {old}: one vocabulary has one size"));
     }
-    let names: Vec<String> = landed.resized.keys().map(|name| format!("`{name}`")).collect();
-    landed.notes.push(format!(
+    let names: Vec<String> = placement.resized.keys().map(|name| format!("`{name}`")).collect();
+    placement.notes.push(format!(
         "the vocabulary goes from {old} to {new} tokens ({}); the files of the tokenizer are the base's",
         names.join(", ")
     ));

@@ -1,7 +1,7 @@
 //! Whole tensors that the base does not have by their path: one prefix away lies the tensor they were trained from, or they are new.
 
-use super::change::Landable;
-use super::placer::{Fate, Lander};
+use super::change::Placeable;
+use super::placer::{Outcome, Placer};
 use crate::adapters::config::saves;
 use crate::adapters::{Change, Module, describe, is_saved_beside};
 use crate::error::{Error, Result};
@@ -10,14 +10,14 @@ use crate::formats::Stored;
 /// How many places are shown.
 const SHOWN: usize = 4;
 
-impl Lander<'_> {
+impl Placer<'_> {
     /// A tensor that the adapter declares as trained whole, and that has no place by its path.
-    pub(super) fn land_unplaced(
+    pub(super) fn place_unplaced(
         &mut self,
-        job: &Landable<'_>,
+        job: &Placeable<'_>,
         parameter: &str,
         tensor: &Stored,
-    ) -> Result<Option<Fate>> {
+    ) -> Result<Option<Outcome>> {
         let saved = job.applied.adapter.config.saved_modules().any(|saved| saves(saved, &job.path));
         let beside = is_saved_beside(tensor);
         let is_there = self.base.names.has_module(&job.path) && !self.base.is_tied_head(&job.path);
@@ -27,19 +27,19 @@ impl Lander<'_> {
         if let Some(path) = self.one_prefix_away(job, parameter, tensor)? {
             let (from, to) = (format!("{}.{parameter}", job.path), format!("{path}.{parameter}"));
             let to = to.trim_start_matches('.');
-            self.landed.notes.push(format!("`{from}` of the adapter is `{to}` of the base: the prefix differs"));
+            self.placement.notes.push(format!("`{from}` of the adapter is `{to}` of the base: the prefix differs"));
             self.paths.insert(path.clone());
-            let moved = Landable { path, ..*job };
-            return self.land_whole(&moved, parameter, tensor);
+            let moved = Placeable { path, ..*job };
+            return self.place_whole(&moved, parameter, tensor);
         }
         if !(saved || self.same_paths) || job.strength != 1.0 {
             return Ok(None);
         }
-        self.land_new(job, parameter, tensor)
+        self.place_new(job, parameter, tensor)
     }
 
     /// The module path of the one tensor of this shape whose name differs in a prefix that only one of both has.
-    fn one_prefix_away(&self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<String>> {
+    fn one_prefix_away(&self, job: &Placeable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<String>> {
         let name = format!("{}.{parameter}", job.path);
         let mut found: Vec<(&str, &str)> = Vec::new();
         for other in self.base.names.one_prefix_away(&name) {
@@ -75,19 +75,19 @@ impl Lander<'_> {
     }
 
     /// A module the base does not have: a new head that the adapter declares.
-    fn land_new(&mut self, job: &Landable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Fate>> {
+    fn place_new(&mut self, job: &Placeable<'_>, parameter: &str, tensor: &Stored) -> Result<Option<Outcome>> {
         let name = format!("{}.{parameter}", job.path);
-        if let Some(earlier) = self.landed.targets.get(&name).and_then(|target| target.replacement.as_ref()) {
+        if let Some(earlier) = self.placement.targets.get(&name).and_then(|target| target.replacement.as_ref()) {
             if !crate::model::same_values(tensor, earlier)? {
                 let problem = "both bring a new tensor of this name, and the base has none to add them to";
                 return Err(Error::mismatch(describe(tensor), describe(earlier), problem));
             }
-            return Ok(Some(Fate::Merged));
+            return Ok(Some(Outcome::Merged));
         }
-        self.landed.notes.push(format!(
+        self.placement.notes.push(format!(
             "`{name}` is new: the base has no such module; `architectures` in config.json has to name a class that has one"
         ));
         self.entry(&name).replacement = Some(tensor.clone());
-        Ok(Some(Fate::Merged))
+        Ok(Some(Outcome::Merged))
     }
 }

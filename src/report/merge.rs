@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{shown, size, table};
 use crate::error::shown::line;
 use crate::ops::merge::{AdapterSummary, MergeReport, TensorSurvival};
-use crate::placement::Fate;
+use crate::placement::Outcome;
 
 /// Worst tensors that are shown without `-v`.
 const WORST_SHOWN: usize = 3;
@@ -91,12 +91,12 @@ pub(super) fn describe(adapter: &AdapterSummary) -> String {
     if let Some(from) = &adapter.alpha_from {
         parts.push(format!("alpha from {from}"));
     }
-    for (fate, count) in &adapter.tensors {
-        let what = match fate {
-            Fate::Merged => continue,
-            Fate::SameAsBase => "equal the base's",
-            Fate::LeftOut => "left out by choice",
-            Fate::AllowedUnused => "unused, as allowed",
+    for (outcome, count) in &adapter.tensors {
+        let what = match outcome {
+            Outcome::Merged => continue,
+            Outcome::SameAsBase => "equal the base's",
+            Outcome::LeftOut => "left out by choice",
+            Outcome::AllowedUnused => "unused, as allowed",
         };
         parts.push(format!("{count} tensors {what}"));
     }

@@ -68,6 +68,11 @@ impl<'a> Found<'a> {
         self.parts.iter().all(|(_, found)| found.is_complete())
     }
 
+    /// How many of the leading values are known to 1e-4.
+    pub fn settled(&self) -> usize {
+        self.parts.iter().map(|(_, found)| found.settled()).min().unwrap_or(0)
+    }
+
     /// Whether it is known by its factors.
     pub fn is_product(&self) -> bool {
         self.parts.iter().all(|(part, _)| matches!(part.operator, Operator::Product(_)))
@@ -166,7 +171,7 @@ fn lay_out(parts: &[(LowRank, bool)], (outputs, inputs): (usize, usize), rank: u
 /// Certificates of parts that lie side by side: squares add.
 #[derive(Default)]
 struct Squares {
-    sums: [f64; 5],
+    sums: [f64; 6],
     incomplete: bool,
 }
 
@@ -174,16 +179,16 @@ impl Squares {
     /// Adds a part that may be `slack` from what it stands for.
     fn add(&mut self, part: &Certificate, slack: f64) {
         let (most, least) = (part.residual_at_most + slack, (part.optimum_at_least - slack).max(0.0));
-        let values = [part.norm, part.residual, most, least, part.stored_error];
+        let values = [part.norm, part.residual, most, least, part.optimum_near, part.stored_error];
         self.sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
         self.incomplete |= !part.complete;
     }
 
     fn certificate(&self, scale: f64) -> Certificate {
-        let [norm, residual, residual_at_most, optimum_at_least, stored_error] =
+        let [norm, residual, residual_at_most, optimum_at_least, optimum_near, stored_error] =
             self.sums.map(|sum| scale * sum.sqrt());
         let complete = !self.incomplete;
-        Certificate { norm, residual, residual_at_most, optimum_at_least, stored_error, complete }
+        Certificate { norm, residual, residual_at_most, optimum_at_least, optimum_near, stored_error, complete }
     }
 }
 

@@ -184,7 +184,10 @@ impl<'a> Job<'a> {
         let Factors { down, up, certificate } = factors;
         let (path, kind, outer) = (change.path().to_owned(), change.kind(), change.outer());
         let pair = NewPair { path, kind, rank: made.rank, alpha, down, up, outer, up_bias };
-        made.report = Some(self.describe(&pair, kept.is_some(), &certificate, values)?);
+        made.report = Some(ModuleReport {
+            settled_values: found.settled(),
+            ..self.describe(&pair, kept.is_some(), &certificate, values)?
+        });
         made.pair = Some(pair);
         made.widen(rank, means.alpha.filter(|_| kept.is_none()))?;
         change.release();
@@ -212,13 +215,27 @@ impl<'a> Job<'a> {
             measured_error: relative(certificate.residual),
             stored_error: relative(certificate.stored_error),
             optimum_at_least: Some(relative(certificate.optimum_at_least)),
+            optimum_near: Some(relative(certificate.optimum_near)),
             rounding: rounding.map(relative),
             at_rounding_floor: rounding.map(|rounding| certificate.residual <= FLOOR_MARGIN * rounding),
+            rank_above_rounding: rounding.and_then(|rounding| self.above(rounding, &singular_values)),
             complete: certificate.complete,
             parameters: self.numbers() * pair.rank as u64,
             singular_values,
             ..ModuleReport::of(pair, certificate.norm)
         })
+    }
+}
+
+impl Job<'_> {
+    /// How many of the values are above those of noise of the norm `rounding`: a matrix of noise of standard deviation σ has none
+    /// above σ(√m + √n) in the limit of many rows and columns (Marchenko & Pastur 1967; Bai & Yin 1988). `None` where more may follow.
+    fn above(&self, rounding: f64, values: &[f64]) -> Option<usize> {
+        let (rows, cols) = self.shape();
+        let (rows, cols) = (rows as f64, cols as f64);
+        let edge = rounding * (rows.sqrt() + cols.sqrt()) / (rows * cols).sqrt();
+        let count = values.iter().take_while(|value| **value > edge).count();
+        (self.change.kind().experts() == 1 && count < values.len()).then_some(count)
     }
 }
 

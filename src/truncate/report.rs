@@ -74,16 +74,22 @@ pub struct ModuleReport {
     pub stored_error: f64,
     /// No factors of this rank have a smaller relative error; `None` where no rank was cut.
     pub optimum_at_least: Option<f64>,
+    /// The smallest relative error that factors of this rank can have: exact where `complete`, otherwise an estimate.
+    pub optimum_near: Option<f64>,
     /// Relative size of what rounding the tuned weight added to ΔW, where there is one.
     pub rounding: Option<f64>,
     /// The error is not above that rounding.
     pub at_rounding_floor: Option<bool>,
+    /// The rank above which there is nothing but that rounding, where the known values tell.
+    pub rank_above_rounding: Option<usize>,
     /// Whether all singular values are known, or the leading ones from below.
     pub complete: bool,
     /// Numbers in the factors.
     pub parameters: u64,
     /// Largest first; of a stack √Σσ² over the experts. Empty where none were needed.
     pub singular_values: Vec<f64>,
+    /// The first so many of them are known to 1e-4; others may be larger in truth.
+    pub settled_values: usize,
 }
 
 /// One tensor stored whole.
@@ -130,11 +136,14 @@ impl ModuleReport {
             measured_error: 0.0,
             stored_error: 0.0,
             optimum_at_least: None,
+            optimum_near: None,
             rounding: None,
             at_rounding_floor: None,
+            rank_above_rounding: None,
             complete: true,
             parameters: ((rows + cols) * pair.kind.experts() * pair.rank) as u64,
             singular_values: Vec::new(),
+            settled_values: 0,
         }
     }
 

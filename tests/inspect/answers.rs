@@ -110,7 +110,7 @@ fn an_adapter_is_a_share_of_its_base_and_every_module_has_a_place() {
     let fit = &facts["base"];
     let share = facts["trainable_parameters"].as_f64().unwrap() / fit["parameters"].as_f64().unwrap();
     assert!(close(&fit["share"], share) && fit["named"] == true, "{fit}");
-    assert_eq!((&fit["homeless"], &fit["misfit"]), (&json!([]), &Value::Null));
+    assert_eq!((&fit["unplaced"], &fit["misfit"]), (&json!([]), &Value::Null));
     let text = lorakit(&[&fixture("peft/lora-r8/adapter"), "--base", &base]);
     assert!(text.contains(" % of the 103 k of"), "{text}");
 }
@@ -119,7 +119,7 @@ fn an_adapter_is_a_share_of_its_base_and_every_module_has_a_place() {
 fn modules_without_a_place_in_the_base_are_named() {
     let base = fixture("peft/bases/gpt2-bf16");
     let facts = json_of(&[&fixture("peft/lora-r8/adapter"), "--base", &base, "--json"]);
-    assert_eq!(facts["base"]["homeless"].as_array().unwrap().len(), facts["tensor_count"].as_u64().unwrap() as usize);
+    assert_eq!(facts["base"]["unplaced"].as_array().unwrap().len(), facts["tensor_count"].as_u64().unwrap() as usize);
     let problems = facts["problems"].to_string();
     assert!(problems.contains("without a place in") && problems.contains("lora_A"), "{problems}");
 }

@@ -80,7 +80,7 @@ pub fn plan(paths: &[&str], facts: &Facts<'_>) -> Result<Planned> {
         }
     }
     match found.len() {
-        0 => Err(homeless(paths, &layouts, facts)),
+        0 => Err(unplaced(paths, &layouts, facts)),
         1 => Ok(found.remove(0)),
         _ => {
             let what = "can belong to models of several families, whose locations AdapterHub calls differently";
@@ -92,7 +92,7 @@ pub fn plan(paths: &[&str], facts: &Facts<'_>) -> Result<Planned> {
 }
 
 /// No layout has a place for all modules: the reason is the first one that no layout knows.
-fn homeless(paths: &[&str], layouts: &[&Layout], facts: &Facts<'_>) -> Error {
+fn unplaced(paths: &[&str], layouts: &[&Layout], facts: &Facts<'_>) -> Error {
     let most = layouts.iter().max_by_key(|layout| paths.iter().filter(|path| layout.place(path).is_some()).count());
     let lost = most.and_then(|layout| paths.iter().find(|path| layout.place(path).is_none())).unwrap_or(&"");
     let what = format!(

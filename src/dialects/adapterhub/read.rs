@@ -14,7 +14,7 @@ use crate::adapters::Inserted;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{Change, Module};
 use crate::adapters::{Gathered, gather, has_magnitudes};
-use crate::dialects::open::{Opened, Source};
+use crate::dialects::opened::{Opened, Source};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::Key;

@@ -11,7 +11,7 @@ use super::{EMBEDDING, GGUF};
 use crate::adapters::LlamaCpp;
 use crate::adapters::config::{AdapterConfig, INVOCATION as TOKENS, Scaling};
 use crate::adapters::{Change, Lora, Module};
-use crate::dialects::open::Opened;
+use crate::dialects::opened::Opened;
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::gguf::{GgufFile, Metadata, looks_like_gguf};

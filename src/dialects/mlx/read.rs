@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::MLX;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes, peft_keys};
-use crate::dialects::open::{Opened, Source};
+use crate::dialects::opened::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::Stored;

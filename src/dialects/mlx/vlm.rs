@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::MLX_VLM;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather, peft_keys};
-use crate::dialects::open::{Opened, Source};
+use crate::dialects::opened::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::Stored;

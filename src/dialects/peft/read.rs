@@ -4,7 +4,7 @@ use super::PEFT;
 use crate::adapters::config::{AdapterConfig, Scaling};
 use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, methods, peft_keys};
 use crate::dialects::alphas::{Alphas, Survey};
-use crate::dialects::open::{Opened, Source};
+use crate::dialects::opened::{Opened, Source};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
 use crate::naming::{Key, Role};

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::{MODEL, TORCHTUNE};
 use crate::adapters::gather;
 use crate::adapters::peft_keys;
-use crate::dialects::open::{Opened, Source};
+use crate::dialects::opened::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, side};

@@ -16,7 +16,7 @@ use crate::model::base::Base;
 use crate::output::Run;
 use crate::placement::Applied;
 use crate::placement::Selection;
-use crate::placement::placer::{Fate, Lander, Target};
+use crate::placement::placer::{Outcome, Placer, Target};
 use crate::placement::tile::delta_norm;
 use crate::plan::map_within;
 
@@ -40,7 +40,7 @@ pub struct BaseFit {
     /// Tensors of the model that are changed; `None` if places were not looked for.
     pub changed_tensors: Option<usize>,
     /// Tensors of the adapter that have no place in it.
-    pub homeless: Vec<String>,
+    pub unplaced: Vec<String>,
     /// Why the two do not fit.
     pub misfit: Option<String>,
     /// The head shares its tensor with this embedding, and only one of them is changed or both.
@@ -105,7 +105,7 @@ impl BaseFit {
             estimated: false,
             share: trained as f64 / parameters.max(1) as f64,
             changed_tensors: None,
-            homeless: Vec::new(),
+            unplaced: Vec::new(),
             misfit: None,
             tied_change: None,
             relative: None,
@@ -123,23 +123,24 @@ impl BaseFit {
         };
         let applied = Applied { adapter, init: None, original: None, strength: 1.0 };
         let (selection, any) = (Selection::default(), everything());
-        let mut lander = Lander::new(base, &selection, &any).resizing(true);
-        if let Err(error) = lander.land(&applied) {
+        let mut placer = Placer::new(base, &selection, &any).resizing(true);
+        if let Err(error) = placer.place(&applied) {
             self.misfit = Some(error.to_string());
             return Ok(());
         }
-        let landed = lander.landed;
-        let fates = landed.fates.iter().flatten();
-        let homeless = fates.filter(|(_, fate)| **fate == Fate::AllowedUnused).map(|(name, _)| name.clone());
-        self.homeless = homeless.collect();
-        self.homeless.sort();
-        self.changed_tensors = Some(landed.targets.len());
+        let placement = placer.placement;
+        let outcomes = placement.outcomes.iter().flatten();
+        let unplaced =
+            outcomes.filter(|(_, outcome)| **outcome == Outcome::AllowedUnused).map(|(name, _)| name.clone());
+        self.unplaced = unplaced.collect();
+        self.unplaced.sort();
+        self.changed_tensors = Some(placement.targets.len());
         self.tied_change = base.tie.as_ref().and_then(|tie| {
-            let touched = [&tie.head, &tie.embedding].map(|name| landed.targets.contains_key(name));
+            let touched = [&tie.head, &tie.embedding].map(|name| placement.targets.contains_key(name));
             touched.contains(&true).then(|| tie.embedding.clone())
         });
         if options.spectrum {
-            let targets: Vec<(&String, &Target)> = landed.targets.iter().collect();
+            let targets: Vec<(&String, &Target)> = placement.targets.iter().collect();
             self.measure(base, &targets, options, run)?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, arrange};
 use crate::placement::merged::Merged;
-use crate::placement::placer::{Landed, Target};
+use crate::placement::placer::{Placement, Target};
 use crate::placement::scaled::Scales;
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Packing, TensorInfo};
@@ -59,7 +59,7 @@ type Output = Placed<Origin>;
 /// When a tensor cannot be changed in the dtype it has or is to get.
 pub fn assemble(
     base: &Base,
-    landed: &Landed,
+    placement: &Placement,
     options: &MergeOptions,
     metadata: &[(String, String)],
 ) -> Result<Assembled> {
@@ -73,8 +73,8 @@ pub fn assemble(
         merged: BTreeMap::new(),
         scales: HashMap::new(),
     };
-    let mut outputs = builder.existing(landed)?;
-    let added = builder.added(landed)?;
+    let mut outputs = builder.existing(placement)?;
+    let added = builder.added(placement)?;
     outputs.last_mut().expect("a checkpoint has at least one file").1.extend(added);
     let files = arrange(base, options, outputs, metadata)?;
     let mut plan = Plan::default();
@@ -103,8 +103,8 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     /// The base's tensors, file by file.
-    fn existing(&mut self, landed: &Landed) -> Result<Vec<(String, Vec<Output>)>> {
-        for (name, target) in &landed.targets {
+    fn existing(&mut self, placement: &Placement) -> Result<Vec<(String, Vec<Output>)>> {
+        for (name, target) in &placement.targets {
             if target.replacement.is_some() || !self.base.names.has(name) {
                 continue;
             }
@@ -117,11 +117,11 @@ impl Builder<'_> {
         files
             .map(|(file, weights)| {
                 let count = weights.header.tensors.len();
-                let stacks = self.changed_stacks(landed, file, &weights.header.tensors);
+                let stacks = self.changed_stacks(placement, file, &weights.header.tensors);
                 let outputs = (0..count).map(|position| {
                     let whole = self.base.view.as_ref().map(|view| view.whole(file, position));
                     let beside = whole.is_some_and(|whole| stacks.contains(&whole));
-                    self.existing_one(landed, self.base.checkpoint.stored(file, position), beside)
+                    self.existing_one(placement, self.base.checkpoint.stored(file, position), beside)
                 });
                 Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?))
             })
@@ -129,16 +129,16 @@ impl Builder<'_> {
     }
 
     /// The tensors of a file of llama.cpp of which a part changes.
-    fn changed_stacks(&self, landed: &Landed, file: usize, tensors: &[TensorInfo]) -> HashSet<usize> {
+    fn changed_stacks(&self, placement: &Placement, file: usize, tensors: &[TensorInfo]) -> HashSet<usize> {
         let Some(view) = &self.base.view else { return HashSet::new() };
-        let changed = tensors.iter().enumerate().filter(|(_, tensor)| landed.targets.contains_key(&tensor.name));
+        let changed = tensors.iter().enumerate().filter(|(_, tensor)| placement.targets.contains_key(&tensor.name));
         changed.map(|(position, _)| view.whole(file, position)).collect()
     }
 
     /// A tensor that the base has; `beside` tells whether it is one with another that changes, and is stored alike.
-    fn existing_one(&mut self, landed: &Landed, stored: Stored, beside: bool) -> Result<Output> {
+    fn existing_one(&mut self, placement: &Placement, stored: Stored, beside: bool) -> Result<Output> {
         let name = stored.info.name.clone();
-        if let Some(target) = landed.targets.get(&name) {
+        if let Some(target) = placement.targets.get(&name) {
             return self.changed(&name, target, &stored);
         }
         if let Some(weight) = self.scales.get(&name) {
@@ -279,8 +279,8 @@ impl Builder<'_> {
     }
 
     /// Tensors the base does not have.
-    fn added(&mut self, landed: &Landed) -> Result<Vec<Output>> {
-        let new: Vec<_> = landed.targets.iter().filter(|(name, _)| !self.base.names.has(name)).collect();
+    fn added(&mut self, placement: &Placement) -> Result<Vec<Output>> {
+        let new: Vec<_> = placement.targets.iter().filter(|(name, _)| !self.base.names.has(name)).collect();
         let mut outputs = Vec::new();
         for (name, target) in new {
             let like = match (&target.replacement, &target.starts_from) {

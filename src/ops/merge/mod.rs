@@ -17,11 +17,11 @@ use crate::model::base::Base;
 use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
 use crate::output::{Run, WriteOptions, sides};
-use crate::placement::{Applied, Lander, Sources, applied, ties, vocabulary};
+use crate::placement::{Applied, Placer, Sources, applied, ties, vocabulary};
 use crate::tensor::Packing;
 use assemble::{Assembled, assemble};
 
-pub use crate::placement::{Fate, Selection};
+pub use crate::placement::{Outcome, Selection};
 pub use assemble::Counts;
 pub use summary::{AdapterSummary, MergeReport, TensorSurvival};
 
@@ -137,25 +137,25 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused)
+    let mut placer = Placer::new(&base, &options.selection, &unused)
         .resizing(options.resize_vocabulary)
         .meaning(options.component.as_deref());
-    applied.iter().try_for_each(|applied| lander.land(applied))?;
-    options.selection.check(&lander.paths)?;
-    lander.tell_of_denoisers();
+    applied.iter().try_for_each(|applied| placer.place(applied))?;
+    options.selection.check(&placer.paths)?;
+    placer.tell_of_denoisers();
     let untied = match direction {
-        Direction::PutIn => ties::untie(&mut lander, &applied)?,
+        Direction::PutIn => ties::untie(&mut placer, &applied)?,
         Direction::TakenOut => {
-            reversible::check(&applied, &lander.landed.fates)?;
-            ties::keep_together(&mut lander)?
+            reversible::check(&applied, &placer.placement.outcomes)?;
+            ties::keep_together(&mut placer)?
         }
     };
-    let vocabulary = vocabulary::check(&mut lander)?;
-    let landed = lander.landed;
+    let vocabulary = vocabulary::check(&mut placer)?;
+    let placement = placer.placement;
 
     let recipe = provenance::recipe(options.asked(), direction, &base, &applied)?;
-    let assembled = assemble(&base, &landed, options, &provenance::metadata(&recipe))?;
-    let mut report = summary::begin(options, &applied, &landed, &assembled, &base)?;
+    let assembled = assemble(&base, &placement, options, &provenance::metadata(&recipe))?;
+    let mut report = summary::begin(options, &applied, &placement, &assembled, &base)?;
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
     let originals = applied.iter().filter_map(|applied| applied.original.as_ref());

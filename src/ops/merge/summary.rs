@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::model::base::Base;
 use crate::placement::applied::Applied;
 use crate::placement::merged::Merged;
-use crate::placement::placer::{Fate, Landed};
+use crate::placement::placer::{Outcome, Placement};
 use crate::placement::tile::delta_norm;
 use crate::tensor::Survival;
 
@@ -101,7 +101,7 @@ pub struct AdapterSummary {
     /// Where its α stands.
     pub alpha_from: Option<AlphaFrom>,
     /// What became of its tensors, by number.
-    pub tensors: BTreeMap<Fate, usize>,
+    pub tensors: BTreeMap<Outcome, usize>,
 }
 
 /// What is left of ΔW after rounding, of one tensor or of all.
@@ -147,12 +147,12 @@ impl TensorSurvival {
 pub fn begin(
     options: &MergeOptions,
     applied: &[Applied],
-    landed: &Landed,
+    placement: &Placement,
     assembled: &Assembled,
     base: &Base,
 ) -> Result<MergeReport> {
-    let mut changed = Vec::with_capacity(landed.targets.len());
-    for (name, target) in &landed.targets {
+    let mut changed = Vec::with_capacity(placement.targets.len());
+    for (name, target) in &placement.targets {
         let delta_norm = if options.write.dry_run { delta_norm(&target.pieces)? } else { None };
         let (deltas, replaced) = (target.pieces.len(), target.replacement.is_some());
         changed.push(ChangedTensor { name: name.clone(), deltas, replaced, delta_norm });
@@ -165,7 +165,7 @@ pub fn begin(
         out: options.write.out.clone(),
         dry_run: options.write.dry_run,
         part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
-        adapters: adapters(applied, landed),
+        adapters: adapters(applied, placement),
         tensors: assembled.counts,
         changed,
         files: assembled.plan.files.len(),
@@ -177,7 +177,7 @@ pub fn begin(
         by_chance: 0,
         changes_nothing,
         config_changes: Vec::new(),
-        notes: base.reading_notes().chain(read.flatten().cloned()).chain(landed.notes.iter().cloned()).collect(),
+        notes: base.reading_notes().chain(read.flatten().cloned()).chain(placement.notes.iter().cloned()).collect(),
         seconds: 0.0,
         gb_per_second: 0.0,
         peak_resident_bytes: None,
@@ -185,11 +185,11 @@ pub fn begin(
 }
 
 /// What is said of every adapter.
-pub fn adapters(applied: &[Applied], landed: &Landed) -> Vec<AdapterSummary> {
-    applied.iter().zip(&landed.fates).map(|(applied, fates)| summarise(applied, fates.values())).collect()
+pub fn adapters(applied: &[Applied], placement: &Placement) -> Vec<AdapterSummary> {
+    applied.iter().zip(&placement.outcomes).map(|(applied, outcomes)| summarise(applied, outcomes.values())).collect()
 }
 
-fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> AdapterSummary {
+fn summarise<'a>(applied: &Applied, outcomes: impl Iterator<Item = &'a Outcome>) -> AdapterSummary {
     let adapter = &applied.adapter;
     let mut ranks = BTreeMap::new();
     let mut scales: Option<(f64, f64)> = None;
@@ -212,7 +212,7 @@ fn summarise<'a>(applied: &Applied, fates: impl Iterator<Item = &'a Fate>) -> Ad
         }
     }
     let mut tensors = BTreeMap::new();
-    fates.for_each(|fate| *tensors.entry(*fate).or_default() += 1);
+    outcomes.for_each(|outcome| *tensors.entry(*outcome).or_default() += 1);
     // PEFT says it; elsewhere it is what the modules are.
     let said = Dialect::of(adapter.dialect).declares || kinds.is_empty();
     let method = if said { adapter.config.method.clone() } else { kinds.into_iter().collect::<Vec<_>>().join(" + ") };

@@ -4,7 +4,7 @@ use super::{Share, Slot, Taken, Terms};
 use crate::adapters::{Lora, Method, Target, describe};
 use crate::error::{Error, Result};
 use crate::pairs::PairKind;
-use crate::placement::Landable;
+use crate::placement::Placeable;
 
 /// Names of layers that are convolutions, or may be: parts of a path's segments.
 const CONVOLUTIONS: [&str; 9] = [
@@ -26,7 +26,7 @@ const WAY_OUT: &str = "`merge` applies it to the model, and `extract` makes a Lo
 ///
 /// # Errors
 /// When `lora` is one.
-pub(crate) fn refuse_stack(job: &Landable<'_>, lora: &Lora) -> Result<()> {
+pub(crate) fn refuse_stack(job: &Placeable<'_>, lora: &Lora) -> Result<()> {
     if job.applied.adapter.config.stacks_merged_by.is_none() || lora.down.info.shape.as_slice().len() < 3 {
         return Ok(());
     }
@@ -67,7 +67,7 @@ impl Terms {
 }
 
 /// The kernel, empty for a linear layer: the model's, or that of the method's own tensors.
-fn kernel(job: &Landable<'_>, method: &dyn Method, target: Option<&Target>) -> Result<Vec<u64>> {
+fn kernel(job: &Placeable<'_>, method: &dyn Method, target: Option<&Target>) -> Result<Vec<u64>> {
     if let Some(target) = target {
         return Ok(target.kernel.iter().map(|size| *size as u64).collect());
     }
@@ -91,7 +91,7 @@ fn kernel(job: &Landable<'_>, method: &dyn Method, target: Option<&Target>) -> R
     Ok(Vec::new())
 }
 
-fn no_product(job: &Landable<'_>, method: &dyn Method, target: &Option<Target>) -> Error {
+fn no_product(job: &Placeable<'_>, method: &dyn Method, target: &Option<Target>) -> Error {
     // Methods that tell their shape have said all they can without the model.
     let reason = match (target, method.shape()) {
         (None, None) => {

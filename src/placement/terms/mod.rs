@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use foldhash::HashMap;
 
-use super::{Applied, Landable, Selection};
+use super::{Applied, Placeable, Selection};
 use crate::adapters::config::saves;
 use crate::adapters::{
     Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe, embedding_of, embeddings_note,
@@ -159,7 +159,7 @@ pub fn gather(
                 continue;
             }
             let taken = |path: &str| {
-                let job = Landable { applied, module, at, path: path.to_owned(), strength };
+                let job = Placeable { applied, module, at, path: path.to_owned(), strength };
                 Taken { job, source, parameters: &parameters, home: home.as_ref() }
             };
             match place {
@@ -206,7 +206,7 @@ impl Holders {
 
 /// One change on its way.
 pub(crate) struct Taken<'a> {
-    job: Landable<'a>,
+    job: Placeable<'a>,
     source: usize,
     parameters: &'a Parameters,
     home: Option<&'a Home<'a>>,
@@ -214,7 +214,7 @@ pub(crate) struct Taken<'a> {
 
 impl Terms {
     fn take(&mut self, taken: &Taken<'_>) -> Result<()> {
-        let Landable { applied, module, strength: weight, .. } = taken.job;
+        let Placeable { applied, module, strength: weight, .. } = taken.job;
         let path = &taken.job.path;
         let config = &applied.adapter.config;
         let held = |tensor: &Stored, standing| Held { weight, tensor: tensor.clone(), standing };
@@ -316,7 +316,7 @@ impl Terms {
 }
 
 /// The products of a pair: its own, and that of its untrained factors where they are at hand.
-fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Result<Vec<Share>> {
+fn products(job: &Placeable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Result<Vec<Share>> {
     let experts = slot.experts() as u64;
     let float = |tensor: &Stored| tensor.info.dtype.float();
     let share = |pair: &Lora, scale: f64| -> Result<Share> {
@@ -351,7 +351,7 @@ fn products(job: &Landable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Resu
 
 /// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/decisions/0006); only square layers survive
 /// that in PEFT.
-fn lies_as_stored(job: &Landable<'_>, untrained: &Lora) -> bool {
+fn lies_as_stored(job: &Placeable<'_>, untrained: &Lora) -> bool {
     let config = &job.applied.adapter.config;
     let olora = config.initialiser() == Some(Initialiser::Olora);
     olora && config.fan_in_fan_out && untrained.outputs() == untrained.inputs()

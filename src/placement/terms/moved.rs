@@ -12,7 +12,7 @@ use crate::model::base::Base;
 use crate::model::original::Original;
 use crate::model::weight::Weight;
 use crate::naming::Shift;
-use crate::placement::{Landable, Prepared, is_transposed, prepare};
+use crate::placement::{Placeable, Prepared, is_transposed, prepare};
 use crate::plan::{Budget, map_within};
 use crate::tensor::usize_of;
 
@@ -42,7 +42,7 @@ pub struct Multiplied {
 }
 
 /// Whether the pair means nothing without the model.
-pub fn needs_weight(job: &Landable<'_>, lora: &Lora) -> bool {
+pub fn needs_weight(job: &Placeable<'_>, lora: &Lora) -> bool {
     lora.magnitude.is_some() || job.applied.adapter.config.dora || job.applied.original.is_some()
 }
 
@@ -64,13 +64,13 @@ impl<'a> Home<'a> {
         Ok(Self { base: &original.base, shift: original.shift(adapter, &paths)? })
     }
 
-    fn path(&self, job: &Landable<'_>) -> String {
+    fn path(&self, job: &Placeable<'_>) -> String {
         let path = self.shift.apply(&job.module.path);
         self.base.names.located(&path).unwrap_or(path)
     }
 
     /// The layer that a change belongs to, if the model has it under that path.
-    pub fn target(&self, job: &Landable<'_>, method: &dyn Method) -> Option<Target> {
+    pub fn target(&self, job: &Placeable<'_>, method: &dyn Method) -> Option<Target> {
         let path = self.path(job);
         let stored = self.base.stored(&self.base.own_name(&format!("{path}.weight"))?);
         let said = self.base.keeps_inputs_in_rows(&path, job.applied.adapter.config.fan_in_fan_out);
@@ -84,7 +84,7 @@ impl<'a> Home<'a> {
     ///
     /// # Errors
     /// When the model has no such weight, or shapes disagree.
-    pub fn find(&self, job: &Landable<'_>, lora: &Lora, source: usize, slot: (String, String)) -> Result<Pending> {
+    pub fn find(&self, job: &Placeable<'_>, lora: &Lora, source: usize, slot: (String, String)) -> Result<Pending> {
         let base = self.base;
         let path = self.path(job);
         let names = [format!("{path}.weight"), format!("{path}.in_proj_weight")];

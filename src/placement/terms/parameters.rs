@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::naming::Endings;
 use crate::naming::experts::DEFINITION_ORDER;
 use crate::pairs::PairKind;
-use crate::placement::{Applied, Landable};
+use crate::placement::{Applied, Placeable};
 
 /// The parameters that adapters adapt without a layer.
 pub struct Parameters {
@@ -83,7 +83,7 @@ impl Parameters {
     ///
     /// # Errors
     /// When config and tensors disagree about it.
-    pub fn kind(&self, job: &Landable<'_>, source: usize, lora: &Lora) -> Result<PairKind> {
+    pub fn kind(&self, job: &Placeable<'_>, source: usize, lora: &Lora) -> Result<PairKind> {
         let (adapter, module) = (&job.applied.adapter, job.module);
         let shape = lora.down.info.shape.as_slice();
         if lora.embedding {

@@ -31,9 +31,9 @@ pub fn find(facts: &AdapterFacts) -> Vec<String> {
     // What is inserted has its own problem already, and no place to fit.
     let misfit = base.misfit.iter().filter(|_| facts.inserted.is_empty());
     problems.extend(misfit.map(|misfit| format!("does not fit `{}`: {misfit}", base.path.display())));
-    if !base.homeless.is_empty() {
-        let count = counted(base.homeless.len(), "tensor");
-        problems.push(format!("{count} without a place in `{}`: {}", base.path.display(), list(&base.homeless)));
+    if !base.unplaced.is_empty() {
+        let count = counted(base.unplaced.len(), "tensor");
+        problems.push(format!("{count} without a place in `{}`: {}", base.path.display(), list(&base.unplaced)));
     }
     problems.extend(base.tied_change.iter().map(|embedding| {
         format!(

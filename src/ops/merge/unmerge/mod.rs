@@ -24,7 +24,7 @@ use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::Direction;
 use crate::output::provenance::{self, Edits};
 use crate::output::sides;
-use crate::placement::placer::Lander;
+use crate::placement::placer::Placer;
 use crate::placement::{Selection, ties, vocabulary};
 use plan::plan;
 
@@ -143,27 +143,27 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
-    let mut lander = Lander::new(&base, &options.selection, &unused)
+    let mut placer = Placer::new(&base, &options.selection, &unused)
         .resizing(options.resize_vocabulary)
         .meaning(options.component.as_deref());
-    applied.iter().try_for_each(|applied| lander.land(applied))?;
-    options.selection.check(&lander.paths)?;
-    let notes = lander.landed.notes.clone();
-    ties::untie(&mut lander, &applied)?;
-    vocabulary::check(&mut lander)?;
-    let landed = lander.landed;
+    applied.iter().try_for_each(|applied| placer.place(applied))?;
+    options.selection.check(&placer.paths)?;
+    let notes = placer.placement.notes.clone();
+    ties::untie(&mut placer, &applied)?;
+    vocabulary::check(&mut placer)?;
+    let placement = placer.placement;
 
     let mut recipe = provenance::recipe(as_merge.asked(), Direction::PutIn, &base, &applied)?;
     recipe["operation"] = "subtract".into();
     recipe["merged"] = provenance::model_entry(&merged, options.hash_base)?;
-    let mut planned = plan(&base, &merged, &landed, &options.write, &provenance::metadata(&recipe))?;
+    let mut planned = plan(&base, &merged, &placement, &options.write, &provenance::metadata(&recipe))?;
     let mut report = UnmergeReport {
         merged: options.merged.clone(),
         base: base.checkpoint.root().into(),
         out: options.write.out.clone(),
         dry_run: options.write.dry_run,
         part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
-        adapters: super::summary::adapters(&applied, &landed),
+        adapters: super::summary::adapters(&applied, &placement),
         compared: planned.taken.len(),
         proved: planned.proved.len(),
         elements: 0,
@@ -187,7 +187,7 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     report.bytes = output.bytes();
     output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        report.complete(&planned, |tensor| landed.targets.contains_key(tensor), started.elapsed());
+        report.complete(&planned, |tensor| placement.targets.contains_key(tensor), started.elapsed());
     }
     Ok(report)
 }

@@ -14,7 +14,7 @@ use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, arrange};
 use crate::placement::merged::Merged;
-use crate::placement::placer::{Landed, Target};
+use crate::placement::placer::{Placement, Target};
 use crate::placement::tile::Piece;
 use crate::plan::{Compute, Plan};
 use crate::tensor::Packing;
@@ -42,11 +42,11 @@ enum Origin {
 pub fn plan(
     base: &Base,
     merged: &Base,
-    landed: &Landed,
+    placement: &Placement,
     options: &WriteOptions,
     metadata: &[(String, String)],
 ) -> Result<Planned> {
-    let mut builder = Builder { base, merged, landed, rounding: options.rounding, proved: Vec::new() };
+    let mut builder = Builder { base, merged, placement, rounding: options.rounding, proved: Vec::new() };
     let mut outputs = Vec::new();
     for (file, weights) in base.checkpoint.files().iter().enumerate() {
         let all = (0..weights.header.tensors.len()).map(|position| base.checkpoint.stored(file, position));
@@ -83,7 +83,7 @@ pub fn plan(
 struct Builder<'a> {
     base: &'a Base,
     merged: &'a Base,
-    landed: &'a Landed,
+    placement: &'a Placement,
     rounding: Rounding,
     proved: Vec<Arc<Proved>>,
 }
@@ -96,7 +96,7 @@ impl Builder<'_> {
             return Ok(Origin::Copied(stored));
         }
         let found = self.found(&stored)?;
-        match self.landed.targets.get(&name) {
+        match self.placement.targets.get(&name) {
             Some(target) => self.changed(&name, target, stored, found),
             None => self.untouched(stored, found),
         }
@@ -104,7 +104,7 @@ impl Builder<'_> {
 
     /// Whether `name` holds the scales of an FP8 weight that changes: proved with the weight.
     fn is_scale_of_changed(&self, name: &str) -> bool {
-        self.landed.targets.keys().any(|weight| {
+        self.placement.targets.keys().any(|weight| {
             let float = self.base.checkpoint.info(weight).and_then(|info| info.dtype.float());
             float.and_then(|float| self.base.scale_of(weight, float)).is_some_and(|scale| scale == name)
         })
@@ -208,7 +208,7 @@ impl Builder<'_> {
         for info in self.merged.checkpoint.tensors().filter(|info| info.bytes > 0 && !own.contains(info.name.as_str()))
         {
             let found = self.merged.stored(&info.name);
-            let Some(target) = self.landed.targets.get(&info.name).cloned().or_else(|| self.second_copy(&info.name))
+            let Some(target) = self.placement.targets.get(&info.name).cloned().or_else(|| self.second_copy(&info.name))
             else {
                 let model = self.base.checkpoint.root().display().to_string();
                 let problem = "neither the base nor the adapters have it";
@@ -217,7 +217,7 @@ impl Builder<'_> {
             let (pair, source) = self.pair(&info.name, &target, found)?;
             self.prove(pair, &target, source.as_ref());
         }
-        let missing = self.landed.targets.iter().find(|(name, target)| {
+        let missing = self.placement.targets.iter().find(|(name, target)| {
             target.starts_from.is_none() && !own.contains(name.as_str()) && !self.merged.names.has(name)
         });
         missing.map_or(Ok(()), |(name, _)| {
@@ -230,8 +230,8 @@ impl Builder<'_> {
     /// What a head that the base shares with its embedding holds where MERGED stores both: the embedding's own.
     fn second_copy(&self, name: &str) -> Option<Target> {
         let tie = self.base.tie.as_ref().filter(|tie| tie.head == name)?;
-        let pieces = self.landed.targets.get(&tie.embedding).map(|target| target.pieces.clone()).unwrap_or_default();
-        let replacement = self.landed.targets.get(&tie.embedding).and_then(|target| target.replacement.clone());
+        let pieces = self.placement.targets.get(&tie.embedding).map(|target| target.pieces.clone()).unwrap_or_default();
+        let replacement = self.placement.targets.get(&tie.embedding).and_then(|target| target.replacement.clone());
         Some(Target { replacement, pieces, cols: None, starts_from: Some(tie.embedding.clone()) })
     }
 

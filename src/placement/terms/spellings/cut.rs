@@ -7,7 +7,7 @@ use crate::adapters::{Lora, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::arch::Spot;
-use crate::placement::Landable;
+use crate::placement::Placeable;
 use crate::tensor::{Shape, TensorInfo, usize_of};
 
 /// The pairs that `lora` is at `spots`, by module.
@@ -34,7 +34,7 @@ pub fn cut(lora: &Lora, spots: &[Spot]) -> Result<Vec<(String, Lora)>> {
 }
 
 /// The refusal of a change that cannot be cut.
-pub fn not_cut(job: &Landable<'_>, spots: &[Spot]) -> Error {
+pub fn not_cut(job: &Placeable<'_>, spots: &[Spot]) -> Error {
     let what = format!(
         "`{}` is one weight here and several, or a part of one, in another adapter (`{}`): only plain LoRA is cut",
         job.module.path, spots[0].module

@@ -216,7 +216,7 @@ impl Known {
                 if !spots.iter().any(|spot| self.modules.contains_key(&spot.module)) {
                     continue;
                 }
-                let Some(place) = self.landed(module.path, spots, outputs) else { continue };
+                let Some(place) = self.placed(module.path, spots, outputs) else { continue };
                 if !found.contains(&place) {
                     found.push(place);
                 }
@@ -226,7 +226,7 @@ impl Known {
     }
 
     /// The place that `spots` are, in the names of the result; `None` where the sizes of what is known disagree.
-    fn landed(&self, path: &str, mut spots: Vec<Spot>, outputs: u64) -> Option<Place> {
+    fn placed(&self, path: &str, mut spots: Vec<Spot>, outputs: u64) -> Option<Place> {
         for spot in &mut spots {
             let has = self.modules.get(&spot.module).and_then(|entry| entry.size).map(|(rows, _)| rows);
             let of = spot.of.or(has)?;
@@ -376,7 +376,7 @@ impl Families {
                     continue;
                 }
                 for spots in arch.translate(reading, outputs, inputs) {
-                    match known.landed(module.path, spots, outputs) {
+                    match known.placed(module.path, spots, outputs) {
                         Some(place) if !found.contains(&place) => found.push(place),
                         _ => {}
                     }
