@@ -181,7 +181,7 @@ impl Adapter {
     }
 
     /// What a user should know of how it was read: also where α stands, if that is not beside the factors or in a config.
-    pub fn reading_notes(&self) -> Vec<String> {
+    pub fn notes(&self) -> Vec<String> {
         let alpha = match self.config.alpha_from.as_ref() {
             Some(from @ (AlphaFrom::Header(_) | AlphaFrom::Told)) => {
                 Some(format!("alpha of `{}` is from {from}", self.root.display()))

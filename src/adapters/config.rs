@@ -75,7 +75,7 @@ pub struct AdapterConfig {
     pub base_model: Option<String>,
     /// Factors of three dimensions hold a pair for each expert, and this merges them.
     pub stacks_merged_by: Option<&'static str>,
-    /// What only a file of llama.cpp says.
+    /// What only a GGUF file says.
     pub llama_cpp: Option<LlamaCpp>,
     /// The whole file, in its order.
     pub raw: Map<String, Value>,

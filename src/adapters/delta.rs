@@ -76,7 +76,7 @@ pub trait Delta: Send + Sync {
     }
 
     /// What was found while it was measured and people should know.
-    fn worth_knowing(&self) -> Option<&str> {
+    fn notes(&self) -> Option<&str> {
         None
     }
 

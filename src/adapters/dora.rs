@@ -125,8 +125,8 @@ impl Delta for Dora {
         self.inner.measure_bytes()
     }
 
-    fn worth_knowing(&self) -> Option<&str> {
-        self.inner.worth_knowing()
+    fn notes(&self) -> Option<&str> {
+        self.inner.notes()
     }
 
     fn measure(&self, base: &dyn BaseRows) -> Result<()> {

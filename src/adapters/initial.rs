@@ -92,7 +92,7 @@ impl Initial {
     }
 
     /// What is worth knowing about the decomposition.
-    pub fn worth_knowing(&self) -> Option<&str> {
+    pub fn notes(&self) -> Option<&str> {
         self.found.get().and_then(|found| found.note.as_deref())
     }
 

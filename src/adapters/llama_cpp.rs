@@ -3,7 +3,7 @@
 use crate::formats::gguf::Metadata;
 use crate::llama::GgufArch;
 
-/// What a file of llama.cpp says beside its factors.
+/// What a GGUF file says beside its factors.
 #[derive(Debug, Clone)]
 pub struct LlamaCpp {
     /// Its architecture.

@@ -124,8 +124,8 @@ impl Delta for LowRankDelta {
         self.initial.as_ref().map_or(0, |initial| initial.held_bytes())
     }
 
-    fn worth_knowing(&self) -> Option<&str> {
-        self.initial.as_ref().and_then(|initial| initial.worth_knowing())
+    fn notes(&self) -> Option<&str> {
+        self.initial.as_ref().and_then(|initial| initial.notes())
     }
 
     fn release(&self) {

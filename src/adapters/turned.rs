@@ -44,8 +44,8 @@ impl Delta for Turned {
         self.0.measure(&TurnedRows(base))
     }
 
-    fn worth_knowing(&self) -> Option<&str> {
-        self.0.worth_knowing()
+    fn notes(&self) -> Option<&str> {
+        self.0.notes()
     }
 
     fn release(&self) {

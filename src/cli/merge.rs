@@ -73,7 +73,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = merge(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
-    if let Some(warning) = report::drowned(&result) {
+    if let Some(warning) = report::below_rounding(&result) {
         notice(&format!("warning: {warning} (--quant or --dtype)"));
     }
     if result.changes_nothing {
@@ -82,7 +82,7 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     Ok(told(talk, &result, |result| report::merge(result, talk.verbose)))
 }
 
-/// `--quant`: `keep`, a type of ggml, or a dtype.
+/// `--quant`: `keep`, a ggml type, or a dtype.
 fn quant(typed: &str) -> Result<Option<Packing>> {
     if typed.eq_ignore_ascii_case("keep") {
         return Ok(None);

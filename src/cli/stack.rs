@@ -48,9 +48,9 @@ pub enum MethodName {
     Concat,
     /// The largest elements of each, of the sign that prevails
     Ties,
-    /// Elements by chance
+    /// A random share of the elements
     Dare,
-    /// Elements by chance, of the sign that prevails
+    /// A random share of the elements, of the sign that prevails
     DareTies,
     /// The largest elements of each
     Magnitude,

@@ -30,7 +30,7 @@ pub struct Chosen {
     pub table: Option<&'static Arch>,
     /// What told the family, in words.
     pub by: Option<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

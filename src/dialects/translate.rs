@@ -46,7 +46,7 @@ pub struct Account {
     pub family: Family,
     /// What became of its modules.
     pub modules: Modules,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

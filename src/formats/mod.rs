@@ -6,7 +6,7 @@
 //! * [`Format`]: the containers, one record each.
 //! * [`Checkpoint`]: one file, a directory, a sharded set or a whole pipeline behind one list of tensors.
 //! * [`comfyui`]: what says that weights are quantised, in files of ComfyUI.
-//! * [`gguf`]: files of llama.cpp, read and written.
+//! * [`gguf`]: GGUF files, read and written.
 //! * [`layout`]: the files an output consists of, known before anything is computed.
 //! * [`side`], [`companions`]: what lies beside the weights, and may be taken along.
 //! * [`hub`]: `org/name[@rev]` found in the local Hugging Face cache.

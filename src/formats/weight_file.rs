@@ -99,7 +99,7 @@ impl WeightFile {
         Ok(Self { name: name.into(), format, map, header, gguf: None, notes, held })
     }
 
-    /// An opened file of llama.cpp.
+    /// An opened GGUF file.
     ///
     /// # Errors
     /// When a tensor lies outside the file.

@@ -53,7 +53,7 @@ pub struct Base {
     pub view: Option<View>,
     /// Their names.
     pub names: Names,
-    /// `config.json`, where there is one, or what the metadata of a file of llama.cpp says in its terms.
+    /// `config.json`, where there is one, or what the metadata of a GGUF file says in its terms.
     pub config: Option<ModelConfig>,
     /// What headers say of the formats of quantised weights.
     pub formats: comfyui::Formats,
@@ -142,7 +142,7 @@ impl Base {
     }
 
     /// What a user should know of how it was read, and of how it is written.
-    pub fn reading_notes(&self) -> impl Iterator<Item = String> {
+    pub fn notes(&self) -> impl Iterator<Item = String> {
         let foreign = self.checkpoint.files().iter().find(|file| !file.format.is_written);
         let written =
             foreign.map(|file| format!("`{}` is read as {}, and written as safetensors", file.name, file.format.name));
@@ -275,7 +275,7 @@ impl Base {
     }
 }
 
-/// The config that the metadata of a file of llama.cpp tells, or as much as is needed here of an architecture without a table.
+/// The config that the metadata of a GGUF file tells, or as much as is needed here of an architecture without a table.
 fn told(metadata: &Metadata, has_output: bool) -> Option<Map<String, Value>> {
     let whole = hub_config(metadata, has_output);
     if whole.is_some() {

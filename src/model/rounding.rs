@@ -8,7 +8,7 @@ pub enum Rounding {
     /// To nearest, ties to even, once: what PEFT's `merge_and_unload()` does.
     #[default]
     Nearest,
-    /// Up or down by chance, so that small changes survive on average.
+    /// Up or down at random, so that small changes survive on average.
     Stochastic {
         /// Other seeds give other choices.
         seed: u64,
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_draw_different_chances() {
+    fn tensors_draw_different_numbers() {
         let rounding = Rounding::Stochastic { seed: 1 };
         let seed = |name: &str| match rounding.at(name, 0) {
             tensor::Rounding::Stochastic { seed, .. } => seed,

@@ -24,7 +24,7 @@ pub struct Placed<O> {
 /// base after the other, with the name of the file; the parts of a pipeline are cut by themselves.
 ///
 /// # Errors
-/// When a file of llama.cpp has no place for one of them.
+/// When a GGUF file has no place for one of them.
 pub fn arrange<O>(
     base: &Base,
     options: &WriteOptions,

@@ -1,4 +1,4 @@
-//! Where the tensors of an output lie in files of llama.cpp: in those of the base, in one, or in new ones of a given size.
+//! Where the tensors of an output lie in GGUF files: in those of the base, in one, or in new ones of a given size.
 //!
 //! The base's metadata is kept as it is; only `general.file_type` follows where most of the bytes changed their type.
 

@@ -54,7 +54,7 @@ pub struct Written {
     pub bytes: u64,
     /// Bytes of its weight file.
     pub weights: u64,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 
@@ -168,7 +168,7 @@ impl ToDialect {
             out,
         };
         let (files, account) = translate(&adapter, &asked)?;
-        Ok((files, account.notes.into_iter().chain(adapter.reading_notes()).collect()))
+        Ok((files, account.notes.into_iter().chain(adapter.notes()).collect()))
     }
 }
 

@@ -26,7 +26,7 @@ const UNTIED: &str = "the head has its own tensor now: `tie_word_embeddings` mus
 pub struct Added {
     /// What was corrected in config.json.
     pub config_changes: Vec<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

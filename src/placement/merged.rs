@@ -16,7 +16,7 @@ use crate::model::weight::Weight;
 use crate::plan::Compute;
 use crate::tensor::{self, Float, NotFinite, Packing, Survival, Tally, add_to_f64, encode_surveyed, encode_values};
 
-/// Least share of a change that rounding to nearest must keep; where it keeps less, blocks are rounded by chance.
+/// Least share of a change that rounding to nearest must keep; where it keeps less, blocks are rounded stochastically.
 const LEAST_KEPT: f64 = 0.9;
 
 /// Rows that are looked at for that.
@@ -38,7 +38,7 @@ pub struct Merged {
     pub rounding: Rounding,
     /// New scales, where the output is FP8 with scales.
     pub rescaled: OnceLock<Rescaled>,
-    /// Rounding to nearest may give way to rounding by chance.
+    /// Rounding to nearest may give way to stochastic rounding.
     pub may_choose: bool,
     /// Where it did: how much of the change rounding to nearest would have kept of some rows.
     pub by_chance: OnceLock<f64>,

@@ -60,7 +60,7 @@ pub struct Placement {
     pub outcomes: Vec<HashMap<String, Outcome>>,
     /// Matrices that get another number of rows.
     pub resized: Resized,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

@@ -49,7 +49,7 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
     for note in &report.notes {
         writeln!(text, "  note     {}", line(note))?;
     }
-    if let Some(warning) = drowned(report) {
+    if let Some(warning) = below_rounding(report) {
         writeln!(text, "  WARNING  {}", line(&warning))?;
     }
     if report.changes_nothing {
@@ -67,10 +67,10 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
 }
 
 /// The warning that rounding did more than the adapters, where it did.
-pub fn drowned(report: &MergeReport) -> Option<String> {
+pub fn below_rounding(report: &MergeReport) -> Option<String> {
     let worst = report.worst.first().filter(|_| report.drowned > 0 && !report.changes_nothing)?;
     Some(format!(
-        "the change drowns in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): more bits keep more of it",
+        "the change is below rounding in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): more bits keep more of it",
         report.drowned,
         worst.tensor,
         100.0 * worst.relative_error

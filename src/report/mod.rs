@@ -16,7 +16,7 @@ use crate::ops::finish::{DiscardReport, FinishReport};
 pub use convert::convert;
 pub use inspect::{inspect, inspected};
 pub use made::{extract, resize, sum};
-pub use merge::{drowned, merge};
+pub use merge::{below_rounding, merge};
 pub use unmerge::{subtracted, unmerge};
 
 /// One JSON document with a line end.

@@ -29,7 +29,7 @@ pub(super) trait Cells: Copy + 'static {
         Self::nearest(simd, values)
     }
 
-    /// A row of neighbours, by chance.
+    /// A row of neighbours, at random.
     fn stochastic<const W: usize, S: Simd<W>>(
         simd: S,
         values: [S::Vector; VECTORS],

@@ -23,7 +23,7 @@ pub(super) trait Code: Copy + 'static {
     fn widen(bytes: Self::Bytes) -> f32;
     /// The nearest element, ties to even.
     fn nearest(value: f32) -> Self::Bytes;
-    /// One of the two neighbours, by chance; a value that has an element of its own always gets it.
+    /// One of the two neighbours, at random; a value that has an element of its own always gets it.
     fn stochastic(value: f32, random: u32) -> Self::Bytes;
     /// Whether the element is a number, neither infinite nor NaN.
     fn is_finite(bytes: Self::Bytes) -> bool;

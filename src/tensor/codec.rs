@@ -11,7 +11,7 @@ use super::simd::{Level, per_cpu};
 pub enum Rounding {
     /// To the nearest, ties to even, in a single rounding.
     Nearest,
-    /// Up or down by chance, so that the expected value is the exact one (Gupta et al. 2015, arXiv 1502.02551).
+    /// Up or down at random, so that the expected value is the exact one (Gupta et al. 2015, arXiv 1502.02551).
     ///
     /// The chance of an element depends on `seed` and its index alone, so any tiling gives the same bytes. Values that
     /// the target can represent never move; f32 and f64 targets never round.

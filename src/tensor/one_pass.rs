@@ -46,7 +46,7 @@ pub struct OnePass<'a> {
     pub stride: usize,
     /// What is added, in order.
     pub products: &'a [Product<'a>],
-    /// How the sum is rounded; of the chances, those of the block's first element.
+    /// How the sum is rounded; of the random numbers, those of the block's first element.
     pub rounding: Rounding,
     /// Every product is rounded before it is added, and every sum after that: PEFT's `safe_merge=True`.
     pub rounds_products: bool,
@@ -183,7 +183,7 @@ fn finish<const W: usize, S: Simd<W>, C: Cells>(
     after
 }
 
-/// The chances of the elements of a vector of a row.
+/// The random numbers of the elements of a vector of a row.
 #[inline(always)]
 fn drawn<const W: usize, C: Cells, const VECTOR: usize>(seed: u64, first: u64) -> [u32; W] {
     lanes(|lane| random::bits(seed, first.wrapping_add(wide(C::column::<W>(VECTOR, lane)))))

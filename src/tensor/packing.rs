@@ -83,7 +83,7 @@ impl Packing {
         }
     }
 
-    /// Writes values. Blocks know one rounding, to nearest: by chance it is after [noise](GgmlType::dither).
+    /// Writes values. Blocks know one rounding, to nearest: stochastically it is after [noise](GgmlType::dither).
     ///
     /// # Panics
     /// When `values` and `out` do not hold the same number of values, or this is not what can be

@@ -119,7 +119,7 @@ pub struct Part<'a> {
     pub operator: Operator<'a>,
     /// It is the transpose of `[out, in]`.
     pub turned: bool,
-    /// Where the chances of an iteration are drawn from.
+    /// Where the random numbers of an iteration are drawn from.
     pub seed: u64,
     /// How far it may be from the ΔW that it stands for.
     pub slack: f64,

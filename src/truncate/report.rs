@@ -39,7 +39,7 @@ pub struct NewAdapterReport {
     pub bytes_before: Option<u64>,
     /// Bytes of its weight file, or files in another dialect than PEFT's.
     pub bytes: u64,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

@@ -167,7 +167,7 @@ fn dare_ties_elects_among_what_stayed() {
     let words = |method| ["--method", method, "--density", "0.5", "--seed", "3"];
     let linear = merged(&adapters, &bench.path("dare"), &words("dare"))[MODULE].values.clone();
     let elected = merged(&adapters, &bench.path("ties"), &words("dare-ties"))[MODULE].values.clone();
-    // Both draw the same chances, so where no adapter's element stayed, or only one's, they agree: 1/8 + 3/8 of
+    // Both draw the same numbers, so where no adapter's element stayed, or only one's, they agree: 1/8 + 3/8 of
     // the elements.
     let size = linear.iter().fold(0.0_f64, |most, value| most.max(value.abs()));
     let same = linear.iter().zip(&elected).filter(|(l, e)| (*l - *e).abs() < 1e-5 * size).count() as f64;
@@ -176,7 +176,7 @@ fn dare_ties_elects_among_what_stayed() {
 }
 
 #[test]
-fn chances_depend_on_the_seed_and_not_on_threads_memory_or_neighbours() {
+fn random_numbers_depend_on_the_seed_and_not_on_threads_memory_or_neighbours() {
     let bench = Bench::new();
     let adapters = three(&bench);
     let run = |name: &str, more: &[&str]| {
@@ -233,7 +233,7 @@ fn dare_is_as_far_from_the_sum_as_pefts() {
         let parts: Vec<(f64, &Deltas)> = weights.iter().copied().zip(&contents).collect();
         let ours = distance(&content(&bench.path(name)).deltas, &sum(&parts));
         let theirs = facts["rel_err_of_stored_result"].as_f64().unwrap();
-        // Other chances, the same law: 14 modules leave a spread of about one percent.
+        // Other numbers, the same law: 14 modules leave a spread of about one percent.
         assert!((ours / theirs - 1.0).abs() < 0.03, "{name}: {ours}, PEFT {theirs}");
     }
 }

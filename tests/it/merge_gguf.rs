@@ -1,4 +1,4 @@
-//! Merging into the files of llama.cpp: the order of its rows, its types, its metadata, and what it cannot hold.
+//! Merging into the GGUF files: the order of its rows, its types, its metadata, and what it cannot hold.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ type Values = BTreeMap<String, (Packing, Vec<f64>)>;
 
 fn values(path: &Path) -> Values {
     let (checkpoint, view) = View::of(Checkpoint::open(path).unwrap()).unwrap();
-    let view = view.expect("a file of llama.cpp");
+    let view = view.expect("a GGUF file");
     let one = |stored: lorakit::formats::Stored| {
         let (name, lie) = (stored.info.name.clone(), view.row_layout(&stored.info.name));
         let packing = Packing::of(&stored.info.dtype).unwrap();
@@ -180,7 +180,7 @@ fn a_change_that_is_smaller_than_a_step_is_there_on_average() {
     assert_eq!(report["by_chance"], 7);
     let kept = report["survival"]["retained"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&kept), "{kept}");
-    assert!(report["notes"].to_string().contains("rounded by chance"), "{}", report["notes"]);
+    assert!(report["notes"].to_string().contains("rounded stochastically"), "{}", report["notes"]);
     assert!(report["drowned"].as_u64().unwrap() > 0, "noise and change are of one size, and that is said");
     assert!(chance == run("b.gguf", &["-j", "1", "--max-memory", "8MiB"]).0);
 

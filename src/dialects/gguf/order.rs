@@ -11,7 +11,7 @@ use crate::llama::{GgufArch, gguf_arch_of};
 use crate::model::ModelConfig;
 
 impl Adapter {
-    /// Opens an adapter for the model with the config `model`. A file of llama.cpp may need it to be understood: in some
+    /// Opens an adapter for the model with the config `model`. A GGUF file may need it to be understood: in some
     /// architectures the order of rows depends on the number of heads, and such a file seldom says it.
     ///
     /// # Errors
@@ -28,7 +28,7 @@ impl Adapter {
         Ok(adapter)
     }
 
-    /// Opens an adapter, and leaves the rows of a file of llama.cpp in the order that they have there.
+    /// Opens an adapter, and leaves the rows of a GGUF file in the order that they have there.
     ///
     /// # Errors
     /// As [`Adapter::open`].

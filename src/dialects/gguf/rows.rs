@@ -1,5 +1,5 @@
 //! The rows of a tensor of a GGUF file: those of one matrix or of several one below the other, in an order of their own, in a
-//! type of ggml. They are computed when they are written.
+//! ggml type. They are computed when they are written.
 
 use std::ops::Range;
 use std::path::Path;

@@ -131,7 +131,7 @@ fn halves(planned: &Planned, pairs: &[Pair]) -> [Rows; 2] {
     [Rows::new(all().map(down).collect(), None), Rows::new(all().map(up).collect(), planned.order.clone())]
 }
 
-/// The path of a module where the language model stands alone, as in the files of llama.cpp, and its block is called as there.
+/// The path of a module where the language model stands alone, as in the GGUF files, and its block is called as there.
 fn own_name(arch: &GgufArch, path: &str) -> String {
     let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
     let path = found.unwrap_or_else(|| path.to_owned());

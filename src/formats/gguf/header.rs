@@ -62,7 +62,7 @@ pub fn looks_like_gguf(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
-/// Whether a path is named like a file of llama.cpp.
+/// Whether a path is named like a GGUF file.
 pub fn is_gguf_name(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "gguf")
 }

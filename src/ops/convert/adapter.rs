@@ -49,7 +49,7 @@ pub struct AdapterReport {
     pub alpha_from: Option<AlphaFrom>,
     /// Bytes of the output.
     pub bytes: u64,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
     /// Wall time.
     pub seconds: f64,
@@ -81,7 +81,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<AdapterReport>
     let output = lay_out(files, &recipe, &options.write, |key| !stripped.is_match(key))?;
     output.write(&options.write, run, &inputs)?;
     let vanished = vanished_note(&output.plan.vanished());
-    let notes = done.notes.into_iter().chain(adapter.reading_notes()).chain(vanished);
+    let notes = done.notes.into_iter().chain(adapter.notes()).chain(vanished);
     Ok(AdapterReport {
         input: options.input.clone(),
         out: options.write.out.clone(),

@@ -70,7 +70,7 @@ pub struct CheckpointReport {
     pub worst: Option<RoundingError>,
     /// What was corrected in config.json.
     pub config_changes: Vec<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
     /// Wall time.
     pub seconds: f64,
@@ -138,7 +138,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         rounding: None,
         worst: None,
         config_changes: Vec::new(),
-        notes: base.reading_notes().chain(shared(&base)).collect(),
+        notes: base.notes().chain(shared(&base)).collect(),
         seconds: 0.0,
         peak_resident_bytes: None,
     };

@@ -23,7 +23,7 @@ const MAX_FACTORS: usize = 1 << 18;
 /// Models whose heads share the hidden size evenly, unless their config says otherwise.
 const EVEN_HEADS: [&str; 6] = ["llama", "mixtral", "smollm3", "qwen2", "qwen2_moe", "phi3"];
 
-/// What a file of llama.cpp becomes beside its tensors.
+/// What a GGUF file becomes beside its tensors.
 #[derive(Debug, Default)]
 pub struct Beside {
     /// Files: path below the output, contents.

@@ -1,4 +1,4 @@
-//! A tensor in another floating point type: W′ = round(W), once, to nearest or by chance.
+//! A tensor in another floating point type: W′ = round(W), once, to nearest or stochastically.
 //!
 //! Infinite values and NaN stay what they are, where the new type has them; a finite value that would become infinite is an
 //! error. f64 goes to narrower types by way of f32, as in torch.

@@ -33,7 +33,7 @@ pub fn assemble(base: &Base, examined: &Examined, made: Vec<Option<NewPair>>, wh
     NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
 }
 
-/// The whole tensors with their values: the tuned file's bytes, FP8 and what lies otherwise in files of llama.cpp as the
+/// The whole tensors with their values: the tuned file's bytes, FP8 and what lies otherwise in GGUF files as the
 /// numbers it means.
 ///
 /// # Errors

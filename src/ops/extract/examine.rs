@@ -46,7 +46,7 @@ pub struct Examined {
     pub unchanged: usize,
     /// Tensors left out by choice, and constants that one side lacks.
     pub skipped: Vec<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
     /// Head and embedding are one tensor, and it changed.
     pub tied: bool,

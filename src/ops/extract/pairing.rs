@@ -34,7 +34,7 @@ pub struct Pairing {
     pub tie: Option<Tie>,
     /// Tensors that one side lacks and nothing is lost with, or that were left out by choice.
     pub skipped: Vec<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

@@ -90,7 +90,7 @@ pub struct AdapterFacts {
     /// What the header's free text tells.
     #[serde(flatten)]
     pub header: HeaderFacts,
-    /// What a file of llama.cpp says about itself.
+    /// What a GGUF file says about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gguf: Option<GgufFacts>,
     /// The adapter against its base.

@@ -47,7 +47,7 @@ pub struct CheckpointFacts {
     /// What the header's free text tells.
     #[serde(flatten)]
     pub header: HeaderFacts,
-    /// What a file of llama.cpp says about itself.
+    /// What a GGUF file says about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gguf: Option<GgufFacts>,
     /// Modules of all layers together, the one with most bytes first.
@@ -96,7 +96,7 @@ impl CheckpointFacts {
         let tie = tied.and_then(|config| config.head().tie(&names()));
         let gguf = GgufFacts::of(&checkpoint);
         problems.extend(gguf.iter().flat_map(|gguf| gguf.problems(&checkpoint)));
-        // A file of llama.cpp without a head takes the embedding for it.
+        // A GGUF file without a head takes the embedding for it.
         let is_headless = gguf.as_ref().is_some_and(|gguf| gguf.sizes.context.is_some()) && !has("output.weight");
         let embedding = is_headless.then(|| "token_embd.weight".to_owned()).filter(|name| has(name));
         let config = config.unwrap_or_default();

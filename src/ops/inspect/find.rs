@@ -139,7 +139,7 @@ impl Walk {
 
 /// Whether a file's name is one that weights have.
 fn is_weights(name: &str) -> bool {
-    // Of the files of llama.cpp that are one model, the first stands for all.
+    // Of the GGUF files that are one model, the first stands for all.
     let is_later = parse_name(name).is_some_and(|(_, number, _)| number > 0);
     Format::is_of_weights(Path::new(&name.to_lowercase()))
         && !is_later

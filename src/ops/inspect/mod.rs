@@ -12,7 +12,7 @@
 //! | `inserted` | prompts, prefixes and bottlenecks |
 //! | `origin`, `training`, `dates` | who trained it, on what and how |
 //! | `header`, `hashes`, `privacy` | the header's free text: its hashes checked, and what tells about people |
-//! | `gguf` | metadata of a file of llama.cpp, against its tensors |
+//! | `gguf` | metadata of a GGUF file, against its tensors |
 //! | `fit`, `size` | the adapter against its base; the size of a base by its config alone |
 //! | `spectrum`, `values` | what only the values tell |
 //! | `problems` | what is wrong with an adapter |
@@ -114,7 +114,7 @@ pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<I
     }
     match AdapterFacts::read(path, file, options, run) {
         Ok(facts) => Ok(Inspection::Adapter(Box::new(facts))),
-        // A file of llama.cpp tells enough to be described where its modules are not understood.
+        // A GGUF file tells enough to be described where its modules are not understood.
         Err(error) => match CheckpointFacts::read(path, None, options) {
             Ok(mut facts) if facts.gguf.is_some() && !matches!(error.blame(), Blame::Interrupted) => {
                 facts.problems.insert(0, format!("cannot be used: {error}"));
@@ -231,7 +231,7 @@ impl Inspection {
         })
     }
 
-    /// What a file of llama.cpp says about itself.
+    /// What a GGUF file says about itself.
     pub fn gguf(&self) -> Option<&GgufFacts> {
         match self {
             Self::Checkpoint(facts) => facts.gguf.as_ref(),

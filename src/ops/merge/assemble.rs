@@ -128,7 +128,7 @@ impl Builder<'_> {
             .collect()
     }
 
-    /// The tensors of a file of llama.cpp of which a part changes.
+    /// The tensors of a GGUF file of which a part changes.
     fn changed_stacks(&self, placement: &Placement, file: usize, tensors: &[TensorInfo]) -> HashSet<usize> {
         let Some(view) = &self.base.view else { return HashSet::new() };
         let changed = tensors.iter().enumerate().filter(|(_, tensor)| placement.targets.contains_key(&tensor.name));

@@ -49,9 +49,9 @@ pub struct MergeOptions {
     pub component: Option<String>,
     /// A matrix saved whole may change the size of the vocabulary.
     pub resize_vocabulary: bool,
-    /// What the weights that change are written as in a file of llama.cpp; `None` keeps the type of each.
+    /// What the weights that change are written as in a GGUF file; `None` keeps the type of each.
     pub quant: Option<Packing>,
-    /// Blocks may be rounded by chance, where rounding to nearest would take a change back (`docs/decisions/0012`).
+    /// Blocks may be rounded stochastically, where rounding to nearest would take a change back (`docs/decisions/0012`).
     pub keep_change: bool,
     /// Hash the base's files as well.
     pub hash_base: bool,

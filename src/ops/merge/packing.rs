@@ -1,4 +1,4 @@
-//! What a weight that changes is written as in a file of llama.cpp.
+//! What a weight that changes is written as in a GGUF file.
 
 use crate::error::{Error, Result};
 use crate::model::Rounding;
@@ -7,7 +7,7 @@ use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::tensor::Packing;
 
-/// What the options ask for, `None` for what each weight is; `quant` is for files of llama.cpp.
+/// What the options ask for, `None` for what each weight is; `quant` is for GGUF files.
 ///
 /// # Errors
 /// When the options ask for two things, or for what the base's format does not have.
@@ -55,7 +55,7 @@ fn is_in_blocks(dtype: &crate::tensor::Dtype) -> bool {
     matches!(Packing::of(dtype), Some(Packing::Blocks(_)))
 }
 
-/// What a weight of a file of llama.cpp is written as: its own type, or the one that is `wanted` of matrices.
+/// What a weight of a GGUF file is written as: its own type, or the one that is `wanted` of matrices.
 ///
 /// # Errors
 /// When that type cannot be written, or its blocks do not fit the rows.

@@ -53,13 +53,13 @@ pub struct MergeReport {
     pub worst: Vec<TensorSurvival>,
     /// Changed tensors in which rounding moved the weights at least as much as the adapters did.
     pub drowned: usize,
-    /// Changed tensors that were rounded by chance, since rounding to nearest would have taken the change back.
+    /// Changed tensors that were rounded stochastically, since rounding to nearest would have taken the change back.
     pub by_chance: usize,
     /// The result equals the base.
     pub changes_nothing: bool,
     /// What was corrected in config.json.
     pub config_changes: Vec<String>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
     /// Wall time.
     pub seconds: f64,
@@ -177,7 +177,7 @@ pub fn begin(
         by_chance: 0,
         changes_nothing,
         config_changes: Vec::new(),
-        notes: base.reading_notes().chain(read.flatten().cloned()).chain(placement.notes.iter().cloned()).collect(),
+        notes: base.notes().chain(read.flatten().cloned()).chain(placement.notes.iter().cloned()).collect(),
         seconds: 0.0,
         gb_per_second: 0.0,
         peak_resident_bytes: None,
@@ -222,8 +222,8 @@ fn summarise<'a>(applied: &Applied, outcomes: impl Iterator<Item = &'a Outcome>)
 }
 
 /// What the deltas found while they were measured, once each, and not more than people read.
-fn worth_knowing(merged: &[Arc<Merged>]) -> Vec<String> {
-    let found = merged.iter().flat_map(|tensor| &tensor.pieces).filter_map(|piece| piece.delta.worth_knowing());
+fn notes(merged: &[Arc<Merged>]) -> Vec<String> {
+    let found = merged.iter().flat_map(|tensor| &tensor.pieces).filter_map(|piece| piece.delta.notes());
     let found: BTreeSet<&str> = found.collect();
     let more = found.len().saturating_sub(WORST);
     let shown = found.iter().take(WORST).map(|note| (*note).to_owned());
@@ -241,7 +241,7 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
             each.push(TensorSurvival::new(&tensor.name, &survival));
         }
     }
-    report.notes.extend(worth_knowing(merged));
+    report.notes.extend(notes(merged));
     let by_chance = merged.iter().filter_map(|tensor| tensor.by_chance.get());
     let least = by_chance.clone().copied().fold(f64::INFINITY, f64::min);
     report.by_chance = by_chance.count();

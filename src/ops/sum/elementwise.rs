@@ -40,9 +40,9 @@ pub enum Rule {
     Magnitude,
     /// The largest, merged by sign.
     Ties(Majority),
-    /// Some by chance, summed.
+    /// A random share of each, summed.
     Dare,
-    /// Some by chance, merged by sign.
+    /// A random share of each, merged by sign.
     DareTies(Majority),
 }
 
@@ -66,7 +66,7 @@ pub struct Pruning {
     pub rule: Rule,
     /// The share of elements that is kept: above 0, at most 1.
     pub density: f64,
-    /// Other seeds give other chances.
+    /// Other seeds draw other elements.
     pub seed: u64,
 }
 
@@ -266,7 +266,7 @@ fn sign(value: f32) -> f32 {
     }
 }
 
-/// Where the chances of one adapter's change of one module are drawn from.
+/// Where the random numbers of one adapter's change of one module are drawn from.
 fn seed_of(seed: u64, module: &str, adapter: usize) -> u64 {
     tensor::seed_of(&[&seed.to_le_bytes(), &(adapter as u64).to_le_bytes(), module.as_bytes()])
 }
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_and_modules_draw_different_chances() {
+    fn adapters_and_modules_draw_different_numbers() {
         assert_ne!(seed_of(0, "a", 0), seed_of(0, "a", 1));
         assert_ne!(seed_of(0, "a", 0), seed_of(0, "b", 0));
     }

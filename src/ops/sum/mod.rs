@@ -110,7 +110,7 @@ impl Opened {
 
     /// What the adapters do to every module, and what is to be said of it.
     fn gather(&self, options: &SumOptions, run: &Run<'_>) -> Result<(Terms, Vec<String>)> {
-        let mut notes: Vec<String> = self.sources.iter().flat_map(|source| source.adapter.reading_notes()).collect();
+        let mut notes: Vec<String> = self.sources.iter().flat_map(|source| source.adapter.notes()).collect();
         let (everything, family) = (Selection::default(), options.dialect.arch.as_deref());
         let keeps = options.keeps_the_rest();
         let selection = if keeps { &everything } else { &options.selection };

@@ -1,6 +1,6 @@
 //! The size below which a singular value of ΔW can be the rounding of its factors.
 //!
-//! Factors that were rounded to their dtype are B + δB and A + δA with errors as if by chance (`tensor::rounding_variance`). To
+//! Factors that were rounded to their dtype are B + δB and A + δA with errors as if at random (`tensor::rounding_variance`). To
 //! first order ΔW is off by s·(δB·A + B·δA), and a random matrix `[m, r]` of variance v has norm √v·(√m + √r) at most (the edge of
 //! Marchenko and Pastur's law). So no singular value is moved by more than s·(‖δB‖·‖A‖ + ‖B‖·‖δA‖) by Weyl's inequality,
 //! and what is smaller than that may be nothing else.

@@ -29,7 +29,7 @@ pub struct Combined {
     pub tensors: Vec<NewWhole>,
     /// `trainable_token_indices` of the config, if there are any.
     pub token_indices: Option<Value>,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
 }
 

@@ -111,7 +111,7 @@ impl Terms {
         let pending = std::mem::take(&mut self.pending);
         let held: Vec<u64> = pending.iter().map(|pending| pending.delta().measure_bytes()).collect();
         map_within(&held, budget, cancel, |at| pending[at].delta().measure(pending[at].weight.as_ref()))?;
-        let notes = pending.iter().filter_map(|pending| pending.delta().worth_knowing().map(str::to_owned)).collect();
+        let notes = pending.iter().filter_map(|pending| pending.delta().notes().map(str::to_owned)).collect();
         for Pending { slot, source, strength, rank, prepared, transposed, weight } in pending {
             let slot = self.slots.get_mut(&slot).expect("a change waits for the sum it belongs to");
             match prepared {

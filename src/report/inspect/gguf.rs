@@ -1,4 +1,4 @@
-//! What a file of llama.cpp says about itself.
+//! What a GGUF file says about itself.
 
 use unicode_width::UnicodeWidthStr;
 

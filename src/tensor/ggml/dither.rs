@@ -1,4 +1,4 @@
-//! Rounding by chance for blocks: noise of one step before they are rounded to nearest, so that a value between two levels
+//! Stochastic rounding for blocks: noise of one step before they are rounded to nearest, so that a value between two levels
 //! goes to either with the chance that makes it right on average.
 //!
 //! A block has its own levels. How far they lie apart is told here from the values: by their largest, or by their range, over the
@@ -113,7 +113,7 @@ mod tests {
             };
             assert!(
                 (kept - 1.0).abs() < room,
-                "{ggml}: {kept} by chance, {} to nearest",
+                "{ggml}: {kept} stochastically, {} to nearest",
                 retained(&exact, &mut packed)
             );
         }

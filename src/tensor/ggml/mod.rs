@@ -1,4 +1,4 @@
-//! The types of ggml: blocks of values that share scales, and the plain numbers beside them.
+//! The ggml types: blocks of values that share scales, and the plain numbers beside them.
 //!
 //! A row of a tensor is a run of blocks of one type ([`GgmlType::block`]). Everything known about a type is one row of
 //! the table in `types`; how its blocks are unpacked stands in `unpack` (bits on a scale), `k` (256 values in sixteen or

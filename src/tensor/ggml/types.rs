@@ -5,7 +5,7 @@ use std::fmt;
 use super::{pack, unpack};
 use crate::tensor::{Dtype, Float, Rounding};
 
-/// A type of ggml, as the tensors of a GGUF file have it.
+/// A ggml type, as the tensors of a GGUF file have it.
 #[allow(missing_docs, reason = "the variants are the names; their facts are the rows of the table below")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum GgmlType {

@@ -1,5 +1,5 @@
 //! A tensor of a GGUF file, computed: rows of one weight, or of the experts one after the other, in the order of the file, with
-//! what the architecture adds, packed into blocks of a type of ggml.
+//! what the architecture adds, packed into blocks of a ggml type.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! What a file of llama.cpp says about itself, and whether its tensors agree. Headers only: a tokenizer is counted, not read.
+//! What a GGUF file says about itself, and whether its tensors agree. Headers only: a tokenizer is counted, not read.
 //!
 //! Keys are those of ggml `docs/gguf.md` and llama.cpp `llama-arch.cpp`.
 
@@ -135,7 +135,7 @@ impl GgufFacts {
         })
     }
 
-    /// What is wrong with `checkpoint` as a file of llama.cpp.
+    /// What is wrong with `checkpoint` as a GGUF file.
     pub fn problems(&self, checkpoint: &Checkpoint) -> Vec<String> {
         problems::find(self, checkpoint)
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a file of llama.cpp, as far as its header tells.
+//! What is wrong with a GGUF file, as far as its header tells.
 
 use std::collections::BTreeSet;
 

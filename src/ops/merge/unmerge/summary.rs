@@ -48,7 +48,7 @@ pub struct UnmergeReport {
     pub jobs: usize,
     /// Bytes of the output.
     pub bytes: u64,
-    /// Things worth knowing.
+    /// Notes.
     pub notes: Vec<String>,
     /// Wall time.
     pub seconds: f64,
