@@ -29,6 +29,7 @@ mod evened;
 mod expert_pairs;
 pub mod family;
 pub mod files;
+mod fit;
 mod found;
 pub mod gguf;
 pub mod hashes;
@@ -45,6 +46,7 @@ pub mod pieces;
 mod recognise;
 pub mod same;
 pub mod spell;
+mod target;
 pub mod torchtune;
 #[cfg(test)]
 mod toy;
@@ -53,10 +55,11 @@ mod turn;
 mod unaided;
 pub mod xlabs;
 
-pub use dialect::{Dialect, Form, Target};
+pub use dialect::{Dialect, Form};
 pub use found::{is_model, of_a_folder, of_a_model};
 pub use made::made;
 pub use recognise::{is_adapter, recognise};
+pub use target::Target;
 
 /// Every dialect. A config beside the weights belongs to the first one that knows it.
 pub const ALL: &[&Dialect] = &[

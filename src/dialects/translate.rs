@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::dialect::Dialect;
 use super::files::{Facts, Files, Wishes, rounded_note};
-use super::pieces::{Pieces, Stacks};
-use super::spell::{Respelled, Wanted};
+use super::pieces::Stacks;
+use super::spell::Wanted;
 use super::{as_lora, denoisers, family, pieces, spell};
 use crate::adapters::{Adapter, Init, embeddings_note};
 use crate::error::{Error, Result};
@@ -168,17 +168,6 @@ fn check(adapter: &Adapter, asked: &Asked<'_>) -> Result<()> {
     }
     let refusal = adapter.config.refusal_but(asked.dialect.says);
     refusal.filter(|_| !asked.as_lora && adapter.config.scaling.is_some()).map_or(Ok(()), Err)
-}
-
-/// Modules of a GGUF file are fused and split as its architecture has them; all others stay.
-///
-/// # Errors
-/// When a change cannot be split or fused.
-pub(super) fn fit(pieces: &mut Pieces, facts: &Facts<'_>, done: &mut Respelled) -> Result<()> {
-    match &facts.adapter.config.llama_cpp {
-        Some(said) => spell::refit(facts.adapter, pieces, |path| said.arch.fuses(path), done),
-        None => Ok(()),
-    }
 }
 
 /// Flattened name → path of every module of the base; what no component is told of is a denoiser's.
