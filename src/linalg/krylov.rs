@@ -8,7 +8,7 @@
 //! 2024), and every block is an occasion to end.
 //!
 //! The iteration ends when what the blocks to come could still win is small against the error that stays. That is an
-//! estimate: the coming block is added to the projected matrix with the largest energy of the last one. Which of the singular values
+//! estimate: the coming block is added to the projected matrix with the energy of the last one. Which of the singular values
 //! are known well is told (`settled`); waiting for those of a flat tail would buy nothing. What is certified
 //! afterwards is measured (`decomposition`).
 
@@ -52,7 +52,7 @@ const BLOCKS: [(usize, usize); 3] = [(32, 16), (96, 32), (usize::MAX, 48)];
 const UNKNOWN_RANK_BLOCK: usize = 32;
 
 /// Share of the smaller side from which the basis would be so large that a full decomposition is less work (measured).
-const FULL_SHARE: f64 = 0.4;
+const FULL_SHARE: f64 = 0.6;
 
 /// Blocks beyond the rank that the iteration is expected to need, for choosing between it and the full decomposition.
 const EXPECTED_BLOCKS: usize = 3;
@@ -248,8 +248,7 @@ impl Iteration {
         self.width() >= rank + BEYOND_RANK * block && to_come <= accepted
     }
 
-    /// The Ritz values that the coming block would give, if its own energy were the largest of the last one: a cluster that a block
-    /// cannot hold has a part of it still outside.
+    /// The Ritz values that the coming block would give, if its own energy were that of the last one.
     fn values_with_next(&self) -> Vec<f64> {
         let (old, new) = (self.width(), self.next.ncols());
         let last = self.coupling.ncols();
@@ -257,8 +256,7 @@ impl Iteration {
         grown.slice_mut(s![..old, ..old]).assign(&self.projected);
         grown.slice_mut(s![old.., old - last..old]).assign(&self.coupling);
         grown.slice_mut(s![old - last..old, old..]).assign(&self.coupling.t());
-        let corner = self.projected.slice(s![old - last.., old - last..]).to_owned();
-        let energy = descending(&corner).first().copied().unwrap_or(0.0);
+        let energy = self.projected.diag().slice(s![old - last..]).mean().unwrap_or(0.0);
         grown.diag_mut().slice_mut(s![old..]).fill(energy);
         descending(&grown)
     }

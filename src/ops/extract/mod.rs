@@ -195,10 +195,12 @@ fn describe(
     }
     let at_rounding_floor = made.modules.iter().filter(|module| module.at_rounding_floor == Some(true)).count();
     if at_rounding_floor > 0 {
-        let enough = made.modules.iter().map(|module| module.rank_above_rounding).collect::<Option<Vec<usize>>>();
-        let enough = enough.and_then(|ranks| ranks.into_iter().max()).map(|rank| rank.max(1));
+        let mut enough: Vec<usize> = made.modules.iter().filter_map(|module| module.rank_above_rounding).collect();
+        enough.sort_unstable();
+        let most = enough.get((enough.len() * 9).div_ceil(10).saturating_sub(1)).map(|rank| *rank.max(&1));
         let cut = made.modules.iter().map(|module| module.rank).max();
-        let lower = enough.filter(|rank| Some(*rank) < cut).map(|rank| format!("; --rank {rank} would do"));
+        let lower = most.filter(|rank| Some(*rank) < cut);
+        let lower = lower.map(|rank| format!("; in nine of ten `--rank {rank}` would do"));
         notes.push(format!(
             "in {at_rounding_floor} of {} modules the error is no larger than what rounding TUNED to its dtype added: a higher rank \
              would keep noise{}",
