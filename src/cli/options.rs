@@ -81,7 +81,7 @@ pub struct Talk {
 pub enum RoundingMode {
     /// To nearest, once: as PEFT's `merge_and_unload()`
     Nearest,
-    /// Stochastic: up or down at random, so that small changes are kept on average
+    /// Up or down at random, so that small changes are kept on average
     Stochastic,
     /// The delta first, then the sum: as PEFT's `safe_merge=True`
     PeftSafe,
