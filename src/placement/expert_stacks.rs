@@ -43,7 +43,7 @@ pub fn place(placer: &mut Placer<'_>, job: &Placeable<'_>, lora: &Lora) -> Resul
         return Ok(None);
     }
     if !job.is_first_pair() {
-        // All pairs of a module are landed together, with the first.
+        // All pairs of a module are placed together, with the first.
         return Ok(Some(Outcome::Merged));
     }
     let pairs: Vec<&Module> = job.siblings().filter(|module| matches!(module.change, Change::Lora(_))).collect();
@@ -263,7 +263,7 @@ fn expert_places(stack: &Stack, pair: &Lora, expert: usize) -> Vec<ExpertPlace> 
     }
 }
 
-/// The tensor a share lands on must be there, and one of a split layer must have the shape of its share.
+/// The tensor a share goes to must be there, and one of a split layer must have the shape of its share.
 fn check_place(placer: &Placer<'_>, pair: &Lora, place: &ExpertPlace) -> Result<()> {
     let Some(info) = placer.base.checkpoint.info(&place.tensor) else {
         let place = format!("{}: `{}`", placer.base_name(), place.tensor);

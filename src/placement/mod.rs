@@ -5,7 +5,7 @@
 //! | `selection` | which modules are changed, and how strongly |
 //! | `applied` | the adapters of a run, opened, with their weights |
 //! | `change` | one change on its way to its place |
-//! | `placer` | which tensor, which rows, which way round |
+//! | `placer`, `placing` | which tensor, which rows, which way round |
 //! | `places` | names: components, prefixes, flattened names |
 //! | `denoisers`, `prefixes` | which of several denoisers; paths that lack or have a prefix too many |
 //! | `fit`, `prepared` | whether a change fits its tensor, and its delta |
@@ -26,6 +26,7 @@ mod methods;
 mod one_pass;
 pub mod placer;
 mod places;
+mod placing;
 mod prefixes;
 mod prepared;
 pub mod scaled;

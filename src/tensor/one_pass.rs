@@ -390,7 +390,8 @@ mod tests {
                 let mut out = vec![0xAA; base.len()];
                 let found = pass.merge_at(level, float, &base, &mut out);
                 let what = format!("[{rows}, {cols}] {float} {rounding:?} {rounds_products} with {level:?}");
-                assert_eq!(found.is_some(), expected.is_some(), "{what}");
+                // Squares beyond f32 are left to the tiles.
+                assert_eq!(found.is_some(), expected.as_ref().is_some_and(fits_f32), "{what}");
                 let Some((found, expected)) = found.zip(expected.as_ref()) else { continue };
                 assert!(out == wanted, "{what}: other bytes");
                 let counts = |survival: &Survival| (survival.elements, survival.wanted, survival.lost);

@@ -221,7 +221,7 @@ impl Builder<'_> {
         Ok(self.compute(name, info, source, target, out))
     }
 
-    /// What lands on one tensor has to be one thing.
+    /// What is added to one tensor has to be one thing.
     fn check_combination(&self, name: &str, target: &Target, source: &Weight, out: Packing) -> Result<()> {
         let refuse = |what: String| Error::unsupported(self.base.checkpoint.root(), what);
         if let (Some(view), Some(own)) = (&self.base.view, self.base.checkpoint.info(name)) {
