@@ -17,5 +17,6 @@ mod k;
 mod pack;
 mod types;
 mod unpack;
+mod values;
 
 pub use types::GgmlType;

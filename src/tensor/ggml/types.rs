@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::{pack, unpack};
-use crate::tensor::{Dtype, Float, Rounding};
+use crate::tensor::{Dtype, Float};
 
 /// A ggml type, as the tensors of a GGUF file have it.
 #[allow(missing_docs, reason = "the variants are the names; their facts are the rows of the table below")]
@@ -182,36 +181,6 @@ impl GgmlType {
     /// The type as one of the plain floating-point numbers.
     pub fn float(self) -> Option<Float> {
         self.dtype().float()
-    }
-
-    /// Unpacks whole blocks as f32, exactly as ggml does.
-    ///
-    /// # Panics
-    /// When `bytes` and `out` do not hold the same whole number of blocks.
-    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(self.bytes_of(out.len() as u64), Some(bytes.len() as u64), "whole blocks of {self}");
-        match self.float() {
-            Some(float) => float.decode(bytes, out),
-            None => unpack::decode(self, bytes, out),
-        }
-    }
-
-    /// Whether [`encode`](Self::encode) makes blocks of this type.
-    pub fn can_encode(self) -> bool {
-        self.float().is_some() || pack::is_known(self)
-    }
-
-    /// Packs values into whole blocks, with the scales that ggml chooses where nothing says which values matter more.
-    ///
-    /// # Panics
-    /// When `values` and `out` do not hold the same whole number of blocks, or the type is none that
-    /// [`can_encode`](Self::can_encode).
-    pub fn encode(self, values: &[f32], out: &mut [u8]) {
-        assert_eq!(self.bytes_of(values.len() as u64), Some(out.len() as u64), "whole blocks of {self}");
-        match self.float() {
-            Some(float) => float.encode(values, Rounding::Nearest, out),
-            None => pack::encode(self, values, out),
-        }
     }
 
     /// Turns the blocks of a big-endian file into ours, in place; `false` where that cannot be done, because the parts
