@@ -107,11 +107,12 @@ fn every_kind_of_spectrum_is_cut_near_the_optimum() {
                         residual / best,
                         best / norm
                     );
-                    assert!(residual <= tolerance * best + 1e-6 * norm, "{report}");
+                    // Beyond the rank of a matrix there is nothing but the rounding of products in f32.
+                    assert!(residual <= tolerance * best + 5e-6 * norm, "{report}");
                     assert!(found.certificate.residual_at_most >= residual, "{report}");
                     assert!(found.certificate.optimum_at_least <= best * (1.0 + 1e-9) + 1e-9 * norm, "{report}");
                     let near = found.certificate.optimum_near;
-                    assert!((near - best).abs() <= (tolerance - 1.0) * best + 1e-6 * norm, "{near:e} {report}");
+                    assert!((near - best).abs() <= (tolerance - 1.0) * best + 5e-6 * norm, "{near:e} {report}");
                 }
             }
         }
