@@ -26,15 +26,8 @@ pub fn is_saved_beside(stored: &Stored) -> bool {
 impl Adapter {
     /// Takes out the frozen copies of modules that were trained whole. PEFT computes with the trained ones, whatever these hold.
     pub fn leave_out_originals(&mut self) {
-        let before = self.modules.len();
-        self.modules.retain(|module| !matches!(&module.change, Change::Frozen(..)) || !is_below(module, ORIGINAL));
-        let count = before - self.modules.len();
-        if count > 0 {
-            self.needed.model = true;
-            self.tensors.note(format!(
-                "{count} tensors are frozen copies (`{ORIGINAL}`), which were not trained: they are left out"
-            ));
-        }
+        let is_trained = |module: &Module| !matches!(&module.change, Change::Frozen(..)) || !is_below(module, ORIGINAL);
+        self.leave_out(is_trained, &format!("frozen copies (`{ORIGINAL}`)"));
     }
 
     /// Takes out the model, where the file holds all of it and not only what was trained: frozen layers beside their pairs, and
@@ -45,8 +38,7 @@ impl Adapter {
         }
         let trains = self.config.raw.get("bias").and_then(serde_json::Value::as_str).is_some_and(|bias| bias != "none");
         let saved: Vec<String> = self.config.saved_modules().map(str::to_owned).collect();
-        let before = self.modules.len();
-        self.modules.retain(|module| {
+        let is_trained = |module: &Module| {
             let is_saved = || saved.iter().any(|saved| saves(saved, &module.path)) || is_below(module, TRAINED);
             match &module.change {
                 Change::Frozen(parameter, _) => trains && parameter == "bias",
@@ -55,10 +47,19 @@ impl Adapter {
                 }
                 _ => true,
             }
-        });
+        };
+        self.leave_out(is_trained, "weights of the model");
+    }
+
+    /// Takes out what was not trained. What is left is not the file as it lies any more.
+    fn leave_out(&mut self, is_trained: impl Fn(&Module) -> bool, what: &str) {
+        let before = self.modules.len();
+        self.modules.retain(is_trained);
         let count = before - self.modules.len();
-        self.tensors
-            .note(format!("{count} tensors are weights of the model, which were not trained: they are left out"));
+        if count > 0 {
+            self.needed.model = true;
+            self.tensors.note(format!("{count} tensors are {what}, which were not trained: they are left out"));
+        }
     }
 
     /// Whether a frozen layer lies beside its pair. PEFT saves those of embeddings and heads along; the others only with all.

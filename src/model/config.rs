@@ -62,7 +62,9 @@ impl ModelConfig {
         let text = |config: &Map<String, Value>, key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
         let part = raw.get(TEXT).and_then(Value::as_object);
         let language = part.unwrap_or(&raw);
-        let size = |names: &[&str]| names.iter().find_map(|name| language.get(*name)?.as_u64());
+        // A part may say some sizes and leave the others to the whole.
+        let of = |name: &str| language.get(name).or_else(|| raw.get(name));
+        let size = |names: &[&str]| names.iter().find_map(|name| of(name)?.as_u64());
         let classes = raw.get("architectures").and_then(Value::as_array).into_iter().flatten();
         Self {
             model_type: text(&raw, "model_type"),
@@ -72,7 +74,7 @@ impl ModelConfig {
             intermediate: size(&["intermediate_size"]),
             layers: size(&["num_hidden_layers"]),
             heads: size(&["num_attention_heads", "n_head"]),
-            kv_heads: kv_heads(language),
+            kv_heads: kv_heads(of),
             head_dim: size(&["head_dim"]),
             experts: size(&EXPERTS),
             vocabulary: size(&["vocab_size"]),
@@ -122,9 +124,9 @@ impl ModelConfig {
 }
 
 /// Falcon has one head of keys, unless it is of the later kind.
-fn kv_heads(config: &Map<String, Value>) -> Option<u64> {
-    let flag = |key: &str| config.get(key).and_then(Value::as_bool);
-    let number = |key: &str| config.get(key).and_then(Value::as_u64);
+fn kv_heads<'a>(of: impl Fn(&str) -> Option<&'a Value>) -> Option<u64> {
+    let flag = |key: &str| of(key).and_then(Value::as_bool);
+    let number = |key: &str| of(key).and_then(Value::as_u64);
     match (flag("multi_query"), flag("new_decoder_architecture")) {
         (Some(true), Some(false) | None) => Some(1),
         (_, Some(true)) => number("num_kv_heads"),
@@ -171,6 +173,18 @@ mod tests {
                 TIED: false
             })
         );
+    }
+
+    #[test]
+    fn sizes_that_the_text_part_leaves_open_are_those_of_the_whole() {
+        let both = json!({
+            "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64,
+            "text_config": {"hidden_size": 32, "model_type": "llama"},
+        });
+        let both = ModelConfig::of(config(both));
+        assert_eq!((both.hidden, both.heads, both.kv_heads), (Some(32), Some(8), Some(2)));
+        let one = ModelConfig::of(config(json!({"text_config": {"n_head": 4, "multi_query": true}})));
+        assert_eq!((one.heads, one.kv_heads, one.layers), (Some(4), Some(1), None));
     }
 
     #[test]

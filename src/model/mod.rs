@@ -20,4 +20,4 @@ pub mod wrapping;
 
 pub use config::ModelConfig;
 pub use rounding::Rounding;
-pub use values::same_values;
+pub use values::{same_tensors, same_values};

@@ -224,9 +224,11 @@ struct Written {
 
 impl Compute for Written {
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
-        let mut values = vec![0.0; rows.len() * usize_of(self.grid.size.1)];
-        let first = rows.start;
-        self.grid.decode(rows, &mut values)?;
+        // A column may be written as one row: [n], or [1, n].
+        let (count, width) = (out.len() / self.float.bytes(), usize_of(self.grid.size.1).max(1));
+        let first = rows.start * (count / rows.len().max(1)) / width;
+        let mut values = vec![0.0; count];
+        self.grid.decode(first..first + count / width, &mut values)?;
         let outcome = self.float.encode_finite(&values, out);
         outcome.map_err(|found| self.grid.refuse(first, &found))?;
         self.kept.look(&values, || self.float.vanished(&values, out));

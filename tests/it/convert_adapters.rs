@@ -301,3 +301,35 @@ fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
         ])
     );
 }
+
+#[test]
+fn magnitudes_of_dora_are_cast_as_vectors_in_every_dialect() {
+    let adapter = fixtures().join("peft/dora-r4/adapter");
+    let base = fixtures().join("peft/bases/llama-bf16");
+    let bench = Bench::new();
+    let weights = |folder: &Path| {
+        let one = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        read(&one.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "safetensors")).unwrap())
+    };
+    for dialect in ["peft", "mlx", "torchtune"] {
+        let more = ["--to", dialect, "--base", base.to_str().unwrap()];
+        let plain = bench.path(dialect);
+        convert(&adapter, &plain, &more).ok();
+        let plain = weights(&plain);
+        for (dtype, share) in [("f16", 1.0 / 1024.0), ("bf16", 1.0 / 128.0), ("f64", 0.0), ("f32", 0.0)] {
+            let out = bench.path(&format!("{dialect}-{dtype}"));
+            convert(&adapter, &out, &[&more[..], &["--dtype", dtype]].concat()).ok();
+            let cast = weights(&out);
+            assert_eq!(cast.keys().collect::<Vec<_>>(), plain.keys().collect::<Vec<_>>(), "{dialect} {dtype}");
+            for (name, tensor) in &cast {
+                assert_eq!(tensor.shape, plain[name].shape, "{dialect} {dtype} {name}");
+                for (value, wanted) in tensor.values().iter().zip(plain[name].values()) {
+                    assert!(
+                        (value - wanted).abs() <= share * wanted.abs() + 1e-7,
+                        "{dialect} {dtype} {name}: {value} instead of {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
