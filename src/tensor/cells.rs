@@ -123,8 +123,7 @@ impl Bf16 {
     /// Rounded to nearest, ties to even; of a NaN anything.
     #[inline(always)]
     fn number(value: f32) -> u32 {
-        let bits = value.to_bits();
-        bits.wrapping_add(0x7FFF + (bits >> 16 & 1))
+        code::to_upper_half(value.to_bits())
     }
 
     /// In the upper half.

@@ -97,6 +97,13 @@ impl Code for F32 {
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 
+/// The bits of an f32, its upper half rounded to nearest, ties to even; of a NaN anything.
+#[inline(always)]
+pub(super) fn to_upper_half(bits: u32) -> u32 {
+    // Adding just under half an ulp, or half where the last kept bit is odd, carries into it when it should.
+    bits.wrapping_add(0x7FFF + (bits >> 16 & 1))
+}
+
 impl Code for Bf16 {
     type Bytes = [u8; 2];
     #[inline(always)]
@@ -106,9 +113,7 @@ impl Code for Bf16 {
     #[inline(always)]
     fn nearest(value: f32) -> [u8; 2] {
         let bits = value.to_bits();
-        // Adding just under half an ulp, or half where the last kept bit is odd, carries into it when it should.
-        let rounded = bits.wrapping_add(0x7FFF + ((bits >> 16) & 1));
-        upper_half(if bits & !SIGN > INFINITY { bits | QUIET } else { rounded })
+        upper_half(if bits & !SIGN > INFINITY { bits | QUIET } else { to_upper_half(bits) })
     }
     #[inline(always)]
     fn stochastic(value: f32, random: u32) -> [u8; 2] {

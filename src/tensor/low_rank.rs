@@ -15,9 +15,6 @@ pub(super) const ROWS: usize = 4;
 /// Vectors of columns of a block.
 pub(super) const VECTORS: usize = 2;
 
-/// Groups of columns are multiples of this, which is a whole number of blocks on every CPU.
-pub(super) const RUN_COLS: usize = 64;
-
 /// Bytes of packed `down` that are used again and again; half of the 32 KiB L1 cache of most x86-64 cores, so that
 /// `up` and the weights fit beside it.
 const PANEL_BYTES: usize = 16 << 10;
@@ -72,7 +69,7 @@ fn add_body<const W: usize, S: Simd<W>>(simd: S, value: &mut [f32], factors: &Fa
     let &Factors { cols, up, down, down_stride, rank, scale } = factors;
     let mut ups = vec![[0.0; ROWS]; (up.len() / rank).div_ceil(ROWS) * rank];
     pack_up(up, rank, &mut ups, rank);
-    let group = group_cols(rank);
+    let group = group_cols(rank, VECTORS * W);
     let mut buffer = Vec::new();
     let panels = panels_of::<W>(&mut buffer, rank, group);
     let scale = simd.splat(scale);
@@ -123,10 +120,10 @@ fn add_scaled<const W: usize, S: Simd<W>>(simd: S, value: &mut [f32], sums: &[S:
     }
 }
 
-/// Columns whose panels fill [`PANEL_BYTES`]: a multiple of [`RUN_COLS`], the same on every CPU.
+/// Columns whose panels fill [`PANEL_BYTES`]: a multiple of `grain`.
 #[inline(always)]
-pub(super) fn group_cols(rank: usize) -> usize {
-    RUN_COLS * (PANEL_BYTES / (RUN_COLS * rank * size_of::<f32>())).max(1)
+pub(super) fn group_cols(rank: usize, grain: usize) -> usize {
+    grain * (PANEL_BYTES / (grain * rank * size_of::<f32>())).max(1)
 }
 
 /// Blocks of [`ROWS`] rows, transposed: every `period`, rank × `[f32; ROWS]`. Rows that the last block lacks stay as they are.

@@ -13,11 +13,14 @@ use super::cells::{self, Cells, Each};
 use super::code;
 use super::codec::Rounding;
 use super::dtype::Float;
-use super::low_rank::{ROWS, RUN_COLS, VECTORS, group_cols, pack_down, pack_up, panels_of, product};
+use super::low_rank::{ROWS, VECTORS, group_cols, pack_down, pack_up, panels_of, product};
 use super::random;
 use super::simd::{Level, Simd, lanes, per_cpu, prefetch};
 use super::survey::{Run, Sums, fits_f32};
 use super::survival::Survival;
+
+/// Columns of a run, and groups of columns are multiples of it: a whole number of blocks on every CPU.
+const RUN_COLS: usize = 64;
 
 /// Columns that are surveyed side by side: one AVX-512 register.
 const LANES: usize = 16;
@@ -104,7 +107,8 @@ fn merge_body<const W: usize, S: Simd<W>, C: Cells>(
     let (base, out) = (bytemuck::cast_slice::<u8, C::Bytes>(base), bytemuck::cast_slice_mut::<u8, C::Bytes>(out));
     let rank = products.iter().map(|product| product.rank).sum::<usize>().max(1);
     let ups = pack_ups(products, rows, rank);
-    let group = group_cols(rank);
+    // The same on every CPU: the sums are formed run by run.
+    let group = group_cols(rank, RUN_COLS);
     let mut buffer = Vec::new();
     let panels = panels_of::<W>(&mut buffer, rank, group);
     let mut sums = Sums::<LANES>::ZERO;

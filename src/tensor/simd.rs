@@ -3,7 +3,8 @@
 //! A kernel is a plain `#[inline(always)]` function over slices and small arrays; `per_cpu!` compiles it for AVX-512,
 //! for AVX2 with FMA and for whatever machine the crate is built for, and the compiler vectorises each copy. All of
 //! them do the same IEEE operations in the same order, so they agree bit for bit, and tests compare them.
-//! `unsafe` is the call into such a copy, for which a [`Level`] is the proof that the CPU can run it, and [`prefetch`].
+//! `unsafe` is the call into such a copy, for which a [`Level`] is the proof that the CPU can run it, the instructions that
+//! `vectors!` names, for which their type is the proof, and [`prefetch`].
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;

@@ -76,7 +76,7 @@ pub fn encode_surveyed(
 ) -> Result<(), NotFinite> {
     assert_eq!(base.len(), exact.len() * base_float.bytes(), "as many base elements as values");
     assert_eq!(out.len(), exact.len() * out_float.bytes(), "as many places as values");
-    // The usual case, without the detour of the numbers through memory.
+    // What no product changes in one pass (DoRA, LoHa and their kin), without the detour of the numbers through memory.
     let fused = base_float == Float::Bf16 && out_float == Float::Bf16 && rounding == Rounding::Nearest;
     let mut sum = Survival::default();
     let chunks = base.chunks(CHUNK * base_float.bytes()).zip(exact.chunks(CHUNK));
