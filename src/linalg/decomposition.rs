@@ -4,13 +4,10 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use super::low_rank::LowRank;
 use super::operator::LinearOperator;
-use super::{INNER_ROWS, Matrix, RankRule, backend, inner};
+use super::{F32_ROUNDOFF, INNER_ROWS, Matrix, RankRule, backend, inner};
 use crate::error::Result;
 use crate::interrupt;
 use crate::tensor::Float;
-
-/// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// Relative rounding of an SVD in f64, with room for its constants.
 const F64_SLACK: f64 = 1e-13;
@@ -39,7 +36,7 @@ pub(super) enum Known {
     Leading {
         /// So many of them are known to 1e-4: a singular value of the matrix is so near to each.
         settled: usize,
-        /// What a longer iteration would add to the squares of the first ones, by an estimate.
+        /// What a longer iteration would add to the squares of the first ones, by an estimate; good for those that were asked for.
         gains: Vec<f64>,
     },
 }
@@ -258,7 +255,7 @@ impl Decomposition {
             Known::All => tail,
             Known::Leading { gains, .. } => {
                 let gain: f64 = gains.iter().take(rank).sum();
-                (residual.powi(2) - stored_error.powi(2) - gain).max(0.0)
+                (residual.powi(2) - stored_error.powi(2) - gain).max(optimum_at_least.powi(2))
             }
         }
         .sqrt();

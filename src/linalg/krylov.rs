@@ -44,13 +44,6 @@ impl Compute {
 /// Relative error of a singular value that is called settled, at most.
 const VALUE_TOLERANCE: f64 = 1e-4;
 
-/// Columns of a block by the rank, up to which it is taken; multiples of the widest vectors. A narrower one reads the matrix more
-/// often, a wider one multiplies more.
-const BLOCKS: [(usize, usize); 3] = [(32, 16), (96, 32), (usize::MAX, 48)];
-
-/// Columns of a block where the rank is not known beforehand.
-const UNKNOWN_RANK_BLOCK: usize = 32;
-
 /// Share of the smaller side from which the basis would be so large that a full decomposition is less work (measured).
 const FULL_SHARE: f64 = 0.6;
 
@@ -91,11 +84,14 @@ pub fn truncated_svd(
 pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Compute, seed: u64) -> Result<Decomposition> {
     let (rows, cols) = operator.shape();
     let side = rows.min(cols);
-    let (rank, block) = match rule.rank_at_most() {
-        Some(rank) => (rank, BLOCKS.iter().find(|(most, _)| rank <= *most).map_or(UNKNOWN_RANK_BLOCK, |found| found.1)),
-        None => (0, UNKNOWN_RANK_BLOCK),
+    let rank = rule.rank_at_most();
+    // Multiples of the widest vectors. A narrower block reads the matrix more often, a wider one multiplies more.
+    let block = match rank {
+        Some(..=32) => 16,
+        None | Some(..=96) => 32,
+        Some(_) => 48,
     };
-    let expected = rank.saturating_add(block * EXPECTED_BLOCKS) as f64;
+    let expected = rank.unwrap_or(0).saturating_add(block * EXPECTED_BLOCKS) as f64;
     if side <= ALWAYS_FULL || rule.needs_all() && rule.max_rank.is_none() || expected > FULL_SHARE * side as f64 {
         return Decomposition::of_whole(operator.dense()?);
     }
@@ -109,8 +105,8 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     }
     loop {
         iteration.step(operator)?;
-        if iteration.is_done(rule, compute)
-            && let Some(found) = iteration.result()
+        if let Some(gains) = iteration.look(rule, compute)
+            && let Some(found) = iteration.result(gains)
         {
             return Ok(found);
         }
@@ -135,9 +131,17 @@ impl Columns {
         block.columns().into_iter().for_each(|column| self.values.extend(column));
     }
 
+    fn width(&self) -> usize {
+        self.values.len() / self.rows.max(1)
+    }
+
     fn view(&self) -> MatrixView<'_> {
-        let width = self.values.len() / self.rows.max(1);
-        ArrayView2::from_shape((self.rows, width).f(), &self.values).expect("blocks have equal heights")
+        ArrayView2::from_shape((self.rows, self.width()).f(), &self.values).expect("blocks have equal heights")
+    }
+
+    fn take(&mut self) -> Matrix {
+        let shape = (self.rows, self.width()).f();
+        Array2::from_shape_vec(shape, std::mem::take(&mut self.values)).expect("blocks have equal heights")
     }
 }
 
@@ -157,12 +161,10 @@ struct Iteration {
     projected: Array2<f64>,
     /// What the last block's AᵀA·V is beyond the basis, in the coordinates of `next`.
     coupling: Array2<f64>,
-    /// Σ of the leading Ritz values (squares of singular values) at the last look.
-    captured_before: Option<f64>,
+    /// The Ritz values (squares of singular values) one block ago; as they were forecast, if that look was left out.
+    before: Vec<f64>,
     /// Whether the next look is left out.
     is_far: bool,
-    /// What the next block would add to the squares of the leading singular values.
-    gains: Vec<f64>,
 }
 
 impl Iteration {
@@ -181,9 +183,8 @@ impl Iteration {
             images: Columns::new(rows),
             projected: Array2::zeros((0, 0)),
             coupling: Array2::zeros((0, 0)),
-            captured_before: None,
+            before: Vec::new(),
             is_far: false,
-            gains: Vec::new(),
         })
     }
 
@@ -214,42 +215,51 @@ impl Iteration {
         self.projected = grown;
     }
 
-    fn is_done(&mut self, rule: &RankRule, compute: Compute) -> bool {
+    /// What later blocks would add to the squares of the leading singular values, where they are not worth the work.
+    fn look(&mut self, rule: &RankRule, compute: Compute) -> Option<Vec<f64>> {
         let wanted = rule.rank_at_most().filter(|_| matches!(rule.policy, RankPolicy::Rank(_)));
         let block = self.next.ncols();
         if wanted.is_some_and(|rank| self.width() < rank + block) || std::mem::take(&mut self.is_far) {
-            return false;
+            return None;
         }
-        let squares = descending(&self.projected);
+        let squares = descending(&self.projected)?;
         let scale = f64::from(self.scale);
-        let values: Vec<f64> = squares.iter().map(|square| square.sqrt() / scale).collect();
-        if !rule.is_settled(&values, self.norm_squared) {
-            self.captured_before = Some(squares.iter().sum());
-            return false;
-        }
-        let rank = rule.choose(&values, self.norm_squared);
+        let roots = |squares: &[f64]| squares.iter().map(|square| square.sqrt() / scale).collect::<Vec<f64>>();
+        let values = roots(&squares);
+        let rank = rule.is_settled(&values, self.norm_squared).then(|| rule.choose(&values, self.norm_squared));
+        // Of a cluster that one block cannot hold, the next ones find the rest before anything tells of it.
+        let ripe = rank.is_some_and(|rank| self.width() >= rank + BEYOND_RANK * block);
+        let Some(rank) = rank.filter(|_| ripe || self.width() >= COSTLY_LOOK) else {
+            self.before = squares;
+            return None;
+        };
+        let coming = self.values_with_next()?;
+        // Where nothing is kept, the first value tells how fast the others change.
+        let sum = |squares: &[f64]| squares.iter().take(rank.max(1)).sum::<f64>();
+        let gain = (sum(&coming) - sum(&squares)).max(0.0);
+        let gained = (sum(&squares) - sum(&self.before)).max(gain);
+        // Gains of later blocks shrink about as the last two did.
+        let rate = if gained > 0.0 { (gain / gained).min(MOST_RATE) } else { 0.0 };
+        let now = squares.iter().copied().chain(std::iter::repeat(0.0));
+        let gains: Vec<f64> =
+            coming.iter().zip(now.clone()).map(|(then, now)| (then - now).max(0.0) / (1.0 - rate)).collect();
         let total = self.norm_squared * scale * scale;
         let captured: f64 = squares.iter().take(rank).sum();
-        let coming = self.values_with_next();
-        let gain = (coming.iter().take(rank).sum::<f64>() - captured).max(0.0);
-        // Gains of later blocks shrink about as the last two did.
-        let rate = match self.captured_before.replace(captured).map(|before| (captured - before).max(gain)) {
-            Some(gained) if gained > 0.0 => (gain / gained).min(MOST_RATE),
-            Some(_) => 0.0,
-            None => FIRST_RATE,
-        };
         let to_come = gain / (1.0 - rate);
         let residual = (total - captured - to_come).max(0.0);
         // (r² − opt²) ∕ opt² = 2·(r − opt) ∕ opt to first order.
         let accepted = (2.0 * compute.tolerance() * residual).max(total * NOISE);
-        self.gains = coming.iter().zip(&squares).map(|(then, now)| (then - now).max(0.0) / scale / scale).collect();
+        // A rule about single values holds only if none is on its way across.
+        let forecast: Vec<f64> = gains.iter().zip(now).map(|(gain, now)| now + gain).collect();
+        let holds = !rule.looks_at_single_values() || rule.choose(&roots(&forecast), self.norm_squared) == rank;
         self.is_far = self.width() >= COSTLY_LOOK && to_come > FAR * accepted;
-        // Of a cluster that one block cannot hold, the next ones find the rest before anything tells of it.
-        self.width() >= rank + BEYOND_RANK * block && to_come <= accepted
+        self.before = if self.is_far { coming } else { squares };
+        let done = ripe && to_come <= accepted && holds;
+        done.then(|| gains.into_iter().map(|gain| gain / scale / scale).collect())
     }
 
     /// The Ritz values that the coming block would give, if its own energy were that of the last one.
-    fn values_with_next(&self) -> Vec<f64> {
+    fn values_with_next(&self) -> Option<Vec<f64>> {
         let (old, new) = (self.width(), self.next.ncols());
         let last = self.coupling.ncols();
         let mut grown = Array2::zeros((old + new, old + new));
@@ -278,24 +288,21 @@ impl Iteration {
     }
 
     /// The Ritz triplets; `None` if they cannot be had.
-    fn result(&self) -> Option<Decomposition> {
+    fn result(&mut self, gains: Vec<f64>) -> Option<Decomposition> {
         let (squares, vectors) = backend::symmetric_eigen(self.projected.view())?;
         let count = squares.iter().filter(|square| **square > 0.0).count();
         let mix = vectors.slice(s![.., vectors.ncols() - count..; -1]).to_owned();
         let roots: Array1<f64> = squares.iter().rev().take(count).map(|square| square.sqrt()).collect();
         let values = roots.iter().map(|root| root / f64::from(self.scale)).collect();
-        let left = Vectors { basis: self.images.view().to_owned(), mix: &mix / &roots, skew: false };
-        let known = Known::Leading { settled: self.settled(&roots, &mix), gains: self.gains.clone() };
-        let right = Vectors { basis: self.basis.view().to_owned(), mix, skew: false };
+        let left = Vectors { basis: self.images.take(), mix: &mix / &roots, skew: false };
+        let known = Known::Leading { settled: self.settled(&roots, &mix), gains };
+        let right = Vectors { basis: self.basis.take(), mix, skew: false };
         Some(Decomposition::new(left, values, right, self.norm_squared, known))
     }
 }
 
 /// Gains are never taken to shrink slower than by this factor: a slower iteration is not near its end anyway.
 const MOST_RATE: f64 = 0.8;
-
-/// By how much gains are taken to shrink from block to block where there is only one to go by.
-const FIRST_RATE: f64 = 0.5;
 
 /// Share of ‖A‖² below which a gain is rounding of the f32 products.
 const NOISE: f64 = 1e-12;
@@ -313,18 +320,32 @@ fn sign(seed: u64, row: usize, col: usize) -> f32 {
 /// `inside` is the part of the block within the basis, negative.
 fn beyond(basis: MatrixView<'_>, mut block: Matrix, inside: Matrix) -> (Matrix, Array2<f64>) {
     backend::multiply_into(block.view_mut(), true, basis, inside.view());
-    let (mut first, coordinates) = backend::qr_f32(block.view());
-    // Twice is enough (Giraud, Langou & Rozložník 2005); also where a column was nothing but rounding.
-    let mut again = Matrix::zeros(inside.dim());
-    backend::multiply_into(again.view_mut(), false, basis.t(), first.view());
-    again.mapv_inplace(|value| -value);
-    backend::multiply_into(first.view_mut(), true, basis, again.view());
-    let (second, more) = backend::qr_f32(first.view());
-    (second, backend::multiply_f64(more.mapv(f64::from).view(), coordinates.mapv(f64::from).view()))
+    let (mut columns, coordinates) = backend::qr_f32(block.view());
+    let mut coordinates = coordinates.mapv(f64::from);
+    // Twice is enough (Giraud, Langou & Rozložník 2005), but for columns that were nothing but rounding.
+    for _ in 0..MOST_ROUNDS {
+        let mut again = Matrix::zeros(inside.dim());
+        backend::multiply_into(again.view_mut(), false, basis.t(), columns.view());
+        again.mapv_inplace(|value| -value);
+        backend::multiply_into(columns.view_mut(), true, basis, again.view());
+        let (next, more) = backend::qr_f32(columns.view());
+        columns = next;
+        coordinates = backend::multiply_f64(more.mapv(f64::from).view(), coordinates.view());
+        if more.diag().iter().all(|left| left.abs() >= MOST_LOST) {
+            break;
+        }
+    }
+    (columns, coordinates)
 }
 
-/// Eigenvalues of a symmetric matrix, largest first, none below zero.
-fn descending(matrix: &Array2<f64>) -> Vec<f64> {
-    let values = backend::symmetric_values(matrix.view()).unwrap_or_default();
-    values.into_iter().rev().map(|value| value.max(0.0)).collect()
+/// Rounds of taking the basis out of new columns, after the first.
+const MOST_ROUNDS: usize = 3;
+
+/// Length that a column of length 1 must keep for the round to be the last.
+const MOST_LOST: f32 = 0.7;
+
+/// Eigenvalues of a symmetric matrix, largest first, none below zero; `None` if they cannot be had.
+fn descending(matrix: &Array2<f64>) -> Option<Vec<f64>> {
+    let values = backend::symmetric_values(matrix.view())?;
+    Some(values.into_iter().rev().map(|value| value.max(0.0)).collect())
 }

@@ -7,9 +7,9 @@
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
-use super::backend;
 use super::low_rank::LowRank;
 use super::operator::RowSource;
+use super::{F32_ROUNDOFF, backend};
 use crate::error::Result;
 use crate::interrupt;
 use crate::tensor::random_bits;
@@ -34,9 +34,6 @@ const GROWTH: f64 = 1.2;
 
 /// Elements of a band of rows that is held: 16 MiB in f64.
 const BAND_ELEMENTS: usize = 2 << 20;
-
-/// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// Unit roundoffs of f32, as shares of σ₁, within which a decomposition in f32 cannot tell two directions apart. LAPACK's
 /// backward errors are a few.

@@ -43,6 +43,9 @@ pub type Dense = Array2<f64>;
 /// A view of a [`Matrix`].
 pub type MatrixView<'a> = ArrayView2<'a, f32>;
 
+/// Unit roundoff of f32.
+pub const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
+
 /// Rows that are widened and multiplied at once, so that they stay in the cache.
 const INNER_ROWS: usize = 512;
 

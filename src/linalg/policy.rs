@@ -98,6 +98,11 @@ impl RankRule {
         Some(count.clamp(1, values.len().saturating_sub(1).max(1)) + 1)
     }
 
+    /// Whether the rule compares single singular values, and not what they have together.
+    pub fn looks_at_single_values(&self) -> bool {
+        matches!(self.policy, RankPolicy::Above(_) | RankPolicy::Ratio(_))
+    }
+
     /// Whether the rule needs every singular value.
     pub fn needs_all(&self) -> bool {
         matches!(self.policy, RankPolicy::All | RankPolicy::Cumulative(_))

@@ -62,8 +62,16 @@ impl<'a> Shared<'a> {
 
     /// Whether there is memory to keep `found`.
     pub fn keeps(&self, found: &Found<'_>) -> bool {
-        let bytes = found.bytes();
-        self.kept.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.means.budget.max_bytes / KEPT_SHARE
+        let most = self.means.budget.max_bytes / KEPT_SHARE;
+        let more = |kept: u64| kept.checked_add(found.bytes()).filter(|kept| *kept <= most);
+        self.kept.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    /// Gives back what `known` keeps.
+    fn let_go(&self, known: &mut Known<'_>) {
+        if let Some(found) = known.found.take() {
+            self.kept.fetch_sub(found.bytes(), Ordering::Relaxed);
+        }
     }
 
     /// What a unit of the rank of `job` costs.
@@ -114,6 +122,7 @@ impl<'a> Shared<'a> {
             }
             let again: Vec<Job<'_>> = short.iter().map(|at| jobs[*at]).collect();
             let looks: Vec<usize> = short.iter().map(|at| deeper(*at)).collect();
+            short.iter().for_each(|at| self.let_go(&mut known[*at]));
             let found = each(&again, self.means, |at, job| job.look(looks[at], self))?;
             short.into_iter().zip(found).for_each(|(at, found)| known[at] = found);
         };
@@ -127,10 +136,10 @@ impl<'a> Shared<'a> {
         Ok((ranks, Spent { budget: left, cost: allocation.cost, short_at_most: allocation.short_at_most }))
     }
 
-    /// What one rank for all cost, where a budget bought it.
-    pub fn spent(&self, jobs: &[Job<'_>], rank: usize) -> Option<Spent> {
+    /// What the rank `rank` for all `jobs` costs, where a budget bought it.
+    pub fn spent<'b: 'c, 'c>(&self, jobs: impl Iterator<Item = &'c Job<'b>>, rank: usize) -> Option<Spent> {
         let (_, budget) = self.budget?;
-        let cost = jobs.iter().map(|job| self.cost(job) * rank as u64).sum();
+        let cost = jobs.map(|job| self.cost(job) * rank as u64).sum();
         Some(Spent { budget, cost, short_at_most: 0.0 })
     }
 }

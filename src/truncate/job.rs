@@ -32,7 +32,7 @@ pub struct Known<'a> {
     pub complete: bool,
     norm_squared: f64,
     /// The decomposition, where there was memory to keep it.
-    found: Option<Found<'a>>,
+    pub found: Option<Found<'a>>,
 }
 
 /// What became of a change.
@@ -52,17 +52,19 @@ impl<'a> Job<'a> {
         if !self.change.is_chosen() {
             return Ok(Some(RankRule::new(RankPolicy::Rank(self.change.ranks().iter().sum()))));
         }
-        let kernel = match self.change.kind() {
-            PairKind::Conv { kernel } => Some(kernel.iter().product()),
-            _ => None,
-        };
-        let policy = match (choice.rule(kernel), choice.ranking) {
+        let policy = match (choice.rule(self.kernel()), choice.ranking) {
             (Some(rule), _) => return Ok(Some(self.capped(rule))),
             (None, Ranking::Noise) => RankPolicy::Above(self.change.noise()?),
             (None, _) if self.cap.is_some() => RankPolicy::All,
             (None, _) => return Ok(None),
         };
         Ok(Some(self.capped(RankRule { max_rank: choice.max_rank, ..RankRule::new(policy) })))
+    }
+
+    /// Positions of the kernel of a convolution.
+    fn kernel(&self) -> Option<u64> {
+        let kind = self.change.kind();
+        matches!(kind, PairKind::Conv { .. }).then(|| kind.positions())
     }
 
     fn capped(&self, rule: RankRule) -> RankRule {
@@ -142,11 +144,9 @@ impl<'a> Job<'a> {
     }
 
     pub fn held_bytes(&self) -> u64 {
-        let fixed = match self.means.choice.ranking {
-            Ranking::Rule(RankPolicy::Rank(rank)) => Some(rank),
-            _ => self.means.choice.max_rank,
-        };
-        self.change.held_bytes(fixed.into_iter().chain(self.cap).min())
+        let choice = self.means.choice;
+        let open = RankRule { max_rank: choice.max_rank, ..RankRule::new(RankPolicy::All) };
+        self.change.held_bytes(self.capped(choice.rule(self.kernel()).unwrap_or(open)).rank_at_most())
     }
 
     /// The scale of the factors there are, if rank `rank` needs no others.

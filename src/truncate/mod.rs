@@ -98,10 +98,7 @@ pub fn truncate(changes: &[&dyn Truncatable], means: &Means<'_>) -> Result<Trunc
         } else {
             jobs.iter().zip(&known).map(|(job, known)| known.rank(job)).collect()
         };
-        for (inner, outer) in nested {
-            let rank = ranks[inner].max(ranks[outer]);
-            (ranks[inner], ranks[outer]) = (rank, rank);
-        }
+        level(&mut ranks, &nested);
         let widest = ranks.iter().copied().max().unwrap_or(0);
         let keep = means.alpha.is_none() && (!uniform || have_one_scale(&jobs, &ranks));
         each(&jobs, means, |at, job| known[at].pair(job, ranks[at], if uniform { widest } else { ranks[at] }, keep))?
@@ -112,7 +109,8 @@ pub fn truncate(changes: &[&dyn Truncatable], means: &Means<'_>) -> Result<Trunc
     if uniform {
         let widest = pairs.iter().map(|pair| pair.rank).max().unwrap_or(0);
         pairs.iter_mut().filter(|pair| pair.rank > 0).try_for_each(|pair| pair.widen(widest, means.alpha))?;
-        spent = budget.spent(&jobs, widest);
+        let paired = jobs.iter().zip(&pairs).filter(|(_, pair)| pair.rank > 0).map(|(job, _)| job);
+        spent = budget.spent(paired, widest);
     }
     Ok(Truncated::of(&jobs, pairs, spent))
 }
@@ -120,6 +118,15 @@ pub fn truncate(changes: &[&dyn Truncatable], means: &Means<'_>) -> Result<Trunc
 /// PEFT builds a layer within another adapted one with the same rank.
 fn nested(changes: &[&dyn Truncatable]) -> Vec<(usize, usize)> {
     layers_within_layers(changes.iter().map(|change| change.path()))
+}
+
+/// Gives layers within layers one rank, the largest: an outer one may hold several, and lie within another itself.
+fn level(ranks: &mut [usize], nested: &[(usize, usize)]) {
+    // Ranks only grow.
+    while let Some((inner, outer)) = nested.iter().copied().find(|(inner, outer)| ranks[*inner] != ranks[*outer]) {
+        let rank = ranks[inner].max(ranks[outer]);
+        (ranks[inner], ranks[outer]) = (rank, rank);
+    }
 }
 
 /// What `work` makes of every job and its number, within the memory there is.
@@ -141,4 +148,18 @@ fn have_one_scale(jobs: &[Job<'_>], ranks: &[usize]) -> bool {
     let mut scales = jobs.iter().zip(ranks).filter(|(_, rank)| **rank > 0).map(|(job, rank)| job.held(*rank));
     let Some(first) = scales.next() else { return false };
     first.is_some() && scales.all(|scale| scale == first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::level;
+
+    #[test]
+    fn layers_within_one_layer_get_one_rank() {
+        let mut ranks = [2, 1, 9, 4];
+        level(&mut ranks, &[(0, 1), (2, 1)]);
+        assert_eq!(ranks, [9, 9, 9, 4]);
+        level(&mut ranks, &[(3, 0), (0, 1), (2, 1)]);
+        assert_eq!(ranks, [9, 9, 9, 9]);
+    }
 }

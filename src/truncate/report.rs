@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::RankChoice;
 use super::Truncated;
 use super::job::{Job, Pair};
 use crate::pairs::{NewPair, NewWhole};
@@ -166,6 +167,12 @@ impl WholeReport {
 }
 
 impl NewAdapterReport {
+    /// Tells how large it became, by the ranks that `ranks` chose: its files in `dialect`, the weight file where that is PEFT's.
+    pub fn weigh(&mut self, dialect: Option<&str>, (files, weights): (u64, u64), ranks: Option<&RankChoice>) {
+        self.notes.extend(ranks.zip(dialect).and_then(|(ranks, dialect)| ranks.exceeded(dialect, files)));
+        self.bytes = if dialect.is_some() { files } else { weights };
+    }
+
     /// Sums the modules up; `lost` is ‖ΔW‖² of those that vanished.
     pub fn add_up(&mut self, lost: f64) {
         let sum = |of: fn(&ModuleReport) -> f64| self.modules.iter().map(of).sum::<f64>();

@@ -7,6 +7,7 @@ use super::class::{Class, Layer, classify};
 use super::difference::Difference;
 use super::pairing::{Pair, Pairing, module_of};
 use super::task::Task;
+use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::{Base, PACKED};
@@ -172,10 +173,6 @@ impl Look<'_> {
         let below = format!("{module}.");
         self.modules.range(below.as_str()..).next().is_some_and(|next| next.starts_with(&below))
     }
-}
-
-fn describe(tensor: &Stored) -> String {
-    format!("{}: `{}` {}", tensor.path().display(), tensor.info.name, tensor.info.shape)
 }
 
 /// More rows of an embedding or a head: kept, and said.

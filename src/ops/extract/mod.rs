@@ -128,10 +128,9 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let file = &tuned.checkpoint.files()[0].map;
     let origin = Origin { input: &options.tuned, file, base: Some(&options.base), component: true };
     let written = options.dialect.write(adapter.into_files(), &recipe, origin, &options.write, &quiet, &inputs)?;
-    let foreign = options.dialect.foreign();
-    report.made.notes.extend(foreign.and_then(|dialect| options.ranks.exceeded(dialect.name, written.bytes)));
+    let foreign = options.dialect.foreign().map(|dialect| dialect.name);
+    report.made.weigh(foreign, (written.bytes, written.weights), Some(&options.ranks));
     report.made.notes.extend(written.notes);
-    report.made.bytes = if foreign.is_some() { written.bytes } else { written.weights };
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::choice::Choice;
 use crate::error::{Error, Result};
-use crate::formats::Stored;
 use crate::model::base::Base;
+use crate::model::same_tensors;
 use crate::naming::buffers::is_buffer;
 use crate::naming::head::Tie;
 use crate::naming::{Names, Shift, renamed};
@@ -167,11 +167,11 @@ fn join_heads(
         _ => tuned.names.has(&tie.head).then(|| tie.head.clone()),
     };
     let base_is_one = !own_in_base || {
-        base.stored_tie.is_some() && same_bytes(&base.stored(&tie.head), &base.stored(&tie.embedding))?
+        base.stored_tie.is_some() && same_tensors(&base.stored(&tie.head), &base.stored(&tie.embedding))?
     };
     let tuned_is_one = match &own_in_tuned {
         None => tuned.tie.is_some() || !own_in_base,
-        Some(head) => same_bytes(&tuned.stored(head), &tuned.stored(&embedding))?,
+        Some(head) => same_tensors(&tuned.stored(head), &tuned.stored(&embedding))?,
     };
     match own_in_tuned {
         _ if base_is_one && tuned_is_one => {
@@ -194,13 +194,6 @@ fn join_heads(
         _ => {}
     }
     Ok(())
-}
-
-fn same_bytes(left: &Stored, right: &Stored) -> Result<bool> {
-    let same = left.info.dtype == right.info.dtype && left.info.shape == right.info.shape;
-    let same = same && left.view()?.data == right.view()?.data;
-    [left, right].iter().for_each(|tensor| tensor.map.release(tensor.start, tensor.info.bytes));
-    Ok(same)
 }
 
 fn is_left_out(model: &Base, name: &str, choice: &Choice) -> bool {
