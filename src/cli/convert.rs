@@ -13,7 +13,7 @@ use lorakit::report;
 use super::options::Write;
 use super::progress::Bar;
 use super::reading::Reading;
-use super::{place, watch, words};
+use super::{place, told, watch, words};
 
 #[derive(Debug, Group)]
 pub struct Convert {
@@ -75,11 +75,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = convert(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.set_peak_resident_bytes(watch::peak_resident_bytes());
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => report::json(&result),
-        (false, true) => Vec::new(),
-        (false, false) => report::convert(&result).into_bytes(),
-    })
+    Ok(told(talk, &result, report::convert))
 }
 
 fn mix(name: &str) -> Result<Mix> {

@@ -14,7 +14,7 @@ use lorakit::report;
 use super::options::{RoundingMode, Weights, Write};
 use super::progress::Bar;
 use super::sum::Sum;
-use super::{notice, place, stack, watch};
+use super::{notice, place, stack, told, watch};
 
 #[derive(Debug, Group)]
 pub struct Subtract {
@@ -81,23 +81,18 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let result = unmerge(&options, &Run { cancel: &cancel, progress: &bar })?;
     let peak = watch::peak_resident_bytes();
-    let (json, text) = match result {
+    Ok(match result {
         Unmerged::Subtracted(mut result) => {
             result.peak_resident_bytes = peak;
             if result.changes_nothing {
                 notice("warning: nothing is taken out: the result equals the merged model");
             }
-            (report::json(&result), report::subtracted(&result, talk.verbose))
+            told(talk, &*result, |result| report::subtracted(result, talk.verbose))
         }
         Unmerged::Compared(mut result) => {
             result.peak_resident_bytes = peak;
-            (report::json(&result), report::unmerge(&result, talk.verbose))
+            told(talk, &*result, |result| report::unmerge(result, talk.verbose))
         }
-    };
-    Ok(match (talk.json, talk.quiet) {
-        (true, _) => json,
-        (false, true) => Vec::new(),
-        (false, false) => text.into_bytes(),
     })
 }
 
@@ -112,6 +107,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> 
         ("--part", write.part.is_some()),
         ("--residual-base", args.residual_base),
         ("--component", args.component.is_some()),
+        ("--resize-vocab", args.resize_vocab),
         ("--hash-base", args.hash_base),
     ];
     if let Some((option, _)) = of_models.iter().find(|(_, given)| *given) {

@@ -43,8 +43,8 @@ pub struct Dialect {
     pub own_alphas: bool,
     /// Methods beside LoRA are named and scaled as by LyCORIS.
     pub lycoris: bool,
-    /// Who wrote it, and what is unknown of files whose config is not there.
-    pub lacks: Option<(&'static str, &'static str)>,
+    /// What is unknown of files whose config is not there.
+    pub lacks: Option<&'static str>,
     /// Whether `adapter_config.json` is one of its own.
     pub has_config: fn(&Map<String, Value>) -> bool,
     /// Whether tensors beside a config of PEFT's are its own.

@@ -63,7 +63,8 @@ pub(crate) fn open(source: Source<'_>, beside: Beside) -> Result<Opened> {
         return Err(found::no_names(&tensors));
     };
     let dialect = Dialect::of(dialect);
-    if let Some((who, what)) = dialect.lacks {
+    if let Some(what) = dialect.lacks {
+        let who = dialect.title;
         let what = format!("has the names of {who}, and no `{CONFIG_NAME}` beside it: {what} are unknown");
         return Err(Error::unsupported(tensors.root(), what));
     }

@@ -104,7 +104,7 @@ impl Placer<'_> {
         if let (Some(first), Some(_)) = (changed.first(), kept.first()) {
             let kept: Vec<String> = kept.iter().map(|name| format!("`{name}`")).collect();
             self.placement.notes.push(format!(
-                "only `{first}` changes: {}, which is built alike, stays as it is; an adapter for it is merged by itself, with \
+                "only `{first}` changes: {}, which is built alike, stays as it is; an adapter for it goes by itself, with \
                  `{OPTION}`",
                 kept.join(", ")
             ));

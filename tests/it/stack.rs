@@ -378,6 +378,40 @@ fn a_budget_is_kept_to_the_byte() {
 }
 
 #[test]
+fn a_budget_holds_biases_and_whole_tensors_as_well() {
+    let bench = Bench::new();
+    let make = |name: &str, seed: u64| {
+        let part = |seed, shape: &[usize]| Tensor::f32(shape, &noise(seed, shape.iter().product(), 0.3));
+        let config = json!({"r": 6, "lora_alpha": 6, "lora_bias": true, "modules_to_save": ["head"]});
+        bench.adapter(
+            name,
+            config,
+            &[
+                ("layers.0.q_proj.lora_A.weight", part(seed, &[6, 16])),
+                ("layers.0.q_proj.lora_B.weight", part(seed + 1, &[400, 6])),
+                ("layers.0.q_proj.lora_B.bias", part(seed + 2, &[400])),
+                ("layers.1.q_proj.lora_A.weight", part(seed + 3, &[6, 16])),
+                ("layers.1.q_proj.lora_B.weight", part(seed + 4, &[400, 6])),
+                ("layers.1.q_proj.lora_B.bias", part(seed + 5, &[400])),
+                ("head.weight", part(9, &[30, 16])),
+            ],
+        )
+    };
+    let (first, second) = (make("first", 20), make("second", 40));
+    let mut kept = 0;
+    for budget in (9_000..40_000).step_by(1_111) {
+        let out = bench.path(&format!("out-{budget}"));
+        let words = ["--max-size", &budget.to_string(), "--json"];
+        if stack(&[(&first, 1.0), (&second, 1.0)], &out, &words).code == 0 {
+            let bytes = std::fs::metadata(out.join("adapter_model.safetensors")).unwrap().len();
+            assert!(bytes <= budget, "{bytes} bytes of {budget}");
+            kept += 1;
+        }
+    }
+    assert!(kept > 15, "{kept} budgets were enough");
+}
+
+#[test]
 fn modules_are_chosen_by_patterns() {
     let bench = Bench::new();
     let (first, second) = two(&bench);
@@ -452,6 +486,7 @@ fn what_has_no_sum_is_refused_by_name() {
         lorakit(&words)
     };
     subtract(&[&first, &second, &"--part", &"1/2"]).refused(2, &["--part: belongs to models", "first"]);
+    subtract(&[&first, &second, &"--resize-vocab"]).refused(2, &["--resize-vocab: belongs to models", "first"]);
     subtract(&[&llama, &first, &"--rank", &"2"]).refused(2, &["--rank", "what is left here is a model"]);
     assert!(!out.exists());
 }

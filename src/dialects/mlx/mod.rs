@@ -13,7 +13,7 @@ pub const MLX: Dialect = Dialect {
     title: "MLX",
     files: &["adapters.safetensors", CONFIG_NAME],
     task: Some("CAUSAL_LM"),
-    lacks: Some(("MLX", "`scale`")),
+    lacks: Some("`scale`"),
     has_config: |raw| ["fine_tune_type", "lora_parameters", "lora_layers"].iter().any(|key| raw.contains_key(*key)),
     read: Some(read::open),
     write: Some(write::write),

@@ -16,7 +16,7 @@ pub const TORCHTUNE: Dialect = Dialect {
     title: "torchtune",
     files: &["adapter.safetensors", CONFIG_NAME, MODEL],
     wants_config: true,
-    lacks: Some(("torchtune", "rank, alpha and the numbers of heads")),
+    lacks: Some("rank, alpha and the numbers of heads"),
     has_tensors: read::is_ours,
     read: Some(read::open),
     write: Some(|pieces, facts| write::write(&pieces, facts)),

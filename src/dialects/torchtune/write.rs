@@ -41,7 +41,7 @@ const MLP: [&str; 3] = ["mlp.w1", "mlp.w2", "mlp.w3"];
 /// # Errors
 /// When torchtune cannot express a change, or the config of the model is not at hand.
 pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
-    refuse(pieces, facts)?;
+    let dora = refuse(pieces, facts)?;
     let Some(model) = facts.wishes.config else {
         let what = "torchtune puts the rows of queries and keys in the order of the model's heads, and there is no config of it";
         return Err(facts.refuse(what).hint("give the model, of which `config.json` is enough: --base PATH"));
@@ -57,7 +57,6 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scale = most_frequent(&pieces.pairs);
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
-    let dora = pieces.pairs.iter().any(|pair| pair.magnitude.is_some());
     let mut files = Files::of(&TORCHTUNE, &[("format", "pt")]);
     let (mut sizes, mut present) = (BTreeMap::new(), BTreeSet::new());
     for pair in &pieces.pairs {
@@ -90,10 +89,7 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     }
     let float = facts.float.or_else(|| pieces.pairs.first().map(|pair| pair.up.float()));
     for (module, (inputs, outputs)) in &missing {
-        let key = |role: &Role| scheme.print(module, role).expect("torchtune has the roles of LoRA");
-        let (down, up) = evened.nothing(*inputs, *outputs);
-        files.tensors.push(matrix(key(&Role::Down), down, float));
-        files.tensors.push(matrix(key(&Role::Up), up, float));
+        files.add(scheme, module, evened.nothing(*inputs, *outputs), float);
     }
     if !missing.is_empty() {
         let what = "modules that are not changed and that torchtune adapts with the others were filled up with zeros";
@@ -116,26 +112,15 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     Ok(files)
 }
 
-fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<()> {
-    if let Some(other) = pieces.methods.first() {
-        let what = format!("`{}` is changed by {}, and torchtune knows LoRA and DoRA", other.path, other.method.kind());
-        return Err(facts.refuse(what).hint("make it LoRA: --as lora"));
-    }
-    if let Some(whole) = pieces.whole.first() {
-        let what = format!("`{}.{}` is stored whole, and torchtune takes factors only", whole.path, whole.parameter);
-        return Err(facts.refuse(what));
-    }
+/// Refuses what torchtune cannot express, and tells whether the rest is DoRA.
+fn refuse(pieces: &Pieces, facts: &Facts<'_>) -> Result<bool> {
+    facts.only_pairs(pieces, "and torchtune knows LoRA and DoRA", "and torchtune takes factors only")?;
     if let Some(pair) = pieces.pairs.iter().find(|pair| pair.is_conv() || pair.embedding || pair.bias.is_some()) {
         let what =
             format!("`{}` is a convolution, a table or has a bias in its B; torchtune adapts plain layers", pair.path);
         return Err(facts.refuse(what));
     }
-    let dora = pieces.pairs.iter().filter(|pair| pair.magnitude.is_some()).count();
-    if dora > 0 && dora < pieces.pairs.len() {
-        return Err(facts
-            .refuse("some modules have magnitudes of DoRA and others none; torchtune has them everywhere or nowhere"));
-    }
-    Ok(())
+    facts.dora(&pieces.pairs, "torchtune")
 }
 
 /// How many rows a head of the module has, where torchtune orders them in another way.

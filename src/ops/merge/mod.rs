@@ -9,6 +9,8 @@ pub mod unmerge;
 use std::path::PathBuf;
 use std::time::Instant;
 
+use globset::GlobSet;
+
 use crate::adapters::ReadOptions;
 use crate::error::Result;
 use crate::io::Inputs;
@@ -110,6 +112,17 @@ impl MergeOptions {
             write: &self.write,
         }
     }
+
+    /// Every change at its place in `base`.
+    pub(super) fn placed<'a>(&'a self, base: &'a Base, unused: &'a GlobSet, applied: &[Applied]) -> Result<Placer<'a>> {
+        let mut placer = Placer::new(base, &self.selection, unused)
+            .resizing(self.resize_vocabulary)
+            .meaning(self.component.as_deref());
+        applied.iter().try_for_each(|applied| placer.place(applied))?;
+        self.selection.check(&placer.paths)?;
+        placer.tell_of_denoisers();
+        Ok(placer)
+    }
 }
 
 /// Merges adapters into a model.
@@ -137,12 +150,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         applied.iter_mut().for_each(|applied| applied.strength = -applied.strength);
     }
     let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
-    let mut placer = Placer::new(&base, &options.selection, &unused)
-        .resizing(options.resize_vocabulary)
-        .meaning(options.component.as_deref());
-    applied.iter().try_for_each(|applied| placer.place(applied))?;
-    options.selection.check(&placer.paths)?;
-    placer.tell_of_denoisers();
+    let mut placer = options.placed(&base, &unused, &applied)?;
     let untied = match direction {
         Direction::PutIn => ties::untie(&mut placer, &applied)?,
         Direction::TakenOut => {

@@ -159,7 +159,6 @@ pub fn begin(
     }
     let nothing = |tensor: &ChangedTensor| tensor.delta_norm == Some(0.0) && !tensor.replaced;
     let changes_nothing = changed.iter().all(nothing);
-    let read = applied.iter().map(|applied| applied.adapter.tensors.notes());
     Ok(MergeReport {
         base: options.base.clone(),
         out: options.write.out.clone(),
@@ -177,11 +176,17 @@ pub fn begin(
         by_chance: 0,
         changes_nothing,
         config_changes: Vec::new(),
-        notes: base.notes().chain(read.flatten().cloned()).chain(placement.notes.iter().cloned()).collect(),
+        notes: notes(base, applied, placement),
         seconds: 0.0,
         gb_per_second: 0.0,
         peak_resident_bytes: None,
     })
+}
+
+/// What was found in reading and placing.
+pub fn notes(base: &Base, applied: &[Applied], placement: &Placement) -> Vec<String> {
+    let read = applied.iter().flat_map(|applied| applied.adapter.tensors.notes());
+    base.notes().chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
 }
 
 /// What is said of every adapter.
@@ -222,7 +227,7 @@ fn summarise<'a>(applied: &Applied, outcomes: impl Iterator<Item = &'a Outcome>)
 }
 
 /// What the deltas found while they were measured, once each, and not more than people read.
-fn notes(merged: &[Arc<Merged>]) -> Vec<String> {
+fn merged_notes(merged: &[Arc<Merged>]) -> Vec<String> {
     let found = merged.iter().flat_map(|tensor| &tensor.pieces).filter_map(|piece| piece.delta.notes());
     let found: BTreeSet<&str> = found.collect();
     let more = found.len().saturating_sub(WORST);
@@ -241,7 +246,7 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
             each.push(TensorSurvival::new(&tensor.name, &survival));
         }
     }
-    report.notes.extend(notes(merged));
+    report.notes.extend(merged_notes(merged));
     let by_chance = merged.iter().filter_map(|tensor| tensor.by_chance.get());
     let least = by_chance.clone().copied().fold(f64::INFINITY, f64::min);
     report.by_chance = by_chance.count();

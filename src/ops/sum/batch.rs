@@ -8,13 +8,14 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::summary::{AdapterResize, Outcome, ResizeReport, Resized};
-use super::{Opened, SumOptions};
+use super::{Method, Opened, SumOptions};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::{is_adapter, recognise};
 use crate::error::{Blame, Error, Result};
 use crate::formats::Checkpoint;
 use crate::io::{is_replaceable, name_of, sweep_leftovers, unwatched};
 use crate::output::files::record_of;
+use crate::output::new_adapter::RECIPE;
 use crate::output::recipe::PROVENANCE;
 use crate::output::{Run, WriteOptions};
 
@@ -24,6 +25,9 @@ use crate::output::{Run, WriteOptions};
 /// When the options make no sense, the only adapter cannot be resized, or the run is interrupted.
 pub fn resize(options: &SumOptions, run: &Run<'_>) -> Result<ResizeReport> {
     let started = Instant::now();
+    if !options.keeps_the_rest() || options.method != Method::Concat {
+        return Err(Error::invalid("operation", "a sum is no `resize`, which takes adapters one by one"));
+    }
     options.check()?;
     let (mut adapters, mut failed) = (Vec::new(), 0);
     let paths: Vec<PathBuf> = options.adapters.iter().map(|(path, _)| path.clone()).collect();
@@ -194,7 +198,7 @@ fn recipe_of(out: &Path) -> Option<Value> {
     let file = unwatched(|| Checkpoint::open(out)).ok()?;
     let text = match file.gguf() {
         Some(metadata) => metadata.text(PROVENANCE)?,
-        None => file.files().first()?.header.metadata.iter().find(|(key, _)| key == "lorakit").map(|(_, text)| text)?,
+        None => file.files().first()?.header.metadata.iter().find(|(key, _)| key == RECIPE).map(|(_, text)| text)?,
     };
     serde_json::from_str(text).ok()
 }

@@ -1,10 +1,7 @@
 //! The factor in front of a product, folded into its two sides.
 
-use crate::linalg::LowRank;
+use crate::linalg::{F32_ROUNDOFF, LowRank};
 use crate::tensor::Float;
-
-/// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// A number as the product of what goes into B and what goes into A.
 #[derive(Debug, Clone, Copy, PartialEq)]

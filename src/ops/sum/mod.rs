@@ -49,6 +49,9 @@ pub use summary::{AdapterResize, Input, Outcome, ResizeReport, Resized, SumRepor
 /// When an input is malformed, adapters have no sum, or the result cannot be written. Nothing is left behind then.
 pub fn sum(options: &SumOptions, run: &Run<'_>) -> Result<SumReport> {
     let started = Instant::now();
+    if options.keeps_the_rest() {
+        return Err(Error::invalid("operation", "`resize` takes adapters one by one, a sum makes one of them"));
+    }
     options.check()?;
     let opened = Opened::read(options)?;
     let (made, left_out) = opened.write(options, run)?;
@@ -100,11 +103,9 @@ impl Opened {
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
         let origin = Origin { input, file, base: options.base.as_deref(), component: false };
         let written = options.dialect.write(files, &self.recipe, origin, &options.write, run, &self.inputs)?;
-        let foreign = options.dialect.foreign();
-        let exceeded = options.rank.zip(foreign).and_then(|(rank, dialect)| rank.exceeded(dialect.name, written.bytes));
-        report.notes.extend(exceeded);
+        let foreign = options.dialect.foreign().map(|dialect| dialect.name);
+        report.weigh(foreign, (written.bytes, written.weights), options.rank.as_ref());
         report.notes.extend(written.notes);
-        report.bytes = if foreign.is_some() { written.bytes } else { written.weights };
         Ok((report, terms.left_out))
     }
 
@@ -138,11 +139,8 @@ impl Opened {
         }
         let combined = whole::combine(terms, base, options.write.dtype)?;
         let mut new = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
-        // The header of the weight file repeats the recipe as a text.
-        let header = Value::from(self.recipe.to_string()).to_string().len() as u64;
-        let numbers = new.whole.iter().filter_map(|whole| whole.shape.elements()).sum();
-        let (pairs, mut report) =
-            pairs::make(terms, &self.sources, options, (new.tensor_bytes() + header + entries(terms), numbers), run)?;
+        let fixed = beside_factors(&new, terms, &self.recipe);
+        let (pairs, mut report) = pairs::make(terms, &self.sources, options, fixed, run)?;
         report.notes.extend(combined.notes);
         report.whole = new.whole.iter().map(WholeReport::of).collect();
         new.inherited = inherited(&self.sources, combined.token_indices, &mut report.notes)?;
@@ -157,9 +155,20 @@ impl Opened {
 /// Bytes of an entry in the header of a file beside its name: dtype, shape, offsets.
 const ENTRY_BYTES: u64 = 128;
 
-/// Bytes of the pairs' entries in a header, at most.
-fn entries(terms: &Terms) -> u64 {
-    terms.slots.values().map(|slot| 2 * (slot.name().len() as u64 + ENTRY_BYTES)).sum()
+/// Bytes of a header beside its entries and the recipe: its length, braces, padding.
+const HEADER_BYTES: u64 = 128;
+
+/// What the weight file of `new` holds beside the factors of its pairs, at most: bytes, and numbers.
+fn beside_factors(new: &NewAdapter, terms: &Terms, recipe: &Value) -> (u64, u64) {
+    let entry = |name: usize| name as u64 + ENTRY_BYTES;
+    let biased = |slot: &&Slot| slot.shares.iter().any(|share| share.bias.is_some());
+    let biases: u64 = terms.slots.values().filter(biased).map(|slot| slot.outer.0).sum();
+    let keys: u64 = terms.slots.values().map(|slot| entry(slot.name().len()) * (2 + u64::from(biased(&slot)))).sum();
+    let wholes: u64 = new.whole.iter().map(|whole| entry(whole.module.len() + whole.parameter.len())).sum();
+    // The header repeats the recipe as a text. Several biases are summed in f32.
+    let header = Value::from(recipe.to_string()).to_string().len() as u64 + HEADER_BYTES + keys + wholes;
+    let numbers = new.whole.iter().filter_map(|whole| whole.shape.elements()).sum::<u64>();
+    (new.tensor_bytes() + header + biases * size_of::<f32>() as u64, numbers + biases)
 }
 
 /// What to say of adapters that have no module in common with another: only a sum of those means something.

@@ -57,7 +57,9 @@ fn chosen(options: &SumOptions) -> Map<String, Value> {
     match &options.rank {
         Some(rank) => {
             chosen.insert("ranks".into(), rank.recipe().into());
-            chosen.extend(rank.recipe_of_form(options.alpha, Compute::Accurate, dtype));
+            // LoRA, which `resize` takes alone, is truncated exactly.
+            let compute = if options.keeps_the_rest() { Compute::Accurate } else { options.compute };
+            chosen.extend(rank.recipe_of_form(options.alpha, compute, dtype));
         }
         None => {
             chosen.extend(options.alpha.map(|alpha| ("alpha".to_owned(), alpha.into())));

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::elementwise::{Contribution, Elementwise, Pruning};
 use super::{Method, SumOptions, concat, fold, noise};
 use crate::error::Result;
-use crate::linalg::{LinearOperator, LowRank, Streamed};
+use crate::linalg::{F32_ROUNDOFF, LinearOperator, LowRank, Streamed};
 use crate::pairs::{Bytes, PairKind};
 use crate::placement::terms::{Moved, Share, Slot};
 use crate::tensor::{Float, seed_of};
@@ -16,9 +16,6 @@ const WORK_FACTORS: u64 = 6;
 
 /// Relative to its terms, a sum below this is rounding in f64 of a sum that is zero.
 const CANCELLED: f64 = 1e-13;
-
-/// Unit roundoff of f32.
-const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 
 /// Roundings between W and W′ − W: the product, the sum, the factor, the product with it, the difference.
 const MOVED_ROUNDOFFS: f64 = 6.0;

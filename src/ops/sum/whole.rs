@@ -12,6 +12,7 @@ use crate::adapters::{BaseRows, Factor, describe};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::base::Base;
+use crate::model::same_tensors;
 use crate::model::weight::Weight;
 use crate::pairs::range::beyond;
 use crate::pairs::{Bytes, NewWhole};
@@ -103,7 +104,10 @@ fn one(
         let problem = "the base holds it in another shape";
         return Err(Error::mismatch(describe(first), describe(&base.stored(&found)), problem));
     }
-    if held.iter().all(|held| held.tensor.info.dtype == info.dtype) && equal(first, &base.stored(&found))? && same {
+    if held.iter().all(|held| held.tensor.info.dtype == info.dtype)
+        && same_tensors(first, &base.stored(&found))?
+        && same
+    {
         return Ok(None);
     }
     let weight = base.weight(&found, None)?;
@@ -230,14 +234,9 @@ fn common(parts: &[(f64, &Stored)]) -> Float {
 
 fn all_equal(parts: &[(f64, &Stored)]) -> Result<bool> {
     for (_, other) in &parts[1..] {
-        if !equal(parts[0].1, other)? {
+        if !same_tensors(parts[0].1, other)? {
             return Ok(false);
         }
     }
     Ok(true)
-}
-
-fn equal(left: &Stored, right: &Stored) -> Result<bool> {
-    let alike = left.info.dtype == right.info.dtype && left.info.shape == right.info.shape;
-    Ok(alike && left.view()?.data == right.view()?.data)
 }

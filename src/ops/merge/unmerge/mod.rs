@@ -24,7 +24,6 @@ use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::Direction;
 use crate::output::provenance::{self, Edits};
 use crate::output::sides;
-use crate::placement::placer::Placer;
 use crate::placement::{Selection, ties, vocabulary};
 use plan::plan;
 
@@ -143,12 +142,8 @@ fn with_base(options: &UnmergeOptions, base: &Path, run: &Run<'_>) -> Result<Unm
     let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
     sides::check_out(&options.write, &base, &inputs)?;
     let unused = provenance::globs("--allow-unused", &options.allow_unused)?;
-    let mut placer = Placer::new(&base, &options.selection, &unused)
-        .resizing(options.resize_vocabulary)
-        .meaning(options.component.as_deref());
-    applied.iter().try_for_each(|applied| placer.place(applied))?;
-    options.selection.check(&placer.paths)?;
-    let notes = placer.placement.notes.clone();
+    let mut placer = as_merge.placed(&base, &unused, &applied)?;
+    let notes = super::summary::notes(&base, &applied, &placer.placement);
     ties::untie(&mut placer, &applied)?;
     vocabulary::check(&mut placer)?;
     let placement = placer.placement;
