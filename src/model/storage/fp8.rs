@@ -1,0 +1,257 @@
+//! FP8 weights with scales: W = code · scale, in f32.
+//!
+//! | who | scales of `M.weight` |
+//! |---|---|
+//! | DeepSeek-V3, transformers `fp8` and `mxfp8` | `M.weight_scale_inv`: F32, E8M0 or bytes of E8M0, one per block or one for all |
+//! | DeepSeek-V4 | `M.scale`: E8M0 |
+//! | compressed-tensors, ModelOpt, fbgemm, ComfyUI | `M.weight_scale`: one for all, per row, per block, per group |
+//! | Mistral | `M.qscale_weight`: one for all |
+//! | older files for ComfyUI | `M.scale_weight`: one for all |
+//!
+//! A stack of experts without the ending `.weight` has `P_scale_inv` or `P_scale` beside it. Blocks at the edges are cut off. The
+//! size of a block is what the config says where the grid of scales bears it out; without that, the one power of two that
+//! gives that grid.
+//! Sources: transformers `finegrained_fp8.py`, `fbgemm_fp8.py`; compressed-tensors `naive_quantized`; ModelOpt `quant_utils.py`.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::files::Files;
+use super::scales::Scales;
+use super::{Facts, Found, Group, Storage};
+use crate::error::{Error, Result};
+use crate::formats::{Stored, comfyui};
+use crate::tensor::{Float, Shape, TensorInfo, usize_of};
+
+/// What a weight's scales are called, in place of `.weight`.
+pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale"];
+
+/// What the scales of a parameter without that ending are called, behind its name.
+const STACK_SCALES: [&str; 2] = ["_scale_inv", "_scale"];
+
+/// What else belongs to a weight and means nothing without its scales: scales of activations, and ComfyUI's word for the format.
+pub const BESIDE: [&str; 5] = [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", comfyui::LAYER];
+
+/// Block edges that are tried where the config names none.
+const EDGES: Range<u32> = 0..14;
+
+/// An FP8 weight with its scales.
+#[derive(Debug)]
+struct Fp8 {
+    codes: Stored,
+    float: Float,
+    scales: Scales,
+    /// Rows and columns of one matrix.
+    rows: usize,
+    cols: usize,
+    grid: Blocks,
+}
+
+/// Which scale an element has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Blocks {
+    /// Rows and columns that share one.
+    block: (usize, usize),
+    /// Scales side by side.
+    across: usize,
+    /// Scales of one matrix.
+    each: usize,
+}
+
+/// Recognises FP8 codes with scales.
+///
+/// # Errors
+/// When their shapes do not tell which scale belongs where.
+pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
+    let Some(float) = info.dtype.float().filter(|float| float.bytes() == 1) else { return Ok(None) };
+    let (module, places): (&str, Vec<String>) = match info.name.strip_suffix(".weight") {
+        Some(module) => (module, SCALES.iter().map(|end| format!("{module}{end}")).collect()),
+        None => (&info.name, STACK_SCALES.iter().map(|end| format!("{}{end}", info.name)).collect()),
+    };
+    let Some(name) = places.into_iter().find(|name| files.info(name).is_some()) else { return Ok(None) };
+    if files.comfyui(module).is_some_and(|format| !comfyui::is_plain(&format)) {
+        return Ok(None);
+    }
+    let (Some(codes), Some(scales)) = (files.find(&info.name), files.find(&name)) else { return Ok(None) };
+    let scales = Scales::of(scales)?;
+    let shape: Vec<usize> = info.shape.as_slice().iter().map(|size| usize_of(*size)).collect();
+    let sizes: Vec<usize> = scales.shape().iter().map(|size| usize_of(*size)).collect();
+    let fits = blocks(&shape, &sizes, block_size(files), files.method().as_deref() == Some("fbgemm_fp8"));
+    let Some((rows, cols, grid)) = fits else {
+        let what = format!(
+            "tensor `{name}` {} holds scales for a weight of {} in a layout that is not known",
+            scales.stored.info.shape, info.shape
+        );
+        return Err(Error::unsupported(scales.stored.path(), what));
+    };
+    let mut tensors = vec![info.name.clone(), name];
+    tensors.extend(files.present(BESIDE.iter().map(|end| format!("{module}{end}"))));
+    let storage = Arc::new(Fp8 { codes, float, scales, rows, cols, grid });
+    Ok(Some(Found { name: info.name.clone(), tensors, storage }))
+}
+
+/// The size of a block that the config names: `weight_block_size`, or `block_structure` of a group of compressed-tensors.
+fn block_size(files: &Files<'_>) -> Option<(usize, usize)> {
+    let settings = files.settings();
+    let groups = settings.get("config_groups").and_then(Value::as_object);
+    let of_group = || groups?.values().find_map(|group| group.get("weights")?.get("block_structure")?.as_array());
+    let sizes = settings.get("weight_block_size").and_then(Value::as_array).or_else(of_group)?;
+    let edge = |value: &Value| usize::try_from(value.as_u64()?).ok().filter(|edge| *edge > 0);
+    match sizes.as_slice() {
+        [rows, cols] => Some((edge(rows)?, edge(cols)?)),
+        _ => None,
+    }
+}
+
+/// Rows and columns of one matrix of a weight, and which scale its elements have; `None` where the shapes do not tell.
+fn blocks(
+    shape: &[usize],
+    scales: &[usize],
+    said: Option<(usize, usize)>,
+    fbgemm: bool,
+) -> Option<(usize, usize, Blocks)> {
+    let count: usize = scales.iter().try_fold(1_usize, |all, one| all.checked_mul(*one))?;
+    let (first, rest) = (*shape.first()?, shape.get(1..)?);
+    let behind: usize = rest.iter().try_fold(1_usize, |all, one| all.checked_mul(*one))?;
+    let flat = (first, behind);
+    if shape.contains(&0) {
+        return None;
+    }
+    if count == 1 {
+        return Some((flat.0, flat.1, Blocks { block: flat, across: 1, each: 1 }));
+    }
+    let ([experts, rows, cols], stacked) = match shape {
+        [experts, rows, cols] if scales.first() == Some(experts) && (scales.len() != 1 || *experts != count) => {
+            ([*experts, *rows, *cols], &scales[1..])
+        }
+        // One scale per expert.
+        [experts, rows, cols] if scales.len() == 1 && count == *experts => {
+            return Some((*rows, *cols, Blocks { block: (*rows, *cols), across: 1, each: 1 }));
+        }
+        _ => ([1, flat.0, flat.1], scales),
+    };
+    let each = count.checked_div(experts)?;
+    let whole = Blocks { block: (rows, cols), across: 1, each };
+    let sizes = match stacked {
+        [down, 1, across, 1] => &[*down, *across][..],
+        other => other,
+    };
+    let grid = match *sizes {
+        [1] | [1, 1] => whole,
+        // fbgemm keeps stacks transposed, `[experts, in, out]`, and has a scale per output.
+        [1, across] if across == cols => Blocks { block: (rows, 1), across, ..whole },
+        [down, 1] if shape.len() == 3 && fbgemm && down == cols => Blocks { block: (rows, 1), across: cols, ..whole },
+        [down] | [down, 1] if down == rows => Blocks { block: (1, cols), ..whole },
+        [down, across] => {
+            let said = said.filter(|(high, wide)| rows.div_ceil(*high) == down && cols.div_ceil(*wide) == across);
+            let block = match said {
+                Some(said) => said,
+                None => (edge(rows, down)?, edge(cols, across)?),
+            };
+            Blocks { block, across, ..whole }
+        }
+        _ => return None,
+    };
+    Some((rows, cols, grid))
+}
+
+/// The edge of blocks of which `count` cover `size`: the whole where there is one, or the only power of two.
+fn edge(size: usize, count: usize) -> Option<usize> {
+    if count == 1 {
+        return Some(size);
+    }
+    let mut fitting = EDGES.map(|power| 1_usize << power).filter(|edge| size.div_ceil(*edge) == count);
+    let found = fitting.next()?;
+    fitting.next().is_none().then_some(found)
+}
+
+impl Fp8 {
+    /// Calls `each` for the runs of `cols` in `row` that share a scale, with its index.
+    fn runs(&self, row: usize, cols: &Range<usize>, mut each: impl FnMut(usize, Range<usize>)) {
+        let first = row / self.rows * self.grid.each + row % self.rows / self.grid.block.0 * self.grid.across;
+        let mut start = cols.start;
+        while start < cols.end {
+            let across = start / self.grid.block.1;
+            let end = ((across + 1) * self.grid.block.1).min(cols.end);
+            each(first + across, start..end);
+            start = end;
+        }
+    }
+}
+
+impl Storage for Fp8 {
+    fn shape(&self) -> Shape {
+        self.codes.info.shape.clone()
+    }
+
+    fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let width = cols.len().max(1);
+        // The scales of the row before serve this one as well where it is of the same block.
+        let (mut scales, mut held) = (Vec::new(), None);
+        for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
+            let start = row * self.cols + cols.start;
+            self.float.decode(&self.codes.read(start as u64, cols.len() as u64)?, line);
+            let (mut first, mut last) = (usize::MAX, 0);
+            self.runs(row, &cols, |cell, _| (first, last) = (first.min(cell), last.max(cell)));
+            if first == usize::MAX {
+                continue;
+            }
+            if held != Some((first, last)) {
+                scales.resize(last + 1 - first, 0.0);
+                self.scales.read_positive(first..last + 1, &mut scales)?;
+                held = Some((first, last));
+            }
+            self.runs(row, &cols, |cell, run| {
+                let scale = scales[cell - first];
+                line[run.start - cols.start..run.end - cols.start].iter_mut().for_each(|value| *value *= scale);
+            });
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let (high, wide) = self.grid.block;
+        let group = match (high == self.rows, wide == self.cols) {
+            (true, true) => Group::Tensor,
+            _ if high == 1 && wide == self.cols || wide == 1 && high == self.rows => Group::Row,
+            _ if high == 1 => Group::Columns(wide),
+            _ => Group::Block(high, wide),
+        };
+        let kind = if self.float == Float::F8E5M2 { "E5M2" } else { "E4M3" };
+        Facts { format: format!("FP8 {kind}"), bits: 8, group, details: vec![self.scales.dtype()] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grid_of_scales_tells_the_blocks() {
+        let of =
+            |shape: &[usize], scales: &[usize], said| blocks(shape, scales, said, false).map(|found| found.2.block);
+        assert_eq!(of(&[64, 96], &[], None), Some((64, 96)));
+        assert_eq!(of(&[64, 96], &[1, 1], None), Some((64, 96)));
+        assert_eq!(of(&[64, 96], &[64], None), Some((1, 96)));
+        assert_eq!(of(&[64, 96], &[64, 1], None), Some((1, 96)));
+        assert_eq!(of(&[576, 200], &[5, 2], None), Some((128, 128)));
+        assert_eq!(of(&[130, 200], &[2, 2], Some((128, 128))), Some((128, 128)));
+        assert_eq!(of(&[64, 96], &[64, 3], None), Some((1, 32)));
+        assert_eq!(of(&[72, 136], &[1, 1, 2, 1], None), Some((72, 128)));
+        // Four blocks of 33 to 43 rows: no power of two.
+        assert_eq!(of(&[130, 200], &[4, 7], None), None);
+        assert_eq!(of(&[4, 64, 96], &[4], None), Some((64, 96)));
+        assert_eq!(of(&[4, 64, 96], &[4, 1, 96], None), Some((64, 1)));
+        assert_eq!(of(&[4, 256, 384], &[4, 2, 3], None), Some((128, 128)));
+        assert_eq!(of(&[64, 96], &[63], None), None);
+        assert_eq!(of(&[0, 96], &[1], None), None);
+    }
+
+    #[test]
+    fn transposed_stacks_have_their_scales_per_output() {
+        let found = blocks(&[3, 48, 64], &[3, 64, 1], None, true).expect("known");
+        assert_eq!((found.2.block, found.2.across), ((48, 1), 64));
+    }
+}

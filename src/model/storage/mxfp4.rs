@@ -1,0 +1,154 @@
+//! MXFP4 as gpt-oss and DeepSeek-V4 store it: codes of E2M1, 32 of which share a scale of E8M0; W = value · 2^(scale − 127).
+//!
+//! | who | codes | scales | plain weight |
+//! |---|---|---|---|
+//! | gpt-oss | `P_blocks` U8 `[experts, out, groups, 16]` | `P_scales` U8 `[experts, out, groups]` | `P` `[experts, in, out]` |
+//! | DeepSeek-V4 | `M.weight` I8 `[out, in ∕ 2]` | `M.scale` E8M0 `[out, in ∕ 32]` | `M.weight` `[out, in]` |
+//!
+//! The low nibble of a byte is the even element. transformers keeps the experts of gpt-oss transposed (`integrations/mxfp4.py`),
+//! and so does a checkpoint of it in 16 bits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::e8m0;
+use super::files::Files;
+use super::{Facts, Found, Group, Storage};
+use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::tensor::{Dtype, Shape, TensorInfo, usize_of};
+
+/// Elements that share a scale.
+const GROUP: usize = 32;
+
+/// Bytes of their codes.
+const BYTES: usize = GROUP / 2;
+
+/// The values of the codes.
+const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Endings of gpt-oss.
+const ENDS: [&str; 2] = ["_blocks", "_scales"];
+
+/// Rows of groups that share scales.
+#[derive(Debug)]
+struct Mxfp4 {
+    codes: Stored,
+    scales: Stored,
+    /// Rows of one matrix as it is stored.
+    rows: usize,
+    groups: usize,
+    /// Matrices of a stack.
+    experts: Option<usize>,
+}
+
+/// Recognises the experts of gpt-oss and of DeepSeek-V4.
+///
+/// # Errors
+/// When codes and scales do not fit each other.
+pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
+    let found = match info.dtype {
+        Dtype::U8 => info.name.strip_suffix(ENDS[0]).map(|stem| (stem.to_owned(), format!("{stem}{}", ENDS[1]), true)),
+        Dtype::I8 => {
+            let module = info.name.strip_suffix(".weight");
+            module.map(|module| (info.name.clone(), format!("{module}.scale"), false))
+        }
+        _ => None,
+    };
+    let Some((name, scales_name, is_stack)) = found else { return Ok(None) };
+    let (Some(codes), Some(scales)) = (files.find(&info.name), files.find(&scales_name)) else { return Ok(None) };
+    if !matches!(scales.info.dtype, Dtype::U8 | Dtype::F8E8M0) {
+        return Ok(None);
+    }
+    let shape = info.shape.as_slice();
+    let (rows, groups, experts, wanted) = match *shape {
+        [experts, rows, groups, bytes] if is_stack && bytes == BYTES as u64 => {
+            (rows, groups, Some(usize_of(experts)), vec![experts, rows, groups])
+        }
+        [rows, bytes] if !is_stack && bytes % BYTES as u64 == 0 => {
+            (rows, bytes / BYTES as u64, None, vec![rows, bytes / BYTES as u64])
+        }
+        _ => {
+            let problem = format!("is {}, and codes of MXFP4 come in groups of {BYTES} bytes", info.shape);
+            return Err(files.malformed(&info.name, problem));
+        }
+    };
+    if scales.info.shape.as_slice() != wanted {
+        return Err(files.misfit(&scales_name, &name, &wanted));
+    }
+    let storage = Arc::new(Mxfp4 { codes, scales, rows: usize_of(rows), groups: usize_of(groups), experts });
+    Ok(Some(Found { name, tensors: vec![info.name.clone(), scales_name], storage }))
+}
+
+impl Mxfp4 {
+    /// Reads columns of a row as it is stored, counted over all matrices.
+    fn line(&self, row: usize, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if cols.is_empty() {
+            return Ok(());
+        }
+        let groups = cols.start / GROUP..cols.end.div_ceil(GROUP);
+        let first = row * self.groups + groups.start;
+        let codes = self.codes.read((first * BYTES) as u64, (groups.len() * BYTES) as u64)?;
+        let scales = self.scales.read(first as u64, groups.len() as u64)?;
+        let mut values = [0.0; GROUP];
+        for (at, (group, byte)) in groups.zip(scales.iter()).enumerate() {
+            if *byte == u8::MAX {
+                let problem = format!("scale {} is 255, which is no number", first + at);
+                return Err(Error::numeric(self.scales.path(), &self.scales.info.name, problem));
+            }
+            let scale = e8m0::value(*byte);
+            for (pair, code) in values.chunks_exact_mut(2).zip(&codes[at * BYTES..(at + 1) * BYTES]) {
+                pair[0] = VALUES[usize::from(code & 15)] * scale;
+                pair[1] = VALUES[usize::from(code >> 4)] * scale;
+            }
+            let begin = group * GROUP;
+            let (from, to) = (begin.max(cols.start), (begin + GROUP).min(cols.end));
+            out[from - cols.start..to - cols.start].copy_from_slice(&values[from - begin..to - begin]);
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Mxfp4 {
+    fn shape(&self) -> Shape {
+        let inner = self.groups * GROUP;
+        match self.experts {
+            Some(experts) => Shape::from([experts as u64, inner as u64, self.rows as u64]),
+            None => Shape::from([self.rows as u64, inner as u64]),
+        }
+    }
+
+    fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let width = cols.len();
+        if width == 0 {
+            return Ok(());
+        }
+        if self.experts.is_none() {
+            return rows
+                .zip(out.chunks_exact_mut(width))
+                .try_for_each(|(row, line)| self.line(row, cols.clone(), line));
+        }
+        let inner = self.groups * GROUP;
+        let (mut row, mut done) = (rows.start, 0);
+        let mut line = Vec::new();
+        while row < rows.end {
+            // Rows of the plain weight are columns of what is stored: those of one matrix at once.
+            let (expert, first) = (row / inner, row % inner);
+            let count = (inner - first).min(rows.end - row);
+            line.resize(count, 0.0);
+            for (at, col) in cols.clone().enumerate() {
+                self.line(expert * self.rows + col, first..first + count, &mut line)?;
+                let place = out[done * width..(done + count) * width].iter_mut().skip(at).step_by(width);
+                place.zip(&line).for_each(|(to, from)| *to = *from);
+            }
+            row += count;
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn facts(&self) -> Facts {
+        let details = self.experts.map(|experts| format!("{experts} experts")).into_iter().collect();
+        Facts { format: "MXFP4".into(), bits: 4, group: Group::Columns(GROUP), details }
+    }
+}
