@@ -76,6 +76,11 @@ impl<'a> Files<'a> {
         self.formats.of_module(self.checkpoint, module)
     }
 
+    /// All that ComfyUI says of the format of a module's weight.
+    pub fn comfyui_said(&self, module: &str) -> Option<Value> {
+        self.formats.said(self.checkpoint, module)
+    }
+
     /// The refusal of tensor `name`: `problem` says why.
     pub fn malformed(&self, name: &str, problem: impl Into<String>) -> Error {
         let found = self.find(name);

@@ -21,21 +21,38 @@
 //! | `files` | the tensors of a checkpoint by name, and what is said of how it is quantised |
 //! | `made` | the bytes of a plain tensor, made as they are read |
 //! | `scales` | scales that are read as they are needed |
+//! | `shapes` | what shapes tell: rows, groups, companions |
+//! | `coded` | reading and writing of all weights that are a code per element and numbers per group |
+//! | `rotated` | a weight whose columns are rotated in groups |
 //! | `grid` | codes for changed values, on the scales a weight has |
 //! | `refused` | what is known by name and not read |
 //! | all others | one storage each |
 
+mod awq;
 mod bnb;
 mod bnb_state;
+mod coded;
+mod comfy;
 mod e8m0;
 mod files;
 mod fp8;
+mod gptq;
 mod grid;
 mod int8;
+mod integers;
 mod made;
+mod microscaling;
+mod mlx;
+mod modelopt;
 mod mxfp4;
+mod nvfp4;
+mod packed;
+#[cfg(all(test, reference))]
+mod reference;
 pub mod refused;
+mod rotated;
 mod scales;
+mod shapes;
 pub mod view;
 
 use std::fmt;
@@ -129,4 +146,18 @@ pub struct Found {
 pub type Recognise = fn(&Files<'_>, &TensorInfo) -> Result<Option<Found>>;
 
 /// All storages. The first that recognises a tensor has it.
-pub const STORAGES: &[Recognise] = &[bnb::recognise, int8::recognise, mxfp4::recognise, fp8::recognise];
+pub const STORAGES: &[Recognise] = &[
+    bnb::recognise,
+    int8::recognise,
+    mxfp4::recognise,
+    comfy::recognise,
+    fp8::recognise,
+    packed::recognise,
+    integers::recognise,
+    nvfp4::recognise,
+    microscaling::recognise,
+    modelopt::recognise,
+    gptq::recognise,
+    awq::recognise,
+    mlx::recognise,
+];

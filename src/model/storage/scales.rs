@@ -44,6 +44,25 @@ impl Scales {
         Ok(Self { stored, code })
     }
 
+    /// The same, where bytes without a type of their own are E4M3.
+    ///
+    /// # Errors
+    /// When they are no numbers.
+    pub fn of_e4m3(stored: Stored) -> Result<Self> {
+        if stored.info.dtype == Dtype::U8 {
+            return Ok(Self { stored, code: Code::Float(Float::F8E4M3) });
+        }
+        Self::of(stored)
+    }
+
+    /// The type of numbers of 16 or 32 bits.
+    pub fn float(&self) -> Option<Float> {
+        match self.code {
+            Code::Float(float) if float.bytes() > 1 => Some(float),
+            _ => None,
+        }
+    }
+
     /// What people call their type.
     pub fn dtype(&self) -> String {
         match self.code {
