@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
 
-use super::scaled::Rescaled;
 use super::tile::{Piece, Place, TILE_COLS, TILE_ROWS, Tiled, coarse, cuts, least_common};
 use crate::adapters::{BaseRows, Columns};
 use crate::error::{Error, Result};
@@ -36,8 +35,6 @@ pub struct Merged {
     pub layout: RowLayout,
     /// How it is rounded.
     pub rounding: Rounding,
-    /// New scales, where the output is FP8 with scales.
-    pub rescaled: OnceLock<Rescaled>,
     /// Rounding to nearest may give way to stochastic rounding.
     pub may_choose: bool,
     /// Where it did: how much of the change rounding to nearest would have kept of some rows.
@@ -49,9 +46,9 @@ pub struct Merged {
 impl Merged {
     /// A merged tensor, nothing computed yet.
     pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Packing, rounding: Rounding) -> Self {
-        let (layout, rescaled, by_chance) = (RowLayout::default(), OnceLock::new(), OnceLock::new());
+        let (layout, by_chance) = (RowLayout::default(), OnceLock::new());
         let tallies = Mutex::default();
-        Self { name, source, pieces, out, layout, rounding, rescaled, may_choose: false, by_chance, tallies }
+        Self { name, source, pieces, out, layout, rounding, may_choose: false, by_chance, tallies }
     }
 
     /// Bytes of one row of the output.
@@ -78,13 +75,14 @@ impl Merged {
 
     /// Whether the rows that nothing changes have the bytes that are stored.
     pub fn copies_rows(&self) -> bool {
-        self.source.packing == self.out && self.source.layout == self.layout && self.source.scale.is_none()
+        self.source.packing == self.out && self.source.layout == self.layout
     }
 
     /// Whether values stand one by one, in their order: the fast way.
     pub(super) fn is_plain(&self) -> bool {
         let layouts = [&self.source.layout, &self.layout];
-        self.source.packing.float().is_some()
+        self.source.quantised.is_none()
+            && self.source.packing.float().is_some()
             && self.out.float().is_some()
             && layouts.iter().all(|layout| **layout == RowLayout::default())
     }
@@ -268,15 +266,10 @@ impl Compute for Merged {
         for piece in self.pieces.iter().filter(|piece| piece.delta.needs_measure()) {
             piece.delta.measure(&Region { weight: &self.source, row: piece.row, col: piece.col })?;
         }
-        if let Some(grid) = &self.source.scale {
-            let rescaled = Rescaled::fit(self, grid)?;
-            // Preparing twice gives the same scales: keeping the first is right.
-            let _ = self.rescaled.set(rescaled);
-        }
         if self.may_choose && self.out.float().is_none() && !self.pieces.is_empty() {
             let kept = self.kept_by_nearest()?;
             if kept < LEAST_KEPT {
-                // Likewise.
+                // Preparing twice gives the same: keeping the first is right.
                 let _ = self.by_chance.set(kept);
             }
         }
@@ -321,9 +314,6 @@ impl Merged {
         let row_bytes = self.out.bytes_of(self.source.cols);
         self.tiles(rows.clone(), |band, cols, tile| {
             let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);
-            if let Some(rescaled) = self.rescaled.get() {
-                return rescaled.encode(self, band, cols, value, &mut out[start..], tally);
-            }
             let floats = self.source.packing.float().zip(self.out.float()).filter(|_| self.is_plain());
             let Some((own, wanted)) = floats else {
                 return self.encode_rows(rows.start, band, cols, &tile, out, tally);

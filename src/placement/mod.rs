@@ -29,7 +29,6 @@ mod places;
 mod placing;
 mod prefixes;
 mod prepared;
-pub mod scaled;
 mod selection;
 mod split;
 pub mod terms;

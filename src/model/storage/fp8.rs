@@ -32,7 +32,8 @@ pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_wei
 const STACK_SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 
 /// What else belongs to a weight and means nothing without its scales: scales of activations, and ComfyUI's word for the format.
-pub const BESIDE: [&str; 5] = [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", comfyui::LAYER];
+pub const BESIDE: [&str; 6] =
+    [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", ".activation_scale", comfyui::LAYER];
 
 /// Block edges that are tried where the config names none.
 const EDGES: Range<u32> = 0..14;

@@ -29,7 +29,7 @@ mod bnb;
 mod bnb_state;
 mod e8m0;
 mod files;
-mod fp8;
+pub mod fp8;
 mod grid;
 mod int8;
 mod made;
@@ -42,8 +42,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use files::Files;
+pub use files::{Files, KEYS, SIDE_FILES};
 pub use grid::{Change, Grid};
+pub use made::Quantised;
 
 use crate::error::Result;
 use crate::tensor::{Float, Shape, TensorInfo};

@@ -1,19 +1,17 @@
 //! Changes with their places → the plan of the output.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::{MergeOptions, packing};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, arrange};
 use crate::placement::merged::Merged;
 use crate::placement::placer::{Placement, Target};
-use crate::placement::scaled::Scales;
 use crate::plan::{Compute, Plan};
 use crate::tensor::{Packing, TensorInfo};
 
@@ -46,8 +44,6 @@ pub struct Counts {
 enum Origin {
     Copied(Stored),
     Merged(Arc<Merged>),
-    /// The scales of a merged FP8 weight, by its name.
-    Scales(String),
 }
 
 /// A tensor of the output.
@@ -71,7 +67,6 @@ pub fn assemble(
         keep_change: *keep_change,
         counts: Counts::default(),
         merged: BTreeMap::new(),
-        scales: HashMap::new(),
     };
     let mut outputs = builder.existing(placement)?;
     let added = builder.added(placement)?;
@@ -97,22 +92,11 @@ struct Builder<'a> {
     keep_change: bool,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
-    /// Name of a tensor of scales → the weight it belongs to.
-    scales: HashMap<String, String>,
 }
 
 impl Builder<'_> {
     /// The base's tensors, file by file.
     fn existing(&mut self, placement: &Placement) -> Result<Vec<(String, Vec<Output>)>> {
-        for (name, target) in &placement.targets {
-            if target.replacement.is_some() || !self.base.names.has(name) {
-                continue;
-            }
-            let weight = self.base.weight(name, target.cols)?;
-            if let Some(scale) = &weight.scale {
-                self.scales.insert(scale.tensor.info.name.clone(), name.clone());
-            }
-        }
         let files = self.base.checkpoint.files().iter().enumerate();
         files
             .map(|(file, weights)| {
@@ -141,10 +125,6 @@ impl Builder<'_> {
         if let Some(target) = placement.targets.get(&name) {
             return self.changed(&name, target, &stored);
         }
-        if let Some(weight) = self.scales.get(&name) {
-            let origin = Origin::Scales(weight.clone());
-            return Ok(Output { info: stored.info, origin });
-        }
         if beside {
             let weight = self.base.weight(&name, None)?;
             let out = self.written_as(&weight)?;
@@ -161,10 +141,9 @@ impl Builder<'_> {
                 self.counts.copied += 1;
                 Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
             }
-            Some((wanted, float)) => {
-                self.refuse_scaled(&name, float)?;
+            Some((wanted, _)) => {
                 self.counts.cast += 1;
-                let weight = Weight::new(stored.clone(), None)?;
+                let weight = self.base.weight(&name, None)?;
                 Ok(self.compute(&name, &stored.info, weight, &Target::default(), wanted.into()))
             }
         }
@@ -182,9 +161,6 @@ impl Builder<'_> {
         // The refusal of a weight without a float type says who packed it.
         let own = self.base.weight(name, target.cols)?;
         let out = self.written_as(&own)?;
-        if out != own.packing {
-            self.refuse_scaled(name, own.packing)?;
-        }
         if target.pieces.is_empty() {
             self.counts.replaced += 1
         } else {
@@ -214,7 +190,7 @@ impl Builder<'_> {
             (None, None) => self.base.weight(name, target.cols)?,
         };
         self.check_combination(name, target, &source, out)?;
-        if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.layout == layout {
+        if target.pieces.is_empty() && source.packing == out && source.layout == layout {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
         }
@@ -253,14 +229,6 @@ impl Builder<'_> {
             if piece.row + rows > source.rows || piece.col + cols > source.cols {
                 return Err(refuse(format!("tensor `{name}` is changed as a whole and expert by expert at once")));
             }
-        }
-        if source.scale.is_some() && self.options.rounding == Rounding::PeftSafe {
-            let what =
-                format!("tensor `{name}` is FP8 with scales, which PEFT does not merge: it has no such rounding");
-            return Err(refuse(what).hint("leave `--rounding peft-safe` away"));
-        }
-        if source.scale.is_some() && target.starts_from.is_some() {
-            return Err(refuse(format!("`{name}` would start from an FP8 tensor and has no scales of its own")));
         }
         Ok(())
     }
@@ -318,14 +286,6 @@ impl Builder<'_> {
         bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(packing, _)| packing)
     }
 
-    fn refuse_scaled(&self, name: &str, packing: impl Into<Packing>) -> Result<()> {
-        let Some(scale) = self.base.scale_of(name, packing) else { return Ok(()) };
-        let what = format!(
-            "tensor `{name}` is FP8 with scales in `{scale}`; it is written back as it is stored, not as another dtype"
-        );
-        Err(Error::unsupported(self.base.checkpoint.root(), what).hint("leave `--dtype` away"))
-    }
-
     /// The jobs of one tensor.
     fn schedule(&self, plan: &mut Plan, file: usize, offset: u64, info: &TensorInfo, origin: &Origin) {
         if info.bytes == 0 {
@@ -333,10 +293,6 @@ impl Builder<'_> {
         }
         match origin {
             Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
-            Origin::Scales(weight) => {
-                let compute: Arc<dyn Compute> = Arc::new(Scales(Arc::clone(&self.merged[weight])));
-                plan.compute(file, offset, &compute, 0..1, info.bytes, info.bytes);
-            }
             Origin::Merged(merged) => self.schedule_merged(plan, file, offset, merged),
         }
     }

@@ -138,7 +138,10 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let inputs = Inputs::watch();
-    let base = Base::open(&options.base).map_err(|problem| options.sources().swapped(&options.base, problem))?;
+    // What training saw is what the model was loaded in.
+    let float = options.write.dtype.filter(|float| (2..=4).contains(&float.bytes()));
+    let base =
+        Base::open_in(&options.base, float).map_err(|problem| options.sources().swapped(&options.base, problem))?;
     if direction == Direction::TakenOut {
         base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
     }
