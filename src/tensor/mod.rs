@@ -9,6 +9,7 @@
 mod cells;
 mod code;
 mod codec;
+pub mod codes;
 mod dtype;
 mod f16c;
 mod ggml;
