@@ -51,6 +51,15 @@ pub struct Base {
     pub wrapping: Wrapping,
 }
 
+/// How quantised weights are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// What they are rounded to; what the model computes with, where this is `None`.
+    pub float: Option<Float>,
+    /// They are written back in their own format, and what says so stays.
+    pub keeps_format: bool,
+}
+
 impl Base {
     /// Opens a model and finds out what its config says about it. Quantised weights are what the model computes with.
     ///
@@ -65,8 +74,16 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn open_in(path: &Path, float: Option<Float>) -> Result<Self> {
+        Self::open_read(path, Reading { float, keeps_format: false })
+    }
+
+    /// The same, read as `reading` says.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_read(path: &Path, reading: Reading) -> Result<Self> {
         let (checkpoint, wrapping) = Wrapping::off(Checkpoint::open(path)?)?;
-        Self::of(checkpoint, wrapping, path)?.seen_in(float, &|_| true)
+        Self::of(checkpoint, wrapping, path)?.seen_in(reading, &|_| true)
     }
 
     /// The same, with all tensors and their names as the files have them.
@@ -77,22 +94,21 @@ impl Base {
         Self::of(Checkpoint::open(path)?, Wrapping::default(), path)
     }
 
-    /// The same with those quantised weights as plain tensors that are `chosen`, rounded to `float` or to what the model computes
-    /// with.
+    /// The same with those quantised weights as plain tensors that are `chosen`.
     ///
     /// # Errors
     /// When a quantised weight contradicts itself.
-    pub fn seen_in(self, float: Option<Float>, chosen: &dyn Fn(&str) -> bool) -> Result<Self> {
+    pub fn seen_in(self, reading: Reading, chosen: &dyn Fn(&str) -> bool) -> Result<Self> {
         if self.view.is_some() {
             return Ok(self);
         }
         let config = self.config.as_ref().map(|config| &config.raw);
-        let found = Quantised::find(&self.checkpoint, config, float)?;
+        let found = Quantised::find(&self.checkpoint, config, reading.float)?;
         if found.is_empty() {
             return Ok(self);
         }
         let Self { checkpoint, view, config, formats, wrapping, .. } = self;
-        let (checkpoint, quantised) = found.see(checkpoint, chosen)?;
+        let (checkpoint, quantised) = found.see(checkpoint, chosen, reading.keeps_format)?;
         Ok(Self::described(checkpoint, view, config, formats, wrapping, quantised))
     }
 

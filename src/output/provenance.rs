@@ -35,6 +35,8 @@ pub struct Asked<'a> {
     pub quant: Option<Packing>,
     /// Whether stochastic rounding may be chosen where rounding to nearest would take a change back.
     pub keep_change: bool,
+    /// Whether quantised weights keep their format.
+    pub keep_format: bool,
     /// Whether the base's files are hashed as well.
     pub hash_base: bool,
     /// The base is the one an initialiser left behind.
@@ -120,11 +122,14 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     if let Some(quant) = asked.quant {
         set("quant", quant.to_string().into());
     }
+    if asked.keep_format {
+        set("keep_format", true.into());
+    }
     if write.cast_all {
         set("cast_all", true.into());
     }
     match write.rounding {
-        Rounding::Nearest if is_gguf && !asked.keep_change => set("rounding", "nearest".into()),
+        Rounding::Nearest if (is_gguf || asked.keep_format) && !asked.keep_change => set("rounding", "nearest".into()),
         Rounding::Nearest => None,
         Rounding::PeftSafe => set("rounding", "peft-safe".into()),
         Rounding::Stochastic { seed } => set("rounding", json!({ "stochastic": seed })),

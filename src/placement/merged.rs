@@ -65,6 +65,11 @@ impl Merged {
         total
     }
 
+    /// Adds what survived in a job that begins at `first`.
+    pub fn tally(&self, first: usize, survival: Survival) {
+        self.tallies.lock().expect("no thread panics while it holds the tallies").push((first, survival));
+    }
+
     /// Rows and columns that tiles and jobs are cut at multiples of. Counted from the first row and column of the region
     /// of the change that asks for it.
     pub fn grain(&self) -> (usize, usize) {
@@ -97,12 +102,25 @@ impl Merged {
     pub fn tiles(
         &self,
         rows: Range<usize>,
+        each: impl FnMut(Range<usize>, Range<usize>, Tiled<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.tiles_of(rows, 0..self.source.cols, each)
+    }
+
+    /// The same of some columns, which begin and end at multiples of the [grain](Self::grain) of the changes.
+    ///
+    /// # Errors
+    /// As [`tiles`](Self::tiles).
+    pub fn tiles_of(
+        &self,
+        rows: Range<usize>,
+        across: Range<usize>,
         mut each: impl FnMut(Range<usize>, Range<usize>, Tiled<'_>) -> Result<()>,
     ) -> Result<()> {
         let (deltas_only, keeps_base) = (self.adds_in_f64(), !self.is_plain());
         let (mut value, mut base, mut spare) = (Vec::new(), Vec::new(), Vec::new());
         let (high, wide) = self.grain();
-        for cols in cuts(0..self.source.cols, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
+        for cols in cuts(across, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
             let here = |piece: &&Piece| piece.is_active(&rows, &cols);
             let active: Vec<&Piece> = self.pieces.iter().filter(here).collect();
             let mut ready = Vec::with_capacity(active.len());
@@ -285,7 +303,7 @@ impl Compute for Merged {
         if rows.end == self.source.rows {
             self.pieces.iter().for_each(|piece| piece.delta.release());
         }
-        self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally.survival));
+        self.tally(rows.start, tally.survival);
         Ok(())
     }
 }

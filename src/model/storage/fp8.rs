@@ -20,9 +20,10 @@ use serde_json::Value;
 
 use super::files::Files;
 use super::scales::Scales;
-use super::{Facts, Found, Group, Storage};
+use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
+use crate::tensor::codes::{Level, Levels};
 use crate::tensor::{Float, Shape, TensorInfo, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
@@ -59,6 +60,15 @@ struct Blocks {
     across: usize,
     /// Scales of one matrix.
     each: usize,
+}
+
+/// The values of the codes of a type of one byte, and the same in order.
+fn table(float: Float) -> (Vec<f32>, Levels) {
+    let codes: Vec<u8> = (0..=u8::MAX).collect();
+    let mut values = vec![0.0; codes.len()];
+    float.decode(&codes, &mut values);
+    let levels = Levels::new(&values);
+    (values, levels)
 }
 
 /// Recognises FP8 codes with scales.
@@ -182,34 +192,86 @@ impl Fp8 {
     }
 }
 
+impl Fp8 {
+    /// Calls `each` for every row with the runs of `cols` that share a scale.
+    fn each_row(
+        &self,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        mut each: impl FnMut(usize, &[(f32, Range<usize>)]) -> Result<()>,
+    ) -> Result<()> {
+        // The scales of the row before serve this one as well where it is of the same block.
+        let (mut scales, mut runs, mut held) = (Vec::new(), Vec::new(), None);
+        for row in rows {
+            let (mut first, mut last) = (usize::MAX, 0);
+            self.runs(row, &cols, |cell, _| (first, last) = (first.min(cell), last.max(cell)));
+            if first <= last && held != Some((first, last)) {
+                scales.resize(last + 1 - first, 0.0);
+                self.scales.read_positive(first..last + 1, &mut scales)?;
+                held = Some((first, last));
+                runs.clear();
+                self.runs(row, &cols, |cell, run| runs.push((scales[cell - first], run)));
+            }
+            each(row, &runs)?;
+        }
+        Ok(())
+    }
+}
+
+impl Grid for Fp8 {
+    fn bands(&self) -> (usize, usize) {
+        (usize_of(self.codes.info.bytes) / self.cols, self.cols)
+    }
+
+    fn part(&self, bands: Range<usize>) -> (Range<usize>, Range<usize>) {
+        (bands, 0..self.cols)
+    }
+
+    fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let (table, levels) = table(self.float);
+        let level = Level::Table { table: &table, levels: &levels };
+        self.each_row(bands.clone(), 0..self.cols, |row, scales| {
+            for (scale, run) in scales {
+                for col in run.clone() {
+                    let at = (row - bands.start) * self.cols + col;
+                    out[at] = change.code((at, row, col), level, *scale, out[at]);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        self.float.decode(codes, out);
+        let mut lines = out.chunks_exact_mut(self.cols);
+        self.each_row(bands, 0..self.cols, |_, scales| {
+            let Some(line) = lines.next() else { return Ok(()) };
+            scales.iter().for_each(|(scale, run)| line[run.clone()].iter_mut().for_each(|value| *value *= scale));
+            Ok(())
+        })
+    }
+}
+
 impl Storage for Fp8 {
     fn shape(&self) -> Shape {
         self.codes.info.shape.clone()
     }
 
     fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let width = cols.len().max(1);
-        // The scales of the row before serve this one as well where it is of the same block.
-        let (mut scales, mut held) = (Vec::new(), None);
-        for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
+        let mut places = out.chunks_exact_mut(cols.len().max(1));
+        self.each_row(rows, cols.clone(), |row, scales| {
+            let Some(line) = places.next() else { return Ok(()) };
             let start = row * self.cols + cols.start;
             self.float.decode(&self.codes.read(start as u64, cols.len() as u64)?, line);
-            let (mut first, mut last) = (usize::MAX, 0);
-            self.runs(row, &cols, |cell, _| (first, last) = (first.min(cell), last.max(cell)));
-            if first == usize::MAX {
-                continue;
-            }
-            if held != Some((first, last)) {
-                scales.resize(last + 1 - first, 0.0);
-                self.scales.read_positive(first..last + 1, &mut scales)?;
-                held = Some((first, last));
-            }
-            self.runs(row, &cols, |cell, run| {
-                let scale = scales[cell - first];
+            scales.iter().for_each(|(scale, run)| {
                 line[run.start - cols.start..run.end - cols.start].iter_mut().for_each(|value| *value *= scale);
             });
-        }
-        Ok(())
+            Ok(())
+        })
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
     }
 
     fn facts(&self) -> Facts {

@@ -27,7 +27,6 @@
 
 mod bnb;
 mod bnb_state;
-mod e8m0;
 mod files;
 pub mod fp8;
 mod grid;

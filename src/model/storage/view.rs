@@ -1,7 +1,7 @@
 //! A quantised checkpoint as the plain one it stands for: one tensor for each quantised weight, under the weight's own name, and
 //! none of what gives codes their values.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -75,11 +75,16 @@ impl View {
         Ok(view)
     }
 
-    /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so.
+    /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so; where they keep their format, so do the headers.
     ///
     /// # Errors
     /// When two tensors get one name.
-    pub fn see(self, checkpoint: Checkpoint, chosen: &dyn Fn(&str) -> bool) -> Result<(Checkpoint, Self)> {
+    pub fn see(
+        self,
+        checkpoint: Checkpoint,
+        chosen: &dyn Fn(&str) -> bool,
+        keeps_format: bool,
+    ) -> Result<(Checkpoint, Self)> {
         let (weights, others): (HashMap<_, _>, HashMap<_, _>) =
             self.weights.into_iter().partition(|(name, _)| chosen(name));
         let mut kept: Vec<String> = others.into_keys().collect();
@@ -100,6 +105,9 @@ impl View {
             }
             let tensors = file.own().into_iter().filter_map(|stored| view.plain(stored)).collect();
             let mut seen = file.seeing(tensors);
+            if keeps_format {
+                return Ok(seen);
+            }
             let metadata = std::mem::take(&mut seen.header.metadata).into_iter().filter_map(|(key, text)| {
                 let text = match key == comfyui::HEADER {
                     true => comfyui::without(&text, |module| gone.contains(module))?,
@@ -144,16 +152,35 @@ impl View {
     /// What a user should know of a plain output.
     pub fn note(&self) -> Option<String> {
         (!self.is_empty()).then(|| {
-            let mut formats: Vec<String> =
-                self.weights().map(|weight| weight.storage.facts().format).collect::<HashSet<_>>().into_iter().collect();
-            formats.sort();
             format!(
                 "{} quantised weights ({}) are written as plain numbers; {} tensors of scales and the like are left out",
                 self.count(),
-                formats.join(", "),
+                self.formats(),
                 self.done_with()
             )
         })
+    }
+
+    /// What a user should know of a merge onto them.
+    pub fn merge_note(&self, keeps_format: bool) -> Option<String> {
+        let float = self.float()?;
+        Some(if keeps_format {
+            format!(
+                "BASE is quantised ({}), and stays so: codes are the nearest to W + ΔW on the scales it has",
+                self.formats()
+            )
+        } else {
+            format!(
+                "BASE is quantised ({}): the result is plain {float}, W′ = round(dequantised to {float} + ΔW), which is what training \
+                 on it saw; `--keep-format` writes its own format",
+                self.formats()
+            )
+        })
+    }
+
+    fn formats(&self) -> String {
+        let formats: BTreeSet<String> = self.weights().map(|weight| weight.storage.facts().format).collect();
+        formats.into_iter().collect::<Vec<_>>().join(", ")
     }
 
     /// Whether there are none.

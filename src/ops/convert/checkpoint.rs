@@ -18,7 +18,7 @@ use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, comfyui, json as files};
 use crate::model::Rounding;
-use crate::model::base::Base;
+use crate::model::base::{Base, Reading};
 use crate::model::storage::refused;
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
@@ -162,7 +162,7 @@ fn open(options: &ConvertOptions) -> Result<Base> {
     let Some(wanted) = options.write.dtype else { return Ok(base) };
     let formats = comfyui::Formats::of(&base.checkpoint);
     // Rounded once, from f32 to what is wanted.
-    let base = base.seen_in(Some(Float::F32), &|name| chosen(options, name))?;
+    let base = base.seen_in(Reading { float: Some(Float::F32), keeps_format: false }, &|name| chosen(options, name))?;
     let Some(first) = base.quantised.first() else { return Ok(base) };
     if wanted.bytes() == 1 {
         let what =

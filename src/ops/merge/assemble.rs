@@ -6,14 +6,17 @@ use std::sync::Arc;
 use super::{MergeOptions, packing};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::Rounding;
 use crate::model::base::Base;
+use crate::model::storage::Quantised;
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, arrange};
 use crate::placement::merged::Merged;
 use crate::placement::placer::{Placement, Target};
+use crate::placement::requantised::Requantised;
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Packing, TensorInfo};
+use crate::tensor::{Float, Packing, TensorInfo};
 
 /// The plan, and what it computes.
 pub struct Assembled {
@@ -44,6 +47,8 @@ pub struct Counts {
 enum Origin {
     Copied(Stored),
     Merged(Arc<Merged>),
+    /// Codes of a quantised weight.
+    Codes(Arc<Requantised>),
 }
 
 /// A tensor of the output.
@@ -59,7 +64,7 @@ pub fn assemble(
     options: &MergeOptions,
     metadata: &[(String, String)],
 ) -> Result<Assembled> {
-    let MergeOptions { quant, keep_change, write: options, .. } = options;
+    let MergeOptions { quant, keep_change, keep_format, write: options, .. } = options;
     let mut builder = Builder {
         base,
         options,
@@ -67,6 +72,8 @@ pub fn assemble(
         keep_change: *keep_change,
         counts: Counts::default(),
         merged: BTreeMap::new(),
+        codes: Vec::new(),
+        keeps_format: *keep_format,
     };
     let mut outputs = builder.existing(placement)?;
     let added = builder.added(placement)?;
@@ -80,7 +87,9 @@ pub fn assemble(
         plan.files.push(file);
     }
     plan.computed = builder.merged.values().map(|merged| Arc::clone(merged) as Arc<dyn Compute>).collect();
-    let merged = builder.merged.into_values().filter(|merged| !merged.pieces.is_empty()).collect();
+    plan.computed.extend(builder.codes.iter().map(|codes| Arc::clone(codes) as Arc<dyn Compute>));
+    let codes = builder.codes.iter().map(|codes| Arc::clone(&codes.merged));
+    let merged = builder.merged.into_values().chain(codes).filter(|merged| !merged.pieces.is_empty()).collect();
     Ok(Assembled { plan, merged, counts: builder.counts })
 }
 
@@ -92,6 +101,9 @@ struct Builder<'a> {
     keep_change: bool,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
+    /// Quantised weights that change and keep their format.
+    codes: Vec<Arc<Requantised>>,
+    keeps_format: bool,
 }
 
 impl Builder<'_> {
@@ -100,6 +112,10 @@ impl Builder<'_> {
         let files = self.base.checkpoint.files().iter().enumerate();
         files
             .map(|(file, weights)| {
+                if self.keeps_format && !self.base.quantised.is_empty() {
+                    let outputs = weights.own().into_iter().map(|stored| self.kept(placement, stored));
+                    return Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?));
+                }
                 let count = weights.header.tensors.len();
                 let stacks = self.changed_stacks(placement, file, &weights.header.tensors);
                 let outputs = (0..count).map(|position| {
@@ -110,6 +126,46 @@ impl Builder<'_> {
                 Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?))
             })
             .collect()
+    }
+
+    /// A tensor as the base stores it, where quantised weights keep their format.
+    fn kept(&mut self, placement: &Placement, stored: Stored) -> Result<Output> {
+        let name = &stored.info.name;
+        let weight = self.base.quantised.owner(name).map(str::to_owned);
+        let target = weight.as_ref().and_then(|weight| placement.targets.get(weight));
+        let quantised = weight.as_ref().and_then(|weight| self.base.quantised.weight(weight));
+        match (target, quantised) {
+            (Some(target), Some(quantised)) if quantised.tensors[0].info.name == *name => {
+                let codes = self.codes(target, quantised)?;
+                Ok(Output { info: stored.info, origin: Origin::Codes(codes) })
+            }
+            _ if self.base.quantised.is_done_with(name) => {
+                self.counts.copied += 1;
+                Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
+            }
+            _ => self.existing_one(placement, stored, false),
+        }
+    }
+
+    /// The codes of a weight that changes.
+    fn codes(&mut self, target: &Target, quantised: &Arc<Quantised>) -> Result<Arc<Requantised>> {
+        let (name, cols) = (quantised.name.as_str(), Some(target.cols.unwrap_or(quantised.cols)));
+        let source = match &target.replacement {
+            Some(tensor) => Weight::new(tensor.clone(), cols)?,
+            None => self.base.weight(name, cols)?,
+        };
+        let out = Packing::Float(Float::F32);
+        self.check_combination(name, target, &source, out)?;
+        if self.options.rounding == Rounding::PeftSafe {
+            let what = format!("`{name}` keeps its format, and PEFT merges no codes: it has no such rounding");
+            return Err(Error::unsupported(self.base.checkpoint.root(), what));
+        }
+        self.counts.changed += 1;
+        let mut merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
+        merged.may_choose = self.keep_change && self.options.rounding == Rounding::Nearest;
+        let codes = Arc::new(Requantised::new(Arc::new(merged), Arc::clone(quantised))?);
+        self.codes.push(Arc::clone(&codes));
+        Ok(codes)
     }
 
     /// The tensors of a GGUF file of which a part changes.
@@ -294,6 +350,11 @@ impl Builder<'_> {
         match origin {
             Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
             Origin::Merged(merged) => self.schedule_merged(plan, file, offset, merged),
+            Origin::Codes(codes) => {
+                let (bands, bytes) = codes.bands();
+                let compute = Arc::clone(codes) as Arc<dyn Compute>;
+                plan.compute(file, offset, &compute, 0..bands, bytes, self.options.budget.job_bytes());
+            }
         }
     }
 

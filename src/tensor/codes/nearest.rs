@@ -75,13 +75,14 @@ impl Level<'_> {
         self.choose(target, scale, old, None)
     }
 
-    /// One of the two codes around `target`, with the odds of the distances, decided by 32 random bits.
+    /// One of the two codes around `target`, with the odds of the distances: `chance` is a random number in
+    /// [0, 1).
     #[inline]
-    pub fn stochastic(&self, target: f64, scale: f32, old: u8, random: u32) -> u8 {
-        self.choose(target, scale, old, Some(random))
+    pub fn stochastic(&self, target: f64, scale: f32, old: u8, chance: f64) -> u8 {
+        self.choose(target, scale, old, Some(chance))
     }
 
-    fn choose(&self, target: f64, scale: f32, old: u8, random: Option<u32>) -> u8 {
+    fn choose(&self, target: f64, scale: f32, old: u8, chance: Option<f64>) -> u8 {
         let before = f64::from(self.value(old, scale));
         if target == before || scale == 0.0 || !target.is_finite() {
             return old;
@@ -95,8 +96,8 @@ impl Level<'_> {
                 (place, nearest) = (other, away);
             }
         }
-        if let Some(random) = random {
-            place = self.one_of_two(place, target, scale, random);
+        if let Some(chance) = chance {
+            place = self.one_of_two(place, target, scale, chance);
         }
         let code = self.code(place);
         let value = f64::from(self.value(code, scale));
@@ -110,14 +111,14 @@ impl Level<'_> {
     }
 
     /// The nearest place, or the next beyond the target, with the odds of the distances.
-    fn one_of_two(&self, place: usize, target: f64, scale: f32, random: u32) -> usize {
+    fn one_of_two(&self, place: usize, target: f64, scale: f32, chance: f64) -> usize {
         let value = |place: usize| f64::from(self.value(self.code(place), scale));
         let near = value(place);
         let beyond = [place.wrapping_sub(1), place + 1].into_iter().filter(|other| *other < self.places());
         for other in beyond {
             let far = value(other);
             let is_between = (target - near) * (target - far) < 0.0;
-            if is_between && f64::from(random) < (target - near) / (far - near) * f64::from(u32::MAX) {
+            if is_between && chance < (target - near) / (far - near) {
                 return other;
             }
         }
@@ -225,10 +226,10 @@ mod tests {
     fn chance_keeps_the_mean() {
         let levels = Levels::new(&E2M1);
         let grid = table(&E2M1, &levels);
-        let draws = (0..1000_u32).map(|at| at.wrapping_mul(0x9E37_79B9));
-        let sum: f64 = draws.map(|random| f64::from(E2M1[usize::from(grid.stochastic(3.25, 1.0, 2, random))])).sum();
-        assert!((sum / 1000.0 - 3.25).abs() < 0.02, "{sum}");
-        assert_eq!(grid.stochastic(9.0, 1.0, 2, 7), 7, "beyond the last there is nothing");
-        assert_eq!(grid.stochastic(2.0, 1.0, 2, u32::MAX), 4, "a level of its own is always taken");
+        let draws = (0..1000).map(|at| f64::from(at) / 1000.0);
+        let sum: f64 = draws.map(|chance| f64::from(E2M1[usize::from(grid.stochastic(3.25, 1.0, 2, chance))])).sum();
+        assert!((sum / 1000.0 - 3.25).abs() < 0.01, "{sum}");
+        assert_eq!(grid.stochastic(9.0, 1.0, 2, 0.0), 7, "beyond the last there is nothing");
+        assert_eq!(grid.stochastic(2.0, 1.0, 2, 0.0), 4, "a level of its own is always taken");
     }
 }
