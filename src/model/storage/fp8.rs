@@ -24,7 +24,7 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
 use crate::tensor::codes::{Level, Levels};
-use crate::tensor::{Float, Shape, TensorInfo, usize_of};
+use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
 pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale"];
@@ -81,7 +81,11 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
         Some(module) => (module, SCALES.iter().map(|end| format!("{module}{end}")).collect()),
         None => (&info.name, STACK_SCALES.iter().map(|end| format!("{}{end}", info.name)).collect()),
     };
-    let Some(name) = places.into_iter().find(|name| files.info(name).is_some()) else { return Ok(None) };
+    let known = |name: &String| {
+        let info = files.info(name);
+        info.is_some_and(|info| !name.ends_with(".scale") || matches!(info.dtype, Dtype::F8E8M0 | Dtype::U8))
+    };
+    let Some(name) = places.into_iter().find(known) else { return Ok(None) };
     if files.comfyui(module).is_some_and(|format| !comfyui::is_plain(&format)) {
         return Ok(None);
     }
