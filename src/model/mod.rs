@@ -22,4 +22,4 @@ pub mod wrapping;
 
 pub use config::ModelConfig;
 pub use rounding::Rounding;
-pub use values::{same_tensors, same_values};
+pub use values::{same_bytes, same_tensors, same_values};

@@ -17,10 +17,11 @@ use std::sync::Arc;
 
 use super::bnb_state::{Nested, State};
 use super::files::Files;
-use super::{Facts, Found, Group, Storage};
+use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::conv1d;
+use crate::tensor::codes::{Level, Levels};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// Codes of one map.
@@ -195,6 +196,78 @@ impl FourBits {
     }
 }
 
+impl FourBits {
+    /// The elements that bands of bytes stand for.
+    fn elements(&self, bands: Range<usize>) -> Range<usize> {
+        let ((rows, cols), (count, _)) = (self.stored_shape(), self.bands());
+        let each = rows.div_ceil(count.max(1)) * cols;
+        bands.start * each..(bands.end * each).min(rows * cols)
+    }
+
+    /// Where an element of the flattened weight is in the rectangle of a band that begins at `first`, and in the plain weight.
+    fn place(&self, element: usize, elements: &Range<usize>) -> (usize, usize, usize) {
+        let (_, cols) = self.stored_shape();
+        let (row, col) = (element / cols, element % cols);
+        if !self.turned {
+            return (element - elements.start, row, col);
+        }
+        let (first, count) = (elements.start / cols, elements.len() / cols);
+        (col * count + row - first, col, row)
+    }
+
+    /// Calls `each` for every element with the scale of its block.
+    fn scaled(&self, elements: Range<usize>, mut each: impl FnMut(usize, f32)) -> Result<()> {
+        let block = self.state.block;
+        let blocks = elements.start / block..elements.end.div_ceil(block);
+        let mut scales = vec![0.0; blocks.len()];
+        self.scales.read(blocks.clone(), &mut scales)?;
+        elements.for_each(|element| each(element, scales[element / block - blocks.start]));
+        Ok(())
+    }
+}
+
+impl Grid for FourBits {
+    fn bands(&self) -> (usize, usize) {
+        let ((rows, cols), bytes) = (self.stored_shape(), usize_of(self.codes.info.bytes));
+        // Rows that end in the middle of a byte are taken in pairs, or all together.
+        match (cols % 2, rows % 2) {
+            (0, _) => (rows, cols / 2),
+            (_, 0) => (rows / 2, cols),
+            _ => (1, bytes),
+        }
+    }
+
+    fn part(&self, bands: Range<usize>) -> (Range<usize>, Range<usize>) {
+        let (elements, (_, cols)) = (self.elements(bands), self.stored_shape());
+        let rows = elements.start / cols.max(1)..elements.end / cols.max(1);
+        if self.turned { (0..cols, rows) } else { (rows, 0..cols) }
+    }
+
+    fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let levels = Levels::new(&self.map);
+        let level = Level::Table { table: &self.map, levels: &levels };
+        let elements = self.elements(bands);
+        self.scaled(elements.clone(), |element, scale| {
+            let byte = &mut out[(element - elements.start) / 2];
+            let place = self.place(element, &elements);
+            *byte = if element.is_multiple_of(2) {
+                change.code(place, level, scale, *byte >> 4) << 4 | *byte & 15
+            } else {
+                *byte & 0xF0 | change.code(place, level, scale, *byte & 15)
+            };
+        })
+    }
+
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        let elements = self.elements(bands);
+        self.scaled(elements.clone(), |element, scale| {
+            let byte = codes[(element - elements.start) / 2];
+            let code = if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
+            out[self.place(element, &elements).0] = self.map[usize::from(code)] * scale;
+        })
+    }
+}
+
 impl Storage for FourBits {
     fn shape(&self) -> Shape {
         let mut shape = self.state.shape.clone();
@@ -223,6 +296,10 @@ impl Storage for FourBits {
             out.iter_mut().skip(at).step_by(width).zip(&line).for_each(|(to, from)| *to = *from);
         }
         Ok(())
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
     }
 
     fn facts(&self) -> Facts {

@@ -136,7 +136,7 @@ fn without_padding(codes: &Codes, pad: usize, zeros: [u8; 2], bias: Option<usize
             let mut line = vec![0; codes.cols];
             let mut rows = codes.rows;
             while rows > possible(codes.rows).start.max(1) {
-                codes.read(rows - 1..rows, 0..codes.cols, &mut line)?;
+                codes.read(codes.source(), rows - 1..rows, 0..codes.cols, &mut line)?;
                 if !line.iter().all(is_zero) {
                     break;
                 }
@@ -151,7 +151,7 @@ fn without_padding(codes: &Codes, pad: usize, zeros: [u8; 2], bias: Option<usize
         if empty == 0 {
             break;
         }
-        codes.read(row..row + 1, looked_at.clone(), &mut line)?;
+        codes.read(codes.source(), row..row + 1, looked_at.clone(), &mut line)?;
         empty = empty.min(trailing(&line));
     }
     Ok((rows, codes.cols - empty))

@@ -20,10 +20,11 @@ use serde_json::Value;
 
 use super::files::Files;
 use super::scales::Scales;
-use super::{Facts, Found, Group, Storage};
+use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
-use crate::tensor::{Float, Shape, TensorInfo, usize_of};
+use crate::tensor::codes::{Level, Levels};
+use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
 pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale"];
@@ -32,7 +33,8 @@ pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_wei
 const STACK_SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 
 /// What else belongs to a weight and means nothing without its scales: scales of activations, and ComfyUI's word for the format.
-pub const BESIDE: [&str; 5] = [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", comfyui::LAYER];
+pub const BESIDE: [&str; 6] =
+    [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", ".activation_scale", comfyui::LAYER];
 
 /// Block edges that are tried where the config names none.
 const EDGES: Range<u32> = 0..14;
@@ -60,6 +62,15 @@ struct Blocks {
     each: usize,
 }
 
+/// The values of the codes of a type of one byte, and the same in order.
+fn table(float: Float) -> (Vec<f32>, Levels) {
+    let codes: Vec<u8> = (0..=u8::MAX).collect();
+    let mut values = vec![0.0; codes.len()];
+    float.decode(&codes, &mut values);
+    let levels = Levels::new(&values);
+    (values, levels)
+}
+
 /// Recognises FP8 codes with scales.
 ///
 /// # Errors
@@ -70,7 +81,11 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
         Some(module) => (module, SCALES.iter().map(|end| format!("{module}{end}")).collect()),
         None => (&info.name, STACK_SCALES.iter().map(|end| format!("{}{end}", info.name)).collect()),
     };
-    let Some(name) = places.into_iter().find(|name| files.info(name).is_some()) else { return Ok(None) };
+    let known = |name: &String| {
+        let info = files.info(name);
+        info.is_some_and(|info| !name.ends_with(".scale") || matches!(info.dtype, Dtype::F8E8M0 | Dtype::U8))
+    };
+    let Some(name) = places.into_iter().find(known) else { return Ok(None) };
     if files.comfyui(module).is_some_and(|format| !comfyui::is_plain(&format)) {
         return Ok(None);
     }
@@ -181,34 +196,86 @@ impl Fp8 {
     }
 }
 
+impl Fp8 {
+    /// Calls `each` for every row with the runs of `cols` that share a scale.
+    fn each_row(
+        &self,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        mut each: impl FnMut(usize, &[(f32, Range<usize>)]) -> Result<()>,
+    ) -> Result<()> {
+        // The scales of the row before serve this one as well where it is of the same block.
+        let (mut scales, mut runs, mut held) = (Vec::new(), Vec::new(), None);
+        for row in rows {
+            let (mut first, mut last) = (usize::MAX, 0);
+            self.runs(row, &cols, |cell, _| (first, last) = (first.min(cell), last.max(cell)));
+            if first <= last && held != Some((first, last)) {
+                scales.resize(last + 1 - first, 0.0);
+                self.scales.read_positive(first..last + 1, &mut scales)?;
+                held = Some((first, last));
+                runs.clear();
+                self.runs(row, &cols, |cell, run| runs.push((scales[cell - first], run)));
+            }
+            each(row, &runs)?;
+        }
+        Ok(())
+    }
+}
+
+impl Grid for Fp8 {
+    fn bands(&self) -> (usize, usize) {
+        (usize_of(self.codes.info.bytes) / self.cols, self.cols)
+    }
+
+    fn part(&self, bands: Range<usize>) -> (Range<usize>, Range<usize>) {
+        (bands, 0..self.cols)
+    }
+
+    fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let (table, levels) = table(self.float);
+        let level = Level::Table { table: &table, levels: &levels };
+        self.each_row(bands.clone(), 0..self.cols, |row, scales| {
+            for (scale, run) in scales {
+                for col in run.clone() {
+                    let at = (row - bands.start) * self.cols + col;
+                    out[at] = change.code((at, row, col), level, *scale, out[at]);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        self.float.decode(codes, out);
+        let mut lines = out.chunks_exact_mut(self.cols);
+        self.each_row(bands, 0..self.cols, |_, scales| {
+            let Some(line) = lines.next() else { return Ok(()) };
+            scales.iter().for_each(|(scale, run)| line[run.clone()].iter_mut().for_each(|value| *value *= scale));
+            Ok(())
+        })
+    }
+}
+
 impl Storage for Fp8 {
     fn shape(&self) -> Shape {
         self.codes.info.shape.clone()
     }
 
     fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let width = cols.len().max(1);
-        // The scales of the row before serve this one as well where it is of the same block.
-        let (mut scales, mut held) = (Vec::new(), None);
-        for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
+        let mut places = out.chunks_exact_mut(cols.len().max(1));
+        self.each_row(rows, cols.clone(), |row, scales| {
+            let Some(line) = places.next() else { return Ok(()) };
             let start = row * self.cols + cols.start;
             self.float.decode(&self.codes.read(start as u64, cols.len() as u64)?, line);
-            let (mut first, mut last) = (usize::MAX, 0);
-            self.runs(row, &cols, |cell, _| (first, last) = (first.min(cell), last.max(cell)));
-            if first == usize::MAX {
-                continue;
-            }
-            if held != Some((first, last)) {
-                scales.resize(last + 1 - first, 0.0);
-                self.scales.read_positive(first..last + 1, &mut scales)?;
-                held = Some((first, last));
-            }
-            self.runs(row, &cols, |cell, run| {
-                let scale = scales[cell - first];
+            scales.iter().for_each(|(scale, run)| {
                 line[run.start - cols.start..run.end - cols.start].iter_mut().for_each(|value| *value *= scale);
             });
-        }
-        Ok(())
+            Ok(())
+        })
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
     }
 
     fn facts(&self) -> Facts {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::tensor::codes::Level;
 use crate::tensor::{Rounding, random_bits};
 
 /// Values and what becomes of them.
@@ -46,6 +47,12 @@ pub trait Grid: Send + Sync {
     /// # Errors
     /// When what is stored cannot be read.
     fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()>;
+
+    /// The values of `codes`, which take the place of those of `bands`, in the rectangle of [`part`](Self::part) row by row.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()>;
 }
 
 impl Change<'_> {
@@ -65,5 +72,17 @@ impl Change<'_> {
         let Rounding::Stochastic { seed, index } = self.rounding else { return None };
         let element = index.wrapping_add(row as u64 * self.cols as u64 + col as u64);
         Some(f64::from(random_bits(seed, element)) / 4_294_967_296.0)
+    }
+
+    /// The code of the element at `at` of the slices, in (`row`, `col`), which was `old`: on `level`, with `scale`.
+    pub fn code(&self, (at, row, col): (usize, usize, usize), level: Level<'_>, scale: f32, old: u8) -> u8 {
+        if self.is_same(at) {
+            return old;
+        }
+        let target = f64::from(self.wanted[at]);
+        match self.chance(row, col) {
+            None => level.nearest(target, scale, old),
+            Some(chance) => level.stochastic(target, scale, old, chance),
+        }
     }
 }

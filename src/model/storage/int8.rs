@@ -14,14 +14,18 @@ use std::sync::Arc;
 
 use super::files::Files;
 use super::scales::Scales;
-use super::{Facts, Found, Group, Storage};
+use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::conv1d;
+use crate::tensor::codes::Level;
 use crate::tensor::{Dtype, Shape, TensorInfo, usize_of};
 
 /// 1 ∕ 127 as bitsandbytes has it.
 const PER_CODE: f32 = 7.874_015_6e-3;
+
+/// The bit that tells negative codes.
+const SIGN: u8 = 0x80;
 
 /// What the scales of `M.weight` are called, in place of `.weight`.
 const SCALES: [&str; 2] = [".SCB", ".weight_scb"];
@@ -34,6 +38,11 @@ struct Int8 {
     rows: usize,
     cols: usize,
     turned: bool,
+}
+
+/// The value of a code.
+fn value(byte: u8, scale: f32) -> f32 {
+    f32::from(i8::from_ne_bytes([byte])) * scale * PER_CODE
 }
 
 /// Recognises `M.weight` with its scales beside it.
@@ -72,13 +81,58 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
 }
 
 impl Int8 {
-    /// Reads columns of a row as it is stored.
-    fn line(&self, row: usize, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+    /// The scale of a row as it is stored.
+    fn scale(&self, row: usize) -> Result<f32> {
         let mut scale = [0.0];
         self.scales.read(row..row + 1, &mut scale)?;
+        Ok(scale[0])
+    }
+
+    /// Where an element of `count` stored rows is in the rectangle they stand for.
+    fn place(&self, row: usize, col: usize, count: usize) -> usize {
+        if self.turned { col * count + row } else { row * self.cols + col }
+    }
+
+    /// Reads columns of a row as it is stored.
+    fn line(&self, row: usize, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let scale = self.scale(row)?;
         let bytes = self.codes.read((row * self.cols + cols.start) as u64, cols.len() as u64)?;
         for (value, byte) in out.iter_mut().zip(bytes.iter()) {
-            *value = f32::from(i8::from_ne_bytes([*byte])) * scale[0] * PER_CODE;
+            *value = self::value(*byte, scale);
+        }
+        Ok(())
+    }
+}
+
+impl Grid for Int8 {
+    fn bands(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    fn part(&self, bands: Range<usize>) -> (Range<usize>, Range<usize>) {
+        if self.turned { (0..self.cols, bands) } else { (bands, 0..self.cols) }
+    }
+
+    fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        // Codes are read without a sign: 0 is 128.
+        let level = Level::Whole { least: 1, most: 255, zero: 128.0, bias: None };
+        for (at, line) in out.chunks_exact_mut(self.cols).enumerate() {
+            let scale = self.scale(bands.start + at)? * PER_CODE;
+            for (col, byte) in line.iter_mut().enumerate() {
+                let place = self.place(at, col, bands.len());
+                let (row, col) = if self.turned { (col, bands.start + at) } else { (bands.start + at, col) };
+                *byte = change.code((place, row, col), level, scale, *byte ^ SIGN) ^ SIGN;
+            }
+        }
+        Ok(())
+    }
+
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        for (at, line) in codes.chunks_exact(self.cols).enumerate() {
+            let scale = self.scale(bands.start + at)?;
+            for (col, byte) in line.iter().enumerate() {
+                out[self.place(at, col, bands.len())] = value(*byte, scale);
+            }
         }
         Ok(())
     }
@@ -106,6 +160,10 @@ impl Storage for Int8 {
             out.iter_mut().skip(at).step_by(width).zip(&line).for_each(|(to, from)| *to = *from);
         }
         Ok(())
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
     }
 
     fn facts(&self) -> Facts {

@@ -73,6 +73,45 @@ impl Quantised {
         }
     }
 
+    /// Reads `rows × cols` of the weight seen as rows of `width` elements.
+    ///
+    /// # Errors
+    /// As [`Quantised::read`].
+    pub fn rows_of(&self, width: usize, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        if width == self.cols {
+            return self.read(rows, cols, out);
+        }
+        if cols.is_empty() {
+            return Ok(());
+        }
+        for (row, line) in rows.zip(out.chunks_exact_mut(cols.len())) {
+            self.flat(row * width + cols.start, line)?;
+        }
+        Ok(())
+    }
+
+    /// Reads neighbours of all elements, from one on.
+    fn flat(&self, first: usize, out: &mut [f32]) -> Result<()> {
+        let (mut at, mut rest) = (first, out);
+        while !rest.is_empty() {
+            let (rows, cols) = self.stretch(at, rest.len());
+            let (place, others) = rest.split_at_mut(rows.len() * cols.len());
+            at += place.len();
+            self.read(rows, cols, place)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// The largest rectangle that begins at an element and has no more than `left`, nor than are made at once.
+    fn stretch(&self, at: usize, left: usize) -> (Range<usize>, Range<usize>) {
+        let (row, col) = (at / self.cols, at % self.cols);
+        if col == 0 && left >= self.cols {
+            return (row..row + (left / self.cols).min((TILE / self.cols).max(1)), 0..self.cols);
+        }
+        (row..row + 1, col..self.cols.min(col + left))
+    }
+
     /// The same in f32, as the storage has it.
     ///
     /// # Errors
@@ -114,7 +153,7 @@ impl Quantised {
 
     /// The bytes from `offset` on.
     fn fill(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let (width, cols) = (self.float.bytes(), self.cols);
+        let width = self.float.bytes();
         let offset = usize::try_from(offset).expect("a mapped weight fits the address space");
         if !offset.is_multiple_of(width) || !out.len().is_multiple_of(width) {
             let first = offset - offset % width;
@@ -126,13 +165,7 @@ impl Quantised {
         let (mut at, mut values) = (offset / width, Vec::new());
         let mut rest = out;
         while !rest.is_empty() {
-            let (row, col) = (at / cols, at % cols);
-            let left = rest.len() / width;
-            let (rows, span) = if col == 0 && left >= cols {
-                (row..row + (left / cols).min((TILE / cols).max(1)), 0..cols)
-            } else {
-                (row..row + 1, col..cols.min(col + left))
-            };
+            let (rows, span) = self.stretch(at, rest.len() / width);
             let count = rows.len() * span.len();
             values.resize(count, 0.0);
             self.exact(rows.clone(), span.clone(), &mut values)?;

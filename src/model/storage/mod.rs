@@ -33,9 +33,8 @@ mod bnb;
 mod bnb_state;
 mod coded;
 mod comfy;
-mod e8m0;
 mod files;
-mod fp8;
+pub mod fp8;
 mod gptq;
 mod grid;
 mod int8;
@@ -59,8 +58,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use files::Files;
+pub use files::{Files, KEYS, SIDE_FILES};
 pub use grid::{Change, Grid};
+pub use made::Quantised;
 
 use crate::error::Result;
 use crate::tensor::{Float, Shape, TensorInfo};

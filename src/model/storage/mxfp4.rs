@@ -11,11 +11,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::e8m0;
 use super::files::Files;
-use super::{Facts, Found, Group, Storage};
+use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::tensor::codes::{E2M1, Level, Levels, power_of_two};
 use crate::tensor::{Dtype, Shape, TensorInfo, usize_of};
 
 /// Elements that share a scale.
@@ -23,9 +23,6 @@ const GROUP: usize = 32;
 
 /// Bytes of their codes.
 const BYTES: usize = GROUP / 2;
-
-/// The values of the codes.
-const VALUES: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Endings of gpt-oss.
 const ENDS: [&str; 2] = ["_blocks", "_scales"];
@@ -92,18 +89,87 @@ impl Mxfp4 {
         let scales = self.scales.read(first as u64, groups.len() as u64)?;
         let mut values = [0.0; GROUP];
         for (at, (group, byte)) in groups.zip(scales.iter()).enumerate() {
-            if *byte == u8::MAX {
-                let problem = format!("scale {} is 255, which is no number", first + at);
-                return Err(Error::numeric(self.scales.path(), &self.scales.info.name, problem));
-            }
-            let scale = e8m0::value(*byte);
+            let scale = self.scale(first + at, *byte)?;
             for (pair, code) in values.chunks_exact_mut(2).zip(&codes[at * BYTES..(at + 1) * BYTES]) {
-                pair[0] = VALUES[usize::from(code & 15)] * scale;
-                pair[1] = VALUES[usize::from(code >> 4)] * scale;
+                pair[0] = E2M1[usize::from(code & 15)] * scale;
+                pair[1] = E2M1[usize::from(code >> 4)] * scale;
             }
             let begin = group * GROUP;
             let (from, to) = (begin.max(cols.start), (begin + GROUP).min(cols.end));
             out[from - cols.start..to - cols.start].copy_from_slice(&values[from - begin..to - begin]);
+        }
+        Ok(())
+    }
+}
+
+impl Mxfp4 {
+    /// The scales of a row as it is stored.
+    fn scales_of(&self, row: usize) -> Result<Vec<f32>> {
+        let first = row * self.groups;
+        let bytes = self.scales.read(first as u64, self.groups as u64)?;
+        bytes.iter().enumerate().map(|(at, byte)| self.scale(first + at, *byte)).collect()
+    }
+
+    fn scale(&self, at: usize, byte: u8) -> Result<f32> {
+        if byte == u8::MAX {
+            let problem = format!("scale {at} is 255, which is no number");
+            return Err(Error::numeric(self.scales.path(), &self.scales.info.name, problem));
+        }
+        Ok(power_of_two(byte))
+    }
+
+    /// Where an element of `count` stored rows is in the rectangle they stand for.
+    fn place(&self, row: usize, col: usize, count: usize) -> usize {
+        if self.experts.is_some() { col * count + row } else { row * self.groups * GROUP + col }
+    }
+}
+
+impl Grid for Mxfp4 {
+    fn bands(&self) -> (usize, usize) {
+        (self.experts.unwrap_or(1) * self.rows, self.groups * BYTES)
+    }
+
+    fn together(&self) -> usize {
+        self.rows
+    }
+
+    fn part(&self, bands: Range<usize>) -> (Range<usize>, Range<usize>) {
+        let inner = self.groups * GROUP;
+        if self.experts.is_none() {
+            return (bands, 0..inner);
+        }
+        let expert = bands.start / self.rows.max(1);
+        (expert * inner..(expert + 1) * inner, bands.start - expert * self.rows..bands.end - expert * self.rows)
+    }
+
+    fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let level = Level::Table { table: &E2M1, levels: &Levels::new(&E2M1) };
+        let (rows, cols) = self.part(bands.clone());
+        for (at, line) in out.chunks_exact_mut(self.groups * BYTES).enumerate() {
+            let scales = self.scales_of(bands.start + at)?;
+            for (byte, pair) in line.iter_mut().zip((0..).step_by(2)) {
+                let code = |col: usize, old: u8| {
+                    let place = self.place(at, col, bands.len());
+                    let element = match self.experts {
+                        Some(_) => (place, rows.start + col, cols.start + at),
+                        None => (place, rows.start + at, col),
+                    };
+                    change.code(element, level, scales[col / GROUP], old)
+                };
+                *byte = code(pair, *byte & 15) | code(pair + 1, *byte >> 4) << 4;
+            }
+        }
+        Ok(())
+    }
+
+    fn values(&self, bands: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        for (at, line) in codes.chunks_exact(self.groups * BYTES).enumerate() {
+            let scales = self.scales_of(bands.start + at)?;
+            for (byte, col) in line.iter().zip((0..).step_by(2)) {
+                let scale = scales[col / GROUP];
+                out[self.place(at, col, bands.len())] = E2M1[usize::from(byte & 15)] * scale;
+                out[self.place(at, col + 1, bands.len())] = E2M1[usize::from(byte >> 4)] * scale;
+            }
         }
         Ok(())
     }
@@ -145,6 +211,10 @@ impl Storage for Mxfp4 {
             done += count;
         }
         Ok(())
+    }
+
+    fn grid(&self) -> Option<&dyn Grid> {
+        Some(self)
     }
 
     fn facts(&self) -> Facts {

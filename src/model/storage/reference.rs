@@ -179,6 +179,9 @@ fn codes_on_the_old_grid_are_the_nearest() {
                 };
                 grid.encode(part.clone(), &change, out).expect("codes");
                 whole &= *out == before[part.start * bytes..part.end * bytes];
+                let mut back = vec![0.0; base.len()];
+                grid.values(part.clone(), out, &mut back).expect("values");
+                whole &= back == base;
                 change.wanted = &wanted;
                 grid.encode(part.clone(), &change, out).expect("codes");
             }

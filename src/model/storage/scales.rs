@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::e8m0;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::tensor::codes::power_of_two;
 use crate::tensor::{Dtype, Float};
 
 /// A tensor of scales.
@@ -85,7 +85,7 @@ impl Scales {
         let bytes = self.stored.read(range.start as u64 * width, range.len() as u64 * width)?;
         match self.code {
             Code::Float(float) => float.decode(&bytes, out),
-            Code::E8M0 => bytes.iter().zip(out.iter_mut()).for_each(|(byte, value)| *value = e8m0::value(*byte)),
+            Code::E8M0 => bytes.iter().zip(out.iter_mut()).for_each(|(byte, value)| *value = power_of_two(*byte)),
         }
         match out.iter().position(|value| !value.is_finite()) {
             None => Ok(()),

@@ -1,7 +1,7 @@
 //! A quantised checkpoint as the plain one it stands for: one tensor for each quantised weight, under the weight's own name, and
 //! none of what gives codes their values.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -12,6 +12,9 @@ use super::{Found, STORAGES, refused};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, comfyui};
 use crate::tensor::{Float, TensorInfo};
+
+/// Ends of the names of scales for the cache of keys and values.
+const CACHE: [&str; 4] = [".k_scale", ".v_scale", ".q_scale", ".kv_scale"];
 
 /// Where a config says the type its model is computed in.
 const DTYPE_KEYS: [&str; 2] = ["dtype", "torch_dtype"];
@@ -24,14 +27,8 @@ pub struct View {
     owners: HashMap<String, String>,
     /// Tensors that say of all weights that they are quantised.
     marks: HashSet<String>,
-}
-
-/// What a checkpoint is seen as.
-pub struct Seen<'a> {
-    /// What quantised weights are rounded to; what the model is computed in, where this is `None`.
-    pub float: Option<Float>,
-    /// Which weights are seen so; the others stay as they are stored.
-    pub chosen: &'a dyn Fn(&str) -> bool,
+    /// Quantised weights that stay as they are stored.
+    kept: Vec<String>,
 }
 
 impl View {
@@ -44,7 +41,7 @@ impl View {
         let mut found = Vec::new();
         let mut view = Self::default();
         for info in checkpoint.tensors() {
-            if comfyui::is_whole_mark(&info.name) {
+            if comfyui::is_whole_mark(&info.name) || is_of_cache(info) {
                 view.marks.insert(info.name.clone());
             } else if let Some(weight) = recognise(&files, info)? {
                 found.push(weight);
@@ -78,27 +75,50 @@ impl View {
         Ok(view)
     }
 
-    /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so.
+    /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so; where they keep their format, so do the headers.
     ///
     /// # Errors
     /// When two tensors get one name.
-    pub fn see(self, checkpoint: Checkpoint, chosen: &dyn Fn(&str) -> bool) -> Result<(Checkpoint, Self)> {
-        let before = self.weights.len();
-        let weights: HashMap<_, _> = self.weights.into_iter().filter(|(name, _)| chosen(name)).collect();
+    pub fn see(
+        self,
+        checkpoint: Checkpoint,
+        chosen: &dyn Fn(&str) -> bool,
+        keeps_format: bool,
+    ) -> Result<(Checkpoint, Self)> {
+        let (weights, others): (HashMap<_, _>, HashMap<_, _>) =
+            self.weights.into_iter().partition(|(name, _)| chosen(name));
+        let mut kept: Vec<String> = others.into_keys().collect();
+        kept.sort();
         if weights.is_empty() {
-            return Ok((checkpoint, Self::default()));
+            return Ok((checkpoint, Self { kept, ..Self::default() }));
         }
         let owners: HashMap<_, _> =
             self.owners.into_iter().filter(|(_, weight)| weights.contains_key(weight)).collect();
-        let marks = if weights.len() == before { self.marks } else { HashSet::new() };
-        let view = Self { weights, owners, marks };
+        let marks = if kept.is_empty() { self.marks } else { HashSet::new() };
+        let view = Self { weights, owners, marks, kept };
+        let modules = view.weights.keys().map(|name| name.strip_suffix(".weight").unwrap_or(name));
+        let gone: HashSet<&str> = modules.flat_map(comfyui::endings).collect();
         let seen = checkpoint.seen_as(|file| {
-            if !file.header.tensors.iter().any(|info| view.is_done_with(&info.name)) {
+            let is_said = file.header.metadata.iter().any(|(key, _)| key == comfyui::HEADER);
+            if !is_said && !file.header.tensors.iter().any(|info| view.is_done_with(&info.name)) {
                 return Ok(file);
             }
             let tensors = file.own().into_iter().filter_map(|stored| view.plain(stored)).collect();
-            Ok(file.seeing(tensors))
+            let mut seen = file.seeing(tensors);
+            if keeps_format {
+                return Ok(seen);
+            }
+            let metadata = std::mem::take(&mut seen.header.metadata).into_iter().filter_map(|(key, text)| {
+                let text = match key == comfyui::HEADER {
+                    true => comfyui::without(&text, |module| gone.contains(module))?,
+                    false => text,
+                };
+                Some((key, text))
+            });
+            seen.header.metadata = metadata.collect();
+            Ok(seen)
         })?;
+        drop(gone);
         Ok((seen, view))
     }
 
@@ -124,6 +144,45 @@ impl View {
         self.weights.values()
     }
 
+    /// The first by name.
+    pub fn first(&self) -> Option<&str> {
+        self.weights.keys().min().map(String::as_str)
+    }
+
+    /// What a user should know of a plain output.
+    pub fn note(&self) -> Option<String> {
+        (!self.is_empty()).then(|| {
+            format!(
+                "{} quantised weights ({}) are written as plain numbers; {} tensors of scales and the like are left out",
+                self.count(),
+                self.formats(),
+                self.done_with()
+            )
+        })
+    }
+
+    /// What a user should know of a merge onto them.
+    pub fn merge_note(&self, keeps_format: bool) -> Option<String> {
+        let float = self.float()?;
+        Some(if keeps_format {
+            format!(
+                "BASE is quantised ({}), and stays so: codes are the nearest to W + ΔW on the scales it has",
+                self.formats()
+            )
+        } else {
+            format!(
+                "BASE is quantised ({}): the result is plain {float}, W′ = round(dequantised to {float} + ΔW), which is what training \
+                 on it saw; `--keep-format` writes its own format",
+                self.formats()
+            )
+        })
+    }
+
+    fn formats(&self) -> String {
+        let formats: BTreeSet<String> = self.weights().map(|weight| weight.storage.facts().format).collect();
+        formats.into_iter().collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.weights.is_empty()
@@ -144,10 +203,32 @@ impl View {
         self.owners.contains_key(name) || self.marks.contains(name)
     }
 
+    /// Quantised weights that stay as they are stored.
+    pub fn kept(&self) -> &[String] {
+        &self.kept
+    }
+
+    /// Whether all quantised weights there are are plain tensors here, and there are some.
+    pub fn is_whole(&self) -> bool {
+        !self.weights.is_empty() && self.kept.is_empty()
+    }
+
+    /// What most of them are rounded to.
+    pub fn float(&self) -> Option<Float> {
+        let count = |float: Float| self.weights.values().filter(|weight| weight.float == float).count();
+        let floats = [Float::F32, Float::F16, Float::Bf16];
+        floats.into_iter().filter(|float| count(*float) > 0).max_by_key(|float| count(*float))
+    }
+
     /// How many tensors are none of the plain model's.
     pub fn done_with(&self) -> usize {
         self.owners.len() - self.weights.len() + self.marks.len()
     }
+}
+
+/// Whether a tensor scales the cache of keys and values: the config that says so goes with that of the weights.
+fn is_of_cache(info: &TensorInfo) -> bool {
+    info.shape.elements() == Some(1) && CACHE.iter().any(|end| info.name.ends_with(end))
 }
 
 fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {

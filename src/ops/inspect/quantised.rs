@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::formats::Checkpoint;
 use crate::model::ModelConfig;
-use crate::model::base::{PACKED, SCALE_NAMES};
+use crate::model::storage::{fp8, refused};
 
 /// One way in which weights are quantised.
 #[derive(Debug, Clone, Serialize)]
@@ -21,7 +21,7 @@ pub struct Quantisation {
 pub fn packed(checkpoint: &Checkpoint) -> Vec<Quantisation> {
     let mut seen = HashSet::new();
     let mut found: Vec<Quantisation> = Vec::new();
-    for (ending, method) in PACKED {
+    for (ending, method) in refused::ends() {
         let modules = checkpoint.tensors().filter_map(|tensor| tensor.name.strip_suffix(ending));
         let modules = modules.filter(|module| seen.insert(*module)).count();
         if modules > 0 {
@@ -33,7 +33,7 @@ pub fn packed(checkpoint: &Checkpoint) -> Vec<Quantisation> {
 
 /// FP8 weights with scales beside them.
 pub fn scaled(checkpoint: &Checkpoint) -> Option<Quantisation> {
-    let has_scale = |module: &str| SCALE_NAMES.iter().any(|end| checkpoint.info(&format!("{module}{end}")).is_some());
+    let has_scale = |module: &str| fp8::SCALES.iter().any(|end| checkpoint.info(&format!("{module}{end}")).is_some());
     let eight = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some_and(|float| float.bytes() == 1));
     let modules = eight.filter_map(|tensor| tensor.name.strip_suffix(".weight")).filter(|name| has_scale(name)).count();
     (modules > 0).then(|| Quantisation { method: "scaled FP8".to_owned(), modules })

@@ -90,7 +90,10 @@ impl Level<'_> {
         let guess = self.guess(target, scale);
         let distance = |place: usize| (target - f64::from(self.value(self.code(place), scale))).abs();
         let (mut place, mut nearest) = (guess, distance(guess));
-        for other in [guess.wrapping_sub(1), guess + 1].into_iter().filter(|other| *other < self.places()) {
+        // Far beyond the last level all are equally far in f64: the last is taken.
+        let is_beyond = self.is_beyond(guess, target, scale);
+        let around = [guess.wrapping_sub(1), guess + 1];
+        for other in around.into_iter().filter(|other| *other < self.places() && !is_beyond) {
             let away = distance(other);
             if away < nearest || (away == nearest && self.code(other) & 1 < self.code(place) & 1) {
                 (place, nearest) = (other, away);
@@ -108,6 +111,14 @@ impl Level<'_> {
             }
             _ => code,
         }
+    }
+
+    /// Whether the target lies beyond the first or the last place, where that is `place`.
+    fn is_beyond(&self, place: usize, target: f64, scale: f32) -> bool {
+        let value = |place: usize| f64::from(self.value(self.code(place), scale));
+        let inner = if place == 0 { 1 } else { place - 1 };
+        let is_end = place == 0 || place + 1 == self.places();
+        is_end && inner < self.places() && (target - value(place)) * (value(place) - value(inner)) >= 0.0
     }
 
     /// The nearest place, or the next beyond the target, with the odds of the distances.
@@ -220,6 +231,14 @@ mod tests {
         let grid = Level::Whole { least: 0, most: 7, zero: 0.0, bias: Some(1.0) };
         assert_eq!(grid.nearest(-0.9, -0.5, 0), 4);
         assert_eq!((grid.nearest(9.0, -0.5, 3), grid.nearest(-9.0, -0.5, 3)), (0, 7));
+    }
+
+    #[test]
+    fn far_beyond_the_last_level_the_last_is_taken() {
+        let levels = Levels::new(&E2M1);
+        let grid = table(&E2M1, &levels);
+        let tiny = f32::from_bits(0x0040_0000);
+        assert_eq!((grid.nearest(0.01, tiny, 0), grid.nearest(-0.01, tiny, 0)), (7, 15));
     }
 
     #[test]

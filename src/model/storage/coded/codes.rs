@@ -7,11 +7,13 @@
 //! | `Turned` | one column of codes after the other | AWQ |
 //! | `Pairs` | `[out ∕ 2, in]`: two rows in the halves of the same bytes, the even one low | ModelOpt INT4 |
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::codes::{BitOrder, Bits};
+use crate::tensor::usize_of;
 
 /// The codes of a weight.
 #[derive(Debug)]
@@ -28,6 +30,26 @@ pub struct Codes {
     pub rows: usize,
     /// Columns of the weight.
     pub cols: usize,
+}
+
+/// Where bytes of codes are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// In the tensor.
+    Stored(&'a Stored),
+    /// In bytes that stand for those of the tensor from this one on.
+    Bytes(u64, &'a [u8]),
+}
+
+impl<'a> Source<'a> {
+    fn read(self, start: u64, len: u64) -> Result<Cow<'a, [u8]>> {
+        match self {
+            Self::Stored(stored) => stored.read(start, len),
+            Self::Bytes(first, bytes) => {
+                Ok(Cow::Borrowed(&bytes[usize_of(start - first)..usize_of(start - first + len)]))
+            }
+        }
+    }
 }
 
 /// Where codes lie.
@@ -79,30 +101,35 @@ impl Codes {
         Err(Error::malformed(stored.path(), format!("tensor `{}`", stored.info.name), problem))
     }
 
-    /// Reads the codes of `rows × cols`, row by row.
+    /// The bytes of the tensor.
+    pub fn source(&self) -> Source<'_> {
+        Source::Stored(&self.stored)
+    }
+
+    /// Reads the codes of `rows × cols` in `source`, row by row.
     ///
     /// # Errors
     /// When the tensor cannot be read.
-    pub fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [u8]) -> Result<()> {
+    pub fn read(&self, source: Source<'_>, rows: Range<usize>, cols: Range<usize>, out: &mut [u8]) -> Result<()> {
         let width = cols.len();
         match self.lay {
             Lay::Rows { bytes } => {
                 let mut scratch = Vec::new();
                 for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
-                    self.read_line(row * bytes, cols.clone(), &mut scratch, line)?;
+                    self.read_line(source, row * bytes, cols.clone(), &mut scratch, line)?;
                 }
             }
-            Lay::Columns { word } => self.read_columns(rows, cols, word, out)?,
+            Lay::Columns { word } => self.read_columns(source, (rows, cols), word, out)?,
             Lay::Turned { bytes } => {
                 let (mut scratch, mut column) = (Vec::new(), vec![0; rows.len()]);
                 for (at, col) in cols.enumerate() {
-                    self.read_line(col * bytes, rows.clone(), &mut scratch, &mut column)?;
+                    self.read_line(source, col * bytes, rows.clone(), &mut scratch, &mut column)?;
                     out[at..].iter_mut().step_by(width).zip(&column).for_each(|(place, code)| *place = *code);
                 }
             }
             Lay::Pairs => {
                 for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
-                    let bytes = self.stored.read((row / 2 * self.cols + cols.start) as u64, width as u64)?;
+                    let bytes = source.read((row / 2 * self.cols + cols.start) as u64, width as u64)?;
                     let shift = row % 2 * 4;
                     line.iter_mut().zip(bytes.iter()).for_each(|(code, byte)| *code = byte >> shift & 15);
                 }
@@ -113,11 +140,18 @@ impl Codes {
     }
 
     /// The codes `range` of a line that begins at byte `start`.
-    fn read_line(&self, start: usize, range: Range<usize>, scratch: &mut Vec<u8>, out: &mut [u8]) -> Result<()> {
+    fn read_line(
+        &self,
+        source: Source<'_>,
+        start: usize,
+        range: Range<usize>,
+        scratch: &mut Vec<u8>,
+        out: &mut [u8],
+    ) -> Result<()> {
         let (unit, size) = self.bits.unit();
         let (first, skipped) = (range.start / unit, range.start % unit);
         let count = skipped + range.len();
-        let bytes = self.stored.read((start + first * size) as u64, self.bits.bytes_of(count) as u64)?;
+        let bytes = source.read((start + first * size) as u64, self.bits.bytes_of(count) as u64)?;
         if skipped == 0 {
             self.bits.unpack(&bytes, out);
         } else {
@@ -129,7 +163,13 @@ impl Codes {
     }
 
     /// The same where words of one row lie below each other: they are brought together first.
-    fn read_columns(&self, rows: Range<usize>, cols: Range<usize>, word: usize, out: &mut [u8]) -> Result<()> {
+    fn read_columns(
+        &self,
+        source: Source<'_>,
+        (rows, cols): (Range<usize>, Range<usize>),
+        word: usize,
+        out: &mut [u8],
+    ) -> Result<()> {
         let (unit, words) = self.column_unit(word);
         let units = cols.start / unit..cols.end.div_ceil(unit);
         let (first, count) = (units.start * words, units.len() * words);
@@ -137,7 +177,7 @@ impl Codes {
         let mut gathered = vec![0; rows.len() * line];
         for at in 0..count {
             let start = ((first + at) * self.rows + rows.start) * word;
-            let side_by_side = self.stored.read(start as u64, (rows.len() * word) as u64)?;
+            let side_by_side = source.read(start as u64, (rows.len() * word) as u64)?;
             let below = &mut gathered[at * word..];
             match word {
                 4 => spread::<4>(&side_by_side, line, below),

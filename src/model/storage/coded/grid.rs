@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Coded, Meaning, ROWS, bands};
+use super::{Coded, Meaning, ROWS, Source, bands};
 use crate::error::Result;
 use crate::model::storage::{Change, Grid};
 use crate::tensor::codes::Level;
@@ -24,7 +24,7 @@ impl Grid for Coded {
         }
         let inputs = self.inputs_of(cols.clone())?;
         let mut codes = vec![0; rows.len() * width];
-        self.codes.read(rows.clone(), cols.clone(), &mut codes)?;
+        self.codes.read(self.source_of(&parts, out), rows.clone(), cols.clone(), &mut codes)?;
         let mut is_changed = false;
         for (first, lines) in bands(&rows, ROWS).zip(codes.chunks_mut(ROWS * width)) {
             let held = self.numbers.read(first.clone(), cols.clone())?;
@@ -54,5 +54,17 @@ impl Grid for Coded {
             self.codes.write(parts, codes, out);
         }
         Ok(())
+    }
+
+    fn values(&self, parts: Range<usize>, codes: &[u8], out: &mut [f32]) -> Result<()> {
+        let (rows, cols) = self.codes.part(parts.clone());
+        self.read_from(self.source_of(&parts, codes), rows, cols, out)
+    }
+}
+
+impl Coded {
+    /// Bytes that stand for those of bands.
+    fn source_of<'a>(&self, bands: &Range<usize>, bytes: &'a [u8]) -> Source<'a> {
+        Source::Bytes(bands.start as u64 * self.codes.bands().1 as u64, bytes)
     }
 }

@@ -11,7 +11,7 @@ mod numbers;
 use std::ops::Range;
 use std::sync::LazyLock;
 
-pub use codes::{Codes, Lay};
+pub use codes::{Codes, Lay, Source};
 pub use numbers::{Common, Field, Numbers, Place, Runs, Shift, Zeros};
 
 use super::scales::Scales;
@@ -101,29 +101,7 @@ impl Storage for Coded {
     }
 
     fn read(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let width = cols.len();
-        if width == 0 {
-            return Ok(());
-        }
-        let mut codes = Vec::new();
-        for (first, band) in bands(&rows, ROWS).zip(out.chunks_mut(ROWS * width)) {
-            for span in bands(&cols, COLUMNS) {
-                codes.resize(first.len() * span.len(), 0);
-                self.codes.read(first.clone(), span.clone(), &mut codes)?;
-                let held = self.numbers.read(first.clone(), span.clone())?;
-                let inputs = self.inputs_of(span.clone())?;
-                for (at, codes) in codes.chunks_exact(span.len()).enumerate() {
-                    let begin = at * width + span.start - cols.start;
-                    let line = &mut band[begin..begin + span.len()];
-                    match self.meaning {
-                        Meaning::Whole(..) => decode_whole(codes, held.row(at), line),
-                        Meaning::Level(table) => decode_levels(&table.values, codes, held.row(at), line),
-                    }
-                    line.iter_mut().zip(&inputs).for_each(|(value, input)| *value *= input);
-                }
-            }
-        }
-        Ok(())
+        self.read_from(self.codes.source(), rows, cols, out)
     }
 
     fn facts(&self) -> Facts {
@@ -143,6 +121,33 @@ impl Coded {
     /// A weight of these sizes that can be written back and has no more to it.
     pub fn new(sizes: &Sizes, meaning: Meaning, codes: Codes, numbers: Numbers, facts: Facts) -> Self {
         Self { shape: sizes.shape(), codes, meaning, numbers, inputs: None, facts, dtype: None, is_writable: true }
+    }
+
+    /// Reads `rows × cols` of codes that lie in `source`.
+    fn read_from(&self, source: Source<'_>, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let width = cols.len();
+        if width == 0 {
+            return Ok(());
+        }
+        let mut codes = Vec::new();
+        for (first, band) in bands(&rows, ROWS).zip(out.chunks_mut(ROWS * width)) {
+            for span in bands(&cols, COLUMNS) {
+                codes.resize(first.len() * span.len(), 0);
+                self.codes.read(source, first.clone(), span.clone(), &mut codes)?;
+                let held = self.numbers.read(first.clone(), span.clone())?;
+                let inputs = self.inputs_of(span.clone())?;
+                for (at, codes) in codes.chunks_exact(span.len()).enumerate() {
+                    let begin = at * width + span.start - cols.start;
+                    let line = &mut band[begin..begin + span.len()];
+                    match self.meaning {
+                        Meaning::Whole(..) => decode_whole(codes, held.row(at), line),
+                        Meaning::Level(table) => decode_levels(&table.values, codes, held.row(at), line),
+                    }
+                    line.iter_mut().zip(&inputs).for_each(|(value, input)| *value *= input);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The factors of columns; none where there are none.

@@ -180,7 +180,12 @@ impl Numbers {
                 self.read_runs(rows, runs, *size, cols.start % size)
             }
             Runs::Named { index, count } => {
-                let named = indices(index, cols, *count)?;
+                let all = index.elements();
+                let size = all.div_ceil(*count);
+                let named = indices(index, cols.clone(), *count)?;
+                if named.iter().zip(cols.clone()).all(|(run, col)| *run == col / size) {
+                    return self.read_runs(rows, cols.start / size..cols.end.div_ceil(size), size, cols.start % size);
+                }
                 let first = named.iter().copied().min().unwrap_or(0);
                 let end = named.iter().max().map_or(first, |last| last + 1);
                 let held = self.read_runs(rows, first..end, 1, 0)?;
@@ -213,16 +218,6 @@ impl Numbers {
             }
         };
         Ok(Held { size, skipped, across, scales, zeros, biases })
-    }
-
-    /// Whether columns are given their runs one by one, in another order than they stand in.
-    ///
-    /// # Errors
-    /// When an index names no run.
-    pub fn is_reordered(&self, cols: usize) -> Result<bool> {
-        let Runs::Named { index, count } = &self.runs else { return Ok(false) };
-        let named = indices(index, 0..cols, *count)?;
-        Ok(!named.is_sorted())
     }
 }
 
