@@ -24,7 +24,7 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
 use crate::tensor::codes::{Level, Levels};
-use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
+use crate::tensor::{Dtype, Float, Shape, TensorInfo, rounding_variance, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
 pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale"];
@@ -274,6 +274,20 @@ impl Storage for Fp8 {
         })
     }
 
+    fn rounding_variance(&self, row: usize) -> Result<f64> {
+        let mut codes = vec![0.0; self.cols];
+        self.float.decode(&self.codes.read((row * self.cols) as u64, self.cols as u64)?, &mut codes);
+        let mut sum = 0.0;
+        self.each_row(row..row + 1, 0..self.cols, |_, scales| {
+            for (scale, run) in scales {
+                let scale = f64::from(*scale);
+                sum += scale * scale * rounding_variance(self.float, &codes[run.clone()]);
+            }
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
     fn grid(&self) -> Option<&dyn Grid> {
         Some(self)
     }
@@ -287,7 +301,7 @@ impl Storage for Fp8 {
             _ => Group::Block(high, wide),
         };
         let kind = if self.float == Float::F8E5M2 { "E5M2" } else { "E4M3" };
-        Facts { format: format!("FP8 {kind}"), bits: 8, group, details: vec![self.scales.dtype()] }
+        Facts { format: "FP8".into(), bits: 8, group, details: vec![kind.into(), self.scales.dtype()] }
     }
 }
 

@@ -84,14 +84,13 @@ const REFUSED: &[Refused] = &[
 ];
 
 /// Ends of names of codes that are read, for messages about one that could not be.
-const CODES: [(&str, &str); 7] = [
+const CODES: [(&str, &str); 6] = [
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
     (".weight.absmax", "bitsandbytes 4-bit"),
     (".SCB", "bitsandbytes LLM.int8"),
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
-    (".weight_scale_2", "ModelOpt"),
 ];
 
 /// What betrays that the weight of `module` is packed in a way that is not read: the tensor, who packs so, and why it is not read.
