@@ -14,7 +14,7 @@ use super::coded::{Coded, Codes, Field, Lay, Meaning, Numbers, Runs, Zeros};
 use super::files::Files;
 use super::scales::Scales;
 use super::shapes::{self, Sizes};
-use super::{Facts, Found};
+use super::{Facts, Found, refused};
 use crate::error::Result;
 use crate::tensor::codes::{BitOrder, Bits};
 use crate::tensor::{Dtype, TensorInfo};
@@ -28,7 +28,7 @@ const MIDDLE: u8 = 128;
 /// When what belongs to them does not fit.
 pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
     let module = info.name.strip_suffix(".weight").filter(|_| info.dtype == Dtype::I8);
-    let Some(module) = module else { return Ok(None) };
+    let Some(module) = module.filter(|_| refused::of_settings(files.settings()).is_none()) else { return Ok(None) };
     let scales = files.find(&format!("{module}.weight_scale")).filter(|scales| scales.info.dtype.float().is_some());
     let Some((stored, scales)) = files.find(&info.name).zip(scales) else { return Ok(None) };
     let sizes = Sizes::of(files, info)?;

@@ -45,7 +45,8 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
     let cols = across * GROUP;
     let known = [(4, Table::e2m1()), (6, Table::e2m3())].into_iter().find_map(|(width, table)| {
         let bits = Bits::new(BitOrder::Stream, width).filter(|bits| bits.bytes_of(cols) == packed.cols)?;
-        Some((bits, table))
+        // Six bits of others may be E3M2.
+        (width == 4 || maker == MAKERS[0].1).then_some((bits, table))
     });
     let Some(((bits, table), sizes)) = known.zip(packed.with_cols(cols)) else { return Err(misfit) };
     let numbers = Numbers::new(Runs::Of(GROUP), scales);

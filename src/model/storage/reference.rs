@@ -110,10 +110,14 @@ fn values_are_those_of_the_producers() {
 fn delta(adapter: &Checkpoint, weight: &str, scale: f64) -> Option<Vec<f64>> {
     let module = weight.strip_suffix(".weight")?;
     let find = |end: &str| {
-        let end = format!("{module}.{end}.weight");
-        adapter.tensors().find(|info| info.name.ends_with(&format!(".{end}")) || info.name == end)
+        adapter.tensors().find(|info| {
+            let stem = info.name.strip_suffix(end);
+            let own =
+                stem.map(|stem| stem.trim_start_matches("base_model.model.").trim_start_matches("diffusion_model."));
+            own.is_some_and(|own| module == own || module.ends_with(&format!(".{own}")))
+        })
     };
-    let (down, up) = (find("lora_A")?, find("lora_B")?);
+    let (down, up) = (find(".lora_A.weight")?, find(".lora_B.weight")?);
     let cols = usize_of(down.shape.as_slice()[1]);
     let rank = usize_of(down.shape.as_slice()[0]);
     let (down, up) = (adapter.read_f32(&down.name).ok()?, adapter.read_f32(&up.name).ok()?);

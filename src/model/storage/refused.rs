@@ -80,6 +80,12 @@ const REFUSED: &[Refused] = &[
         methods: &["fp_quant"],
     },
     Refused { who: "SINQ", why: "scales both axes of a weight", ends: &[".scale2"], methods: &["sinq"] },
+    Refused {
+        who: "Gemma QAT",
+        why: "has widths and offsets that only its config knows",
+        ends: &[".embedding_quantized"],
+        methods: &["gemma"],
+    },
     Refused { who: "Quark", why: "is not read yet", ends: &[], methods: &["quark"] },
 ];
 
