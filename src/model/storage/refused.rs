@@ -112,8 +112,14 @@ pub fn of_module(module: &str, has: impl Fn(&str) -> bool) -> Option<(String, &'
 
 /// Every end of a name that betrays packed codes, with who packs so.
 pub fn ends() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let known = REFUSED.iter().flat_map(|refused| refused.ends.iter().map(|end| (*end, refused.who)));
-    known.chain(CODES)
+    ends_and_reasons().map(|(end, who, _)| (end, who))
+}
+
+/// The same with why such codes are not read, where they never are.
+pub fn ends_and_reasons() -> impl Iterator<Item = (&'static str, &'static str, Option<&'static str>)> {
+    let known =
+        REFUSED.iter().flat_map(|refused| refused.ends.iter().map(|end| (*end, refused.who, Some(refused.why))));
+    known.chain(CODES.iter().map(|(end, who)| (*end, *who, None)))
 }
 
 /// What the config says of all weights that would make their values wrong.
@@ -122,6 +128,10 @@ pub fn ends() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// When it says so.
 pub fn check(files: &Files<'_>) -> Result<()> {
     let settings = files.settings();
+    if let Some(Refused { who, why, .. }) = of_settings(settings) {
+        let what = format!("is quantised by {who} (`quant_method` of its config), which {why}");
+        return Err(Error::unsupported(files.root(), what).hint("take the model the quantised one was made from"));
+    }
     let text = |key: &str| settings.get(key).and_then(Value::as_str).map(str::to_lowercase);
     let refuse = |what: String, way_out: &str| Err(Error::unsupported(files.root(), what).hint(way_out));
     if settings.get("transform_config").is_some_and(|said| !is_empty(said)) {
