@@ -267,7 +267,7 @@ impl Base {
             info.dtype
         );
         let error = Error::unsupported(self.checkpoint.root(), what);
-        Some(error.hint("take the model the quantised one was made from"))
+        Some(error.hint("take the model the quantised one was made from, then quantise the result"))
     }
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.

@@ -129,7 +129,7 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
         set("cast_all", true.into());
     }
     match write.rounding {
-        Rounding::Nearest if (is_gguf || asked.keep_format) && !asked.keep_change => set("rounding", "nearest".into()),
+        Rounding::Nearest if is_gguf && !asked.keep_change => set("rounding", "nearest".into()),
         Rounding::Nearest => None,
         Rounding::PeftSafe => set("rounding", "peft-safe".into()),
         Rounding::Stochastic { seed } => set("rounding", json!({ "stochastic": seed })),

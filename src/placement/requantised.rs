@@ -1,5 +1,5 @@
 //! A quantised weight that is written back in its own format, on the scales it has: every code the nearest to W + ΔW, or one of the
-//! two around it where rounding is stochastic. Codes whose value does not change stay bit for bit, and so does everything
+//! two around it where stochastic rounding is asked for. Codes whose value does not change stay bit for bit, and so does everything
 //! beside them.
 
 use std::ops::Range;
@@ -8,19 +8,12 @@ use std::sync::Arc;
 use super::merged::Merged;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::model::Rounding;
 use crate::model::storage::{Change, Grid, Quantised};
 use crate::plan::Compute;
 use crate::tensor::{Survival, survey_values};
 
 /// Values that are requantised at once: 2 MiB of f32.
 const AT_ONCE: usize = 1 << 19;
-
-/// Stretches of codes that are looked at to decide how they are rounded.
-const SAMPLED: usize = 16;
-
-/// Least share of a change that rounding to nearest must keep; where it keeps less, codes are rounded stochastically.
-const LEAST_KEPT: f64 = 0.9;
 
 /// The codes of a merged weight.
 pub struct Requantised {
@@ -69,7 +62,7 @@ impl Requantised {
         self.quantised.storage.grid().expect("it was asked for when this was made")
     }
 
-    fn fill(&self, bands: Range<usize>, out: &mut [u8], rounding: Rounding) -> Result<Survival> {
+    fn fill(&self, bands: Range<usize>, out: &mut [u8]) -> Result<Survival> {
         let (grid, (_, width)) = (self.grid(), self.grid().bands());
         let (together, mut first, mut survival) = (grid.together().max(1), bands.start, Survival::default());
         let codes = self.codes();
@@ -80,14 +73,14 @@ impl Requantised {
             let end = (first / together + 1) * together;
             let last = bands.end.min(end).min(first + (AT_ONCE / each).max(1));
             let place = &mut out[(first - bands.start) * width..(last - bands.start) * width];
-            survival.add(&self.stretch(first..last, place, rounding)?);
+            survival.add(&self.stretch(first..last, place)?);
             first = last;
         }
         Ok(survival)
     }
 
     /// The codes of bands that are one rectangle.
-    fn stretch(&self, bands: Range<usize>, out: &mut [u8], rounding: Rounding) -> Result<Survival> {
+    fn stretch(&self, bands: Range<usize>, out: &mut [u8]) -> Result<Survival> {
         let (grid, merged) = (self.grid(), &self.merged);
         let (rows, cols) = grid.part(bands.clone());
         let mut base = vec![0.0; rows.len() * cols.len()];
@@ -116,7 +109,7 @@ impl Requantised {
             row: rows.start,
             cols: merged.source.cols,
             span: (cols.start, cols.len()),
-            rounding: rounding.at(&merged.name, 0),
+            rounding: merged.rounding.at(&merged.name, 0),
         };
         grid.encode(bands.clone(), &change, out)?;
         let mut got = vec![0.0; base.len()];
@@ -126,41 +119,16 @@ impl Requantised {
             merged.not_finite(&found, first)
         })
     }
-
-    /// How much of the change is left in some stretches, spread evenly, when they are rounded to nearest.
-    fn kept_by_nearest(&self) -> Result<f64> {
-        let (grid, (count, width)) = (self.grid(), self.grid().bands());
-        let mut survival = Survival::default();
-        let step = count.div_ceil(SAMPLED).max(1);
-        for first in (0..count).step_by(step) {
-            let (rows, cols) = grid.part(first..first + 1);
-            let each = (rows.len() * cols.len()).max(1);
-            let end = (first / grid.together().max(1) + 1) * grid.together().max(1);
-            let bands = first..count.min(end).min(first + (AT_ONCE / 8 / each).clamp(1, step));
-            let mut out = vec![0; bands.len() * width];
-            survival.add(&self.fill(bands, &mut out, Rounding::Nearest)?);
-        }
-        Ok(survival.retained())
-    }
 }
 
 impl Compute for Requantised {
     fn prepare(&self) -> Result<()> {
-        self.merged.prepare()?;
-        if self.merged.may_choose {
-            let kept = self.kept_by_nearest()?;
-            if kept < LEAST_KEPT {
-                // Preparing twice gives the same: keeping the first is right.
-                let _ = self.merged.by_chance.set(kept);
-            }
-        }
-        Ok(())
+        self.merged.prepare()
     }
 
     fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         self.codes().map.check_unchanged()?;
-        let chance = self.merged.by_chance.get().map(|_| Rounding::Stochastic { seed: 0 });
-        let survival = self.fill(rows.clone(), out, chance.unwrap_or(self.merged.rounding))?;
+        let survival = self.fill(rows.clone(), out)?;
         self.quantised.done(out.len() as u64);
         if rows.end == self.grid().bands().0 {
             self.merged.pieces.iter().for_each(|piece| piece.delta.release());

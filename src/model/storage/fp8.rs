@@ -24,7 +24,7 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
 use crate::tensor::codes::{Level, Levels};
-use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
+use crate::tensor::{Dtype, Float, Shape, TensorInfo, rounding_variance, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
 pub const SCALES: [&str; 5] = [".weight_scale_inv", ".weight_scale", ".scale_weight", ".qscale_weight", ".scale"];
@@ -134,8 +134,16 @@ fn blocks(
     if shape.contains(&0) {
         return None;
     }
+    let last = *shape.last()?;
+    let lines = first.checked_mul(behind)? / last;
+    if let (&[rows, cols], [1, 1], Some((high, wide))) = (shape, scales, said)
+        && rows <= high
+        && cols <= wide
+    {
+        return Some((rows, cols, Blocks { block: (high, wide), across: 1, each: 1 }));
+    }
     if count == 1 {
-        return Some((flat.0, flat.1, Blocks { block: flat, across: 1, each: 1 }));
+        return Some((lines, last, Blocks { block: (lines, last), across: 1, each: 1 }));
     }
     let ([experts, rows, cols], stacked) = match shape {
         [experts, rows, cols] if scales.first() == Some(experts) && (scales.len() != 1 || *experts != count) => {
@@ -145,7 +153,12 @@ fn blocks(
         [experts, rows, cols] if scales.len() == 1 && count == *experts => {
             return Some((*rows, *cols, Blocks { block: (*rows, *cols), across: 1, each: 1 }));
         }
-        _ => ([1, flat.0, flat.1], scales),
+        // The kernel of a convolution has a scale per output.
+        [_, _, _, ..] if count == first => {
+            return Some((lines, last, Blocks { block: (lines / first, last), across: 1, each: count }));
+        }
+        [_, _] => ([1, flat.0, flat.1], scales),
+        _ => return None,
     };
     let each = count.checked_div(experts)?;
     let whole = Blocks { block: (rows, cols), across: 1, each };
@@ -274,6 +287,20 @@ impl Storage for Fp8 {
         })
     }
 
+    fn rounding_variance(&self, row: usize) -> Result<f64> {
+        let mut codes = vec![0.0; self.cols];
+        self.float.decode(&self.codes.read((row * self.cols) as u64, self.cols as u64)?, &mut codes);
+        let mut sum = 0.0;
+        self.each_row(row..row + 1, 0..self.cols, |_, scales| {
+            for (scale, run) in scales {
+                let scale = f64::from(*scale);
+                sum += scale * scale * rounding_variance(self.float, &codes[run.clone()]);
+            }
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
     fn grid(&self) -> Option<&dyn Grid> {
         Some(self)
     }
@@ -287,7 +314,7 @@ impl Storage for Fp8 {
             _ => Group::Block(high, wide),
         };
         let kind = if self.float == Float::F8E5M2 { "E5M2" } else { "E4M3" };
-        Facts { format: format!("FP8 {kind}"), bits: 8, group, details: vec![self.scales.dtype()] }
+        Facts { format: "FP8".into(), bits: 8, group, details: vec![kind.into(), self.scales.dtype()] }
     }
 }
 
@@ -310,6 +337,9 @@ mod tests {
         // Four blocks of 33 to 43 rows: no power of two.
         assert_eq!(of(&[130, 200], &[4, 7], None), None);
         assert_eq!(of(&[4, 64, 96], &[4], None), Some((64, 96)));
+        assert_eq!(of(&[8, 4, 3, 3], &[8, 1, 1, 1], None), Some((12, 3)));
+        assert_eq!(of(&[8, 4, 3, 3], &[], None), Some((96, 3)));
+        assert_eq!(of(&[5], &[1], None), Some((1, 5)));
         assert_eq!(of(&[4, 64, 96], &[4, 1, 96], None), Some((64, 1)));
         assert_eq!(of(&[4, 256, 384], &[4, 2, 3], None), Some((128, 128)));
         assert_eq!(of(&[64, 96], &[63], None), None);

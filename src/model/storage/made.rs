@@ -56,6 +56,14 @@ impl Quantised {
         Ok(Self { name, tensors, storage, float, rows, cols, made: AtomicU64::new(0) })
     }
 
+    /// The same weight rounded to another type.
+    #[must_use]
+    pub fn rounded_to(&self, float: Float) -> Self {
+        let (storage, tensors) = (Arc::clone(&self.storage), self.tensors.clone());
+        let made = AtomicU64::new(0);
+        Self { name: self.name.clone(), tensors, storage, float, rows: self.rows, cols: self.cols, made }
+    }
+
     /// Reads `rows × cols`, rounded to what the weight is.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::coded::{Coded, Codes, Common, Field, Lay, Meaning, Numbers, Runs, Tab
 use super::files::Files;
 use super::scales::Scales;
 use super::shapes::{self, Sizes};
-use super::{Facts, Found};
+use super::{Facts, Found, Group};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::codes::{BitOrder, Bits};
@@ -79,7 +79,7 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
     let lay = Lay::Rows { bytes: 4 * packed.cols };
     let codes = Codes { stored, bits, lay, flip: 0, rows: sizes.rows, cols: sizes.cols }.check()?;
     let meaning = mode.table.map_or(Meaning::Whole(0, bits.most()), Meaning::Level);
-    let facts = Facts { format: format!("MLX {}", mode.name), bits: width, group: numbers.group(sizes.cols), details };
+    let facts = Facts { format: format!("MLX {}", mode.name), bits: width, group: Group::Columns(mode.group), details };
     let storage = Coded { dtype, ..Coded::new(&sizes, meaning, codes, numbers, facts) };
     let tensors = shapes::tensors(files, module, &info.name, &[".scales", BIASES[0], BIASES[1], ".global_scale"]);
     Ok(Some(Found { name: info.name.clone(), tensors, storage: Arc::new(storage) }))

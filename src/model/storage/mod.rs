@@ -85,6 +85,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
         None
     }
 
+    /// The sum over a row of the variances of rounding to the nearest code; 0 where codes are chosen otherwise.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    fn rounding_variance(&self, _row: usize) -> Result<f64> {
+        Ok(0.0)
+    }
+
     /// How it is written back in its own format; `None` where it cannot be.
     fn grid(&self) -> Option<&dyn Grid> {
         None

@@ -90,14 +90,13 @@ const REFUSED: &[Refused] = &[
 ];
 
 /// Ends of names of codes that are read, for messages about one that could not be.
-const CODES: [(&str, &str); 7] = [
+const CODES: [(&str, &str); 6] = [
     (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
     (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
     (".weight.absmax", "bitsandbytes 4-bit"),
     (".SCB", "bitsandbytes LLM.int8"),
     (".qweight", "GPTQ or AWQ"),
     (".weight_packed", "compressed-tensors"),
-    (".weight_scale_2", "ModelOpt"),
 ];
 
 /// What betrays that the weight of `module` is packed in a way that is not read: the tensor, who packs so, and why it is not read.
@@ -113,8 +112,14 @@ pub fn of_module(module: &str, has: impl Fn(&str) -> bool) -> Option<(String, &'
 
 /// Every end of a name that betrays packed codes, with who packs so.
 pub fn ends() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let known = REFUSED.iter().flat_map(|refused| refused.ends.iter().map(|end| (*end, refused.who)));
-    known.chain(CODES)
+    ends_and_reasons().map(|(end, who, _)| (end, who))
+}
+
+/// The same with why such codes are not read, where they never are.
+pub fn ends_and_reasons() -> impl Iterator<Item = (&'static str, &'static str, Option<&'static str>)> {
+    let known =
+        REFUSED.iter().flat_map(|refused| refused.ends.iter().map(|end| (*end, refused.who, Some(refused.why))));
+    known.chain(CODES.iter().map(|(end, who)| (*end, *who, None)))
 }
 
 /// What the config says of all weights that would make their values wrong.
@@ -123,6 +128,10 @@ pub fn ends() -> impl Iterator<Item = (&'static str, &'static str)> {
 /// When it says so.
 pub fn check(files: &Files<'_>) -> Result<()> {
     let settings = files.settings();
+    if let Some(Refused { who, why, .. }) = of_settings(settings) {
+        let what = format!("is quantised by {who} (`quant_method` of its config), which {why}");
+        return Err(Error::unsupported(files.root(), what).hint("take the model the quantised one was made from"));
+    }
     let text = |key: &str| settings.get(key).and_then(Value::as_str).map(str::to_lowercase);
     let refuse = |what: String, way_out: &str| Err(Error::unsupported(files.root(), what).hint(way_out));
     if settings.get("transform_config").is_some_and(|said| !is_empty(said)) {

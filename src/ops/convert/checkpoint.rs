@@ -165,8 +165,7 @@ fn open(options: &ConvertOptions) -> Result<Base> {
     let base = base.seen_in(Reading { float: Some(Float::F32), keeps_format: false }, &|name| chosen(options, name))?;
     let Some(first) = base.quantised.first() else { return Ok(base) };
     if wanted.bytes() == 1 {
-        let what =
-            format!("tensor `{first}` is quantised ({}), and cannot become {wanted}", first_format(&base, first));
+        let what = format!("tensor `{first}` is {} with scales, and cannot become {wanted}", format_of(&base, first));
         return Err(Error::unsupported(base.checkpoint.root(), what).hint("leave `--dtype` away"));
     }
     let by_itself = |name: &String| {
@@ -174,8 +173,10 @@ fn open(options: &ConvertOptions) -> Result<Base> {
         formats.of_module(&base.checkpoint, module).is_some()
     };
     if let Some(other) = base.quantised.kept().iter().find(|name| !by_itself(name)) {
-        let what =
-            format!("`{first}` would be dequantised and `{other}` stay as it is: no config tells loaders of both");
+        let what = format!(
+            "`{first}` would be dequantised and `{other}` stay {}: no config tells loaders of both",
+            format_of(&base, first)
+        );
         return Err(
             Error::unsupported(base.checkpoint.root(), what).hint("cast all quantised weights, or none of them")
         );
@@ -183,7 +184,8 @@ fn open(options: &ConvertOptions) -> Result<Base> {
     Ok(base)
 }
 
-fn first_format(base: &Base, name: &str) -> String {
+/// What people call the format of a quantised weight.
+fn format_of(base: &Base, name: &str) -> String {
     base.quantised.weight(name).map_or_else(String::new, |weight| weight.storage.facts().format)
 }
 

@@ -1,6 +1,7 @@
 //! tuned − base as a matrix that is read in bands: both files are decoded as often as they are asked for, nothing is held.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
@@ -28,9 +29,15 @@ impl Difference {
     ///
     /// # Errors
     /// When one is stored in blocks, whose rounding is not known.
-    pub fn new(base: Weight, tuned: Weight) -> Result<Self> {
+    pub fn new(mut base: Weight, tuned: Weight) -> Result<Self> {
         assert_eq!((base.rows, base.cols), (tuned.rows, tuned.cols), "weights of one shape are compared");
         let rows = 0..base.rows;
+        // What was tuned started from the base as it is loaded in this type.
+        if let (Some(quantised), None, Some(float)) = (&base.quantised, &tuned.quantised, tuned.packing.float())
+            && float.bytes() == 2
+        {
+            base.quantised = Some(Arc::new(quantised.rounded_to(float)));
+        }
         Ok(Self { floats: [base.float()?, tuned.float()?], base, tuned, rows })
     }
 
@@ -108,11 +115,13 @@ impl Difference {
         let (mut sum, mut count) = (0.0, 0);
         let mut values = vec![0.0; cols];
         for row in self.rows.clone().step_by(step) {
-            match &weight.quantised {
-                Some(_) => BaseRows::read(weight, row..row + 1, 0..cols, &mut values)?,
-                None => float.decode(weight.bytes(weight.tensor.view()?.data, row, 0..cols), &mut values),
-            }
-            sum += rounding_variance(float, &values);
+            sum += match &weight.quantised {
+                Some(quantised) => quantised.storage.rounding_variance(row)?,
+                None => {
+                    float.decode(weight.bytes(weight.tensor.view()?.data, row, 0..cols), &mut values);
+                    rounding_variance(float, &values)
+                }
+            };
             count += cols;
         }
         Ok(if count > 0 { sum / count as f64 } else { 0.0 })

@@ -161,8 +161,7 @@ impl Builder<'_> {
             return Err(Error::unsupported(self.base.checkpoint.root(), what));
         }
         self.counts.changed += 1;
-        let mut merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
-        merged.may_choose = self.keep_change && self.options.rounding == Rounding::Nearest;
+        let merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
         let codes = Arc::new(Requantised::new(Arc::new(merged), Arc::clone(quantised))?);
         self.codes.push(Arc::clone(&codes));
         Ok(codes)

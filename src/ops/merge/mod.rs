@@ -14,8 +14,8 @@ use globset::GlobSet;
 use crate::adapters::ReadOptions;
 use crate::error::{Error, Result};
 use crate::io::Inputs;
-use crate::model::ModelConfig;
 use crate::model::base::{Base, Reading};
+use crate::model::{ModelConfig, Rounding};
 use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
 use crate::output::{Run, WriteOptions, sides};
@@ -196,7 +196,8 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     report.bytes = output.bytes();
     output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        summary::complete(&mut report, &merged, started.elapsed());
+        let codes = options.keep_format && !base.quantised.is_empty() && options.write.rounding == Rounding::Nearest;
+        summary::complete(&mut report, &merged, codes, started.elapsed());
     }
     Ok(report)
 }
