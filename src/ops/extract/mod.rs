@@ -90,7 +90,9 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     options.alpha.map_or(Ok(()), check_alpha)?;
     options.dialect.check_out(&options.write.out)?;
     let inputs = Inputs::watch();
-    let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    // Exactly what the files hold: a difference is no larger than what rounding would do to it.
+    let exact = Some(Float::F32);
+    let (base, tuned) = (Base::open_in(&options.base, exact)?, Base::open_in(&options.tuned, exact)?);
     tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
     check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
