@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::expert_pairs::take_apart;
+use super::experts::apart::take_apart;
 use crate::adapters::{Adapter, Change, Lora, Method, Module, embedding_of, scale_of};
 use crate::error::{Error, Result};
 use crate::formats::Stored;

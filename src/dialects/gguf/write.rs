@@ -136,8 +136,9 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
     let path = found.unwrap_or_else(|| path.to_owned());
     let known = |path: &String| arch.place(path).is_some();
-    let expert = || experts::expert_of(&path);
-    let others = expert().into_iter().flat_map(|(layer, expert, part)| {
+    let single = experts::expert_of(&path)
+        .and_then(|single| Some((single.layer, single.expert, *single.parts.first()?, single.parts.len())));
+    let others = single.into_iter().filter(|(.., parts)| *parts == 1).flat_map(|(layer, expert, part, _)| {
         let has = SPLIT.iter().filter(move |split| split.has().contains(&part));
         let names = has.map(move |split| split.tensor(layer, expert, part));
         names.map(|tensor| tensor.trim_end_matches(".weight").to_owned())

@@ -4,8 +4,8 @@
 //! A is `[E·r, in]`, expert after expert; B is `[out, r·E]` with the expert running fastest. The gate's rows of `gate_up_proj`
 //! come before those of up. The key does not name the parameter: the one that its module defines last is outermost.
 
-use super::pieces::Pair;
 use crate::adapters::{Adapter, Change, Lora, Module, describe};
+use crate::dialects::pieces::Pair;
 use crate::error::{Error, Result};
 use crate::naming::experts::{SPLIT, layer_of_stack};
 use crate::pairs::matrix::Grid;
