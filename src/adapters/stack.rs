@@ -93,6 +93,11 @@ impl Stack {
         self.sides.ok_or_else(|| self.refusal(down))
     }
 
+    /// scale · B·A of one expert in the form of today, read as the file has it; `None` where the factors lie as they are used.
+    pub fn expert(&self, expert: u64, scale: f64) -> Option<Result<Term>> {
+        self.lies.as_ref().map(|lies| lies.expert(expert, self.experts, scale))
+    }
+
     /// That it is not known how the pair with the factor `down` lies.
     pub fn refusal(&self, down: &Stored) -> Error {
         let what = format!(
@@ -109,21 +114,29 @@ impl Stack {
 impl Lies {
     /// B·A of one of `experts` experts, in the form of today.
     fn expert(&self, expert: u64, experts: u64, scale: f64) -> Result<Term> {
-        let (down, up) = (Factor::new(&self.down)?, Factor::new(&self.up)?);
-        let (term, turned) = (one(&(down, up), expert, experts, self.order, scale), self.turned);
-        Ok(if turned { term.transposed() } else { term })
+        let term = one((Factor::new(&self.down)?, Factor::new(&self.up)?), expert, experts, self.order, scale);
+        Ok(if self.turned { term.transposed() } else { term })
     }
 }
 
 /// The product of one expert of a stack.
-fn one((down, up): &(Factor, Factor), expert: u64, experts: u64, order: Order, scale: f64) -> Term {
+fn one((down, up): (Factor, Factor), expert: u64, experts: u64, order: Order, scale: f64) -> Term {
     let (expert, experts) = (usize_of(expert), usize_of(experts));
     let rank = down.shape().0 / experts;
     let (first, step) = match order {
         Order::RankMajor => (expert, experts),
         Order::GroupedByExpert => (expert * rank, 1),
     };
-    Term { down: down.clone().pick_rows(expert * rank, rank, 1), up: up.clone().pick_cols(first, rank, step), scale }
+    Term { down: down.pick_rows(expert * rank, rank, 1), up: up.pick_cols(first, rank, step), scale }
+}
+
+impl Term {
+    /// The product of one of the `experts` experts of a stack.
+    #[must_use]
+    pub fn expert(&self, expert: usize, experts: usize) -> Self {
+        let factors = (self.down.clone(), self.up.clone());
+        one(factors, expert as u64, experts as u64, Order::RankMajor, self.scale)
+    }
 }
 
 impl Lora {
@@ -132,11 +145,10 @@ impl Lora {
     /// # Errors
     /// When a factor holds no floating point numbers.
     pub fn expert(&self, expert: u64, experts: u64, scale: f64) -> Result<Term> {
-        let lies = self.stack.as_ref().filter(|stack| stack.experts == experts).and_then(|stack| stack.lies.as_ref());
-        if let Some(lies) = lies {
-            return lies.expert(expert, experts, scale);
+        let stack = self.stack.as_ref().filter(|stack| stack.experts == experts);
+        if let Some(term) = stack.and_then(|stack| stack.expert(expert, scale)) {
+            return term;
         }
-        let factors = (Factor::new(&self.down)?, Factor::new(&self.up)?);
-        Ok(one(&factors, expert, experts, Order::RankMajor, scale))
+        Ok(one((Factor::new(&self.down)?, Factor::new(&self.up)?), expert, experts, Order::RankMajor, scale))
     }
 }

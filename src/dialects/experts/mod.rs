@@ -8,15 +8,20 @@
 //! | `order` | in which order the columns of B stand, by what the config says |
 //! | `opinion` | the same, by the values |
 //! | `packed` | factors in the form of today, computed as they are read |
+//! | `form` | the forms that are written, and what families call their layers |
 //! | `apart` | the pairs of single experts that a stack stands for |
 //! | `together` | the stack that pairs of single experts make |
 //!
 //! Facts, measured with PEFT 0.17 – 0.21, unsloth_zoo 2026.9 and 2026.10, vLLM 0.33, mlx-lm 0.32: `docs/experts.md`.
 
 pub mod apart;
+pub mod form;
 mod opinion;
-mod order;
+pub mod order;
 mod packed;
 mod read;
-mod sides;
+pub mod sides;
 pub(super) mod stacked;
+pub mod together;
+
+pub use form::ExpertForm;

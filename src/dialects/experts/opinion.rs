@@ -19,6 +19,9 @@ const OF_ONE: usize = 32;
 /// c up to here means that columns are orthogonal; bf16 leaves 1e-5 of orthogonal columns.
 const ORTHOGONAL: f64 = 1e-3;
 
+/// |cos| from here on means that two columns are one.
+const ALIKE: f64 = 1.0 - 1e-6;
+
 /// How far from zero Σ ln(c₁/c₂) has to be, and how many of its own standard deviations, before it counts.
 const CLEAR: (f64, f64) = (0.7, 4.0);
 
@@ -135,6 +138,10 @@ impl Likeness {
         for (at, (expert, left)) in columns.iter().enumerate() {
             for (other, right) in &columns[at + 1..] {
                 let inner: f64 = left.iter().zip(right).map(|(a, b)| a * b).sum();
+                // Gates and ups that were put together share no row, and an outer factor may be one for all experts.
+                if inner == 0.0 || inner.abs() > ALIKE {
+                    continue;
+                }
                 if expert == other {
                     likeness.within += inner * inner;
                     likeness.pairs.0 += 1.0;

@@ -17,6 +17,7 @@ const DATED: [(&str, Era); 4] = [
 ];
 
 /// What is known of the model.
+#[derive(Debug, Clone)]
 pub struct Family {
     /// Types of the model, as `transformers` calls them.
     pub types: Vec<String>,
@@ -29,7 +30,8 @@ impl Family {
     pub fn of(config: &AdapterConfig, model: Option<&ModelConfig>) -> Self {
         let width = model.and_then(|model| model.hidden);
         let said: Vec<String> = model.into_iter().flat_map(ModelConfig::types).map(str::to_owned).collect();
-        let types = if said.is_empty() { library(config).into_iter().collect() } else { said };
+        let library = || library(config).or_else(|| Some(config.llama_cpp.as_ref()?.arch.only_kind()?.to_owned()));
+        let types = if said.is_empty() { library().into_iter().collect() } else { said };
         Self { types, width }
     }
 

@@ -17,11 +17,19 @@ const NAMES: [&str; 8] = ["gate_proj", "up_proj", "down_proj", "w1", "w2", "w3",
 /// What the lists are called.
 const LISTS: [&str; 2] = ["switch_mlp", "experts"];
 
+/// Tensors of single experts, and what their modules were called where all were one.
+pub struct Apart {
+    /// All tensors.
+    pub keyed: Vec<(Key, Stored)>,
+    /// Path of an expert's layer → the path that the file has.
+    pub origins: BTreeMap<String, String>,
+}
+
 /// The tensors, with those of stacks taken apart into those of single experts.
 ///
 /// # Errors
 /// When the factors of a stack do not fit each other.
-pub fn take_apart(keyed: Vec<(Key, Stored)>) -> Result<Vec<(Key, Stored)>> {
+pub fn take_apart(keyed: Vec<(Key, Stored)>) -> Result<Apart> {
     let is_stack = |key: &Key, stored: &Stored| {
         let dimensions = stored.info.shape.as_slice().len();
         matches!(key.role, Role::Down | Role::Up)
@@ -30,7 +38,7 @@ pub fn take_apart(keyed: Vec<(Key, Stored)>) -> Result<Vec<(Key, Stored)>> {
             && list_of(&key.module).is_some()
     };
     if !keyed.iter().any(|(key, stored)| is_stack(key, stored)) {
-        return Ok(keyed);
+        return Ok(Apart { keyed, origins: BTreeMap::new() });
     }
     let mut counts: BTreeMap<String, (u64, Stored)> = BTreeMap::new();
     for (key, stored) in keyed.iter().filter(|(key, stored)| is_stack(key, stored)) {
@@ -49,17 +57,19 @@ pub fn take_apart(keyed: Vec<(Key, Stored)>) -> Result<Vec<(Key, Stored)>> {
             return Err(Error::limit(stored.path(), "experts of a layer", *known, MAX_EXPERTS));
         }
     }
-    let mut apart = Vec::new();
+    let mut apart = Apart { keyed: Vec::new(), origins: BTreeMap::new() };
     for (key, stored) in keyed {
         let count = counts.get(&key.module).map_or(1, |(count, _)| *count);
         if !is_stack(&key, &stored) {
-            apart.push((key, stored));
+            apart.keyed.push((key, stored));
             continue;
         }
         let list = list_of(&key.module).expect("a stack is of a list");
         for expert in 0..count {
-            let key = Key { module: list.module(expert), nesting: key.nesting, role: key.role.clone() };
-            apart.push((key, slice(&stored, expert)));
+            let module = list.module(expert);
+            apart.origins.entry(module.clone()).or_insert_with(|| key.module.clone());
+            let key = Key { module, nesting: key.nesting, role: key.role.clone() };
+            apart.keyed.push((key, slice(&stored, expert)));
         }
     }
     Ok(apart)
@@ -86,6 +96,10 @@ impl List<'_> {
     fn module(&self, expert: u64) -> String {
         let mixtral = self.block.ends_with("block_sparse_moe.");
         let name = match self.name {
+            // Servers call the projections so whatever the model does.
+            "w1" if self.block.ends_with("mlp.") => "gate_proj",
+            "w3" if self.block.ends_with("mlp.") => "up_proj",
+            "w2" if self.block.ends_with("mlp.") => "down_proj",
             "gate_proj" if mixtral => "w1",
             "up_proj" if mixtral => "w3",
             "down_proj" if mixtral => "w2",

@@ -100,11 +100,6 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
 }
 
 impl Wishes<'_> {
-    /// The width of the model.
-    pub(in crate::dialects) fn width(&self) -> Option<u64> {
-        self.config?.hidden
-    }
-
     fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
         let said = adapter.config.llama_cpp.as_ref();
         let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));

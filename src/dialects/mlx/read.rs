@@ -34,7 +34,7 @@ pub(super) fn open(source: Source<'_>) -> Result<Opened> {
             None => keyed.push((peft_keys::parse(&stored.info.name), stored)),
         }
     }
-    let keyed = stacked::take_apart(keyed)?;
+    let stacked::Apart { keyed, .. } = stacked::take_apart(keyed)?;
     let modules = gather(keyed.into_iter(), &config, MLX.name, true).map(|gathered| {
         let Gathered { modules, mut scales, .. } = gathered;
         if let Some(scale) = scale {
