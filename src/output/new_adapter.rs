@@ -160,7 +160,8 @@ impl ToDialect {
         let model = origin.base.filter(|_| dialect.wants_config).map(config_of).transpose()?;
         let near = || origin.base.and_then(|base| config_of(base).ok());
         let of_experts = model.clone().or_else(|| near().filter(|_| !adapter.config.target_parameters.is_empty()));
-        adapter.read_stacks(of_experts.as_ref(), &ReadOptions::default())?;
+        // The file says how they lie, and it is ours.
+        adapter.read_stacks(of_experts.as_ref(), &ReadOptions::default(), false)?;
         let asked = Asked {
             dialect,
             base: origin.base,

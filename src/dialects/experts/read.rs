@@ -56,18 +56,23 @@ pub fn quoted(name: &str) -> String {
 
 impl Adapter {
     /// Finds out how the pairs of its stacks of experts lie, and brings them to the form that PEFT has today. `model` is the
-    /// config of the model, where that is at hand.
+    /// config of the model, where that is at hand; with `look` the values are asked as well.
     ///
     /// # Errors
     /// When what is said, by the config or an option, contradicts the shapes or the values.
-    pub(crate) fn read_stacks(&mut self, model: Option<&ModelConfig>, options: &ReadOptions) -> Result<()> {
+    pub(crate) fn read_stacks(
+        &mut self,
+        model: Option<&ModelConfig>,
+        options: &ReadOptions,
+        look: bool,
+    ) -> Result<()> {
         let found = find(self);
         if found.is_empty() {
             return Ok(());
         }
         let family = Family::of(&self.config, model);
         let all_sides = decide_sides(self, &found, &family, options)?;
-        let orders = decide_orders(self, &found, &family, options)?;
+        let orders = decide_orders(self, &found, &family, options, look)?;
         let (era, _) = sides::era(&self.config);
         let silent = family.wants_swapped() || family.types.is_empty() && is_of_llama4(&found, &all_sides, era);
         let native = if silent { Sides::Swapped } else { Sides::Straight };
@@ -228,11 +233,15 @@ fn decide_orders(
     found: &[Found<'_>],
     family: &Family,
     options: &ReadOptions,
+    look: bool,
 ) -> Result<Vec<(Order, String)>> {
     if let Some(order) = options.expert_order {
         return Ok(vec![(order, "told".to_owned()); found.len()]);
     }
     let said: Vec<(Order, By)> = found.iter().map(|found| order::said(&adapter.config, family, &found.name)).collect();
+    if !look {
+        return Ok(said.into_iter().map(|(order, by)| (order, by.words(order).to_owned())).collect());
+    }
     let opinions = opinions(found)?;
     // What speaks against the order that is said, of each parameter and of all.
     let mut total = Opinion::default();
