@@ -13,7 +13,8 @@
 //! | `kohya`, `diffusers`, `xlabs`, `mistral`, `unaided` | dialects whose files need no config |
 //! | `translate` | an adapter in another dialect |
 //! | `made` | an adapter that lies in no file yet |
-//! | `pieces`, `expert_pairs`, `evened`, `spell` | changes on their way to a writer |
+//! | `experts` | every form of adapters of experts |
+//! | `pieces`, `evened`, `spell` | changes on their way to a writer |
 //! | `family` | which family of models names belong to |
 //! | `as_lora` | another method as LoRA |
 //! | `same`, `files`, `hashes` | what is written |
@@ -26,7 +27,7 @@ pub mod denoisers;
 mod dialect;
 pub mod diffusers;
 mod evened;
-mod expert_pairs;
+pub mod experts;
 pub mod family;
 pub mod files;
 mod fit;
