@@ -10,8 +10,10 @@ use lorakit::ops::inspect::{Entry, InspectOptions, find, inspect, inspect_all};
 use lorakit::plan::Quiet;
 use lorakit::report;
 
+use super::options::Talk;
 use super::reading::Reading;
-use super::{place, print, watch, words};
+use super::said::Said;
+use super::{place, watch, words};
 
 #[derive(Debug, Group)]
 pub struct Inspect {
@@ -44,16 +46,22 @@ pub struct Inspect {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
-    /// A page for each of several, and every module of an adapter
+    /// No report: the exit code tells, with --strict
     #[arg(short, long)]
+    pub quiet: bool,
+    /// A page for each of several, and every module of an adapter
+    #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
+    /// Exit with 3 where there are problems, or modules without a place in --base
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// Length up to which hashes of a single file are computed without being asked for: some milliseconds.
 const HASHED: u64 = 8 << 20;
 
 /// Looks at each path, and gives the descriptions.
-pub fn run(args: &Inspect) -> Result<Vec<u8>> {
+pub fn run(args: &Inspect) -> Result<Said> {
     let component = args.component.as_deref();
     let of_path = component.filter(|_| args.base.is_none());
     let mut named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
@@ -89,11 +97,9 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
             }
         }
     }
-    let text = describe(args, entries, true);
-    match failed {
-        None => Ok(text),
-        Some(error) => print(&text).and(Err(error)),
-    }
+    let mut said = describe(args, entries, true);
+    said.failed = failed;
+    Ok(said)
 }
 
 /// What a named path holds. A file of a folder that cannot be read is an entry of its own.
@@ -104,19 +110,23 @@ fn look(path: PathBuf, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<En
     }
 }
 
-fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Vec<u8> {
-    let text = match (args.json, entries.as_slice()) {
-        (true, [one]) if !is_list => report::json(&one.to_json(args.tensors)),
-        (true, all) => report::json(&all.iter().map(|entry| entry.to_json(args.tensors)).collect::<Vec<_>>()),
-        (false, all) => {
-            let pages = !is_list || args.verbose || args.tensors;
-            let text = if pages { report::inspect(all, args.tensors, args.verbose) } else { report::inspected(all) };
-            text.into_bytes()
+fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Said {
+    let talk = Talk { json: args.json, quiet: args.quiet, verbose: args.verbose, strict: args.strict };
+    let said = match entries.as_slice() {
+        [one] if !is_list && args.json => Said::plain(report::json(&one.to_json(args.tensors))),
+        all if args.json => {
+            let all: Vec<_> = all.iter().map(|entry| entry.to_json(args.tensors)).collect();
+            Said::plain(report::json(&serde_json::json!({ "entries": all })))
         }
+        all => Said::of(talk, &(), |()| match !is_list || args.verbose || args.tensors {
+            true => report::inspect(all, args.tensors, args.verbose),
+            false => report::inspected(all),
+        }),
     };
+    let bad = entries.iter().find_map(Entry::bad);
     // Hundreds of thousands of names are let go of faster by the system, when the process ends.
     std::mem::forget(entries);
-    text
+    said.bad(bad)
 }
 
 /// The paths a word stands for: itself, a model in the Hugging Face cache, or what matches it as a pattern.

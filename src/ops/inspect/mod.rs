@@ -177,6 +177,24 @@ impl Entry {
         Self::Failed { error: error.to_string(), hint: error.way_out().map(str::to_owned) }
     }
 
+    /// Why this is not as it should be, in one sentence.
+    pub fn bad(&self) -> Option<String> {
+        let found = match self {
+            Self::Found(found) => found,
+            Self::Failed { error, .. } => return Some(error.clone()),
+        };
+        let unplaced = match found {
+            Inspection::Adapter(facts) => facts.base.as_ref().map_or(0, |base| base.unplaced.len()),
+            Inspection::Checkpoint(_) => 0,
+        };
+        match found.problems() {
+            [] if unplaced == 0 => None,
+            [] => Some(format!("{unplaced} tensors have no place in the base")),
+            [one] => Some(one.clone()),
+            several => Some(format!("{} problems: {} …", several.len(), several[0])),
+        }
+    }
+
     /// One JSON object, as [`Inspection::to_json`].
     pub fn to_json(&self, tensors: bool) -> Value {
         match self {
