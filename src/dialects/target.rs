@@ -73,6 +73,11 @@ impl Target {
         ALL.iter().filter(|dialect| dialect.write.is_some()).map(|dialect| Self(dialect))
     }
 
+    /// The dialect called `name`, if it is written.
+    pub fn written(name: &str) -> Option<Self> {
+        Self::dialects().find(|target| target.name() == name)
+    }
+
     /// Everything that can be asked for.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::dialects().chain([Self::SAFETENSORS])

@@ -3,7 +3,6 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `find` | what a path stands for: one thing, or a folder of them |
 //! | `weights` | what every set of tensors has: files, dtypes, sizes |
 //! | `checkpoint`, `family`, `quantised` | a model: architecture, groups, largest tensors; its family by names; signs of quantised weights |
 //! | `adapter` | an adapter: all that follows put together |
@@ -21,7 +20,6 @@ mod adapter;
 mod checkpoint;
 mod dates;
 mod family;
-mod find;
 mod fit;
 mod gguf;
 mod hashes;
@@ -53,9 +51,9 @@ use crate::limits::MAX_HELD_BYTES;
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
 
+pub use crate::dialects::find::{Found, find};
 pub use adapter::{AdapterFacts, Hint, PairGroup, Share};
 pub use checkpoint::{CheckpointFacts, Group};
-pub use find::{Found, find};
 pub use fit::{BaseFit, TensorNorms};
 pub use gguf::{Entry as GgufEntry, FileTypeFacts, GgufFacts, Given, Sizes, Tokenizer};
 pub use hashes::HashFacts;
