@@ -31,6 +31,9 @@ pub struct Extract {
     /// The component of two pipelines that is compared, all if not given
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
+    /// What the config of the adapter calls its base, as org/name
+    #[arg(long, value_name = "NAME")]
+    pub base_name: Option<String>,
     /// Store modules whose path matches whole (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub full: Vec<String>,
@@ -55,6 +58,7 @@ pub fn run(args: &Extract) -> Result<Said> {
         full: patterns("--full", &args.full)?,
     };
     options.alpha = args.rank.alpha;
+    options.base_name = args.base_name.clone();
     options.compute = args.rank.compute.into();
     options.dialect = args.to.dialect()?;
     let cancel = interruptible()?;

@@ -133,7 +133,7 @@ pub fn command() -> Command {
     let mut command = Args::command();
     let names: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
     for name in names {
-        command = command.mut_subcommand(&name, |verb| with_examples(verb.mut_args(grouped), &name));
+        command = command.mut_subcommand(&name, |verb| with_examples(own_words(verb.mut_args(grouped), &name), &name));
     }
     command.mut_args(grouped)
 }
@@ -151,6 +151,38 @@ fn grouped(argument: Arg) -> Arg {
     match FIRST.iter().find(|(first, _)| *first == id) {
         Some((_, at)) => argument.display_order(*at),
         None => argument,
+    }
+}
+
+/// Options that several verbs share, where one means something of its own by them, or refuses them.
+fn own_words(verb: Command, name: &str) -> Command {
+    match name {
+        "convert" => verb
+            .mut_arg("allow_unused", |argument| argument.hide(true))
+            .mut_arg("cast_all", |argument| argument.hide(true))
+            .mut_arg("changed_only", |argument| argument.hide(true))
+            .mut_arg("dtype", |argument| {
+                argument.help("Dtype of what is written: keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2")
+            })
+            .mut_arg("include", |argument| {
+                argument
+                    .help("Of an adapter only modules, of a model cast only tensors, whose name matches (repeatable)")
+            })
+            .mut_arg("exclude", |argument| {
+                argument.help(
+                    "Of an adapter leave out modules, of a model do not cast tensors, whose name matches (repeatable)",
+                )
+            })
+            .mut_arg("max_shard_size", |argument| {
+                argument.help("Largest weight file, as 5GB or 500MiB; `keep` keeps the input's files")
+            }),
+        "extract" => {
+            verb.mut_arg("include", |argument| argument.help("Compare only modules whose path matches (repeatable)"))
+        }
+        "resize" => verb
+            .mut_arg("include", |argument| argument.help("Resize only modules whose path matches (repeatable)"))
+            .mut_arg("exclude", |argument| argument.help("Leave modules whose path matches as they are (repeatable)")),
+        _ => verb,
     }
 }
 

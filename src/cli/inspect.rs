@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
-use lorakit::ops::inspect::{Entry, InspectOptions, find, inspect, inspect_all};
+use lorakit::ops::inspect::{Entry, InspectOptions, Inspection, find, inspect, inspect_all};
 use lorakit::plan::Quiet;
 use lorakit::report;
 
@@ -34,7 +34,7 @@ pub struct Inspect {
     /// The component of the pipeline that is meant: of --base where that is given, else of PATH
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// Read the values too: zeros, what is not finite, hashes
+    /// Read the values too, of models as well: NaN, infinities, zeros, duplicates, hashes
     #[arg(long)]
     pub check: bool,
     /// Worker threads; all processors if not given
@@ -82,7 +82,14 @@ pub fn run(args: &Inspect) -> Result<Said> {
         && !args.paths[0].to_str().is_some_and(is_pattern)
         && find(path)?.is_none()
     {
-        let entries = vec![Entry::Found(inspect(path, &options, run)?)];
+        let found = inspect(path, &options, run)?;
+        if args.spectrum && matches!(found, Inspection::Checkpoint(_)) {
+            let problem = format!("`{}` is a model; singular values are those of what an adapter adds", path.display());
+            let shown = path.display();
+            return Err(Error::invalid("--spectrum", problem)
+                .hint(format!("`lorakit inspect ADAPTER --spectrum --base {shown}` holds an adapter against it")));
+        }
+        let entries = vec![Entry::Found(found)];
         return Ok(describe(args, entries, false));
     }
     options.hash_up_to = 0;

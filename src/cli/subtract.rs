@@ -103,6 +103,7 @@ fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Said> {
     let write = &args.write;
     let of_models = [
         ("--cast-all", write.cast_all),
+        ("--changed-only", write.changed_only),
         ("--rounding", write.rounding.is_some_and(|mode| mode != RoundingMode::Nearest)),
         ("--max-shard-size", write.max_shard_size != "keep"),
         ("--allow-unused", !write.allow_unused.is_empty()),

@@ -35,15 +35,11 @@ pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
     let cleaned: Vec<OsString> = words.iter().map(|word| line(&word.to_string_lossy()).into()).collect();
     let mut error = parse(&cleaned).err().unwrap_or(error);
     let hint = guesses::way_out(&cleaned);
-    let is_far = is_far(&error);
-    if is_far || hint.is_some() {
-        for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::Suggested] {
-            error.remove(kind);
-        }
-        if is_far {
-            error.remove(ContextKind::Usage);
-        }
+    for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+        keep_near(&mut error, kind);
     }
+    // "To pass it as a value": nobody wants that.
+    error.remove(ContextKind::Suggested);
     let text = error.render().to_string();
     let problem = text.split("\n\n").next().unwrap_or(&text).trim_end();
     if wants_json(words) {
@@ -65,8 +61,8 @@ pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
     ExitCode::from(WRONG_USAGE)
 }
 
-/// Whether clap offers what was not meant.
-fn is_far(error: &clap::Error) -> bool {
+/// Takes away what clap offers and was not meant; with it the line of usage that is made of it.
+fn keep_near(error: &mut clap::Error, kind: ContextKind) {
     let text = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
         Some(ContextValue::Strings(texts)) => texts.clone(),
@@ -75,12 +71,25 @@ fn is_far(error: &clap::Error) -> bool {
     let typed = text(ContextKind::InvalidArg).into_iter().chain(text(ContextKind::InvalidSubcommand)).next();
     let typed = typed.unwrap_or_default();
     let typed = typed.split('=').next().unwrap_or_default();
-    let offered: Vec<String> =
-        text(ContextKind::SuggestedArg).into_iter().chain(text(ContextKind::SuggestedSubcommand)).collect();
-    let escape = matches!(error.get(ContextKind::Suggested), Some(ContextValue::StyledStrs(_))) && offered.is_empty();
-    escape
-        || offered.iter().any(|offered| {
-            let distance = strsim::damerau_levenshtein(typed, offered.split(' ').next().unwrap_or_default());
-            distance > FAR || offered.starts_with(NEVER)
-        })
+    let offered = text(kind);
+    let is_near = |offered: &String| {
+        let name = offered.split(' ').next().unwrap_or_default();
+        strsim::damerau_levenshtein(typed, name) <= FAR && name != NEVER
+    };
+    let near: Vec<String> = offered.iter().filter(|offered| is_near(offered)).cloned().collect();
+    if offered.is_empty() || near.len() == offered.len() {
+        return;
+    }
+    error.remove(kind);
+    match (near.is_empty(), kind) {
+        (true, _) => {
+            error.remove(ContextKind::Usage);
+        }
+        (false, ContextKind::SuggestedArg) => {
+            error.insert(kind, ContextValue::String(near[0].clone()));
+        }
+        (false, _) => {
+            error.insert(kind, ContextValue::Strings(near));
+        }
+    }
 }

@@ -25,6 +25,7 @@ mod gguf;
 mod hashes;
 mod header;
 mod inserted;
+mod model_values;
 mod modules;
 mod origin;
 mod pairs;
@@ -59,6 +60,7 @@ pub use gguf::{Entry as GgufEntry, FileTypeFacts, GgufFacts, Given, Sizes, Token
 pub use hashes::HashFacts;
 pub use header::HeaderFacts;
 pub use inserted::InsertedFacts;
+pub use model_values::ModelValues;
 pub(crate) use modules::modules;
 pub use modules::{ModuleFacts, ModuleGroup, ShapeCount, Sum};
 pub(crate) use pairs::{Pair, pairs};
@@ -108,12 +110,12 @@ pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<I
     let (is_adapter, file) = recognise(path);
     let told = options.read.alpha.is_some() || options.read.name.is_some();
     if !is_adapter && !told {
-        return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)));
+        return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options, run)?)));
     }
     match AdapterFacts::read(path, file, options, run) {
         Ok(facts) => Ok(Inspection::Adapter(Box::new(facts))),
         // A GGUF file tells enough to be described where its modules are not understood.
-        Err(error) => match CheckpointFacts::read(path, None, options) {
+        Err(error) => match CheckpointFacts::read(path, None, options, run) {
             Ok(mut facts) if facts.gguf.is_some() && !matches!(error.blame(), Blame::Interrupted) => {
                 facts.problems.insert(0, format!("cannot be used: {error}"));
                 Ok(Inspection::Checkpoint(Box::new(facts)))
