@@ -112,7 +112,7 @@ fn dequantise(path: &Path) -> bool {
     write.budget = Budget { threads: 1, max_bytes: 1 << 28 };
     let _ = inspect(path, &InspectOptions::default(), &Run::default());
     let is_done = convert(&ConvertOptions::new(path, write), &Run::default()).is_ok();
-    assert_eq!(fs::read_dir(out.path()).unwrap().count(), usize::from(is_done), "something is left behind");
+    assert_eq!(fs::read_dir(out.path()).unwrap().count() > 0, is_done, "something is left behind");
     is_done
 }
 
