@@ -54,6 +54,7 @@ mod pickles_as_found;
 mod pipeline;
 mod prefixes;
 mod quant;
+mod quant_hostile;
 mod range;
 mod resize;
 mod robust;

@@ -21,7 +21,7 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::conv1d;
-use crate::tensor::codes::{Level, Levels};
+use crate::tensor::codes::{BitOrder, Bits, Codebook, Level, Levels, Shared, requantise};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// Codes of one map.
@@ -206,6 +206,26 @@ impl FourBits {
 }
 
 impl FourBits {
+    /// Writes the codes of elements that lie in the weight as they are stored.
+    fn encode_flat(&self, elements: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let (block, levels) = (self.state.block, Levels::new(&self.map));
+        let blocks = elements.start / block..elements.end.div_ceil(block);
+        let mut scales = vec![0.0; blocks.len()];
+        self.scales.read(blocks, &mut scales)?;
+        let skipped = elements.start % block;
+        let shared = Shared { size: block, skipped, scales: &scales, zeros: &[], biases: &[] };
+        // The half of a last byte that is none of the weight's stays as it is.
+        let bits = Bits::new(BitOrder::HighFirst, 4).expect("half bytes");
+        let mut codes = vec![0; 2 * out.len()];
+        bits.unpack(out, &mut codes);
+        let (_, cols) = self.stored_shape();
+        let first = (elements.start / cols.max(1), 0);
+        let wanted = change.line(0..elements.len(), first);
+        requantise(Codebook::Table(&self.map, &levels), shared, wanted, &mut codes[..elements.len()]);
+        bits.pack(&codes, out);
+        Ok(())
+    }
+
     /// The elements that bands of bytes stand for.
     fn elements(&self, bands: Range<usize>) -> Range<usize> {
         let ((rows, cols), (count, _)) = (self.stored_shape(), self.bands());
@@ -256,6 +276,9 @@ impl Grid for FourBits {
         let levels = Levels::new(&self.map);
         let level = Level::Table { table: &self.map, levels: &levels };
         let elements = self.elements(bands);
+        if !self.turned {
+            return self.encode_flat(elements, change, out);
+        }
         self.scaled(elements.clone(), |element, scale| {
             let byte = &mut out[(element - elements.start) / 2];
             let place = self.place(element, &elements);

@@ -23,7 +23,7 @@ use super::scales::Scales;
 use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
-use crate::tensor::codes::{Level, Levels};
+use crate::tensor::codes::{Codebook, Levels, Shared, requantise};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, rounding_variance, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
@@ -246,14 +246,15 @@ impl Grid for Fp8 {
 
     fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
         let (table, levels) = table(self.float);
-        let level = Level::Table { table: &table, levels: &levels };
-        self.each_row(bands.clone(), 0..self.cols, |row, scales| {
-            for (scale, run) in scales {
-                for col in run.clone() {
-                    let at = (row - bands.start) * self.cols + col;
-                    out[at] = change.code((at, row, col), level, *scale, out[at]);
-                }
-            }
+        let book = Codebook::Table(&table, &levels);
+        let width = self.cols.max(1);
+        let mut lines = out.chunks_exact_mut(width);
+        self.each_row(bands.clone(), 0..self.cols, |row, runs| {
+            let Some(codes) = lines.next() else { return Ok(()) };
+            let scales: Vec<f32> = runs.iter().map(|(scale, _)| *scale).collect();
+            let shared = Shared { size: self.grid.block.1, skipped: 0, scales: &scales, zeros: &[], biases: &[] };
+            let line = (row - bands.start) * width..(row + 1 - bands.start) * width;
+            requantise(book, shared, change.line(line, (row, 0)), codes);
             Ok(())
         })
     }
