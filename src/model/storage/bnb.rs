@@ -178,11 +178,20 @@ impl FourBits {
         for (scale, block) in scales.iter().zip(blocks) {
             let end = elements.end.min((block + 1) * self.state.block);
             let products = self.map.map(|value| value * scale);
-            for element in at..end {
+            let value = |element: usize| {
                 let byte = bytes[element / 2 - first];
-                let code = if element % 2 == 0 { byte >> 4 } else { byte & 15 };
-                out[element - elements.start] = products[usize::from(code)];
+                products[usize::from(if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 })]
+            };
+            // Whole bytes, and what is left at both ends.
+            let (low, high) = (at.next_multiple_of(2).min(end), end - end % 2);
+            (at..low).for_each(|element| out[element - elements.start] = value(element));
+            if low < high {
+                let pairs = out[low - elements.start..high - elements.start].as_chunks_mut::<2>().0;
+                for (pair, byte) in pairs.iter_mut().zip(&bytes[low / 2 - first..high / 2 - first]) {
+                    *pair = [products[usize::from(byte >> 4)], products[usize::from(byte & 15)]];
+                }
             }
+            (high.max(low)..end).for_each(|element| out[element - elements.start] = value(element));
             at = end;
         }
         Ok(())

@@ -115,9 +115,15 @@ impl Quantised {
     fn stretch(&self, at: usize, left: usize) -> (Range<usize>, Range<usize>) {
         let (row, col) = (at / self.cols, at % self.cols);
         if col == 0 && left >= self.cols {
-            return (row..row + (left / self.cols).min((TILE / self.cols).max(1)), 0..self.cols);
+            return (row..row + (left / self.cols).min(self.rows_at_once()), 0..self.cols);
         }
         (row..row + 1, col..self.cols.min(col + left))
+    }
+
+    /// Rows that are best read at once.
+    pub fn rows_at_once(&self) -> usize {
+        let together = self.storage.rows_together();
+        (TILE / self.cols.max(1)).max(1).next_multiple_of(together.max(1))
     }
 
     /// The same in f32, as the storage has it.
@@ -201,6 +207,7 @@ impl Quantised {
 
     /// Lets go of all mapped pages.
     pub fn release(&self) {
+        self.storage.forget();
         self.tensors.iter().for_each(|stored| stored.map.release(stored.start, stored.info.bytes));
     }
 }
