@@ -1,7 +1,5 @@
 //! Quantised weights whose parts contradict each other, or mean nothing: refused by name, with nothing left behind.
 
-use std::fs;
-
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
@@ -162,12 +160,9 @@ fn affine_codes_need_a_config_where_shapes_fit_several() {
         ("m.biases", ones(Dtype::F16, &[4, 2])),
     ];
     refused(&mlx, &json!({}), &["`m`", "affine", "256 bits to a scale", "config.json"]);
-    refused(&with(&mlx, "m.biases", None), &json!({}), &["m.scales"]);
-    refused(
-        &with(&mlx, "m.biases", Some(ones(Dtype::F16, &[4, 1]))),
-        &json!({"bits": 4, "group_size": 64}),
-        &["m.biases"],
-    );
+    let config = json!({"bits": 4, "group_size": 64});
+    refused(&with(&mlx, "m.biases", None), &config, &["m.scales"]);
+    refused(&with(&mlx, "m.biases", Some(ones(Dtype::F16, &[4, 1]))), &config, &["m.biases"]);
     refused(&with(&mlx, "m.scales", Some(zeros(Dtype::U8, &[4, 3]))), &json!({}), &["m.scales"]);
 }
 
@@ -213,5 +208,5 @@ fn what_stands_in_the_padding_of_codes_stays_with_the_old_format() {
         bench.adapter("lora", json!({"target_modules": ["m"]}), &[("m.lora_A.weight", down), ("m.lora_B.weight", up)]);
     let out = bench.path("out");
     lorakit(&[&"merge", &base, &lora, &"--keep-format", &"-o", &out]).ok();
-    assert_eq!(fs::read(out.join("model.safetensors")).unwrap(), fs::read(base.join("model.safetensors")).unwrap());
+    assert_eq!(read(&out.join("model.safetensors")), read(&base.join("model.safetensors")));
 }

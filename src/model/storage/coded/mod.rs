@@ -121,6 +121,14 @@ impl Storage for Coded {
         self.dtype
     }
 
+    fn rows_together(&self) -> usize {
+        match self.codes.lay {
+            Lay::Rows { .. } => 1,
+            Lay::Columns { .. } | Lay::Turned { .. } => ROWS,
+            Lay::Pairs => 2,
+        }
+    }
+
     fn grid(&self) -> Option<&dyn Grid> {
         self.is_writable.then_some(self)
     }

@@ -93,6 +93,8 @@ pub enum Zeros {
         bits: Bits,
         /// Runs side by side.
         across: usize,
+        /// Rows of one matrix of a stack: each begins with a word.
+        rows: usize,
     },
     /// Packed along the rows, a line per run (GPTQ, AWQ).
     Along {
@@ -300,27 +302,16 @@ impl Zeros {
                     line.iter_mut().zip(values).for_each(|(place, value)| *place = value);
                 }
             }
-            Self::Down { stored, bits, across: all } => {
-                // Words that begin where the order does: 32 codes of a stream, as many as fit one otherwise.
-                let (unit, words) = match bits.order() {
-                    BitOrder::Words => (bits.unit().0, 1),
-                    _ => (32, bits.bytes_of(32) / 4),
-                };
-                let skipped = rows.start % unit;
-                let first = rows.start / unit * words;
-                let needed = bits.bytes_of(skipped + count).div_ceil(4);
-                let mut gathered = vec![0; across * needed * 4];
-                for at in 0..needed {
-                    let line = stored.read((((first + at) * all + runs.start) * 4) as u64, across as u64 * 4)?;
-                    for (run, word) in line.as_chunks::<4>().0.iter().enumerate() {
-                        gathered[(run * needed + at) * 4..][..4].copy_from_slice(word);
-                    }
-                }
-                let mut codes = vec![0; skipped + count];
-                for (run, words) in gathered.chunks_exact(needed * 4).enumerate() {
-                    bits.unpack(words, &mut codes);
-                    let places = zeros[run..].iter_mut().step_by(across);
-                    places.zip(&codes[skipped..]).for_each(|(place, code)| *place = f32::from(*code));
+            Self::Down { stored, bits, across: all, rows: each } => {
+                let (mut row, mut rest) = (rows.start, zeros.as_mut_slice());
+                while row < rows.end {
+                    let (matrix, first) = (row / each, row % each);
+                    let part = first..*each.min(&(first + rows.end - row));
+                    let (own, others) = rest.split_at_mut(part.len() * across);
+                    let above = matrix * bits.bytes_of(*each).div_ceil(4);
+                    row += part.len();
+                    down(stored, *bits, above, *all, (part, runs.clone()), own)?;
+                    rest = others;
                 }
             }
             Self::Along { stored, bits, bytes, shift } => {
@@ -343,6 +334,39 @@ impl Zeros {
         }
         Ok(zeros)
     }
+}
+
+/// Zeros that are packed down the rows of a matrix, `above` words of others lying before it.
+fn down(
+    stored: &Stored,
+    bits: Bits,
+    above: usize,
+    all: usize,
+    (rows, runs): (Range<usize>, Range<usize>),
+    zeros: &mut [f32],
+) -> Result<()> {
+    let across = runs.len();
+    // Words that begin where the order does: 32 codes of a stream, as many as fit one otherwise.
+    let (unit, words) = match bits.order() {
+        BitOrder::Words => (bits.unit().0, 1),
+        _ => (32, bits.bytes_of(32) / 4),
+    };
+    let (first, skipped) = (above + rows.start / unit * words, rows.start % unit);
+    let needed = bits.bytes_of(skipped + rows.len()).div_ceil(4);
+    let mut gathered = vec![0; across * needed * 4];
+    for at in 0..needed {
+        let line = stored.read((((first + at) * all + runs.start) * 4) as u64, across as u64 * 4)?;
+        for (run, word) in line.as_chunks::<4>().0.iter().enumerate() {
+            gathered[(run * needed + at) * 4..][..4].copy_from_slice(word);
+        }
+    }
+    let mut codes = vec![0; skipped + rows.len()];
+    for (run, words) in gathered.chunks_exact(needed * 4).enumerate() {
+        bits.unpack(words, &mut codes);
+        let places = zeros[run..].iter_mut().step_by(across);
+        places.zip(&codes[skipped..]).for_each(|(place, code)| *place = f32::from(*code));
+    }
+    Ok(())
 }
 
 impl Shift {
