@@ -229,11 +229,6 @@ impl Base {
         self.quantised.is_whole() && SIDE_FILES.iter().any(|(file, _)| path == Path::new(file))
     }
 
-    /// Whether its plain weights stand for those that were quantised for training.
-    pub fn is_simulated(&self) -> bool {
-        self.quantised.is_simulated()
-    }
-
     /// A tensor that is known to be there.
     pub fn stored(&self, name: &str) -> Stored {
         self.checkpoint.find(name).expect("names are the checkpoint's own")

@@ -57,7 +57,11 @@ fn states_of_bitsandbytes_are_checked() {
         (state("64", "[]", ""), two(), &[name, "`shape` is"]),
         (state("64", "[8,16]", ""), Tensor::f32(&[3], &[1.0; 3]), &["m.weight.absmax", "F32 [2] belongs there"]),
         (state("64", "[8,16]", ""), Tensor::f32(&[2], &[f32::NAN; 2]), &["m.weight.absmax", "NaN"]),
-        (state("64", "[8,16]", r#","nested_offset":0.1,"nested_blocksize":256"#), two(), &["m.weight", "missing"]),
+        (
+            state("64", "[8,16]", r#","nested_offset":0.1,"nested_blocksize":256"#),
+            two(),
+            &["m.weight.absmax", "U8 [2] belongs there"],
+        ),
         (long, two(), &[name, "5"]),
         ("[".repeat(900), two(), &[name]),
         (r#"{"quant_type":"x"}"#.into(), two(), &[name]),

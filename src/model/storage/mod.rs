@@ -63,6 +63,7 @@ use std::sync::Arc;
 pub use files::{Files, KEYS, SIDE_FILES};
 pub use grid::{Change, Grid};
 pub use made::Quantised;
+pub use trained::error_squared;
 
 use crate::error::Result;
 use crate::tensor::{Float, Shape, TensorInfo};

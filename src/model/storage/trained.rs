@@ -22,6 +22,9 @@ const NESTED: usize = 256;
 /// 1 ∕ 127 as bitsandbytes has it.
 const PER_CODE: f32 = 7.874_016e-3;
 
+/// Rows that are looked at to tell how far a weight is from its quantised form.
+const SAMPLED_ROWS: usize = 64;
+
 /// Values that are read at once where all scales of a weight are wanted.
 const AT_ONCE: usize = 1 << 16;
 
@@ -198,6 +201,26 @@ fn through_bytes(row: &mut [f32]) {
 
 fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
+}
+
+/// ‖W − dq(Q(W))‖² of the matrix `source` as `spec` quantises it, estimated from some rows spread evenly.
+///
+/// # Errors
+/// When it cannot be read, or is no matrix of numbers.
+pub fn error_squared(source: &Stored, spec: TrainBase, turned: bool) -> Result<f64> {
+    let Some(float) = source.info.dtype.float() else { return Ok(0.0) };
+    let weight = Trained::new(source.clone(), float, spec, turned)?;
+    let ((rows, inputs), mut sum) = (weight.size(), 0.0);
+    let step = rows.div_ceil(SAMPLED_ROWS).max(1);
+    let (mut own, mut seen, mut count) = (vec![0.0; inputs], vec![0.0; inputs], 0_usize);
+    for row in (0..rows).step_by(step) {
+        let elements = row * inputs..(row + 1) * inputs;
+        weight.loaded(elements.clone(), &mut own)?;
+        weight.flat(elements, &mut seen)?;
+        sum += own.iter().zip(&seen).map(|(own, seen)| f64::from(own - seen).powi(2)).sum::<f64>();
+        count += 1;
+    }
+    Ok(sum * rows as f64 / count.max(1) as f64)
 }
 
 impl Storage for Trained {

@@ -114,11 +114,6 @@ impl View {
         Ok(view)
     }
 
-    /// How training quantised them, where they are plain in the file.
-    pub fn is_simulated(&self) -> bool {
-        self.trained.is_some()
-    }
-
     /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so; where they keep their format, so do the headers.
     ///
     /// # Errors

@@ -195,10 +195,15 @@ impl Builder<'_> {
         let cast = cast.filter(|_| stored.info.bytes > 0);
         match cast.filter(|(wanted, stored)| wanted != stored) {
             None => {
-                self.counts.copied += 1;
                 let origin = match self.base.quantised.weight(&name) {
-                    Some(quantised) => Origin::Made(Arc::clone(quantised)),
-                    None => Origin::Copied(stored.clone()),
+                    Some(quantised) => {
+                        self.counts.cast += 1;
+                        Origin::Made(Arc::clone(quantised))
+                    }
+                    None => {
+                        self.counts.copied += 1;
+                        Origin::Copied(stored.clone())
+                    }
                 };
                 Ok(Output { info: stored.info, origin })
             }

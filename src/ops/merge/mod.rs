@@ -209,6 +209,8 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     if !options.write.dry_run {
         let codes = options.keep_format && !base.quantised.is_empty() && options.write.rounding == Rounding::Nearest;
         summary::complete(&mut report, &merged, codes, started.elapsed());
+        let change = report.survival.as_ref().map_or(0.0, |survival| survival.delta_norm);
+        report.notes.extend(trained_on::distance(&base, &applied, &merged, options.train_base, change)?);
     }
     Ok(report)
 }
