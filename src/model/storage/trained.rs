@@ -20,7 +20,7 @@ use crate::tensor::{Float, Shape, first_not_finite};
 const NESTED: usize = 256;
 
 /// 1 ∕ 127 as bitsandbytes has it.
-const PER_CODE: f32 = 7.874_015_6e-3;
+const PER_CODE: f32 = 7.874_016e-3;
 
 /// Values that are read at once where all scales of a weight are wanted.
 const AT_ONCE: usize = 1 << 16;
