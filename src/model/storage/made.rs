@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Storage;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, TensorInfo};
 
 /// Values that are made at once: 256 KiB of f32.
@@ -197,6 +198,11 @@ impl Quantised {
         Ok(())
     }
 
+    /// Bytes of a row of the plain tensor.
+    pub fn row_bytes(&self) -> u64 {
+        (self.cols * self.float.bytes()) as u64
+    }
+
     /// Counts bytes that were made, and lets go of mapped pages now and then.
     pub fn done(&self, bytes: u64) {
         if self.made.fetch_add(bytes, Ordering::Relaxed) + bytes >= RELEASED_BYTES {
@@ -209,5 +215,16 @@ impl Quantised {
     pub fn release(&self) {
         self.storage.forget();
         self.tensors.iter().for_each(|stored| stored.map.release(stored.start, stored.info.bytes));
+    }
+}
+
+/// The plain tensor row by row.
+impl Compute for Quantised {
+    fn prepare(&self) -> Result<()> {
+        self.tensors.iter().try_for_each(|stored| stored.map.check_unchanged())
+    }
+
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        self.fill(rows.start as u64 * self.row_bytes(), out)
     }
 }
