@@ -7,12 +7,14 @@
 mod codes;
 mod grid;
 mod numbers;
+mod zeros;
 
 use std::ops::Range;
 use std::sync::LazyLock;
 
 pub use codes::{Codes, Lay, Source};
-pub use numbers::{Common, Field, Numbers, Place, Runs, Shift, Zeros};
+pub use numbers::{Common, Field, Numbers, Place, Runs};
+pub use zeros::{Shift, Zeros};
 
 use super::scales::Scales;
 use super::shapes::Sizes;
