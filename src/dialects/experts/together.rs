@@ -7,8 +7,12 @@
 use std::collections::BTreeMap;
 
 use super::sides::Family;
-use crate::dialects::pieces::{Pair, Pieces, Stacked, most_frequent};
+use crate::adapters::{Adapter, ReadOptions};
+use crate::dialects::files::{Facts, Wishes};
+use crate::dialects::pieces::{self, Pair, Pieces, Stacked, Stacks, most_frequent};
+use crate::dialects::{made, peft};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::naming::experts::{Part, expert_of};
 use crate::pairs::matrix::{Block, Grid};
 
@@ -56,6 +60,22 @@ pub fn singles(pieces: &mut Pieces, interleaved: &mut bool) -> Result<Lists> {
     }
     pieces.pairs = rest;
     Ok(lists)
+}
+
+/// The same adapter with stacks for its single experts, as PEFT would have it; `config` is that of the model.
+///
+/// # Errors
+/// When it has no such form.
+pub fn fused(adapter: &Adapter, model: Model<'_>, config: Option<&ModelConfig>) -> Result<Adapter> {
+    let mut pieces = pieces::collect(adapter, Stacks::Kept)?;
+    fuse(&mut pieces, model, false)?;
+    let facts = Facts { adapter, family: None, float: None, wishes: Wishes::default(), is_file: false, model: config };
+    let files = peft::write::write(pieces, &facts)?;
+    let file = adapter.tensors.files().first().map(|file| &file.map);
+    let file = file.ok_or_else(|| Error::unsupported(&adapter.root, "has no tensors"))?;
+    let mut made = made(files, &adapter.root, file)?;
+    made.read_stacks(config, &ReadOptions::default(), false)?;
+    Ok(made)
 }
 
 /// Whether the experts of a list have a gate; those of Nemotron-H have none.

@@ -13,6 +13,7 @@ use crate::formats::Stored;
 use crate::model::base::{Base, PACKED};
 use crate::naming::{embeddings, head};
 use crate::output::Run;
+use crate::placement::swapped_by_peft;
 use crate::plan::{Budget, map_within};
 
 /// What one look holds: two rows of a comparison.
@@ -116,7 +117,8 @@ impl Look<'_> {
         } else if attention_of(self.base, module).is_some() {
             Class::Whole(ATTENTION)
         } else {
-            classify(&pair.name, shape, self.has_children(module), |types| self.base.is_one_of(types))
+            let turned = swapped_by_peft(self.base, module);
+            classify(&pair.name, shape, self.has_children(module), turned, |types| self.base.is_one_of(types))
         };
         // The experts of a stack lie one under the other.
         let stack = matches!(class, Class::Factors(Layer::Parameter { .. })) && shape.len() == 3;
