@@ -30,7 +30,7 @@ pub fn assemble(base: &Base, examined: &Examined, made: Vec<Option<NewPair>>, wh
         }
         pairs.push(pair);
     }
-    NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
+    NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false, open: false }
 }
 
 /// The whole tensors with their values: the tuned file's bytes, FP8 and what lies otherwise in GGUF files as the
