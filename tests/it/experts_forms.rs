@@ -242,7 +242,7 @@ fn noise_adapter(bench: &Bench, config: Value) -> PathBuf {
         .collect();
     let borrowed: Vec<(&str, Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
     let mut all = json!({
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "peft_version": "0.21.2",
+        "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [], "peft_version": "0.21.2",
         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     });
     all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
