@@ -92,7 +92,7 @@ fn the_dialect_is_that_of_the_inputs_and_a_suffix_decides() {
     assert_eq!(to(&[&"stack", &mlx, &mlx, &"-o", &bench.path("mlx")]), "mlx");
     assert_eq!(to(&[&"stack", &peft, &peft, &"-o", &bench.path("peft")]), "peft");
     assert_eq!(
-        to(&[&"subtract", &cat(), &cat(), &"--weight-for", &"ff=0.5", &"-o", &bench.path("k.safetensors")]),
+        to(&[&"subtract", &cat(), &format!("{}:0.5", cat().display()), &"-o", &bench.path("k.safetensors")]),
         "kohya"
     );
     assert_eq!(to(&[&"stack", &mlx, &mlx, &"--to", &"peft", &"-o", &bench.path("asked")]), "peft");
