@@ -151,3 +151,9 @@ fn the_first_line_of_a_report_is_its_verdict() {
     let report: Value = merge(&base, &adapter, &bench.path("j"), &["--json"]).ok().json();
     assert_eq!(report["written_as"], serde_json::json!(["bf16"]));
 }
+
+#[test]
+fn a_text_is_no_weight_file() {
+    let readme = fixtures().join("README.md");
+    lorakit(&[&"inspect", &readme]).refused(1, &["is no weight file: it begins with text"]);
+}

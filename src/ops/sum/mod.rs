@@ -25,6 +25,7 @@ mod summed;
 mod training;
 mod whole;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -37,6 +38,7 @@ use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Blame, Error, Result};
 use crate::io::Inputs;
 use crate::model::original::Original;
+use crate::naming::components;
 use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
@@ -115,7 +117,7 @@ impl Opened {
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
         let (files, mut report) = self.make(options, &terms, form, run)?;
-        report.notes.splice(0..0, self.why.iter().cloned().chain(notes));
+        report.notes.splice(0..0, self.why.iter().cloned().chain(self.parts_note(&terms)).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -145,6 +147,20 @@ impl Opened {
             kept::check(&self.sources[0].adapter, &terms, options, &self.dialect)?;
         }
         Ok((terms, notes))
+    }
+
+    /// What to say of several parts of a pipeline in one adapter of PEFT's, which belongs to one model.
+    fn parts_note(&self, terms: &Terms) -> Option<String> {
+        let parts: BTreeSet<&str> =
+            terms.slots.values().filter_map(|slot| components::split(&slot.path)).map(|(part, _)| part).collect();
+        let several = self.dialect.foreign().is_none() && parts.len() > 1;
+        several.then(|| {
+            let parts: Vec<&str> = parts.into_iter().collect();
+            format!(
+                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one file",
+                parts.join(" and ")
+            )
+        })
     }
 
     /// The way out where a dialect that nobody asked for cannot hold the result.
