@@ -205,7 +205,8 @@ mod tests {
     #[test]
     fn every_verb_has_two_examples_that_it_understands() {
         for verb in command().get_subcommands() {
-            let (_, examples) = EXAMPLES.iter().find(|(name, _)| *name == verb.get_name()).expect(verb.get_name());
+            let found = EXAMPLES.iter().find(|(name, _)| *name == verb.get_name());
+            let (_, examples) = found.unwrap_or_else(|| panic!("{} has no examples", verb.get_name()));
             for (line, _) in examples.iter().filter(|(line, _)| !line.starts_with("lorakit help")) {
                 let words = line.split(" | ").next().unwrap_or(line).split(" > ").next().unwrap_or(line);
                 let parsed = command().try_get_matches_from(words.split_whitespace());
