@@ -138,6 +138,11 @@ pub fn command() -> Command {
     command.mut_args(grouped)
 }
 
+/// A command line with `verb`, to begin with.
+pub fn example(verb: &str) -> Option<&'static str> {
+    EXAMPLES.iter().find(|(name, _)| *name == verb).map(|(_, examples)| examples[0].0)
+}
+
 fn grouped(argument: Arg) -> Arg {
     let id = argument.get_id().as_str().to_owned();
     if argument.is_positional() {

@@ -201,3 +201,21 @@ fn the_page_of_the_command_line_names_every_key() {
         }
     }
 }
+
+#[test]
+fn a_verb_alone_is_answered_with_an_example() {
+    for verb in ["merge", "convert", "extract", "stack", "resize", "subtract", "inspect", "finish"] {
+        lorakit(&[&verb]).refused(2, &[&format!("as `lorakit {verb} ")]);
+    }
+}
+
+#[test]
+fn a_config_of_another_dtype_is_a_problem() {
+    let bench = Bench::new();
+    let half = Tensor::new(safetensors::tensor::Dtype::F16, &[4, 4], &noise(1, 16, 1.0));
+    for (said, count) in [("bfloat16", 1), ("float16", 0)] {
+        let base = bench.base(&[("a.weight", half.clone())], &serde_json::json!({"torch_dtype": said}));
+        let problems = lorakit(&[&"inspect", &base, &"--json"]).ok().json()["problems"].clone();
+        assert_eq!(problems.as_array().unwrap().len(), count, "{problems}");
+    }
+}

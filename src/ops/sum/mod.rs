@@ -32,17 +32,18 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Change};
 use crate::dialects::files::Files;
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Blame, Error, Result};
-use crate::io::Inputs;
+use crate::io::{Inputs, name_of};
 use crate::model::original::Original;
 use crate::naming::components;
 use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
 use crate::placement::{Applied, Selection};
+use crate::tensor::Float;
 use crate::truncate::{NewAdapterReport, WholeReport};
 
 use kept::Kept;
@@ -129,6 +130,14 @@ impl Opened {
         let foreign = dialect.foreign().map(|dialect| dialect.name);
         report.weigh(foreign, (written.bytes, written.weights), options.rank.as_ref());
         report.notes.extend(written.notes);
+        report.notes.extend(self.wider(options, &report));
+        if self.dialect.is_named_badly(&options.write.out) {
+            let out = name_of(&options.write.out);
+            report.notes.push(format!(
+                "`{out}` is a file without an ending: most programs look for `{out}.{}`",
+                self.dialect.ending()
+            ));
+        }
         Ok((report, terms.left_out))
     }
 
@@ -147,6 +156,23 @@ impl Opened {
             kept::check(&self.sources[0].adapter, &terms, options, &self.dialect)?;
         }
         Ok((terms, notes))
+    }
+
+    /// What to say of a sum that takes more room than its parts, since it would not be exact in their dtype.
+    fn wider(&self, options: &SumOptions, report: &NewAdapterReport) -> Option<String> {
+        let floats =
+            self.sources.iter().flat_map(|source| &source.adapter.modules).filter_map(|module| match &module.change {
+                Change::Lora(lora) => lora.up.info.dtype.float(),
+                _ => None,
+            });
+        let widest = floats.max_by_key(|float| float.bytes()).filter(|float| float.bytes() < Float::F32.bytes())?;
+        let grew = options.write.dtype.is_none() && report.modules.iter().any(|module| module.dtype == "F32");
+        let name = widest.to_string().to_lowercase();
+        grew.then(|| {
+            format!(
+                "no {name} holds this sum exactly, so it is f32: `--dtype {name}` rounds it and takes half of the room"
+            )
+        })
     }
 
     /// What to say of several parts of a pipeline in one adapter of PEFT's, which belongs to one model.
