@@ -161,7 +161,7 @@ fn a_text_is_no_weight_file() {
 /// Every key of a document, of its lists of objects too.
 fn keys(document: &Value, found: &mut std::collections::BTreeSet<String>) {
     // Their keys are names of files, ranks or settings.
-    const OPEN: [&str; 4] = ["ranks", "dtypes", "tensors", "alpha_from"];
+    const OPEN: [&str; 5] = ["ranks", "dtypes", "tensors", "alpha_from", "options"];
     match document {
         Value::Object(object) => {
             for (key, value) in object {
@@ -218,4 +218,15 @@ fn a_config_of_another_dtype_is_a_problem() {
         let problems = lorakit(&[&"inspect", &base, &"--json"]).ok().json()["problems"].clone();
         assert_eq!(problems.as_array().unwrap().len(), count, "{problems}");
     }
+}
+
+#[test]
+fn options_that_change_bytes_leave_a_trace_in_the_report() {
+    let bench = Bench::new();
+    let (base, adapter) = (fixtures().join("tiny/base"), fixtures().join("tiny/adapter"));
+    let more = ["--weight-for", "mlp=0.5", "--include", "layers", "--dtype", "f32"];
+    let text = merge(&base, &adapter, &bench.path("a"), &more).ok().stdout;
+    assert!(text.contains("  options  dtype F32, include layers, weight-for mlp 0.5\n"), "{text}");
+    let plain = merge(&base, &adapter, &bench.path("b"), &[]).ok().stdout;
+    assert!(!plain.contains("options"), "{plain}");
 }
