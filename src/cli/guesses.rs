@@ -84,6 +84,9 @@ pub fn way_out(words: &[OsString]) -> Option<String> {
         return Some(said);
     }
     let guess = Guess::read(known, verb, rest);
+    if rest.is_empty() {
+        return help::example(verb).map(|line| format!("as `{line}`"));
+    }
     let line = guess.line()?;
     let parsed = std::iter::once("lorakit").chain(line.iter().map(String::as_str));
     let is_new = line[1..] != *rest;
@@ -305,7 +308,10 @@ fn takes_value(command: &Command, name: &str) -> Option<bool> {
             argument.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long))
                 || argument.get_all_aliases().is_some_and(|names| names.contains(&long))
         }
-        None => name.chars().nth(1).is_some_and(|short| argument.get_short() == Some(short)),
+        None => name.chars().nth(1).is_some_and(|short| {
+            argument.get_short() == Some(short)
+                || argument.get_all_short_aliases().is_some_and(|all| all.contains(&short))
+        }),
     })?;
     Some(argument.get_action().takes_values())
 }
