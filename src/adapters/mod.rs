@@ -23,6 +23,7 @@ mod low_rank;
 mod magnitudes;
 mod method;
 pub mod methods;
+pub mod named_base;
 pub mod options;
 mod parts;
 mod pattern;

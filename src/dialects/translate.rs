@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use super::dialect::Dialect;
 use super::files::{Facts, Files, Wishes, rounded_note};
-use super::pieces::Stacks;
+use super::pieces::{Pair, Pieces, Stacks};
 use super::spell::Wanted;
-use super::{as_lora, denoisers, family, pieces, spell};
+use super::{as_lora, denoisers, family, pieces, spell, text_encoders};
 use crate::adapters::{Adapter, Init, embeddings_note};
 use crate::error::{Error, Result};
 use crate::model::base::Base;
@@ -116,7 +116,12 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
     if wanted != Wanted::Own {
         // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
+        let encoder = |pair: &mut Pair| {
+            pair.path = text_encoders::with_component(&pair.path, (pair.up.size.0, pair.down.size.1));
+        };
+        pieces.pairs.iter_mut().for_each(encoder);
         pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+        one_encoder(adapter, &pieces, asked.wishes.arch.is_some() || asked.dialect.names != Wanted::Kohya)?;
     }
     if let Some(component) = asked.component {
         done.notes.extend(denoisers::mean(&mut pieces, component)?);
@@ -154,6 +159,22 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         Some(pair) => Err(denoisers::same_name(&adapter.root, pair[0], &denoisers, to)),
         None => Ok((files, done)),
     }
+}
+
+/// Flattened names number the text encoders where there are several: of one alone it has to be known whose it is.
+///
+/// # Errors
+/// When it is not.
+fn one_encoder(adapter: &Adapter, pieces: &Pieces, known: bool) -> Result<()> {
+    let bare = adapter.modules.iter().any(|module| components::split(&module.path).is_none());
+    let first = |path: &String| components::split(path).is_some_and(|(component, _)| component == "text_encoder");
+    if known || !bare || !pieces.paths().all(first) || pieces.paths().next().is_none() {
+        return Ok(());
+    }
+    let what = "is a text encoder alone: Stable Diffusion 1 and SDXL name it differently";
+    Err(Error::unsupported(&adapter.root, what).hint(
+        "`--arch sd1` or `--arch sdxl`; or `lorakit stack UNET TEXT_ENCODER --to kohya -o lora.safetensors` with the part it belongs to",
+    ))
 }
 
 /// What no other dialect can say.

@@ -78,6 +78,14 @@ impl ToDialect {
         self.dialect().file_name(name)
     }
 
+    /// The same; where the dialect leaves it open, a file if `is_file`.
+    pub fn file_name_of(&self, name: &str, is_file: bool) -> String {
+        match self.dialect().form {
+            Form::Either if is_file => format!("{name}.safetensors"),
+            _ => self.file_name(name),
+        }
+    }
+
     /// What is known of the output `out` before it is made; `copied` files may lie in it as well.
     pub fn expected(&self, out: &Path, copied: impl Iterator<Item = PathBuf>) -> Expected {
         if self.dialect().is_file(out) {
@@ -203,7 +211,9 @@ pub fn lay_out(files: Files, recipe: &Value, options: &WriteOptions, keeps: impl
 pub fn refuse_file_name(out: &Path) -> Result<()> {
     if named_like(out).is_some() {
         let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
-        return Err(Error::invalid("--out", problem).hint("name a directory"));
+        return Err(Error::invalid("--out", problem).hint(
+            "name a directory; of an adapter of an image pipeline `--to kohya`, `--to comfyui` and `--to diffusers` write a file",
+        ));
     }
     Ok(())
 }

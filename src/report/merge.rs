@@ -66,6 +66,12 @@ fn write(text: &mut String, report: &MergeReport, verbose: bool) -> std::fmt::Re
     Ok(())
 }
 
+/// What has to be seen of a merge, whether its report is read or not.
+pub fn warnings(report: &MergeReport) -> Vec<String> {
+    let nothing = report.changes_nothing.then(|| "the merge changes nothing: the result equals the base".to_owned());
+    below_rounding(report).into_iter().chain(nothing).collect()
+}
+
 /// The warning that rounding did more than the adapters, where it did.
 pub fn below_rounding(report: &MergeReport) -> Option<String> {
     let worst = report.worst.first().filter(|_| report.drowned > 0 && !report.changes_nothing)?;

@@ -1,6 +1,7 @@
 //! Results as text for people. Programs get the same facts as JSON.
 
 mod convert;
+mod failure;
 mod inspect;
 mod made;
 mod merge;
@@ -14,14 +15,26 @@ use crate::error::shown::{is_hostile, line};
 use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
+pub use failure::Failure;
 pub use inspect::{inspect, inspected};
 pub use made::{extract, resize, sum};
-pub use merge::{below_rounding, merge};
+pub use merge::{merge, warnings};
 pub use unmerge::{subtracted, unmerge};
 
-/// One JSON document with a line end.
+/// Version of the keys in every document: it rises when one changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// What programs read: the version of its keys in front of them.
+#[derive(Serialize)]
+struct Document<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    result: &'a T,
+}
+
+/// One JSON document with a line end. `result` has named keys.
 pub fn json(result: &impl Serialize) -> Vec<u8> {
-    escaped(crate::formats::json::render(result))
+    escaped(crate::formats::json::render(&Document { schema: SCHEMA, result }))
 }
 
 /// JSON escapes C0 only: what else a terminal obeys can stand in texts alone, where a number says the same.

@@ -94,6 +94,14 @@ pub enum Converted {
 }
 
 impl Converted {
+    /// Values that are infinite or NaN, as they were.
+    pub fn not_finite(&self) -> u64 {
+        match self {
+            Self::Checkpoint(report) => report.rounding.as_ref().map_or(0, |rounding| rounding.not_finite),
+            Self::Adapter(_) => 0,
+        }
+    }
+
     /// Sets what the caller measured.
     pub fn set_peak_resident_bytes(&mut self, bytes: Option<u64>) {
         match self {

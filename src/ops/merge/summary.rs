@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
-use crate::adapters::{AlphaFrom, Change};
+use crate::adapters::{AlphaFrom, Change, named_base};
 use crate::dialects::Dialect;
 use crate::error::Result;
+use crate::io::name_of;
 use crate::model::base::Base;
 use crate::placement::applied::Applied;
 use crate::placement::merged::Merged;
@@ -186,7 +187,24 @@ pub fn begin(
 /// What was found in reading and placing.
 pub fn notes(base: &Base, applied: &[Applied], placement: &Placement) -> Vec<String> {
     let read = applied.iter().flat_map(|applied| applied.adapter.tensors.notes());
-    base.notes().chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+    let named: BTreeSet<&str> =
+        applied.iter().filter_map(|applied| applied.adapter.config.base_model.as_deref()).collect();
+    let own = own_name(base);
+    let quantised = base.view.is_some()
+        || base.config.as_ref().is_some_and(|config| config.raw.contains_key("quantization_config"));
+    let others: Vec<String> = named.iter().filter_map(|named| named_base::note(named, &own, quantised)).collect();
+    base.notes().chain(others).chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+}
+
+/// What the model is called: as its config or the Hugging Face cache says, else as its folder.
+fn own_name(base: &Base) -> String {
+    let said = base.config.as_ref().and_then(|config| config.text("_name_or_path"));
+    let cached = base.checkpoint.root().ancestors().find_map(|folder| {
+        let name = folder.file_name()?.to_str()?.strip_prefix("models--")?;
+        Some(name.replace("--", "/"))
+    });
+    let said = said.filter(|name| !name.is_empty()).map(str::to_owned);
+    said.or(cached).unwrap_or_else(|| name_of(base.checkpoint.root()))
 }
 
 /// What is said of every adapter.
