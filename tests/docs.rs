@@ -57,7 +57,11 @@ fn hold(path: &Path, is: &str, should: &str) -> Result<(), String> {
         fs::write(path, should).unwrap();
         return Ok(());
     }
-    let at = is.lines().zip(should.lines()).position(|(a, b)| a != b).unwrap_or(is.lines().count().min(should.lines().count()));
+    let at = is
+        .lines()
+        .zip(should.lines())
+        .position(|(a, b)| a != b)
+        .unwrap_or(is.lines().count().min(should.lines().count()));
     let line = |text: &str| text.lines().nth(at).unwrap_or("(end of the page)").to_owned();
     let name = path.strip_prefix(root()).unwrap_or(path).display();
     Err(format!("{name}:{}\n  page:  {}\n  today: {}", at + 1, line(is), line(should)))

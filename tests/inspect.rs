@@ -423,7 +423,9 @@ fn two_hundred_thousand_tensors_take_seconds_at_most() {
 
 #[test]
 fn the_json_page_names_every_key() {
-    let page = std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/reference/inspect-json.md")).unwrap();
+    let page =
+        std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/reference/inspect-json.md"))
+            .unwrap();
     for path in ["tiny/base", "peft/lora-embed/adapter", "dialects/lyco-loha.safetensors", "dialects/adapterhub-seq_bn"]
     {
         for key in facts(&fixture(path)).as_object().unwrap().keys() {

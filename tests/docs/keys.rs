@@ -32,7 +32,8 @@ const MAPS: [&str; 4] = ["ranks", "dtypes", "options", "config"];
 fn every_key_of_a_report_is_documented() {
     let folder = tempfile::tempdir().unwrap();
     let pages = ["json.md", "inspect-json.md"].map(|name| {
-        std::fs::read_to_string(root().join("docs/reference").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+        std::fs::read_to_string(root().join("docs/reference").join(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}"))
     });
     let code = Regex::new("`([^`]+)`").unwrap();
     let word = Regex::new("[a-z0-9_]+").unwrap();

@@ -29,7 +29,8 @@ fn every_table_of_options_is_that_of_the_help() {
 fn every_verb_has_a_page() {
     let help = help("");
     let (_, verbs) = help.split_once("Commands:\n").unwrap();
-    let names = verbs.lines().take_while(|line| line.starts_with("  ")).filter_map(|line| line.split_whitespace().next());
+    let names =
+        verbs.lines().take_while(|line| line.starts_with("  ")).filter_map(|line| line.split_whitespace().next());
     let without_page = ["completions", "man", "help"];
     let names: Vec<&str> = names.filter(|name| !without_page.contains(name)).collect();
     let mut expected = VERBS.to_vec();
@@ -62,7 +63,8 @@ fn tables(help: &str) -> String {
             }
             rows.clear();
             let title = line.trim_end_matches(':');
-            heading = (title != "Examples").then(|| if title == "Options" { "Everyday".to_owned() } else { title.to_owned() });
+            heading = (title != "Examples")
+                .then(|| if title == "Options" { "Everyday".to_owned() } else { title.to_owned() });
         } else if heading.is_some() {
             row(line, &mut rows);
         }

@@ -74,12 +74,7 @@ fn sentences(text: &str) -> Vec<String> {
 }
 
 fn figures(lengths: &[usize]) -> String {
-    format!(
-        "{} sentences, mean {:.1} words, {:.1} % over {LONG}",
-        lengths.len(),
-        mean(lengths),
-        share(lengths) * 100.0
-    )
+    format!("{} sentences, mean {:.1} words, {:.1} % over {LONG}", lengths.len(), mean(lengths), share(lengths) * 100.0)
 }
 
 fn mean(lengths: &[usize]) -> f64 {
