@@ -293,7 +293,10 @@ fn scaled_fp8_is_told_from_other_scaled_weights() {
         ("b.weight_scale", "F32", &[], 4),
     ];
     let (_keep, path) = directory("model.safetensors", &tensors, None);
-    assert_eq!(facts(&path)["quantisation"], json!([{"method": "scaled FP8", "modules": 1}]));
+    assert_eq!(
+        facts(&path)["quantisation"],
+        json!([{"method": "FP8", "modules": 1, "bits": 8, "group": "one scale", "details": ["E4M3", "F32 scales"], "elements": 4}])
+    );
 }
 
 #[test]

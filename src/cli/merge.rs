@@ -47,6 +47,9 @@ pub struct Merge {
     /// What the weights that change are written as in a GGUF file: keep, f16, bf16, f32, q8_0, q4_k …
     #[arg(long, default_value = "keep", value_name = "TYPE", value_parser = values::packings(), hide_possible_values = true)]
     pub quant: String,
+    /// Write a quantised BASE back in its own format, on the scales it has; without it the result is a plain model
+    #[arg(long)]
+    pub keep_format: bool,
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,
@@ -69,6 +72,7 @@ pub fn run(args: &Merge) -> Result<Said> {
     options.resize_vocabulary = args.resize_vocab;
     options.quant = quant(&args.quant)?;
     options.keep_change = args.write.rounding.is_none();
+    options.keep_format = args.keep_format;
     options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;

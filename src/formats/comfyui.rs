@@ -51,11 +51,15 @@ impl Formats {
 
     /// The format of a module's weight, where ComfyUI says it: in a tensor beside it, or in the header.
     pub fn of_module(&self, checkpoint: &Checkpoint, module: &str) -> Option<String> {
-        let format = |said: &Value| said.get("format").and_then(Value::as_str).map(str::to_owned);
+        self.said(checkpoint, module)?.get("format").and_then(Value::as_str).map(str::to_owned)
+    }
+
+    /// All that is said of it.
+    pub fn said(&self, checkpoint: &Checkpoint, module: &str) -> Option<Value> {
         if let Some(mark) = checkpoint.find(&format!("{module}{LAYER}")).filter(|mark| mark.info.bytes <= MAX_BYTES) {
-            return format(&serde_json::from_slice(mark.view().ok()?.data).ok()?);
+            return serde_json::from_slice(mark.view().ok()?.data).ok();
         }
-        endings(module).find_map(|name| self.layers.get(name)).and_then(format)
+        endings(module).find_map(|name| self.layers.get(name)).cloned()
     }
 }
 

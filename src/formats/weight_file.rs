@@ -34,6 +34,8 @@ pub struct WeightFile {
     pub notes: Vec<String>,
     /// By position: what is held of the tensors that do not lie in the file as they are.
     held: HashMap<usize, Arc<MappedFile>>,
+    /// The tensors it stores, where it is [seen](Self::seeing) with others.
+    own: Option<Vec<Stored>>,
 }
 
 /// A tensor that lies in a mapped file. Cheap to clone; keeps the file mapped.
@@ -96,7 +98,7 @@ impl WeightFile {
         let (format, Found { header, held, notes }) = read(&map)?;
         map.advise_scattered(false);
         map.release(0, if header.data_start > 0 { header.data_start } else { map.len() });
-        Ok(Self { name: name.into(), format, map, header, gguf: None, notes, held })
+        Ok(Self { name: name.into(), format, map, header, gguf: None, notes, held, own: None })
     }
 
     /// An opened GGUF file.
@@ -132,7 +134,16 @@ impl WeightFile {
             found.notes.push(format!("`{name}` has the highest byte of every number first{blocks}"));
         }
         let Found { header, held, notes } = found;
-        Ok(Self { name, format: &gguf::FORMAT, map: file.map, header, gguf: Some(Box::new(file.header)), notes, held })
+        Ok(Self {
+            name,
+            format: &gguf::FORMAT,
+            map: file.map,
+            header,
+            gguf: Some(Box::new(file.header)),
+            notes,
+            held,
+            own: None,
+        })
     }
 
     /// Tensors that lie in no file yet. What is asked of a file, `file` answers.
@@ -141,7 +152,7 @@ impl WeightFile {
         let tensors = tensors.into_iter().map(|stored| TensorInfo { offset: stored.start, ..stored.info }).collect();
         let header = Header { metadata, tensors, data_start: 0 };
         let (format, map) = (&safetensors::FORMAT, Arc::clone(file));
-        Self { name: String::new(), format, map, header, gguf: None, notes: Vec::new(), held }
+        Self { name: String::new(), format, map, header, gguf: None, notes: Vec::new(), held, own: None }
     }
 
     /// Bytes that are held in memory for it.
@@ -163,12 +174,38 @@ impl WeightFile {
         self
     }
 
+    /// The same file with `tensors` in place of those it stores: these, or what is made of them.
+    #[must_use]
+    pub fn seeing(mut self, tensors: Vec<Stored>) -> Self {
+        self.own = Some((0..self.header.tensors.len()).map(|at| self.stored(at)).collect());
+        let made = tensors.iter().enumerate().filter(|(_, stored)| !Arc::ptr_eq(&stored.map, &self.map));
+        self.held = made.map(|(at, stored)| (at, Arc::clone(&stored.map))).collect();
+        let start = self.header.data_start;
+        let info = |(at, stored): (usize, Stored)| {
+            let front = if self.held.contains_key(&at) { 0 } else { start };
+            TensorInfo { offset: stored.start - front, ..stored.info }
+        };
+        self.header.tensors = tensors.into_iter().enumerate().map(info).collect();
+        self
+    }
+
+    /// The tensors it stores, however it is seen.
+    pub fn own(&self) -> Vec<Stored> {
+        match &self.own {
+            Some(own) => own.clone(),
+            None => (0..self.header.tensors.len()).map(|at| self.stored(at)).collect(),
+        }
+    }
+
     /// The tensor at `position` of the header.
     pub fn stored(&self, position: usize) -> Stored {
         let info = self.header.tensors[position].clone();
-        let start = self.header.data_start + info.offset;
-        let map = self.held.get(&position).unwrap_or(&self.map);
-        Stored { map: Arc::clone(map), info, start }
+        let (map, front) = match self.held.get(&position) {
+            // What is held has no header.
+            Some(held) => (held, 0),
+            None => (&self.map, self.header.data_start),
+        };
+        Stored { map: Arc::clone(map), start: front + info.offset, info }
     }
 
     /// The name of the file when it is written as safetensors.

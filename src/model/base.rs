@@ -5,7 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::ModelConfig;
-use super::weight::{ScaleGrid, Weight};
+use super::storage::view::View as Quantised;
+use super::storage::{SIDE_FILES, fp8, refused};
+use super::weight::Weight;
 use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
 use crate::error::{Error, Result};
@@ -15,35 +17,13 @@ use crate::formats::{Checkpoint, Stored, side};
 use crate::llama::{View, gguf_arch, hub_config};
 use crate::naming::head::{Heads, Tie};
 use crate::naming::{Names, conv1d};
-use crate::tensor::{Dtype, Packing};
-
-/// Names of a weight's FP8 scales, as endings to put in place of `.weight`.
-/// Sources: compressed-tensors and ModelOpt, DeepSeek-V3, ComfyUI's scaled FP8.
-pub const SCALE_NAMES: [&str; 3] = [".weight_scale", ".weight_scale_inv", ".scale_weight"];
+use crate::tensor::{Dtype, Float, Packing};
 
 /// Endings under which scales were seen whose use is not known.
 const UNKNOWN_SCALES: [&str; 6] = ["_scale", "_scale_inv", "_scale_2", ".scale", ".scales", ".scale_inv"];
 
 /// Words in the names of what scales a weight.
 const SCALE_WORDS: [&str; 4] = ["scale", "amax", "absmax", "inv"];
-
-/// Endings that betray a packed weight, and who packs like that.
-pub const PACKED: [(&str, &str); 11] = [
-    (".weight.quant_state.bitsandbytes__nf4", "bitsandbytes NF4"),
-    (".weight.quant_state.bitsandbytes__fp4", "bitsandbytes FP4"),
-    (".weight.absmax", "bitsandbytes 4-bit"),
-    (".SCB", "bitsandbytes LLM.int8"),
-    (".qweight", "GPTQ or AWQ"),
-    (".weight_packed", "compressed-tensors"),
-    (".weight._data", "quanto"),
-    (".weight.qdata", "torchao"),
-    ("._weight_qdata", "torchao"),
-    (".W_q", "HQQ"),
-    (".trellis", "EXL3"),
-];
-
-/// Ending of the codes of a stack of experts in MXFP4 (gpt-oss); its scales end in `_scales`.
-const MXFP4_CODES: &str = "_blocks";
 
 /// The base of a merge.
 pub struct Base {
@@ -57,6 +37,8 @@ pub struct Base {
     pub config: Option<ModelConfig>,
     /// What headers say of the formats of quantised weights.
     pub formats: comfyui::Formats,
+    /// Quantised weights, which are plain tensors here.
+    pub quantised: Quantised,
     /// The head that shares the embedding's tensor, if one does.
     pub tie: Option<Tie>,
     /// Head and embedding that are both stored, although the config says that they are one.
@@ -69,14 +51,39 @@ pub struct Base {
     pub wrapping: Wrapping,
 }
 
+/// How quantised weights are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reading {
+    /// What they are rounded to; what the model computes with, where this is `None`.
+    pub float: Option<Float>,
+    /// They are written back in their own format, and what says so stays.
+    pub keeps_format: bool,
+}
+
 impl Base {
-    /// Opens a model and finds out what its config says about it.
+    /// Opens a model and finds out what its config says about it. Quantised weights are what the model computes with.
     ///
     /// # Errors
     /// When weights or config cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_in(path, None)
+    }
+
+    /// The same with quantised weights rounded to `float`, as if the model was loaded in that type.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_in(path: &Path, float: Option<Float>) -> Result<Self> {
+        Self::open_read(path, Reading { float, keeps_format: false })
+    }
+
+    /// The same, read as `reading` says.
+    ///
+    /// # Errors
+    /// As [`Base::open`].
+    pub fn open_read(path: &Path, reading: Reading) -> Result<Self> {
         let (checkpoint, wrapping) = Wrapping::off(Checkpoint::open(path)?)?;
-        Self::of(checkpoint, wrapping, path)
+        Self::of(checkpoint, wrapping, path)?.seen_in(reading, &|_| true)
     }
 
     /// The same, with all tensors and their names as the files have them.
@@ -85,6 +92,24 @@ impl Base {
     /// As [`Base::open`].
     pub fn open_as_it_is(path: &Path) -> Result<Self> {
         Self::of(Checkpoint::open(path)?, Wrapping::default(), path)
+    }
+
+    /// The same with those quantised weights as plain tensors that are `chosen`.
+    ///
+    /// # Errors
+    /// When a quantised weight contradicts itself.
+    pub fn seen_in(self, reading: Reading, chosen: &dyn Fn(&str) -> bool) -> Result<Self> {
+        if self.view.is_some() {
+            return Ok(self);
+        }
+        let config = self.config.as_ref().map(|config| &config.raw);
+        let found = Quantised::find(&self.checkpoint, config, reading.float)?;
+        if found.is_empty() {
+            return Ok(self);
+        }
+        let Self { checkpoint, view, config, formats, wrapping, .. } = self;
+        let (checkpoint, quantised) = found.see(checkpoint, chosen, reading.keeps_format)?;
+        Ok(Self::described(checkpoint, view, config, formats, wrapping, quantised))
     }
 
     fn of(checkpoint: Checkpoint, wrapping: Wrapping, path: &Path) -> Result<Self> {
@@ -101,6 +126,18 @@ impl Base {
             None => checkpoint.config()?,
         };
         let config = config.map(ModelConfig::of);
+        let formats = comfyui::Formats::of(&checkpoint);
+        Ok(Self::described(checkpoint, view, config, formats, wrapping, Quantised::default()))
+    }
+
+    fn described(
+        checkpoint: Checkpoint,
+        view: Option<View>,
+        config: Option<ModelConfig>,
+        formats: comfyui::Formats,
+        wrapping: Wrapping,
+        quantised: Quantised,
+    ) -> Self {
         let names = Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
         let heads = config.as_ref().map_or(Heads::Conventional, ModelConfig::head);
         let tied = config.as_ref().is_some_and(ModelConfig::is_tied);
@@ -109,9 +146,20 @@ impl Base {
         let stored_tie = if declared { heads.stored(&names) } else { None };
         let is_open = config.is_none() || tied && heads == Heads::Unknown;
         let unnamed = (is_open && heads.stored(&names).is_none()).then(|| Heads::any_embedding(&names)).flatten();
-        let formats = comfyui::Formats::of(&checkpoint);
-        let base = Self { checkpoint, view, names, config, formats, tie: None, stored_tie, heads, unnamed, wrapping };
-        Ok(base.with_tie(tie))
+        let base = Self {
+            checkpoint,
+            view,
+            names,
+            config,
+            formats,
+            quantised,
+            tie: None,
+            stored_tie,
+            heads,
+            unnamed,
+            wrapping,
+        };
+        base.with_tie(tie)
     }
 
     /// The same model, whose head is its embedding if `tie` says so.
@@ -163,6 +211,11 @@ impl Base {
         if self.is_one_of(&conv1d::MODELS) { conv1d::is_layer(path) } else { said }
     }
 
+    /// Whether the file `path` beside the weights says how they are quantised, and they no longer are.
+    pub fn is_said_in(&self, path: &Path) -> bool {
+        self.quantised.is_whole() && SIDE_FILES.iter().any(|(file, _)| path == Path::new(file))
+    }
+
     /// A tensor that is known to be there.
     pub fn stored(&self, name: &str) -> Stored {
         self.checkpoint.find(name).expect("names are the checkpoint's own")
@@ -174,45 +227,47 @@ impl Base {
         tied.or_else(|| self.names.has(name).then(|| name.to_owned()))
     }
 
-    /// The weight `name` as rows of `cols` elements, with its scales if it has some.
+    /// The weight `name` as rows of `cols` elements.
     ///
     /// # Errors
     /// When it is quantised in a way that no delta can be added to.
     pub fn weight(&self, name: &str, cols: Option<usize>) -> Result<Weight> {
         let tensor = self.stored(name);
+        if let Some(quantised) = self.quantised.weight(name) {
+            return Ok(Weight { quantised: Some(quantised.clone()), ..Weight::new(tensor, cols)? });
+        }
         if let Some(error) = name.strip_suffix(".weight").and_then(|module| self.packed(module)) {
             return Err(error);
         }
-        if tensor.info.dtype.float().is_none()
-            && Packing::of(&tensor.info.dtype).is_none()
-            && let Some(scale) = self.scale_beside(name)
-        {
-            let what = format!(
-                "tensor `{name}` holds codes ({}) that `{scale}` scales, in a format that is not known, so no delta can be \
-                 added to it",
-                tensor.info.dtype
-            );
-            return Err(Error::unsupported(self.checkpoint.root(), what)
-                .hint("merge into the model the quantised one was made from, then quantise the result"));
+        if let Some(error) = self.unknown_codes(name) {
+            return Err(error);
         }
         let layout = self.view.as_ref().map(|view| view.row_layout(name)).unwrap_or_default();
         // The rows of a bias are its values.
         let is_bias = layout.order.is_some() && tensor.info.shape.as_slice().len() == 1;
         let mut weight = Weight::new(tensor, if is_bias { Some(1) } else { cols })?;
         weight.layout = layout;
-        if let Some(scale) = self.scale_of(name, weight.packing) {
-            weight.scale = Some(ScaleGrid::read(self.stored(&scale), weight.rows, weight.cols)?);
-        } else if let Some(scale) = self.unknown_scale_of(name, weight.packing) {
+        if let Some(scale) = self.unknown_scale_of(name, weight.packing) {
             let what = format!("tensor `{name}` is FP8, and how `{scale}` scales it is not known");
             return Err(Error::unsupported(self.checkpoint.root(), what));
         }
         Ok(weight)
     }
 
-    /// Name of the scales of an FP8 weight.
-    pub fn scale_of(&self, name: &str, packing: impl Into<Packing>) -> Option<String> {
-        let module = name.strip_suffix(".weight").filter(|_| is_fp8(packing.into()))?;
-        SCALE_NAMES.iter().map(|ending| format!("{module}{ending}")).find(|scale| self.names.has(scale))
+    /// The refusal of the tensor `name`, if it holds codes that something scales in a way that is not known.
+    pub fn unknown_codes(&self, name: &str) -> Option<Error> {
+        let info = self.checkpoint.info(name)?;
+        if Packing::of(&info.dtype).is_some() || info.shape.as_slice().len() < 2 {
+            return None;
+        }
+        let scale = self.scale_beside(name)?;
+        let what = format!(
+            "tensor `{name}` holds codes ({}) that `{scale}` scales, in a format that is not known, so no delta can be added \
+             to it",
+            info.dtype
+        );
+        let error = Error::unsupported(self.checkpoint.root(), what);
+        Some(error.hint("take the model the quantised one was made from, then quantise the result"))
     }
 
     /// A tensor that looks like the scales of an FP8 weight, in a place that no known format puts them.
@@ -234,39 +289,26 @@ impl Base {
     /// A tensor beside a weight that is called like its scales.
     fn scale_beside(&self, name: &str) -> Option<String> {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let known = SCALE_NAMES.iter().map(|ending| format!("{module}{ending}"));
+        let known = fp8::SCALES.iter().map(|ending| format!("{module}{ending}"));
         let places = UNKNOWN_SCALES.iter().flat_map(|ending| [format!("{name}{ending}"), format!("{module}{ending}")]);
         known.chain(places).find(|scale| self.names.has(scale))
     }
 
-    /// The refusal of experts whose stack `parameter` (its path) is packed.
-    pub fn packed_stack(&self, parameter: &str) -> Option<Error> {
-        let codes = format!("{parameter}{MXFP4_CODES}");
-        let what = format!("`{parameter}` is packed as MXFP4 (tensor `{codes}`), so no change can be added to it");
-        self.names.has(&codes).then(|| {
-            Error::unsupported(self.checkpoint.root(), what).hint(
-                "merge into the model in bf16: transformers unpacks it with `Mxfp4Config(dequantize=True)` and \
-                 `save_pretrained`",
-            )
-        })
-    }
-
     /// The refusal of a packed weight, naming the tensors that show it.
     pub fn packed(&self, module: &str) -> Option<Error> {
-        let by_name = || {
-            let mut known = PACKED.iter().map(|(ending, who)| (format!("{module}{ending}"), (*who).to_owned()));
-            known.find(|(name, _)| self.names.has(name))
-        };
+        let by_name = || refused::of_module(module, |name| self.names.has(name));
         let by_mark = || {
             let format =
                 self.formats.of_module(&self.checkpoint, module).filter(|format| !comfyui::is_plain(format))?;
             let mark = format!("{module}{}", comfyui::LAYER);
             let tensor = if self.names.has(&mark) { mark } else { format!("{module}.weight") };
-            Some((tensor, format!("ComfyUI as {format}")))
+            Some((tensor, format!("ComfyUI as {format}"), None))
         };
-        let (tensor, who) = by_name().or_else(by_mark)?;
+        let by_name = by_name().map(|(tensor, who, why)| (tensor, who.to_owned(), why));
+        let (tensor, who, why) = by_name.or_else(by_mark)?;
+        let which = why.map_or_else(String::new, |why| format!(", which {why}"));
         let what = format!(
-            "the weight of `{module}` is quantised by {who} (tensor `{tensor}`), so no delta can be added to it"
+            "the weight of `{module}` is quantised by {who}{which} (tensor `{tensor}`), so no delta can be added to it"
         );
         Some(
             Error::unsupported(self.checkpoint.root(), what)

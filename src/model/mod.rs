@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `base` | the model that is changed: tensors, names, config, ties |
 //! | `weight` | one weight as rows of numbers, whatever stores it |
+//! | `storage` | quantised weights, one file per way of storing them |
 //! | `original` | the model as it was before an initialiser took its factors out |
 //! | `config` | what the config of a model says, read once |
 //! | `wrapping` | prefixes that wrap all names |
@@ -14,10 +15,11 @@ pub mod base;
 pub mod config;
 pub mod original;
 mod rounding;
+pub mod storage;
 mod values;
 pub mod weight;
 pub mod wrapping;
 
 pub use config::ModelConfig;
 pub use rounding::Rounding;
-pub use values::{same_tensors, same_values};
+pub use values::{same_bytes, same_tensors, same_values};

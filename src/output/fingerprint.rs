@@ -132,7 +132,7 @@ fn fingerprint(file: &MappedFile, blake3: String) -> Result<Fingerprint> {
 /// The places of a file that are looked at, start and length, in order.
 fn looked_at(file: &WeightFile) -> Vec<(u64, u64)> {
     let length = file.map.len();
-    let tensors = (0..file.header.tensors.len()).map(|position| file.stored(position));
+    let tensors = file.own().into_iter();
     let mut spans: Vec<(u64, u64)> =
         tensors.filter(|stored| !stored.map.is_held()).map(|stored| (stored.start, stored.info.bytes)).collect();
     if spans.is_empty() {

@@ -11,6 +11,7 @@ use crate::io::name_of;
 use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::model::config::untie;
+use crate::model::storage::KEYS;
 use crate::placement::{Applied, Selection};
 use crate::tensor::Packing;
 
@@ -34,6 +35,8 @@ pub struct Asked<'a> {
     pub quant: Option<Packing>,
     /// Whether stochastic rounding may be chosen where rounding to nearest would take a change back.
     pub keep_change: bool,
+    /// Whether quantised weights keep their format.
+    pub keep_format: bool,
     /// Whether the base's files are hashed as well.
     pub hash_base: bool,
     /// The base is the one an initialiser left behind.
@@ -119,6 +122,9 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     if let Some(quant) = asked.quant {
         set("quant", quant.to_string().into());
     }
+    if asked.keep_format {
+        set("keep_format", true.into());
+    }
     if write.cast_all {
         set("cast_all", true.into());
     }
@@ -176,8 +182,8 @@ pub struct Edits {
     pub untied: bool,
     /// The vocabulary has so many tokens from now on.
     pub vocabulary: Option<u64>,
-    /// Its weights are plain numbers from now on.
-    pub dequantised: bool,
+    /// Quantised weights keep their format.
+    pub keeps_format: bool,
 }
 
 /// The base's config with what the merge makes untrue put right and what was changed, or `None` where nothing is.
@@ -190,9 +196,14 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
     if let Some(tokens) = edits.vocabulary {
         set_everywhere(&mut edited, "vocab_size", &tokens.into(), false);
     }
-    if edits.dequantised {
-        edited.shift_remove("quantization_config");
-        edited.shift_remove("compression_config");
+    if base.quantised.is_whole() && !edits.keeps_format {
+        plain(&mut edited);
+        let float = write.dtype.or_else(|| base.quantised.float());
+        let has = |config: &Map<String, Value>| ["dtype", "torch_dtype"].iter().any(|key| config.contains_key(*key));
+        let said = has(&edited) || edited.get("text_config").and_then(Value::as_object).is_some_and(has);
+        if let Some(float) = float.filter(|_| !said) {
+            edited.insert("torch_dtype".into(), float.torch_name().into());
+        }
     }
     if let Some(float) = write.dtype.filter(|_| write.cast_all || !write.changed_only && base.view.is_none()) {
         let name = Value::from(float.torch_name());
@@ -201,6 +212,14 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
         set_everywhere(&mut edited, "dtype", &name, false);
     }
     (edited != *config).then(|| (files::render(&edited), changes("", config, &edited)))
+}
+
+/// Takes out what says that weights are quantised, of the model or of a part of it.
+fn plain(config: &mut Map<String, Value>) {
+    KEYS.iter().for_each(|key| drop(config.shift_remove(*key)));
+    config.values_mut().filter_map(Value::as_object_mut).for_each(|part| {
+        KEYS.iter().for_each(|key| drop(part.shift_remove(*key)));
+    });
 }
 
 /// Sets `key` where it stands, in the config and in that of its text part; at the top anyway if `always`.

@@ -110,7 +110,11 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
     }
     for path in found.copied {
         let written = output.written.iter().any(|(other, _)| *other == path);
-        if path == Path::new("config.json") && config.is_some() || path == Path::new(SIDECAR) || written {
+        if path == Path::new("config.json") && config.is_some()
+            || path == Path::new(SIDECAR)
+            || written
+            || base.is_said_in(&path) && !edits.keeps_format
+        {
             continue;
         }
         let source = base.checkpoint.directory().join(&path);

@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
 
-use super::scaled::Rescaled;
 use super::tile::{Piece, Place, TILE_COLS, TILE_ROWS, Tiled, coarse, cuts, least_common};
 use crate::adapters::{BaseRows, Columns};
 use crate::error::{Error, Result};
@@ -36,8 +35,6 @@ pub struct Merged {
     pub layout: RowLayout,
     /// How it is rounded.
     pub rounding: Rounding,
-    /// New scales, where the output is FP8 with scales.
-    pub rescaled: OnceLock<Rescaled>,
     /// Rounding to nearest may give way to stochastic rounding.
     pub may_choose: bool,
     /// Where it did: how much of the change rounding to nearest would have kept of some rows.
@@ -49,9 +46,9 @@ pub struct Merged {
 impl Merged {
     /// A merged tensor, nothing computed yet.
     pub fn new(name: String, source: Weight, pieces: Vec<Piece>, out: Packing, rounding: Rounding) -> Self {
-        let (layout, rescaled, by_chance) = (RowLayout::default(), OnceLock::new(), OnceLock::new());
+        let (layout, by_chance) = (RowLayout::default(), OnceLock::new());
         let tallies = Mutex::default();
-        Self { name, source, pieces, out, layout, rounding, rescaled, may_choose: false, by_chance, tallies }
+        Self { name, source, pieces, out, layout, rounding, may_choose: false, by_chance, tallies }
     }
 
     /// Bytes of one row of the output.
@@ -68,6 +65,11 @@ impl Merged {
         total
     }
 
+    /// Adds what survived in a job that begins at `first`.
+    pub fn tally(&self, first: usize, survival: Survival) {
+        self.tallies.lock().expect("no thread panics while it holds the tallies").push((first, survival));
+    }
+
     /// Rows and columns that tiles and jobs are cut at multiples of. Counted from the first row and column of the region
     /// of the change that asks for it.
     pub fn grain(&self) -> (usize, usize) {
@@ -78,13 +80,14 @@ impl Merged {
 
     /// Whether the rows that nothing changes have the bytes that are stored.
     pub fn copies_rows(&self) -> bool {
-        self.source.packing == self.out && self.source.layout == self.layout && self.source.scale.is_none()
+        self.source.packing == self.out && self.source.layout == self.layout
     }
 
     /// Whether values stand one by one, in their order: the fast way.
     pub(super) fn is_plain(&self) -> bool {
         let layouts = [&self.source.layout, &self.layout];
-        self.source.packing.float().is_some()
+        self.source.quantised.is_none()
+            && self.source.packing.float().is_some()
             && self.out.float().is_some()
             && layouts.iter().all(|layout| **layout == RowLayout::default())
     }
@@ -99,12 +102,25 @@ impl Merged {
     pub fn tiles(
         &self,
         rows: Range<usize>,
+        each: impl FnMut(Range<usize>, Range<usize>, Tiled<'_>) -> Result<()>,
+    ) -> Result<()> {
+        self.tiles_of(rows, 0..self.source.cols, each)
+    }
+
+    /// The same of some columns, which begin and end at multiples of the [grain](Self::grain) of the changes.
+    ///
+    /// # Errors
+    /// As [`tiles`](Self::tiles).
+    pub fn tiles_of(
+        &self,
+        rows: Range<usize>,
+        across: Range<usize>,
         mut each: impl FnMut(Range<usize>, Range<usize>, Tiled<'_>) -> Result<()>,
     ) -> Result<()> {
         let (deltas_only, keeps_base) = (self.adds_in_f64(), !self.is_plain());
         let (mut value, mut base, mut spare) = (Vec::new(), Vec::new(), Vec::new());
         let (high, wide) = self.grain();
-        for cols in cuts(0..self.source.cols, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
+        for cols in cuts(across, coarse(TILE_COLS, wide), self.pieces.iter().map(Piece::cols)) {
             let here = |piece: &&Piece| piece.is_active(&rows, &cols);
             let active: Vec<&Piece> = self.pieces.iter().filter(here).collect();
             let mut ready = Vec::with_capacity(active.len());
@@ -268,15 +284,10 @@ impl Compute for Merged {
         for piece in self.pieces.iter().filter(|piece| piece.delta.needs_measure()) {
             piece.delta.measure(&Region { weight: &self.source, row: piece.row, col: piece.col })?;
         }
-        if let Some(grid) = &self.source.scale {
-            let rescaled = Rescaled::fit(self, grid)?;
-            // Preparing twice gives the same scales: keeping the first is right.
-            let _ = self.rescaled.set(rescaled);
-        }
         if self.may_choose && self.out.float().is_none() && !self.pieces.is_empty() {
             let kept = self.kept_by_nearest()?;
             if kept < LEAST_KEPT {
-                // Likewise.
+                // Preparing twice gives the same: keeping the first is right.
                 let _ = self.by_chance.set(kept);
             }
         }
@@ -292,7 +303,7 @@ impl Compute for Merged {
         if rows.end == self.source.rows {
             self.pieces.iter().for_each(|piece| piece.delta.release());
         }
-        self.tallies.lock().expect("no thread panics while it holds the tallies").push((rows.start, tally.survival));
+        self.tally(rows.start, tally.survival);
         Ok(())
     }
 }
@@ -321,9 +332,6 @@ impl Merged {
         let row_bytes = self.out.bytes_of(self.source.cols);
         self.tiles(rows.clone(), |band, cols, tile| {
             let (start, value) = ((band.start - rows.start) * row_bytes, tile.value);
-            if let Some(rescaled) = self.rescaled.get() {
-                return rescaled.encode(self, band, cols, value, &mut out[start..], tally);
-            }
             let floats = self.source.packing.float().zip(self.out.float()).filter(|_| self.is_plain());
             let Some((own, wanted)) = floats else {
                 return self.encode_rows(rows.start, band, cols, &tile, out, tally);

@@ -13,7 +13,7 @@
 //! | `methods` | changes by other methods than LoRA |
 //! | `ties`, `vocabulary` | heads that share a tensor, and rows that are added |
 //! | `unplaced` | what found no place, and what it may have meant |
-//! | `tile`, `merged`, `scaled` | the arithmetic of a changed tensor |
+//! | `tile`, `merged`, `requantised` | the arithmetic of a changed tensor |
 //! | `terms` | changes without a base, as terms of a sum |
 
 pub mod applied;
@@ -29,7 +29,7 @@ mod places;
 mod placing;
 mod prefixes;
 mod prepared;
-pub mod scaled;
+pub mod requantised;
 mod selection;
 mod split;
 pub mod terms;

@@ -6,7 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use crate::adapters::Change;
 use crate::error::{Error, Result};
 use crate::formats::Container;
-use crate::model::base::{Base, PACKED};
+use crate::model::base::Base;
+use crate::model::storage::refused;
 use crate::naming::arch::{Spot, flattened, parameter, translate, unflatten};
 use crate::naming::components::{ADAPTED, below, kind_of_denoiser, of_blocks, of_prefix, split, with_component};
 
@@ -57,7 +58,7 @@ impl Places {
         for tensor in base.checkpoint.tensors() {
             // The fused projection of PyTorch's attention is a parameter; the tables call it a module.
             let fused = tensor.name.strip_suffix(".in_proj_weight").map(|path| format!("{path}.in_proj"));
-            let packed = || PACKED.iter().find_map(|(ending, _)| Some(tensor.name.strip_suffix(ending)?.to_owned()));
+            let packed = || refused::ends().find_map(|(end, _)| Some(tensor.name.strip_suffix(end)?.to_owned()));
             let module = fused.or_else(packed).or_else(|| Some(tensor.name.rsplit_once('.')?.0.to_owned()));
             let Some(module) = module else { continue };
             let path = match (of_prefix(&module), alone) {

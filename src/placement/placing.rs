@@ -238,12 +238,9 @@ impl Placer<'_> {
     }
 
     pub(crate) fn replace(&mut self, job: &Placeable<'_>, name: &str, tensor: &Stored) -> Result<()> {
-        // Values that are stored as codes have to be scaled first: that is a computation, not a copy.
-        let float = self.base.checkpoint.info(name).and_then(|info| info.dtype.float());
-        let scaled = float.is_some_and(|float| self.base.scale_of(name, float).is_some());
         let target = self.entry(name);
         let taken = target.replacement.is_some() || !target.pieces.is_empty();
-        if job.strength == 1.0 && !taken && !scaled {
+        if job.strength == 1.0 && !taken {
             target.replacement = Some(tensor.clone());
             return Ok(());
         }

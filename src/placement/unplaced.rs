@@ -111,7 +111,7 @@ impl Placer<'_> {
         // One layer for each expert: `experts.gate_up_projs.0`.
         let list = path.rsplit_once('.').filter(|(_, number)| number.parse::<u64>().is_ok());
         stacks.extend(list.and_then(|(list, _)| list.strip_suffix('s')).map(str::to_owned));
-        stacks.iter().find_map(|stack| self.base.packed_stack(stack)).or_else(|| self.packed_expert(path, &adapted))
+        stacks.iter().find_map(|stack| self.base.packed(stack)).or_else(|| self.packed_expert(path, &adapted))
     }
 
     /// The refusal of a stack of experts at `path` that the base keeps expert by expert, and packed.

@@ -45,12 +45,6 @@ impl Placer<'_> {
                 format!("its weight is {}: a matrix of another size can only be taken as it is", job.strength);
             return Err(Error::mismatch(describe(tensor), describe(target), problem));
         }
-        if let Some(float) = target.info.dtype.float()
-            && let Some(scale) = self.base.scale_of(name, float)
-        {
-            let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, whose number of rows cannot change");
-            return Err(Error::unsupported(target.path(), what));
-        }
         let rows = |tensor: &Stored| tensor.info.shape.as_slice().first().copied().unwrap_or_default();
         self.placement.resized.insert(name.to_owned(), (rows(target), rows(tensor)));
         self.replace(job, name, tensor)

@@ -9,6 +9,7 @@
 mod cells;
 mod code;
 mod codec;
+pub mod codes;
 mod dtype;
 mod f16c;
 mod ggml;
@@ -37,5 +38,5 @@ pub use packing::Packing;
 pub use random::{bits as random_bits, seed_of};
 pub use range::Beyond;
 pub use scan::{all_zero, first_not_finite};
-pub use survey::{NotFinite, Tally, add_to_f64, encode_surveyed, encode_values};
+pub use survey::{NotFinite, Tally, add_to_f64, encode_surveyed, encode_values, survey_values};
 pub use survival::Survival;

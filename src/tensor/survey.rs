@@ -207,6 +207,15 @@ fn survey_in_f64(base: &[f32], exact: &[f32], rounded: &[f32]) -> Result<Surviva
     Ok(sum)
 }
 
+/// What became of a change: `base` as it was, `exact` as wanted, `rounded` as it is stored.
+///
+/// # Errors
+/// When a value is not finite, with its index.
+pub fn survey_values(base: &[f32], exact: &[f32], rounded: &[f32]) -> Result<Survival, NotFinite> {
+    let chunk = survey_at(Level::best(), base, exact, rounded);
+    if fits_f32(&chunk) { Ok(chunk) } else { survey_in_f64(base, exact, rounded) }
+}
+
 /// Whether the sums of a chunk can be trusted; never so where anything was not finite.
 pub(super) fn fits_f32(chunk: &Survival) -> bool {
     // Whatever is infinite or NaN in base, exact or rounded is so in one of these two sums.

@@ -11,7 +11,7 @@ use crate::support::{Bench, fixtures, lorakit, merge, read_json};
 fn every_bad_file_is_refused_with_its_reason() {
     let cases = read_json(&fixtures().join("bad/cases.json"));
     let cases = cases.as_array().unwrap();
-    assert_eq!(cases.len(), 181);
+    assert_eq!(cases.len(), 177);
     for case in cases {
         let bench = Bench::new();
         let path = |key: &str| case[key].as_str().map(|name| fixtures().join(name));

@@ -180,16 +180,20 @@ fn a_pattern_that_matches_nothing_is_refused() {
 }
 
 #[test]
-fn scaled_fp8_is_replaced_by_value_and_not_rounded_as_peft_does() {
+fn scaled_fp8_is_replaced_by_value() {
     let bench = Bench::new();
     let codes = Tensor { dtype: Dtype::F8_E4M3, shape: vec![2, 2], data: vec![0x38, 0x30, 0x38, 0x30] };
     let base = bench.base(&[("l.weight", codes), ("l.weight_scale", Tensor::f32(&[], &[0.01]))], &json!({}));
     let trained = Tensor::f32(&[2, 2], &[0.02, 0.01, -0.04, 0.08]);
     let adapter = bench.adapter("a", json!({"modules_to_save": ["l"]}), &[("l.weight", trained)]);
-    merge(&base, &adapter, &bench.path("out"), &["--rounding", "peft-safe"]).refused(1, &["l.weight", "FP8"]);
-    merge(&base, &adapter, &bench.path("out"), &[]).ok();
+    merge(&base, &adapter, &bench.path("out"), &["--keep-format", "--rounding", "peft-safe"])
+        .refused(1, &["l.weight", "keeps its format"]);
+    merge(&base, &adapter, &bench.path("out"), &["--keep-format"]).ok();
     // 2, 1, −4 and 8 times the scale.
     assert_eq!(read(&bench.path("out/model.safetensors"))["l.weight"].data, [0x40, 0x38, 0xC8, 0x50]);
+    merge(&base, &adapter, &bench.path("plain"), &[]).ok();
+    let plain = read(&bench.path("plain/model.safetensors"));
+    assert_eq!(plain.keys().collect::<Vec<_>>(), ["l.weight"]);
 }
 
 #[test]

@@ -53,6 +53,7 @@ mod pickle;
 mod pickles_as_found;
 mod pipeline;
 mod prefixes;
+mod quant;
 mod range;
 mod resize;
 mod robust;

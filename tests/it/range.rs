@@ -242,25 +242,6 @@ fn wider_numbers_do_not_become_infinite_on_the_way() {
 }
 
 #[test]
-fn scales_of_fp8_that_their_dtype_cannot_hold_are_refused() {
-    let bench = Bench::new();
-    let codes = Tensor { dtype: Dtype::F8_E4M3, shape: vec![4, 4], data: vec![0x38; 16] };
-    let base = bench.base(
-        &[("layers.0.q_proj.weight", codes), ("layers.0.q_proj.weight_scale", Tensor::new(Dtype::F16, &[1], &[1.0]))],
-        &json!({}),
-    );
-    let adapter = filled(&bench, "adapter", 1e5, 1e5);
-    let out = bench.path("out");
-    merge(&base, &adapter, &out, &[]).refused(1, &["q_proj.weight", "its scale would be beyond the range of F16"]);
-    nothing_at(&out);
-    // One that fits: codes and a larger scale, and the values are W + B·A.
-    let adapter = filled(&bench, "fits", 100.0, 100.0);
-    merge(&base, &adapter, &out, &[]).ok();
-    let scale = read_model(&out)["layers.0.q_proj.weight_scale"].values()[0];
-    assert!((10001.0 / 448.0..24.0).contains(&scale), "{scale}");
-}
-
-#[test]
 fn tensors_of_which_nothing_is_left_are_named() {
     let bench = Bench::new();
     let small = filled(&bench, "small", 1.0, 1e-9);

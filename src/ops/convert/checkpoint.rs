@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 
 use super::layout::{Tensor, arrange};
 use super::rounded::{Rounded, RoundingError, summarise};
-use super::scaled::{Dequantised, Scaled};
 use super::{ConvertOptions, Target, from_gguf, watch};
 use crate::error::{Error, Result};
 use crate::formats::companions::{self, Left};
@@ -19,7 +18,8 @@ use crate::formats::gguf::is_gguf_name;
 use crate::formats::layout::{self, OutputFile};
 use crate::formats::{Checkpoint, Container, Stored, comfyui, json as files};
 use crate::model::Rounding;
-use crate::model::base::{Base, PACKED};
+use crate::model::base::{Base, Reading};
+use crate::model::storage::refused;
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::indexes;
@@ -95,9 +95,9 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     check(options)?;
     let inputs = watch(options);
     let write = &WriteOptions { cast_all: options.write.dtype.is_some(), ..options.write.clone() };
-    let base = Base::open_as_it_is(&options.input)?;
+    let base = open(options)?;
     check_early(write, &inputs, &Expected::Planned)?;
-    let Sorted { outputs, cast, folded, dequantised } = sort(&base, options)?;
+    let Sorted { outputs, cast } = sort(&base, options)?;
     let mut dtypes = BTreeMap::new();
     let infos = || outputs.iter().flatten().map(|tensor| &tensor.info);
     infos().for_each(|info| *dtypes.entry(info.dtype.name().to_owned()).or_insert(0) += 1);
@@ -111,10 +111,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     }
     let is_single = single.is_some();
     let stripped = globs("--strip-metadata", &options.strip_metadata)?;
-    let kept = |(key, text): &(String, String), folder: &str| {
-        let text = if key == comfyui::HEADER { dequantised.header(text, folder) } else { Some(text.clone()) };
-        text.filter(|_| !stripped.is_match(key)).map(|text| (key.clone(), text))
-    };
+    let kept = |entry: &(String, String)| !stripped.is_match(&entry.0);
     let arranged = arrange(&base, write, single, outputs, &kept, &metadata(&recipe));
     let plan = schedule(arranged, write, &cast);
     let record = Some(recipe.clone());
@@ -133,7 +130,7 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         input_files: base.checkpoint.files().len(),
         files: output.plan.files.len(),
         jobs: output.plan.jobs.len(),
-        input_bytes: base.checkpoint.tensors().map(|tensor| tensor.bytes).sum(),
+        input_bytes: base.checkpoint.files().iter().flat_map(|file| file.own()).map(|own| own.info.bytes).sum(),
         bytes: 0,
         rounding: None,
         worst: None,
@@ -142,12 +139,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
         seconds: 0.0,
         peak_resident_bytes: None,
     };
-    if folded > 0 {
-        let note =
-            format!("{folded} scales of FP8 weights are folded into them (W = code · scale in f32) and left out");
-        report.notes.push(note);
-    }
-    let edits = Edits { dequantised: folded > 0 && dequantised.all(), ..Edits::default() };
+    report.notes.extend(base.quantised.note());
+    let edits = Edits::default();
     let made = from_gguf::beside(&base, write.dtype)?;
     report.notes.extend(made.notes);
     if !is_single {
@@ -161,6 +154,46 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     }
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// Opens the input: with its quantised weights as plain numbers, where those get another dtype.
+fn open(options: &ConvertOptions) -> Result<Base> {
+    let base = Base::open_as_it_is(&options.input)?;
+    let Some(wanted) = options.write.dtype else { return Ok(base) };
+    let formats = comfyui::Formats::of(&base.checkpoint);
+    // Rounded once, from f32 to what is wanted.
+    let base = base.seen_in(Reading { float: Some(Float::F32), keeps_format: false }, &|name| chosen(options, name))?;
+    let Some(first) = base.quantised.first() else { return Ok(base) };
+    if wanted.bytes() == 1 {
+        let what = format!("tensor `{first}` is {} with scales, and cannot become {wanted}", format_of(&base, first));
+        return Err(Error::unsupported(base.checkpoint.root(), what).hint("leave `--dtype` away"));
+    }
+    let by_itself = |name: &String| {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        formats.of_module(&base.checkpoint, module).is_some()
+    };
+    if let Some(other) = base.quantised.kept().iter().find(|name| !by_itself(name)) {
+        let what = format!(
+            "`{first}` would be dequantised and `{other}` stay {}: no config tells loaders of both",
+            format_of(&base, first)
+        );
+        return Err(
+            Error::unsupported(base.checkpoint.root(), what).hint("cast all quantised weights, or none of them")
+        );
+    }
+    Ok(base)
+}
+
+/// What people call the format of a quantised weight.
+fn format_of(base: &Base, name: &str) -> String {
+    base.quantised.weight(name).map_or_else(String::new, |weight| weight.storage.facts().format)
+}
+
+/// Whether the tensor of this name is to be cast.
+fn chosen(options: &ConvertOptions, name: &str) -> bool {
+    options.write.dtype.is_some()
+        && (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(name)))
+        && !options.exclude.iter().any(|pattern| pattern.is_match(name))
 }
 
 /// What a checkpoint cannot be made into.
@@ -190,18 +223,11 @@ struct Sorted {
     /// Those of the output, file by file of the input.
     outputs: Vec<Vec<Tensor>>,
     cast: Vec<Arc<Rounded>>,
-    /// Scales that were folded into their weights, and what belongs to them.
-    folded: usize,
-    dequantised: Dequantised,
 }
 
 /// Decides for every tensor.
 fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
-    let chosen = |name: &str| {
-        options.write.dtype.is_some()
-            && (options.include.is_empty() || options.include.iter().any(|pattern| pattern.is_match(name)))
-            && !options.exclude.iter().any(|pattern| pattern.is_match(name))
-    };
+    let chosen = |name: &str| chosen(options, name);
     if let Some(wanted) = options.write.dtype {
         refuse_packed(base, wanted)?;
     }
@@ -210,38 +236,27 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
         let problem = format!("`{pattern}` matches none of the {} tensors", base.checkpoint.count());
         return Err(Error::invalid("--include", problem));
     }
-    let scaled = Scaled::find(base);
-    let widened = |name: &str| chosen(name) && options.write.dtype.is_some_and(|wanted| wanted.bytes() > 1);
-    let dequantised = scaled.dequantised(base, widened)?;
-    let (mut cast, mut folded) = (Vec::new(), 0);
+    let mut cast = Vec::new();
     let mut one = |stored: Stored| -> Result<Option<Tensor>> {
         let name = &stored.info.name;
         if from_gguf::is_said(base, name) {
             return Ok(None);
         }
-        if scaled.belongs(name) {
-            let kept = !scaled.goes(name, &dequantised);
-            folded += usize::from(!kept);
-            return Ok(kept.then(|| Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
-        }
         let wanted = options.write.dtype.filter(|_| stored.info.bytes > 0 && chosen(name));
         let plain = from_gguf::plain(base, &stored)?;
         let change = wanted.or(plain).zip(Packing::of(&stored.info.dtype));
-        let change =
-            change.filter(|(wanted, own)| Packing::Float(*wanted) != *own || scaled.has(name) || plain.is_some());
+        let change = change.filter(|(wanted, own)| Packing::Float(*wanted) != *own || plain.is_some());
         let Some((wanted, own)) = change else {
             return Ok(Some(Tensor { info: stored.info.clone(), origin: Origin::Copied(stored) }));
         };
-        if scaled.has(name) && wanted.bytes() == 1 {
-            let what = format!("tensor `{name}` is FP8 with scales, and cannot become {wanted}");
-            return Err(Error::unsupported(base.checkpoint.root(), what).hint("leave `--dtype` away"));
-        }
         let values = usize::try_from(stored.info.bytes).map(|bytes| own.values_in(bytes)).unwrap_or(usize::MAX);
         let bytes = (values as u64).saturating_mul(wanted.bytes() as u64);
         let info = TensorInfo { dtype: wanted.dtype(), bytes, ..stored.info.clone() };
-        // A weight without scales has one element to a row: jobs are cut anywhere.
-        let cols = if scaled.has(name) { None } else { Some(1) };
+        // A plain weight has one element to a row: jobs are cut anywhere.
+        let quantised = base.quantised.weight(name);
+        let cols = Some(quantised.map_or(1, |weight| weight.cols));
         let weight = match own {
+            _ if quantised.is_some() => base.weight(name, cols)?,
             _ if plain.is_some() => {
                 base.weight(name, stored.info.shape.as_slice().last().and_then(|row| usize::try_from(*row).ok()))?
             }
@@ -256,14 +271,16 @@ fn sort(base: &Base, options: &ConvertOptions) -> Result<Sorted> {
     let outputs =
         files.map(|file| (0..file.header.tensors.len()).filter_map(|at| one(file.stored(at)).transpose()).collect());
     let outputs = outputs.collect::<Result<Vec<_>>>()?;
-    Ok(Sorted { outputs, cast, folded, dequantised })
+    Ok(Sorted { outputs, cast })
 }
 
 /// A quantised model is more than its dtypes: its floating point tensors belong to codes that are not cast.
 fn refuse_packed(base: &Base, wanted: Float) -> Result<()> {
     for tensor in base.checkpoint.tensors() {
-        let found = PACKED.iter().find(|(ending, _)| tensor.name.ends_with(ending));
-        if let Some((_, who)) = found {
+        if let Some(error) = base.unknown_codes(&tensor.name) {
+            return Err(error);
+        }
+        if let Some((_, who)) = refused::ends().find(|(end, _)| tensor.name.ends_with(end)) {
             let what = format!("is quantised by {who} (tensor `{}`), so it cannot be cast to {wanted}", tensor.name);
             return Err(Error::unsupported(base.checkpoint.root(), what)
                 .hint("convert the model the quantised one was made from, or leave `--dtype` away"));
@@ -333,7 +350,10 @@ fn beside(
     }
     report.notes.extend(found.notes(|path| !output.written.iter().any(|(written, _)| written == path)));
     for path in found.copied {
-        if path != Path::new(SIDECAR) && !output.written.iter().any(|(written, _)| *written == path) {
+        if path != Path::new(SIDECAR)
+            && !base.is_said_in(&path)
+            && !output.written.iter().any(|(written, _)| *written == path)
+        {
             let source = base.checkpoint.directory().join(&path);
             output.copied.push((path, source));
         }

@@ -8,14 +8,14 @@ use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, aligned, with_provenance};
 use crate::tensor::TensorInfo;
 
-/// What becomes of an entry of the metadata of a file in a folder of the input.
-pub type Kept<'a> = dyn Fn(&(String, String), &str) -> Option<(String, String)> + 'a;
+/// Whether an entry of the metadata of a file is taken along.
+pub type Kept<'a> = dyn Fn(&(String, String)) -> bool + 'a;
 
 /// A tensor of the output.
 pub type Tensor = Placed<Origin>;
 
 /// The files of the output: one called `single`, or the input's own, or new ones of a given size. The parts of a pipeline are
-/// cut by themselves. `kept` gives what is taken along of an entry of a header, in the component of this folder.
+/// cut by themselves. `kept` tells what is taken along of their headers.
 pub fn arrange(
     base: &Base,
     options: &WriteOptions,
@@ -34,7 +34,7 @@ pub fn arrange(
             let tensors = aligned(tensors);
             let own = component.files.get(at).filter(|_| same).or(component.files.first());
             let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
-            let kept: Vec<_> = inherited.iter().filter_map(|entry| kept(entry, component.folder)).collect();
+            let kept: Vec<_> = inherited.iter().filter(|entry| kept(entry)).cloned().collect();
             let infos = tensors.iter().map(|tensor| tensor.info.clone()).collect();
             let origins = tensors.into_iter().map(|tensor| tensor.origin).collect();
             arranged.push((OutputFile::new(name, &with_provenance(&kept, more), infos), origins));

@@ -10,7 +10,6 @@ mod from_gguf;
 mod gguf;
 mod layout;
 mod rounded;
-mod scaled;
 
 use std::path::PathBuf;
 

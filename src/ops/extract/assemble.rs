@@ -39,8 +39,8 @@ pub fn assemble(
     NewAdapter { inherited: settings(base, examined, base_name), pairs, whole, rslora: false }
 }
 
-/// The whole tensors with their values: the tuned file's bytes, FP8 and what lies otherwise in GGUF files as the
-/// numbers it means.
+/// The whole tensors with their values: the tuned file's bytes, and what lies otherwise in GGUF files as the numbers it
+/// means.
 ///
 /// # Errors
 /// When a weight cannot be read.
@@ -48,9 +48,8 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
     let one = |whole: &Whole| {
         let stored = tuned.stored(&whole.tuned);
         let shape = stored.info.shape.clone();
-        let packed = stored.info.dtype.float().is_some_and(|float| tuned.scale_of(&whole.tuned, float).is_some());
         let moved = tuned.view.as_ref().is_some_and(|view| view.row_layout(&whole.tuned) != RowLayout::default());
-        let bytes = if packed || moved {
+        let bytes = if moved {
             let weight = tuned.weight(&whole.tuned, None)?;
             let mut values = vec![0.0; weight.rows * weight.cols];
             weight.read(0..weight.rows, 0..weight.cols, &mut values)?;

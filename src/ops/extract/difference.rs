@@ -1,10 +1,12 @@
 //! tuned − base as a matrix that is read in bands: both files are decoded as often as they are asked for, nothing is held.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::adapters::BaseRows;
 use crate::error::{Error, Result};
 use crate::linalg::RowSource;
+use crate::model::same_bytes;
 use crate::model::weight::Weight;
 use crate::tensor::{Float, Packing, first_not_finite, rounding_variance};
 
@@ -27,9 +29,15 @@ impl Difference {
     ///
     /// # Errors
     /// When one is stored in blocks, whose rounding is not known.
-    pub fn new(base: Weight, tuned: Weight) -> Result<Self> {
+    pub fn new(mut base: Weight, tuned: Weight) -> Result<Self> {
         assert_eq!((base.rows, base.cols), (tuned.rows, tuned.cols), "weights of one shape are compared");
         let rows = 0..base.rows;
+        // What was tuned started from the base as it is loaded in this type.
+        if let (Some(quantised), None, Some(float)) = (&base.quantised, &tuned.quantised, tuned.packing.float())
+            && float.bytes() == 2
+        {
+            base.quantised = Some(Arc::new(quantised.rounded_to(float)));
+        }
         Ok(Self { floats: [base.float()?, tuned.float()?], base, tuned, rows })
     }
 
@@ -55,13 +63,12 @@ impl Difference {
     /// # Errors
     /// When a file is no longer there as it was mapped.
     pub fn is_zero(&self) -> Result<bool> {
-        let scales = |weight: &Weight| weight.scale.as_ref().map(|grid| (grid.values.clone(), grid.block));
         let layouts = [&self.base.layout, &self.tuned.layout];
-        if self.floats[0] == self.floats[1] && layouts[0] == layouts[1] && scales(&self.base) == scales(&self.tuned) {
-            let (base, tuned) = (self.base.tensor.view()?.data, self.tuned.tensor.view()?.data);
-            if base == tuned {
-                return Ok(true);
-            }
+        if self.floats[0] == self.floats[1]
+            && layouts[0] == layouts[1]
+            && same_bytes(&self.base.tensor, &self.tuned.tensor)?
+        {
+            return Ok(true);
         }
         let step = (COMPARED / self.base.cols.max(1)).max(1);
         let mut change = vec![0.0; step.min(self.rows.len()) * self.base.cols];
@@ -81,7 +88,9 @@ impl Difference {
     /// # Errors
     /// `Numeric`, naming file, tensor and the first such element.
     pub fn check_finite(&self) -> Result<()> {
-        for (weight, float) in [&self.base, &self.tuned].into_iter().zip(self.floats) {
+        let sides = [&self.base, &self.tuned].into_iter().zip(self.floats);
+        // What stands for a quantised weight is refused where it is read.
+        for (weight, float) in sides.filter(|(weight, _)| weight.quantised.is_none()) {
             let data = weight.tensor.view()?.data;
             if let Some(at) = first_not_finite(float, data) {
                 let mut value = [0.0];
@@ -103,18 +112,16 @@ impl Difference {
         let (weight, float, cols) = (&self.tuned, self.tuned_float(), self.tuned.cols);
         let wanted = (elements / cols.max(1)).max(1);
         let step = self.rows.len().div_ceil(wanted).max(1);
-        let data = weight.tensor.view()?.data;
         let (mut sum, mut count) = (0.0, 0);
         let mut values = vec![0.0; cols];
         for row in self.rows.clone().step_by(step) {
-            float.decode(weight.bytes(data, row, 0..cols), &mut values);
-            match &weight.scale {
-                None => sum += rounding_variance(float, &values),
-                Some(grid) => grid.runs(row, 0..cols, |cell, run| {
-                    let scale = f64::from(grid.values[cell]);
-                    sum += scale * scale * rounding_variance(float, &values[run]);
-                }),
-            }
+            sum += match &weight.quantised {
+                Some(quantised) => quantised.storage.rounding_variance(row)?,
+                None => {
+                    float.decode(weight.bytes(weight.tensor.view()?.data, row, 0..cols), &mut values);
+                    rounding_variance(float, &values)
+                }
+            };
             count += cols;
         }
         Ok(if count > 0 { sum / count as f64 } else { 0.0 })

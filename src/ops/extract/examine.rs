@@ -10,7 +10,9 @@ use super::task::Task;
 use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
-use crate::model::base::{Base, PACKED};
+use crate::model::base::Base;
+use crate::model::same_bytes;
+use crate::model::storage::refused;
 use crate::naming::{embeddings, head};
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
@@ -138,7 +140,7 @@ impl Look<'_> {
 
     /// Tensors of which one side at least holds no floating point numbers.
     fn not_numbers(&self, left: &Stored, right: &Stored, full: bool) -> Result<Verdict> {
-        let same = left.info.dtype == right.info.dtype && left.view()?.data == right.view()?.data;
+        let same = left.info.dtype == right.info.dtype && same_bytes(left, right)?;
         [left, right].iter().for_each(|tensor| tensor.map.release(tensor.start, tensor.info.bytes));
         if same {
             return Ok(Verdict::Unchanged);
@@ -148,13 +150,9 @@ impl Look<'_> {
         }
         for (model, tensor) in [(self.base, left), (self.tuned, right)] {
             let module = module_of(&tensor.info.name);
-            let stack = ["_blocks", "_scales"].iter().find_map(|ending| tensor.info.name.strip_suffix(ending));
-            if let Some(error) = stack.and_then(|stack| model.packed_stack(stack)) {
-                return Err(error);
-            }
-            let packed = PACKED.iter().find(|(ending, _)| model.names.has(&format!("{module}{ending}")));
-            if let Some((ending, who)) = packed {
-                let what = format!("the weight of `{module}` is quantised by {who} (tensor `{module}{ending}`)");
+            if let Some((name, who, why)) = refused::of_module(module, |name| model.names.has(name)) {
+                let which = why.map_or_else(String::new, |why| format!(", which {why}"));
+                let what = format!("the weight of `{module}` is quantised by {who}{which} (tensor `{name}`)");
                 return Err(Error::unsupported(model.checkpoint.root(), what)
                     .hint("extract from the models as they were before quantisation"));
             }

@@ -95,7 +95,9 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     options.ranks.check()?;
     options.alpha.map_or(Ok(()), check_alpha)?;
     let inputs = Inputs::watch();
-    let (base, tuned) = (Base::open(&options.base)?, Base::open(&options.tuned)?);
+    // Exactly what the files hold: a difference is no larger than what rounding would do to it.
+    let exact = Some(Float::F32);
+    let (base, tuned) = (Base::open_in(&options.base, exact)?, Base::open_in(&options.tuned, exact)?);
     let options = &ExtractOptions { dialect: dialect(options, &base), ..options.clone() };
     options.dialect.check_out(&options.write.out)?;
     tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;

@@ -91,11 +91,9 @@ enum Partner {
     Tied,
 }
 
-/// The tensors of a model but for the scales of its FP8 weights, which belong to those.
+/// The tensors of a model.
 fn parameters(model: &Base) -> Vec<String> {
-    let scale = |info: &crate::tensor::TensorInfo| model.scale_of(&info.name, info.dtype.float()?);
-    let scales: HashSet<String> = model.checkpoint.tensors().filter_map(scale).collect();
-    model.checkpoint.tensors().map(|info| info.name.clone()).filter(|name| !scales.contains(name)).collect()
+    model.checkpoint.tensors().map(|info| info.name.clone()).collect()
 }
 
 /// Name in the base → partner, by equal names and, for those that have none, by one change of prefix.

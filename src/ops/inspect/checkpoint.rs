@@ -1,6 +1,6 @@
 //! A model: architecture, groups of modules, largest tensors.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -46,6 +46,12 @@ pub struct CheckpointFacts {
     pub head_tied_to: Option<String>,
     /// Signs of quantised weights.
     pub quantisation: Vec<Quantisation>,
+    /// Elements of quantised weights that are read.
+    #[serde(skip_serializing_if = "is_none")]
+    pub quantised_elements: u64,
+    /// Matrices that are plain numbers beside quantised ones, by the last component of their modules.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub plain_beside_quantised: BTreeMap<String, usize>,
     /// What the header's free text tells.
     #[serde(flatten)]
     pub header: HeaderFacts,
@@ -87,12 +93,9 @@ impl CheckpointFacts {
         let checkpoint = file.map_or_else(|| Checkpoint::open(path), Ok)?;
         let config = checkpoint.config()?.map(ModelConfig::of);
         let weights = Weights::of(&checkpoint);
-        let packed = quantised::packed(&checkpoint);
+        let found = quantised::find(&checkpoint, config.as_ref())?;
         let mut problems = problems(&checkpoint, |_| false);
-        problems.extend(packed.iter().map(|found| {
-            let Quantisation { method, modules } = found;
-            format!("{} quantised by {method}: no adapter can be merged into them", counted(*modules, "weight"))
-        }));
+        problems.extend(found.problems);
         problems.extend(layout_problems(&checkpoint, config.is_some(), weights.bytes)?);
         let has = |name: &str| checkpoint.info(name).is_some();
         let names = || Names::new(checkpoint.tensors().map(|tensor| tensor.name.clone()));
@@ -114,11 +117,9 @@ impl CheckpointFacts {
             family: family(&checkpoint),
             declared_dtype: declared,
             head_tied_to: tie.map(|tie| tie.embedding).or(embedding),
-            quantisation: packed
-                .into_iter()
-                .chain(quantised::scaled(&checkpoint))
-                .chain(quantised::declared(&config))
-                .collect(),
+            quantisation: found.ways,
+            quantised_elements: found.elements,
+            plain_beside_quantised: found.plain,
             architectures: config.architectures,
             model_type: config.model_type,
             header,
@@ -131,6 +132,11 @@ impl CheckpointFacts {
             checkpoint,
         })
     }
+}
+
+/// Whether a number is worth no line.
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 fn groups(checkpoint: &Checkpoint) -> Vec<Group> {

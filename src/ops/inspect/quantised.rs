@@ -1,51 +1,131 @@
-//! Signs of quantised weights, as names, dtypes and config.json show them.
+//! Quantised weights: what is read of them, what is known by name alone, and what config.json says.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::error::Result;
 use crate::formats::Checkpoint;
 use crate::model::ModelConfig;
-use crate::model::base::{PACKED, SCALE_NAMES};
+use crate::model::storage::view::View;
+use crate::model::storage::{Facts, KEYS, refused};
 
 /// One way in which weights are quantised.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Quantisation {
     /// Who packs like that, or what config.json says.
     pub method: String,
     /// Modules that show it.
     pub modules: usize,
+    /// Bits of a code, where the weights are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u32>,
+    /// What shares a scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// What else tells it from others of its name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub details: Vec<String>,
+    /// Elements of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub elements: Option<u64>,
 }
 
-/// Weights packed in a way that betrays itself by the names of tensors.
-pub fn packed(checkpoint: &Checkpoint) -> Vec<Quantisation> {
+/// What was found of quantised weights.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The ways.
+    pub ways: Vec<Quantisation>,
+    /// Matrices that are plain numbers beside quantised ones: the last component of their modules, and how many there are.
+    pub plain: BTreeMap<String, usize>,
+    /// Elements of all quantised weights that are read.
+    pub elements: u64,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Looks at the weights of a checkpoint with this config.
+///
+/// # Errors
+/// When a file beside it cannot be read.
+pub fn find(checkpoint: &Checkpoint, config: Option<&ModelConfig>) -> Result<Found> {
+    let mut found = Found::default();
+    let view = match View::find(checkpoint, config.map(|config| &config.raw), None) {
+        Ok(view) => view,
+        Err(problem) => {
+            found.problems.push(problem.to_string());
+            View::default()
+        }
+    };
+    let mut ways: BTreeMap<Facts, (usize, u64)> = BTreeMap::new();
+    for weight in view.weights() {
+        let (modules, elements) = ways.entry(weight.storage.facts()).or_default();
+        *modules += 1;
+        *elements += weight.rows as u64 * weight.cols as u64;
+    }
+    found.elements = ways.values().map(|(_, elements)| elements).sum();
+    found.ways = ways.into_iter().map(|(facts, counts)| way(facts, counts)).collect();
+    for (method, why, modules) in packed(checkpoint, &view) {
+        found.problems.push(format!(
+            "{} quantised by {method}{}: no adapter can be merged into them",
+            super::counted(modules, "weight"),
+            why.map_or_else(String::new, |why| format!(", which {why}"))
+        ));
+        found.ways.push(Quantisation { method, modules, ..Quantisation::default() });
+    }
+    if !view.is_empty() {
+        let plain = checkpoint.tensors().filter(|info| {
+            let wide = info.dtype.float().is_some_and(|float| float.bytes() > 1);
+            wide && info.shape.as_slice().len() > 1 && !info.name.ends_with("bias") && !view.is_done_with(&info.name)
+        });
+        for info in plain {
+            let module = info.name.strip_suffix(".weight").unwrap_or(&info.name);
+            let last = module.rsplit('.').find(|part| part.parse::<u64>().is_err()).unwrap_or(module);
+            *found.plain.entry(last.to_owned()).or_default() += 1;
+        }
+    }
+    found.ways.extend(config.and_then(declared));
+    Ok(found)
+}
+
+fn way(facts: Facts, (modules, elements): (usize, u64)) -> Quantisation {
+    Quantisation {
+        method: facts.format,
+        modules,
+        bits: Some(facts.bits),
+        group: Some(facts.group.to_string()),
+        details: facts.details,
+        elements: Some(elements),
+    }
+}
+
+/// Weights packed in a way that betrays itself by the names of tensors, and that are not read: by whom, why, and in how many
+/// modules.
+fn packed(checkpoint: &Checkpoint, view: &View) -> Vec<(String, Option<&'static str>, usize)> {
     let mut seen = HashSet::new();
-    let mut found: Vec<Quantisation> = Vec::new();
-    for (ending, method) in PACKED {
-        let modules = checkpoint.tensors().filter_map(|tensor| tensor.name.strip_suffix(ending));
+    let mut found: Vec<(String, Option<&'static str>, usize)> = Vec::new();
+    for (ending, method, why) in refused::ends_and_reasons() {
+        let names = checkpoint.tensors().filter(|tensor| !view.is_done_with(&tensor.name));
+        let modules = names.filter_map(|tensor| tensor.name.strip_suffix(ending));
         let modules = modules.filter(|module| seen.insert(*module)).count();
-        if modules > 0 {
-            found.push(Quantisation { method: method.to_owned(), modules });
+        match found.iter_mut().find(|(known, ..)| known == method) {
+            _ if modules == 0 => {}
+            Some((_, _, count)) => *count += modules,
+            None => found.push((method.to_owned(), why, modules)),
         }
     }
     found
 }
 
-/// FP8 weights with scales beside them.
-pub fn scaled(checkpoint: &Checkpoint) -> Option<Quantisation> {
-    let has_scale = |module: &str| SCALE_NAMES.iter().any(|end| checkpoint.info(&format!("{module}{end}")).is_some());
-    let eight = checkpoint.tensors().filter(|tensor| tensor.dtype.float().is_some_and(|float| float.bytes() == 1));
-    let modules = eight.filter_map(|tensor| tensor.name.strip_suffix(".weight")).filter(|name| has_scale(name)).count();
-    (modules > 0).then(|| Quantisation { method: "scaled FP8".to_owned(), modules })
-}
-
 /// What config.json says of it.
-pub fn declared(config: &ModelConfig) -> Option<Quantisation> {
+fn declared(config: &ModelConfig) -> Option<Quantisation> {
     let mlx = || config.raw.get("quantization").filter(|value| value.get("bits").is_some());
-    if let Some(mlx) = mlx() {
-        let method = format!("MLX, {} bits (config.json)", mlx["bits"]);
-        return Some(Quantisation { method, modules: 0 });
-    }
-    let method = config.raw.get("quantization_config")?.get("quant_method")?.as_str()?;
-    Some(Quantisation { method: format!("{method} (config.json)"), modules: 0 })
+    let method = if let Some(mlx) = mlx() {
+        format!("MLX, {} bits (config.json)", mlx["bits"])
+    } else {
+        let said = KEYS.iter().find_map(|key| config.raw.get(*key));
+        format!("{} (config.json)", said?.get("quant_method").and_then(Value::as_str)?)
+    };
+    Some(Quantisation { method, ..Quantisation::default() })
 }

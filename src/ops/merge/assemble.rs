@@ -1,6 +1,6 @@
 //! Changes with their places → the plan of the output.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::{MergeOptions, packing};
@@ -8,14 +8,15 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::Rounding;
 use crate::model::base::Base;
+use crate::model::storage::Quantised;
 use crate::model::weight::Weight;
 use crate::output::WriteOptions;
 use crate::output::arrange::{Placed, arrange};
 use crate::placement::merged::Merged;
 use crate::placement::placer::{Placement, Target};
-use crate::placement::scaled::Scales;
+use crate::placement::requantised::Requantised;
 use crate::plan::{Compute, Plan};
-use crate::tensor::{Packing, TensorInfo};
+use crate::tensor::{Float, Packing, TensorInfo};
 
 /// The plan, and what it computes.
 pub struct Assembled {
@@ -46,8 +47,8 @@ pub struct Counts {
 enum Origin {
     Copied(Stored),
     Merged(Arc<Merged>),
-    /// The scales of a merged FP8 weight, by its name.
-    Scales(String),
+    /// Codes of a quantised weight.
+    Codes(Arc<Requantised>),
 }
 
 /// A tensor of the output.
@@ -63,7 +64,7 @@ pub fn assemble(
     options: &MergeOptions,
     metadata: &[(String, String)],
 ) -> Result<Assembled> {
-    let MergeOptions { quant, keep_change, write: options, .. } = options;
+    let MergeOptions { quant, keep_change, keep_format, write: options, .. } = options;
     let mut builder = Builder {
         base,
         options,
@@ -72,7 +73,8 @@ pub fn assemble(
         main: None,
         counts: Counts::default(),
         merged: BTreeMap::new(),
-        scales: HashMap::new(),
+        codes: Vec::new(),
+        keeps_format: *keep_format,
     };
     let whole = options.dtype.is_some() && !options.changed_only && base.view.is_none();
     builder.main = builder.usual_packing().filter(|_| whole);
@@ -88,7 +90,9 @@ pub fn assemble(
         plan.files.push(file);
     }
     plan.computed = builder.merged.values().map(|merged| Arc::clone(merged) as Arc<dyn Compute>).collect();
-    let merged = builder.merged.into_values().filter(|merged| !merged.pieces.is_empty()).collect();
+    plan.computed.extend(builder.codes.iter().map(|codes| Arc::clone(codes) as Arc<dyn Compute>));
+    let codes = builder.codes.iter().map(|codes| Arc::clone(&codes.merged));
+    let merged = builder.merged.into_values().chain(codes).filter(|merged| !merged.pieces.is_empty()).collect();
     Ok(Assembled { plan, merged, counts: builder.counts })
 }
 
@@ -102,25 +106,21 @@ struct Builder<'a> {
     main: Option<Packing>,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
-    /// Name of a tensor of scales → the weight it belongs to.
-    scales: HashMap<String, String>,
+    /// Quantised weights that change and keep their format.
+    codes: Vec<Arc<Requantised>>,
+    keeps_format: bool,
 }
 
 impl Builder<'_> {
     /// The base's tensors, file by file.
     fn existing(&mut self, placement: &Placement) -> Result<Vec<(String, Vec<Output>)>> {
-        for (name, target) in &placement.targets {
-            if target.replacement.is_some() || !self.base.names.has(name) {
-                continue;
-            }
-            let weight = self.base.weight(name, target.cols)?;
-            if let Some(scale) = &weight.scale {
-                self.scales.insert(scale.tensor.info.name.clone(), name.clone());
-            }
-        }
         let files = self.base.checkpoint.files().iter().enumerate();
         files
             .map(|(file, weights)| {
+                if self.keeps_format && !self.base.quantised.is_empty() {
+                    let outputs = weights.own().into_iter().map(|stored| self.kept(placement, stored));
+                    return Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?));
+                }
                 let count = weights.header.tensors.len();
                 let stacks = self.changed_stacks(placement, file, &weights.header.tensors);
                 let outputs = (0..count).map(|position| {
@@ -131,6 +131,45 @@ impl Builder<'_> {
                 Ok((weights.safetensors_name(), outputs.collect::<Result<Vec<_>>>()?))
             })
             .collect()
+    }
+
+    /// A tensor as the base stores it, where quantised weights keep their format.
+    fn kept(&mut self, placement: &Placement, stored: Stored) -> Result<Output> {
+        let name = &stored.info.name;
+        let weight = self.base.quantised.owner(name).map(str::to_owned);
+        let target = weight.as_ref().and_then(|weight| placement.targets.get(weight));
+        let quantised = weight.as_ref().and_then(|weight| self.base.quantised.weight(weight));
+        match (target, quantised) {
+            (Some(target), Some(quantised)) if quantised.tensors[0].info.name == *name => {
+                let codes = self.codes(target, quantised)?;
+                Ok(Output { info: stored.info, origin: Origin::Codes(codes) })
+            }
+            _ if self.base.quantised.is_done_with(name) => {
+                self.counts.copied += 1;
+                Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
+            }
+            _ => self.existing_one(placement, stored, false),
+        }
+    }
+
+    /// The codes of a weight that changes.
+    fn codes(&mut self, target: &Target, quantised: &Arc<Quantised>) -> Result<Arc<Requantised>> {
+        let (name, cols) = (quantised.name.as_str(), Some(target.cols.unwrap_or(quantised.cols)));
+        let source = match &target.replacement {
+            Some(tensor) => Weight::new(tensor.clone(), cols)?,
+            None => self.base.weight(name, cols)?,
+        };
+        let out = Packing::Float(Float::F32);
+        self.check_combination(name, target, &source, out)?;
+        if self.options.rounding == Rounding::PeftSafe {
+            let what = format!("`{name}` keeps its format, and PEFT merges no codes: it has no such rounding");
+            return Err(Error::unsupported(self.base.checkpoint.root(), what));
+        }
+        self.counts.changed += 1;
+        let merged = Merged::new(name.into(), source, target.pieces.clone(), out, self.options.rounding);
+        let codes = Arc::new(Requantised::new(Arc::new(merged), Arc::clone(quantised))?);
+        self.codes.push(Arc::clone(&codes));
+        Ok(codes)
     }
 
     /// The tensors of a GGUF file of which a part changes.
@@ -145,10 +184,6 @@ impl Builder<'_> {
         let name = stored.info.name.clone();
         if let Some(target) = placement.targets.get(&name) {
             return self.changed(&name, target, &stored);
-        }
-        if let Some(weight) = self.scales.get(&name) {
-            let origin = Origin::Scales(weight.clone());
-            return Ok(Output { info: stored.info, origin });
         }
         if beside {
             let weight = self.base.weight(&name, None)?;
@@ -168,10 +203,9 @@ impl Builder<'_> {
                 self.counts.copied += 1;
                 Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
             }
-            Some((wanted, float)) => {
-                self.refuse_scaled(&name, float)?;
+            Some((wanted, _)) => {
                 self.counts.cast += 1;
-                let weight = Weight::new(stored.clone(), None)?;
+                let weight = self.base.weight(&name, None)?;
                 Ok(self.compute(&name, &stored.info, weight, &Target::default(), wanted.into()))
             }
         }
@@ -189,9 +223,6 @@ impl Builder<'_> {
         // The refusal of a weight without a float type says who packed it.
         let own = self.base.weight(name, target.cols)?;
         let out = self.written_as(&own)?;
-        if out != own.packing {
-            self.refuse_scaled(name, own.packing)?;
-        }
         if target.pieces.is_empty() {
             self.counts.replaced += 1
         } else {
@@ -221,7 +252,7 @@ impl Builder<'_> {
             (None, None) => self.base.weight(name, target.cols)?,
         };
         self.check_combination(name, target, &source, out)?;
-        if target.pieces.is_empty() && source.packing == out && source.scale.is_none() && source.layout == layout {
+        if target.pieces.is_empty() && source.packing == out && source.layout == layout {
             let info = TensorInfo { bytes: source.tensor.info.bytes, dtype: out.dtype(), ..info.clone() };
             return Ok(Output { info, origin: Origin::Copied(source.tensor) });
         }
@@ -260,14 +291,6 @@ impl Builder<'_> {
             if piece.row + rows > source.rows || piece.col + cols > source.cols {
                 return Err(refuse(format!("tensor `{name}` is changed as a whole and expert by expert at once")));
             }
-        }
-        if source.scale.is_some() && self.options.rounding == Rounding::PeftSafe {
-            let what =
-                format!("tensor `{name}` is FP8 with scales, which PEFT does not merge: it has no such rounding");
-            return Err(refuse(what).hint("leave `--rounding peft-safe` away"));
-        }
-        if source.scale.is_some() && target.starts_from.is_some() {
-            return Err(refuse(format!("`{name}` would start from an FP8 tensor and has no scales of its own")));
         }
         Ok(())
     }
@@ -325,14 +348,6 @@ impl Builder<'_> {
         bytes.into_iter().max_by_key(|(_, sum)| *sum).map(|(packing, _)| packing)
     }
 
-    fn refuse_scaled(&self, name: &str, packing: impl Into<Packing>) -> Result<()> {
-        let Some(scale) = self.base.scale_of(name, packing) else { return Ok(()) };
-        let what = format!(
-            "tensor `{name}` is FP8 with scales in `{scale}`; it is written back as it is stored, not as another dtype"
-        );
-        Err(Error::unsupported(self.base.checkpoint.root(), what).hint("leave `--dtype` away"))
-    }
-
     /// The jobs of one tensor.
     fn schedule(&self, plan: &mut Plan, file: usize, offset: u64, info: &TensorInfo, origin: &Origin) {
         if info.bytes == 0 {
@@ -340,11 +355,12 @@ impl Builder<'_> {
         }
         match origin {
             Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
-            Origin::Scales(weight) => {
-                let compute: Arc<dyn Compute> = Arc::new(Scales(Arc::clone(&self.merged[weight])));
-                plan.compute(file, offset, &compute, 0..1, info.bytes, info.bytes);
-            }
             Origin::Merged(merged) => self.schedule_merged(plan, file, offset, merged),
+            Origin::Codes(codes) => {
+                let (bands, bytes) = codes.bands();
+                let compute = Arc::clone(codes) as Arc<dyn Compute>;
+                plan.compute(file, offset, &compute, 0..bands, bytes, self.options.budget.job_bytes());
+            }
         }
     }
 

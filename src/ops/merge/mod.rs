@@ -12,15 +12,15 @@ use std::time::Instant;
 use globset::GlobSet;
 
 use crate::adapters::ReadOptions;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::Inputs;
-use crate::model::ModelConfig;
-use crate::model::base::Base;
+use crate::model::base::{Base, Reading};
+use crate::model::{ModelConfig, Rounding};
 use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
 use crate::output::{Run, WriteOptions, sides};
 use crate::placement::{Applied, Placer, Sources, applied, ties, vocabulary};
-use crate::tensor::Packing;
+use crate::tensor::{Float, Packing};
 use assemble::{Assembled, assemble};
 
 pub use crate::placement::{Outcome, Selection};
@@ -55,6 +55,8 @@ pub struct MergeOptions {
     pub quant: Option<Packing>,
     /// Blocks may be rounded stochastically, where rounding to nearest would take a change back (`docs/inside/decisions/0012`).
     pub keep_change: bool,
+    /// Quantised weights are written back in their own format, on the scales they have.
+    pub keep_format: bool,
     /// Hash the base's files as well.
     pub hash_base: bool,
     /// How the result is written.
@@ -77,6 +79,7 @@ impl MergeOptions {
             resize_vocabulary: false,
             quant: None,
             keep_change: true,
+            keep_format: false,
             hash_base: false,
             write,
         }
@@ -105,6 +108,7 @@ impl MergeOptions {
             allow_unused: &self.allow_unused,
             quant: self.quant,
             keep_change: self.keep_change,
+            keep_format: self.keep_format,
             hash_base: self.hash_base,
             residual_base: self.residual_base,
             component: self.component.as_deref(),
@@ -134,11 +138,26 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
     merge_as(options, Direction::PutIn, run)
 }
 
+/// How the quantised weights of the base are read: as what the model was loaded in for training, or exactly, where they keep their
+/// format.
+fn reading(options: &MergeOptions) -> Result<Reading> {
+    let float = options.write.dtype.filter(|float| (2..=4).contains(&float.bytes()));
+    if !options.keep_format {
+        return Ok(Reading { float, keeps_format: false });
+    }
+    if let Some(dtype) = options.write.dtype {
+        let problem = format!("quantised weights would keep their format and become {dtype}");
+        return Err(Error::invalid("--keep-format", problem).hint("leave one of `--keep-format` and `--dtype` away"));
+    }
+    Ok(Reading { float: Some(Float::F32), keeps_format: true })
+}
+
 /// Merges in either direction.
 pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'_>) -> Result<MergeReport> {
     let started = Instant::now();
     let inputs = Inputs::watch();
-    let base = Base::open(&options.base).map_err(|problem| options.sources().swapped(&options.base, problem))?;
+    let base = Base::open_read(&options.base, reading(options)?)
+        .map_err(|problem| options.sources().swapped(&options.base, problem))?;
     if direction == Direction::TakenOut {
         base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
     }
@@ -169,14 +188,16 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let originals = applied.iter().filter_map(|applied| applied.original.as_ref());
     let models = originals.map(|(original, _)| &original.base.checkpoint).chain([&base.checkpoint]);
     output.inputs = fingerprints(options.write.part, models)?;
-    let added =
-        sides::add(&mut output, &options.write, &base, &Edits { untied, vocabulary, ..Edits::default() }, &recipe)?;
+    let edits = Edits { untied, vocabulary, keeps_format: options.keep_format };
+    let added = sides::add(&mut output, &options.write, &base, &edits, &recipe)?;
+    report.notes.extend(base.quantised.merge_note(options.keep_format));
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
     report.bytes = output.bytes();
     output.write(&options.write, run, &inputs)?;
     if !options.write.dry_run {
-        summary::complete(&mut report, &merged, started.elapsed());
+        let codes = options.keep_format && !base.quantised.is_empty() && options.write.rounding == Rounding::Nearest;
+        summary::complete(&mut report, &merged, codes, started.elapsed());
     }
     Ok(report)
 }

@@ -23,6 +23,9 @@ use crate::tensor::Survival;
 /// How many tensors are listed as the worst.
 const WORST: usize = 10;
 
+/// Least share of a change that is left in a tensor without a note.
+const LEAST_KEPT: f64 = 0.5;
+
 /// What a merge did, or would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct MergeReport {
@@ -253,8 +256,8 @@ fn merged_notes(merged: &[Arc<Merged>]) -> Vec<String> {
     shown.chain((more > 0).then(|| format!("{more} more tensors are as close"))).collect()
 }
 
-/// Adds what was measured while the plan ran.
-pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Duration) {
+/// Adds what was measured while the plan ran; `codes` were rounded to the nearest of those that a quantised base has.
+pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], codes: bool, elapsed: Duration) {
     let mut total = Survival::default();
     let mut each = Vec::with_capacity(merged.len());
     for tensor in merged {
@@ -274,6 +277,14 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], elapsed: Durat
              stochastically, so that it is there on average; `--rounding nearest` does without",
             report.by_chance,
             100.0 * least
+        ));
+    }
+    let faint = each.iter().filter(|tensor| tensor.retained < LEAST_KEPT).count();
+    if codes && faint > 0 {
+        report.notes.push(format!(
+            "rounding to the nearest code leaves {:.0} % of the change, and less than half in {faint} tensor(s): `--rounding stochastic` \
+             keeps it on average, a plain result (without `--keep-format`) keeps all of it",
+            100.0 * total.retained()
         ));
     }
     each.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));

@@ -38,7 +38,24 @@ pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     for found in &facts.quantisation {
         let modules =
             if found.modules > 0 { format!(" in {}", plural(found.modules, "module")) } else { String::new() };
-        page.line("quantised", &format!("{}{modules}", found.method));
+        let mut parts = vec![found.method.clone()];
+        parts.extend(found.bits.map(|bits| plural(usize::try_from(bits).unwrap_or_default(), "bit")));
+        parts.extend(found.group.clone());
+        parts.extend(found.details.iter().cloned());
+        parts.dedup();
+        let elements = found.elements.map_or_else(String::new, |elements| format!(", {} weights", count(elements)));
+        page.line("quantised", &format!("{}{modules}{elements}", parts.join(", ")));
+    }
+    let plain = facts.plain_beside_quantised.iter().map(|(module, count)| match count {
+        1 => module.clone(),
+        count => format!("{module} × {count}"),
+    });
+    let plain: Vec<String> = plain.collect();
+    if !plain.is_empty() {
+        page.line(
+            "plain",
+            &format!("{} (matrices that are not quantised)", first(plain.iter().map(String::as_str), MAX_ROWS)),
+        );
     }
     dtypes(page, weights);
     let row = |group: &Group| {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json};
 
-use super::super::scaled::Scaled;
 use super::packed::{Packed, Part};
 use super::{Made, Source};
 use crate::error::{Error, Result};
@@ -18,7 +17,8 @@ use crate::formats::gguf::{Metadata, Value};
 use crate::llama::general;
 use crate::llama::{GgufArch, HeadCounts, RowOrder, gguf_arch, split_parameter};
 use crate::llama::{Hyperparameters, Mix, Tokenizer};
-use crate::model::base::{Base, PACKED};
+use crate::model::base::Base;
+use crate::model::storage::refused;
 use crate::tensor::{Dtype, GgmlType, Shape, TensorInfo};
 
 /// Tensors that are computed from others, and never stored in a GGUF file.
@@ -130,14 +130,13 @@ fn set_metadata(
 /// The tensors of the file, in the order in which those of the checkpoint complete them.
 fn groups(base: &Base, arch: &GgufArch, notes: &mut Vec<String>) -> Result<Vec<Group>> {
     let root = base.checkpoint.root();
-    let scaled = Scaled::find(base);
     let tied = base.stored_tie.as_ref().map(|tie| tie.head.as_str());
     let bare = !base.names.has("model.embed_tokens.weight") && base.names.has("embed_tokens.weight");
     let mut open: HashMap<String, (usize, Group)> = HashMap::new();
     let (mut others, mut dropped) = (0_usize, Vec::new());
     for (at, stored) in base.checkpoint.all().enumerate() {
         let name = stored.info.name.clone();
-        if BUFFERS.iter().any(|ending| name.ends_with(ending)) || scaled.belongs(&name) {
+        if BUFFERS.iter().any(|ending| name.ends_with(ending)) {
             continue;
         }
         if OTHER_PARTS.iter().any(|part| name.starts_with(part)) {
@@ -148,7 +147,7 @@ fn groups(base: &Base, arch: &GgufArch, notes: &mut Vec<String>) -> Result<Vec<G
             dropped.push(name);
             continue;
         }
-        if let Some((ending, who)) = PACKED.iter().find(|(ending, _)| name.ends_with(ending)) {
+        if let Some((ending, who)) = refused::ends().find(|(end, _)| name.ends_with(end)) {
             let what = format!("is quantised by {who} (`{}{ending}`)", name.strip_suffix(ending).unwrap_or_default());
             return Err(Error::unsupported(root, what).hint("convert the model that it was made from"));
         }

@@ -16,7 +16,7 @@ use crate::llama::Mix;
 use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::output::{Expected, Run, check_early};
-use crate::tensor::TensorInfo;
+use crate::tensor::{Float, TensorInfo};
 use packed::Packed;
 
 /// What a tensor of the output is.
@@ -50,7 +50,8 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<CheckpointRepo
     let made = match input.gguf() {
         Some(metadata) => requantised::make(&input, metadata, mix)?,
         None => {
-            let base = Base::open(&options.input)?;
+            // Rounded once, from f32 to what is written.
+            let base = Base::open_in(&options.input, mix.is_some().then_some(Float::F32))?;
             base.wrapping.refuse_inside(&base.checkpoint, "the model")?;
             hub::make(&base, mix)?
         }

@@ -5,11 +5,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::expected::{Expected, release, rows_of};
-use crate::adapters::describe;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::placement::merged::Merged;
-use crate::placement::scaled::Scales;
 use crate::plan::Compute;
 
 /// Bytes that are compared at once while a tensor is proved.
@@ -68,9 +66,10 @@ impl Pair {
     /// Compares `rows` and calls `each` with the flags of elements that are those of the merge, or with `None` if all are.
     fn compare(&self, rows: Range<usize>, each: impl FnOnce(Option<Vec<bool>>, &[u8]) -> Result<()>) -> Result<()> {
         let (width, row_bytes) = (self.width(), self.width() * self.cols);
-        let mut buffer = Vec::new();
-        let wanted = self.expected.rows(rows.clone(), row_bytes, &mut buffer)?;
+        let wanted = self.expected.rows(rows.clone(), row_bytes)?;
+        let wanted: &[u8] = &wanted;
         let found = rows_of(&self.found, rows.clone(), row_bytes)?;
+        let found: &[u8] = &found;
         let mut tally = Tally { elements: (rows.len() * self.cols) as u64, ..Tally::default() };
         let same = |wanted: &[u8]| -> Vec<bool> {
             wanted.chunks_exact(width).zip(found.chunks_exact(width)).map(|(wanted, found)| wanted == found).collect()
@@ -129,7 +128,7 @@ impl Compute for TakenOut {
         let own = rows_of(&self.base, rows.clone(), self.row_bytes)?;
         self.pair.compare(rows.clone(), |agrees, found| {
             match (agrees, &self.otherwise) {
-                (None, _) => out.copy_from_slice(own),
+                (None, _) => out.copy_from_slice(&own),
                 (Some(_), Otherwise::Found) => out.copy_from_slice(found),
                 (Some(agrees), Otherwise::Subtracted(merged)) => {
                     merged.rows(rows.clone(), out)?;
@@ -152,8 +151,6 @@ pub struct Proved {
     pub pair: Pair,
     /// What changed it, for messages.
     pub how: &'static str,
-    /// MERGED's scales of an FP8 weight.
-    pub scales: Option<Stored>,
 }
 
 impl Proved {
@@ -169,13 +166,6 @@ impl Compute for Proved {
         let pair = &self.pair;
         pair.expected.prepare()?;
         pair.found.map.check_unchanged()?;
-        if let (Some(found), Expected::Computed(merged)) = (&self.scales, &pair.expected) {
-            let mut wanted = vec![0; usize::try_from(found.info.bytes).unwrap_or(0)];
-            Scales(Arc::clone(merged)).rows(0..1, &mut wanted)?;
-            if wanted != found.view()?.data {
-                return Err(self.refuse(format!("its scales {} are not those of the merge", describe(found))));
-            }
-        }
         let mut first = None;
         let step = (PROVED_BYTES / (pair.width() * pair.cols).max(1)).max(1);
         for start in (0..pair.rows).step_by(step) {

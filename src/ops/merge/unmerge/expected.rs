@@ -1,5 +1,6 @@
 //! The bytes a tensor of a merge has: computed as `merge` computes them, or those of an input.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -35,13 +36,13 @@ impl Expected {
     ///
     /// # Errors
     /// When an input cannot be read, or a result cannot be stored.
-    pub fn rows<'a>(&'a self, rows: Range<usize>, row_bytes: usize, buffer: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+    pub fn rows(&self, rows: Range<usize>, row_bytes: usize) -> Result<Cow<'_, [u8]>> {
         match self {
             Self::Stored(tensor) => rows_of(tensor, rows, row_bytes),
             Self::Computed(merged) => {
-                buffer.resize(rows.len() * row_bytes, 0);
-                merged.rows(rows, buffer)?;
-                Ok(buffer)
+                let mut buffer = vec![0; rows.len() * row_bytes];
+                merged.rows(rows, &mut buffer)?;
+                Ok(Cow::Owned(buffer))
             }
         }
     }
@@ -58,8 +59,8 @@ impl Expected {
 ///
 /// # Errors
 /// When the file is no longer there as it was mapped.
-pub fn rows_of(tensor: &Stored, rows: Range<usize>, row_bytes: usize) -> Result<&[u8]> {
-    Ok(&tensor.view()?.data[rows.start * row_bytes..rows.end * row_bytes])
+pub fn rows_of(tensor: &Stored, rows: Range<usize>, row_bytes: usize) -> Result<Cow<'_, [u8]>> {
+    tensor.read((rows.start * row_bytes) as u64, (rows.len() * row_bytes) as u64)
 }
 
 /// Says that the rows up to `end` have been read: lets go of whole windows of mapped pages.

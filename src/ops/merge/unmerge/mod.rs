@@ -118,6 +118,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         resize_vocabulary: options.resize_vocabulary,
         quant: None,
         keep_change: true,
+        keep_format: false,
         hash_base: options.hash_base,
         write: options.write.clone(),
     }

@@ -92,7 +92,7 @@ impl Builder<'_> {
     /// A tensor of the base.
     fn existing(&mut self, stored: Stored) -> Result<Origin> {
         let name = stored.info.name.clone();
-        if stored.info.bytes == 0 || self.is_scale_of_changed(&name) {
+        if stored.info.bytes == 0 {
             return Ok(Origin::Copied(stored));
         }
         let found = self.found(&stored)?;
@@ -100,14 +100,6 @@ impl Builder<'_> {
             Some(target) => self.changed(&name, target, stored, found),
             None => self.untouched(stored, found),
         }
-    }
-
-    /// Whether `name` holds the scales of an FP8 weight that changes: proved with the weight.
-    fn is_scale_of_changed(&self, name: &str) -> bool {
-        self.placement.targets.keys().any(|weight| {
-            let float = self.base.checkpoint.info(weight).and_then(|info| info.dtype.float());
-            float.and_then(|float| self.base.scale_of(weight, float)).is_some_and(|scale| scale == name)
-        })
     }
 
     /// What MERGED holds in the place of `stored`.
@@ -129,8 +121,7 @@ impl Builder<'_> {
         let (shape, expected, otherwise) = if same {
             (stored.rows_cols(), Expected::Stored(stored.clone()), Otherwise::Found)
         } else {
-            let (own, other) = (Weight::new(stored.clone(), None)?, Weight::new(found.clone(), None)?);
-            self.refuse_scaled(&name, own.packing)?;
+            let (own, other) = (self.base.weight(&name, None)?, self.merged.weight(&found.info.name, None)?);
             let cast = |source: &Weight, out| Merged::new(name.clone(), source.clone(), Vec::new(), out, self.rounding);
             let expected = Expected::Computed(Arc::new(cast(&own, other.packing)));
             ((own.rows, own.cols), expected, Otherwise::Subtracted(Box::new(cast(&other, own.packing))))
@@ -144,9 +135,8 @@ impl Builder<'_> {
     fn changed(&mut self, name: &str, target: &Target, stored: Stored, found: Stored) -> Result<Origin> {
         let (mut pair, source) = self.pair(name, target, found)?;
         let additive = target.replacement.is_none() && target.pieces.iter().all(|piece| piece.delta.is_additive());
-        let plain = |source: &Weight| additive && source.scale.is_none();
-        let Some(source) = source.as_ref().filter(|source| plain(source)) else {
-            self.prove(pair, target, source.as_ref());
+        let Some(source) = source.as_ref().filter(|_| additive) else {
+            self.prove(pair, target);
             return Ok(Origin::Copied(stored));
         };
         if let (Expected::Computed(first), Rounding::Nearest) = (&pair.expected, self.rounding) {
@@ -183,23 +173,17 @@ impl Builder<'_> {
             let problem = format!("MERGED stores it as {}, which no merge gives", found.info.dtype);
             return Err(Error::mismatch(describe(&found), describe(&weight.tensor), problem));
         };
-        if out != weight.packing {
-            self.refuse_scaled(stands_for, weight.packing)?;
-        }
         let merged = Merged::new(name.into(), weight.clone(), target.pieces.clone(), out, self.rounding);
         let shape = (weight.rows, weight.cols);
         Ok((Pair::new(name.into(), Expected::Computed(Arc::new(merged)), found, shape), Some(weight)))
     }
 
-    fn prove(&mut self, pair: Pair, target: &Target, source: Option<&Weight>) {
-        let scale = source.and_then(|source| source.scale.as_ref());
+    fn prove(&mut self, pair: Pair, target: &Target) {
         let how = match target {
-            _ if scale.is_some() => "a change of FP8 values with scales",
             Target { replacement: Some(_), .. } => "a replacement",
             _ => "a change that is no sum (DoRA, a replacement, rows of tokens)",
         };
-        let scales = scale.and_then(|scale| self.merged.checkpoint.find(&scale.tensor.info.name));
-        self.proved.push(Arc::new(Proved { pair, how, scales }));
+        self.proved.push(Arc::new(Proved { pair, how }));
     }
 
     /// Tensors of MERGED that the base does not have: the merge has to give them.
@@ -214,8 +198,8 @@ impl Builder<'_> {
                 let problem = "neither the base nor the adapters have it";
                 return Err(Error::mismatch(describe(&found), model, problem).hint("is MERGED a merge of BASE?"));
             };
-            let (pair, source) = self.pair(&info.name, &target, found)?;
-            self.prove(pair, &target, source.as_ref());
+            let (pair, _) = self.pair(&info.name, &target, found)?;
+            self.prove(pair, &target);
         }
         let missing = self.placement.targets.iter().find(|(name, target)| {
             target.starts_from.is_none() && !own.contains(name.as_str()) && !self.merged.names.has(name)
@@ -233,12 +217,6 @@ impl Builder<'_> {
         let pieces = self.placement.targets.get(&tie.embedding).map(|target| target.pieces.clone()).unwrap_or_default();
         let replacement = self.placement.targets.get(&tie.embedding).and_then(|target| target.replacement.clone());
         Some(Target { replacement, pieces, cols: None, starts_from: Some(tie.embedding.clone()) })
-    }
-
-    fn refuse_scaled(&self, name: &str, packing: Packing) -> Result<()> {
-        let Some(scale) = self.base.scale_of(name, packing) else { return Ok(()) };
-        let what = format!("tensor `{name}` is FP8 with scales in `{scale}`, and of another dtype in MERGED");
-        Err(Error::unsupported(self.base.checkpoint.root(), what))
     }
 }
 
