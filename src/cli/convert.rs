@@ -41,6 +41,9 @@ pub struct Convert {
     /// Write an adapter of another method as LoRA, where that is exact without the base: lora
     #[arg(long = "as", value_name = "METHOD", value_parser = ["lora"])]
     pub method: Option<String>,
+    /// The form that adapters of experts get: per-expert, fused, vllm-2d, vllm-3d
+    #[arg(long, value_name = "FORM")]
+    pub experts: Option<String>,
     /// Metadata keys that are not taken along (repeatable)
     #[arg(long, value_name = "PATTERN")]
     pub strip_metadata: Vec<String>,
@@ -67,6 +70,7 @@ pub fn run(args: &Convert) -> Result<Said> {
     options.caches = place::caches();
     options.arch = args.arch.clone();
     options.quant = args.quant.as_deref().map(mix).transpose()?;
+    options.experts = args.experts.as_deref().map(str::parse).transpose()?;
     options.as_lora = args.method.is_some();
     options.include = words::patterns("--include", &args.write.include)?;
     options.exclude = words::patterns("--exclude", &args.write.exclude)?;

@@ -15,7 +15,8 @@
 //! | `translate` | an adapter in another dialect |
 //! | `text_encoders` | which text encoder of a pipeline bare names belong to |
 //! | `made` | an adapter that lies in no file yet |
-//! | `pieces`, `expert_pairs`, `evened`, `spell` | changes on their way to a writer |
+//! | `experts` | every form of adapters of experts |
+//! | `pieces`, `evened`, `spell` | changes on their way to a writer |
 //! | `family` | which family of models names belong to |
 //! | `as_lora` | another method as LoRA |
 //! | `same`, `files`, `hashes` | what is written |
@@ -28,7 +29,7 @@ pub mod denoisers;
 mod dialect;
 pub mod diffusers;
 mod evened;
-mod expert_pairs;
+pub mod experts;
 pub mod family;
 pub mod files;
 pub mod find;

@@ -9,12 +9,15 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::dialect::Dialect;
+use super::experts::sides::Family as ModelFamily;
+use super::experts::{ExpertForm, together};
 use super::files::{Facts, Files, Wishes, rounded_note};
 use super::pieces::{Pair, Pieces, Stacks};
 use super::spell::Wanted;
 use super::{as_lora, denoisers, family, pieces, spell, text_encoders};
 use crate::adapters::{Adapter, Init, embeddings_note};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::model::base::Base;
 use crate::naming::{arch, components};
 use crate::tensor::Float;
@@ -31,6 +34,10 @@ pub struct Asked<'a> {
     pub component: Option<&'a str>,
     /// Other methods become LoRA.
     pub as_lora: bool,
+    /// The form that experts get; that of the dialect if not given.
+    pub experts: Option<ExpertForm>,
+    /// What is known of the model that experts belong to.
+    pub model: Option<&'a ModelConfig>,
     /// Whether a module is taken, by its path.
     pub takes: &'a dyn Fn(&str) -> bool,
     /// The dtype of what is written; that of every tensor if not given.
@@ -95,10 +102,32 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         return Err(Error::unsupported(&adapter.root, format!("{to} is not written")));
     };
     check(adapter, asked)?;
+    if let Some(form) = asked.experts.filter(|_| !asked.dialect.keeps_stacks) {
+        let problem = format!("`{}` is a form of PEFT's files, and {to} has one of its own", form.name());
+        return Err(Error::invalid("--experts", problem));
+    }
     let (mut done, mut modules) = (Account::default(), Modules::default());
-    let hidden = asked.wishes.width();
-    let stacks = if asked.dialect.takes_experts { Stacks::Apart(hidden) } else { Stacks::Refused };
+    let family = ModelFamily::of(&adapter.config, asked.model);
+    let stacks = match asked.experts {
+        Some(form) if !form.is_fused() => Stacks::Apart(&family),
+        _ if asked.dialect.takes_experts => Stacks::Apart(&family),
+        _ if asked.dialect.keeps_stacks => Stacks::Kept,
+        _ => Stacks::Refused,
+    };
     let mut pieces = pieces::collect(adapter, stacks)?;
+    let is_bias = |pair: &&pieces::Pair| pair.stack.as_ref().is_some_and(|stack| stack.name.ends_with("_bias"));
+    if let Some(pair) = pieces.pairs.iter().find(is_bias).filter(|_| !asked.dialect.keeps_stacks) {
+        let what = format!("`{}` adapts the biases of experts, which only PEFT stores", pair.path);
+        return Err(Error::unsupported(&adapter.root, what));
+    }
+    if let Some(form) = asked.experts {
+        let model = together::Model { family: &family, experts: asked.model.and_then(|model| model.experts) };
+        match form {
+            ExpertForm::Fused | ExpertForm::Vllm3d => together::fuse(&mut pieces, model, form.is_complete())?,
+            ExpertForm::Vllm2d => together::complete(&mut pieces, model)?,
+            ExpertForm::PerExpert => {}
+        }
+    }
     done.notes.extend(embeddings_note(&pieces.embedded, &format!("the dialect {to}")));
     let base = asked.base.map(Base::open).transpose();
     // Here the config is enough.
@@ -135,7 +164,8 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     let denoisers = denoisers::named(&pieces);
     let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
     let is_file = asked.dialect.is_file(asked.out);
-    let mut facts = Facts { adapter, family: None, float: asked.float, wishes: asked.wishes, is_file };
+    let mut facts =
+        Facts { adapter, family: None, float: asked.float, wishes: asked.wishes, is_file, model: asked.model };
     (asked.dialect.fit)(&mut pieces, &facts, &mut respelled)?;
     // One of several that give the same names is none.
     facts.family = respelled.family.and(chosen.family);

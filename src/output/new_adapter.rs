@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::options::{check_name, named_like};
 use super::recipe::{PROVENANCE, SIDECAR};
 use super::{Expected, Output, Run, WriteOptions, tensors};
+use crate::adapters::ReadOptions;
 use crate::dialects::files::{Files, Wishes};
 use crate::dialects::gguf::rows;
 use crate::dialects::translate::{Asked, translate};
@@ -163,14 +164,20 @@ impl ToDialect {
         origin: Origin<'_>,
         out: &Path,
     ) -> Result<(Files, Vec<String>)> {
-        let adapter = made(files, origin.input, origin.file)?;
+        let mut adapter = made(files, origin.input, origin.file)?;
         let model = origin.base.filter(|_| dialect.wants_config).map(config_of).transpose()?;
+        let near = || origin.base.and_then(|base| config_of(base).ok());
+        let of_experts = model.clone().or_else(|| near().filter(|_| !adapter.config.target_parameters.is_empty()));
+        // The file says how they lie, and it is ours.
+        adapter.read_stacks(of_experts.as_ref(), &ReadOptions::default(), false)?;
         let asked = Asked {
             dialect,
             base: origin.base,
             wishes: Wishes { config: model.as_ref(), arch: self.arch.as_deref(), quant: None },
             component: None,
             as_lora: false,
+            experts: None,
+            model: of_experts.as_ref(),
             takes: &|_| true,
             float: None,
             out,

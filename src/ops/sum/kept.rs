@@ -9,11 +9,13 @@ use serde_json::{Map, Value};
 use super::{SumOptions, keyed};
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
+use crate::dialects::experts::order;
 use crate::dialects::files::{Files, Tensor};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::dialects::peft::{PEFT, new_config};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
+use crate::naming::experts::peft::{Era, WRITTEN_VERSION};
 use crate::output::new_adapter::{RECIPE, ToDialect};
 use crate::output::recipe::SIDECAR;
 use crate::output::tensors::lay_out;
@@ -178,6 +180,12 @@ fn config(adapter: &Adapter, new: &NewAdapter, all: bool) -> Map<String, Value> 
     let mut config = adapter.config.raw.clone();
     for key in ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"] {
         config.insert(key.into(), rendered[key].clone());
+    }
+    if new_config::has_stacks(new) {
+        let version = adapter.config.raw.get("peft_version").and_then(Value::as_str).unwrap_or(WRITTEN_VERSION);
+        let version =
+            if Era::of(version) == Some(Era::Today) { version.to_owned() } else { WRITTEN_VERSION.to_owned() };
+        order::declare(&mut config, &version);
     }
     if adapter.config.init.0 != Init::Plain {
         // ΔW is told from the original base now.
