@@ -7,6 +7,7 @@ use std::process::Command;
 use regex::Regex;
 use serde_json::Value;
 
+use crate::links::prose;
 use crate::root;
 
 /// Runs, in order, in one folder; `{f}` are the fixtures.
@@ -37,7 +38,7 @@ fn every_key_of_a_report_is_documented() {
     });
     let code = Regex::new("`([^`]+)`").unwrap();
     let word = Regex::new("[a-z0-9_]+").unwrap();
-    let text = pages.join("\n");
+    let text = prose(&pages.join("\n"));
     let documented: BTreeSet<&str> = code
         .captures_iter(&text)
         .flat_map(|span| word.find_iter(span.get(1).unwrap().as_str()).map(|word| word.as_str()))

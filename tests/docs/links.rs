@@ -51,7 +51,7 @@ fn the_index_leads_to_every_page() {
 }
 
 /// The page without its blocks.
-fn prose(text: &str) -> String {
+pub fn prose(text: &str) -> String {
     let mut in_block = false;
     let lines = text.lines().filter(|line| {
         let is_fence = line.trim().starts_with("```");
