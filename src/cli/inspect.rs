@@ -127,7 +127,7 @@ fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Said {
         }
         all => Said::of(talk, &(), |()| match !is_list || args.verbose || args.tensors {
             true => report::inspect(all, args.tensors, args.verbose),
-            false => report::inspected(all),
+            false => report::inspected(all, watch::columns()),
         }),
     };
     let bad = entries.iter().find_map(Entry::bad);

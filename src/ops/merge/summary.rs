@@ -27,7 +27,7 @@ const WORST: usize = 10;
 const LEAST_KEPT: f64 = 0.5;
 
 /// What a merge did, or would do.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct MergeReport {
     /// The model.
     #[serde(serialize_with = "crate::formats::json::path")]
@@ -45,6 +45,8 @@ pub struct MergeReport {
     pub tensors: Counts,
     /// Names of tensors by what happened to them; what is not listed was copied.
     pub changed: Vec<ChangedTensor>,
+    /// What the tensors that deltas land on are stored as: most of them first.
+    pub written_as: Vec<String>,
     /// Weight files of the output.
     pub files: usize,
     /// Jobs of the plan.
@@ -171,6 +173,7 @@ pub fn begin(
         adapters: adapters(applied, placement),
         tensors: assembled.counts,
         changed,
+        written_as: written_as(&assembled.merged),
         files: assembled.plan.files.len(),
         jobs: assembled.plan.jobs.len(),
         bytes: 0,
@@ -185,6 +188,18 @@ pub fn begin(
         gb_per_second: 0.0,
         peak_resident_bytes: None,
     })
+}
+
+/// What tensors are stored as, most of them first.
+fn written_as(merged: &[Arc<Merged>]) -> Vec<String> {
+    let mut counted: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in merged {
+        let name = tensor.out.to_string().to_lowercase();
+        *counted.entry(name).or_default() += 1;
+    }
+    let mut counted: Vec<(String, usize)> = counted.into_iter().collect();
+    counted.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counted.into_iter().map(|(name, _)| name).collect()
 }
 
 /// What was found in reading and placing.
