@@ -115,7 +115,7 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         _ => Stacks::Refused,
     };
     let mut pieces = pieces::collect(adapter, stacks)?;
-    let is_bias = |pair: &&pieces::Pair| pair.stack.as_ref().is_some_and(|stack| stack.name.ends_with("_bias"));
+    let is_bias = |pair: &&Pair| pair.stack.as_ref().is_some_and(|stack| stack.name.ends_with("_bias"));
     if let Some(pair) = pieces.pairs.iter().find(is_bias).filter(|_| !asked.dialect.keeps_stacks) {
         let what = format!("`{}` adapts the biases of experts, which only PEFT stores", pair.path);
         return Err(Error::unsupported(&adapter.root, what));

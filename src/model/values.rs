@@ -37,8 +37,8 @@ pub fn same_values(left: &Stored, right: &Stored) -> Result<bool> {
     for first in (0..count).step_by(COMPARED) {
         let taken = COMPARED.min(count - first);
         let range = |width: usize| ((first * width) as u64, (taken * width) as u64);
-        let ((start, bytes), (other, length)) = (range(wide.bytes()), range(float.bytes()));
-        let (piece, wanted) = (left.read(start, bytes)?, right.read(other, length)?);
+        let ((start, bytes), (other, count)) = (range(wide.bytes()), range(float.bytes()));
+        let (piece, wanted) = (left.read(start, bytes)?, right.read(other, count)?);
         wide.decode(&piece, &mut values[..taken]);
         stored.resize(wanted.len(), 0);
         float.encode(&values[..taken], crate::tensor::Rounding::Nearest, &mut stored);

@@ -152,7 +152,8 @@ fn codes_on_the_old_grid_are_the_nearest() {
         let expected = Checkpoint::open(&file).expect("expected codes");
         for info in expected.tensors() {
             let Some(weight) = view.owner(&info.name).and_then(|name| view.weight(name)) else { continue };
-            let Some(grid) = weight.storage.grid() else { continue };
+            let is_other = weight.storage.facts().format.starts_with("FP8");
+            let Some(grid) = weight.storage.grid().filter(|_| !is_other) else { continue };
             let mut base = vec![0.0; weight.rows * weight.cols];
             weight.exact(0..weight.rows, 0..weight.cols, &mut base).expect("values");
             let Some(delta) = delta(&adapter, &weight.name, scale) else {

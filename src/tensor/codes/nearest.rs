@@ -4,6 +4,8 @@
 //! is the even one. A code whose value is that of the old one stays, so what does not change keeps its bytes; of two zeros a new
 //! one has the sign of the value.
 
+use super::requantise::{Few, SmallFloat};
+
 /// A table of levels in order.
 #[derive(Clone, Debug)]
 pub struct Levels {
@@ -12,6 +14,9 @@ pub struct Levels {
     codes: Vec<u8>,
     /// The codes of 0 and −0, where the table has both.
     zeros: Option<[u8; 2]>,
+    /// How codes of many values are found at once.
+    pub(super) float: Option<SmallFloat>,
+    pub(super) few: Option<Few>,
 }
 
 impl Levels {
@@ -30,8 +35,9 @@ impl Levels {
             kept.1 = if is_same { kept.1.min(next.1) } else { kept.1 };
             is_same
         });
-        let (values, codes) = levels.into_iter().unzip();
-        Self { values, codes, zeros }
+        let (values, codes): (Vec<f32>, Vec<u8>) = levels.into_iter().unzip();
+        let few = Few::of(table, &values, &codes);
+        Self { values, codes, zeros, float: SmallFloat::of(table), few }
     }
 }
 

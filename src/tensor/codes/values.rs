@@ -21,11 +21,24 @@ pub struct Shared<'a> {
 }
 
 impl Shared<'_> {
+    /// The same for codes that begin `count` columns later.
+    pub fn from(self, count: usize) -> Self {
+        let run = (self.skipped + count) / self.size;
+        let cut = |numbers: &'_ [f32]| numbers.len().min(run);
+        Self {
+            skipped: (self.skipped + count) % self.size,
+            scales: &self.scales[cut(self.scales)..],
+            zeros: &self.zeros[cut(self.zeros)..],
+            biases: &self.biases[cut(self.biases)..],
+            ..self
+        }
+    }
+
     /// The columns of run `run`, of `count` columns.
     #[inline(always)]
-    fn columns(&self, run: usize, count: usize) -> std::ops::Range<usize> {
-        let start = (run * self.size).saturating_sub(self.skipped);
-        start.min(count)..((run + 1) * self.size - self.skipped).min(count)
+    pub fn columns(&self, run: usize, count: usize) -> std::ops::Range<usize> {
+        let start = run.saturating_mul(self.size).saturating_sub(self.skipped);
+        start.min(count)..(run + 1).saturating_mul(self.size).saturating_sub(self.skipped).min(count)
     }
 }
 
@@ -62,6 +75,12 @@ per_cpu! {
 #[inline(always)]
 fn whole_body(codes: &[u8], shared: Shared<'_>, out: &mut [f32]) {
     let count = out.len();
+    if let (1, 0, []) = (shared.size, shared.skipped, shared.biases) {
+        let numbers = shared.scales.iter().zip(shared.zeros);
+        let codes = codes.iter().zip(numbers);
+        out.iter_mut().zip(codes).for_each(|(out, (&code, (scale, zero)))| *out = (f32::from(code) - zero) * scale);
+        return;
+    }
     for (run, &scale) in shared.scales.iter().enumerate() {
         let columns = shared.columns(run, count);
         let zero = shared.zeros.get(run).copied().unwrap_or(0.0);

@@ -18,7 +18,7 @@ use super::scales::Scales;
 use super::shapes::Sizes;
 use super::{Facts, Grid, Storage};
 use crate::error::Result;
-use crate::tensor::codes::{E2M1, E2M3, Levels, decode_levels, decode_whole};
+use crate::tensor::codes::{Codebook, E2M1, E2M3, Levels, decode_levels, decode_whole};
 use crate::tensor::{Float, Shape};
 
 /// Rows whose codes and numbers are read together: a line of the cache holds the numbers of that many neighbours.
@@ -55,6 +55,15 @@ pub enum Meaning {
     Whole(u8, u8),
     /// A level of a table.
     Level(&'static Table),
+}
+
+impl Meaning {
+    fn codebook(self) -> Codebook<'static> {
+        match self {
+            Self::Whole(least, most) => Codebook::Whole(least, most),
+            Self::Level(table) => Codebook::Table(&table.values, &table.levels),
+        }
+    }
 }
 
 /// Levels by code and in order.

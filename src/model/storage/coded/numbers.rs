@@ -145,12 +145,6 @@ impl Held {
             biases: &self.biases[of(&self.biases)],
         }
     }
-
-    /// Scale, zero and bias of the `col`th column that was read, of the `at`th row.
-    pub fn of(&self, at: usize, col: usize) -> (f32, f32, Option<f32>) {
-        let place = at * self.across + (col + self.skipped) / self.size;
-        (self.scales[place], self.zeros.get(place).copied().unwrap_or(0.0), self.biases.get(place).copied())
-    }
 }
 
 impl Numbers {

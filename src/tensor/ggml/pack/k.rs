@@ -61,26 +61,41 @@ fn write_two_bits(numbers: &[u8; 256], out: &mut [u8]) {
 }
 
 #[inline(always)]
-pub(super) fn q2<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 256], block: &mut [u8; 84]) {
+pub(super) fn q2<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], blocks: &mut [u8; 168]) {
     const SEARCH: Search = Search { max: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
-    const TOP: f32 = 15.0;
-    let x: Parts<16, 16> = turned(values);
+    let x: Parts<32, 16> = turned(values);
     let w = x.map(|x| lanes(|lane| x[lane].abs()));
     let mut found = with_minimum(simd, &x, &w, SEARCH);
-    let (scale, min) = (largest(&found.scale), largest(&found.min));
+    let blocks = blocks.as_chunks_mut::<84>().0;
+    let (mut scales, mut minima) = ([0.0; 32], [0.0; 32]);
+    for (at, block) in blocks.iter_mut().enumerate() {
+        let own = at * 16..at * 16 + 16;
+        let (d, dmin) = sixteen_halves(&found.scale[own.clone()], &found.min[own.clone()], block);
+        for (lane, &kept) in own.zip(&block[..16]) {
+            (scales[lane], minima[lane]) = (d * f32::from(kept & 15), dmin * f32::from(kept >> 4));
+        }
+    }
+    renumber(&x, &scales, &minima, (0, 3), &mut found.numbers);
+    let numbers: [u8; 512] = in_order(&found.numbers);
+    for (block, numbers) in blocks.iter_mut().zip(numbers.as_chunks::<256>().0) {
+        write_two_bits(numbers, &mut block[16..80]);
+    }
+}
+
+/// Writes four bits of each of sixteen scales and minima, d and dmin; returns these two.
+#[inline(always)]
+fn sixteen_halves(scales: &[f32], minima: &[f32], block: &mut [u8; 84]) -> (f32, f32) {
+    const TOP: f32 = 15.0;
+    let (scale, min) = (largest(scales), largest(minima));
     let stored = |largest: f32, value: f32| if largest > 0.0 { nearest(TOP / largest * value) as u8 } else { 0 };
-    for (out, (&part, &minimum)) in block.iter_mut().zip(found.scale.iter().zip(&found.min)) {
+    for (out, (&part, &minimum)) in block.iter_mut().zip(scales.iter().zip(minima)) {
         *out = stored(scale, part) | stored(min, minimum) << 4;
     }
     let d = F16::nearest(if scale > 0.0 { scale / TOP } else { 0.0 });
     let dmin = F16::nearest(if min > 0.0 { min / TOP } else { 0.0 });
-    let (d_wide, dmin_wide) = (F16::widen(d), F16::widen(dmin));
-    let scales = lanes(|lane| d_wide * f32::from(block[lane] & 15));
-    let minima = lanes(|lane| dmin_wide * f32::from(block[lane] >> 4));
-    renumber(&x, &scales, &minima, (0, 3), &mut found.numbers);
-    write_two_bits(&in_order(&found.numbers), &mut block[16..80]);
     block[80..82].copy_from_slice(&d);
     block[82..84].copy_from_slice(&dmin);
+    (F16::widen(d), F16::widen(dmin))
 }
 
 /// Two blocks: their searches run side by side, each a chain of operations that wait for one another.
@@ -126,21 +141,25 @@ fn sixteen_scales(scales: &[f32]) -> [u8; 14] {
     tail
 }
 
-/// Scales and minima of the eight parts of 32 of two blocks: searched for, and as the twelve bytes and two halves that keep them.
+/// Scales and minima of the eight parts of 32 of four blocks: searched for, and as the twelve bytes and two halves that keep them.
 #[inline(always)]
-fn eight_parts<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], search: Search) -> ([[u8; 16]; 2], [u8; 512]) {
-    let x: Parts<16, 32> = turned(values);
-    let mut squares = [0.0; 16];
+fn eight_parts<const W: usize, S: Simd<W>>(
+    simd: S,
+    values: &[f32; 1024],
+    search: Search,
+) -> ([[u8; 16]; 4], [u8; 1024]) {
+    let x: Parts<32, 32> = turned(values);
+    let mut squares = [0.0; 32];
     for x in &x {
-        for lane in 0..16 {
+        for lane in 0..32 {
             squares[lane] += x[lane] * x[lane];
         }
     }
-    let typical: Lanes<16> = lanes(|lane| (squares[lane] / 32.0).sqrt());
+    let typical: Lanes<32> = lanes(|lane| (squares[lane] / 32.0).sqrt());
     let w = x.map(|x| lanes(|lane| typical[lane] + x[lane].abs()));
-    let mut found: Found<16, 32> = with_minimum(simd, &x, &w, search);
-    let mut heads = [[0; 16]; 2];
-    let (mut scales, mut minima) = ([0.0; 16], [0.0; 16]);
+    let mut found: Found<32, 32> = with_minimum(simd, &x, &w, search);
+    let mut heads = [[0; 16]; 4];
+    let (mut scales, mut minima) = ([0.0; 32], [0.0; 32]);
     for (at, head) in heads.iter_mut().enumerate() {
         let own = at * 8..at * 8 + 8;
         *head = eight_scales(&found.scale[own.clone()], &found.min[own.clone()]);
@@ -190,7 +209,7 @@ fn write_low_halves(numbers: &[u8; 256], out: &mut [u8]) {
 }
 
 #[inline(always)]
-pub(super) fn q4<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], blocks: &mut [u8; 288]) {
+pub(super) fn q4<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 1024], blocks: &mut [u8; 576]) {
     let search = Search { max: 15, first: -1.0, step: 0.1, steps: 20, absolute: false };
     let (heads, numbers) = eight_parts(simd, values, search);
     let blocks = blocks.as_chunks_mut::<144>().0.iter_mut();
@@ -201,7 +220,7 @@ pub(super) fn q4<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], block
 }
 
 #[inline(always)]
-pub(super) fn q5<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], blocks: &mut [u8; 352]) {
+pub(super) fn q5<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 1024], blocks: &mut [u8; 704]) {
     let search = Search { max: 31, first: -0.5, step: 0.1, steps: 15, absolute: false };
     let (heads, numbers) = eight_parts(simd, values, search);
     let blocks = blocks.as_chunks_mut::<176>().0.iter_mut();
@@ -215,34 +234,50 @@ pub(super) fn q5<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], block
 }
 
 #[inline(always)]
-pub(super) fn q6<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 256], block: &mut [u8; 210]) {
-    let x: Parts<16, 16> = turned(values);
+pub(super) fn q6<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], blocks: &mut [u8; 420]) {
+    let x: Parts<32, 16> = turned(values);
     let mut found = symmetric(simd, &x, 32);
-    let furthest = furthest(&found.scale);
-    if furthest.abs() < NEGLIGIBLE {
-        block.fill(0);
-        return;
-    }
-    let inverse = -128.0 / furthest;
-    let d = F16::nearest(1.0 / inverse);
-    let wide = F16::widen(d);
-    let kept: [i8; 16] = lanes(|lane| nearest(inverse * found.scale[lane]).min(127) as i8);
-    let scales = lanes(|lane| wide * f32::from(kept[lane]));
-    renumber(&x, &scales, &[0.0; 16], (-32, 31), &mut found.numbers);
-    let numbers: [u8; 256] = in_order(&found.numbers);
-    let (low, rest) = block.split_at_mut(128);
-    for ((numbers, low), high) in
-        numbers.as_chunks::<128>().0.iter().zip(low.as_chunks_mut::<64>().0).zip(rest.as_chunks_mut::<32>().0)
-    {
-        for (at, high) in high.iter_mut().enumerate() {
-            let [a, b, c, d] = [0, 32, 64, 96].map(|run| numbers[run + at]);
-            low[at] = a & 15 | c << 4;
-            low[32 + at] = b & 15 | d << 4;
-            *high = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+    let mut tails = [[0; 18]; 2];
+    let mut scales = [0.0; 32];
+    for (at, tail) in tails.iter_mut().enumerate() {
+        let own = at * 16..at * 16 + 16;
+        *tail = sixteen_bytes(&found.scale[own.clone()]);
+        let d = F16::widen([tail[16], tail[17]]);
+        for (lane, kept) in own.zip(*tail) {
+            scales[lane] = d * f32::from(kept.cast_signed());
         }
     }
-    for (out, scale) in rest[64..80].iter_mut().zip(kept) {
-        *out = scale.cast_unsigned();
+    renumber(&x, &scales, &[0.0; 32], (-32, 31), &mut found.numbers);
+    let numbers: [u8; 512] = in_order(&found.numbers);
+    let blocks = blocks.as_chunks_mut::<210>().0.iter_mut();
+    for (at, (block, numbers)) in blocks.zip(numbers.as_chunks::<256>().0).enumerate() {
+        if furthest(&found.scale[at * 16..at * 16 + 16]).abs() < NEGLIGIBLE {
+            block.fill(0);
+            continue;
+        }
+        let (low, rest) = block.split_at_mut(128);
+        for ((numbers, low), high) in
+            numbers.as_chunks::<128>().0.iter().zip(low.as_chunks_mut::<64>().0).zip(rest.as_chunks_mut::<32>().0)
+        {
+            for (at, high) in high.iter_mut().enumerate() {
+                let [a, b, c, d] = [0, 32, 64, 96].map(|run| numbers[run + at]);
+                low[at] = a & 15 | c << 4;
+                low[32 + at] = b & 15 | d << 4;
+                *high = a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6;
+            }
+        }
+        rest[64..].copy_from_slice(&tails[at]);
     }
-    rest[80..].copy_from_slice(&d);
+}
+
+/// The tail of a Q6_K: sixteen scales, and d.
+#[inline(always)]
+fn sixteen_bytes(scales: &[f32]) -> [u8; 18] {
+    let inverse = -128.0 / furthest(scales);
+    let mut tail = [0; 18];
+    for (out, scale) in tail.iter_mut().zip(scales) {
+        *out = (nearest(inverse * scale).min(127) as i8).cast_unsigned();
+    }
+    tail[16..].copy_from_slice(&F16::nearest(1.0 / inverse));
+    tail
 }

@@ -76,11 +76,11 @@ blocks! {
     Q5_0: 32, 22, simple::q5_0;
     Q5_1: 32, 24, simple::q5_1;
     Q8_0: 32, 34, simple::q8_0;
-    Q2K: 256, 84, k::q2, vectors;
+    Q2K: 512, 168, k::q2, vectors;
     Q3K: 512, 220, k::q3;
-    Q4K: 512, 288, k::q4, vectors;
-    Q5K: 512, 352, k::q5, vectors;
-    Q6K: 256, 210, k::q6, vectors;
+    Q4K: 1024, 576, k::q4, vectors;
+    Q5K: 1024, 704, k::q5, vectors;
+    Q6K: 512, 420, k::q6, vectors;
     Iq4Nl: 512, 288, levels::iq4_nl;
     Mxfp4: 32, 17, levels::mxfp4;
 }

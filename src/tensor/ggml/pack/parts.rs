@@ -141,21 +141,36 @@ fn try_moderate<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>
     number: Number,
     numbers: &mut Parts<N, LENGTH>,
 ) -> [Lanes<N>; 3] {
-    let mut all = [[0.0; N]; 3];
-    for at in 0..N / W {
-        let (inverse, min) = (load(simd, at, inverse), load(simd, at, min));
-        let mut sums = [simd.splat(0.0); 3];
-        for ((x, w), numbers) in x.iter().zip(w).zip(numbers.iter_mut()) {
+    let zero = simd.splat(0.0);
+    let mut sums = [[zero; 3]; GROUPS];
+    for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
+        for (at, sums) in sums[..N / W].iter_mut().enumerate() {
             let x = load(simd, at, x);
-            let q = number.of_moderate(simd, simd.mul(inverse, simd.sub(x, min)));
+            let above = simd.sub(x, load(simd, at, min));
+            let q = number.of_moderate(simd, simd.mul(load(simd, at, inverse), above));
             numbers.as_chunks_mut::<W>().0[at] = simd.store(q);
             let wq = simd.mul(load(simd, at, w), q);
             sums[0] = simd.add(sums[0], wq);
             sums[1] = simd.add(sums[1], simd.mul(wq, q));
             sums[2] = simd.add(sums[2], simd.mul(wq, x));
         }
+    }
+    stored(simd, sums)
+}
+
+/// Vectors of lanes that are worked on at once, at most: 32 lanes of four.
+const GROUPS: usize = 8;
+
+/// Sums of all lanes, kind by kind.
+#[inline(always)]
+fn stored<const W: usize, S: Simd<W>, const N: usize, const KINDS: usize>(
+    simd: S,
+    sums: [[S::Vector; KINDS]; GROUPS],
+) -> [Lanes<N>; KINDS] {
+    let mut all = [[0.0; N]; KINDS];
+    for (at, sums) in sums[..N / W].iter().enumerate() {
         for (all, sum) in all.iter_mut().zip(sums) {
-            all.as_chunks_mut::<W>().0[at] = simd.store(sum);
+            all.as_chunks_mut::<W>().0[at] = simd.store(*sum);
         }
     }
     all
@@ -175,16 +190,19 @@ fn errors<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
     [x, w, numbers]: [&Parts<N, LENGTH>; 3],
     [scale, min]: [&Lanes<N>; 2],
 ) -> Lanes<N> {
-    let mut all = [0.0; N];
-    for at in 0..N / W {
-        let (scale, min, zero) = (load(simd, at, scale), load(simd, at, min), simd.splat(0.0));
-        let mut sum = zero;
-        for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
-            let difference = simd.sub(simd.add(simd.mul(scale, load(simd, at, numbers)), min), load(simd, at, x));
+    let zero = simd.splat(0.0);
+    let mut sums = [zero; GROUPS];
+    for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
+        for (at, sum) in sums[..N / W].iter_mut().enumerate() {
+            let stored = simd.add(simd.mul(load(simd, at, scale), load(simd, at, numbers)), load(simd, at, min));
+            let difference = simd.sub(stored, load(simd, at, x));
             let error = if search.absolute { simd.largest(difference, zero) } else { simd.mul(difference, difference) };
-            sum = simd.add(sum, simd.mul(load(simd, at, w), error));
+            *sum = simd.add(*sum, simd.mul(load(simd, at, w), error));
         }
-        all.as_chunks_mut::<W>().0[at] = simd.store(sum);
+    }
+    let mut all = [0.0; N];
+    for (all, sum) in all.as_chunks_mut::<W>().0.iter_mut().zip(sums) {
+        *all = simd.store(sum);
     }
     all
 }
@@ -262,20 +280,16 @@ fn weighed_moderate<const W: usize, S: Simd<W>, const N: usize, const LENGTH: us
     inverse: &Lanes<N>,
     number: Number,
 ) -> [Lanes<N>; 2] {
-    let mut all = [[0.0; N]; 2];
-    for at in 0..N / W {
-        let inverse = load(simd, at, inverse);
-        let mut sums = [simd.splat(0.0); 2];
-        for ((x, w), wx) in x.iter().zip(w).zip(wx) {
-            let q = number.of_moderate(simd, simd.mul(inverse, load(simd, at, x)));
+    let zero = simd.splat(0.0);
+    let mut sums = [[zero; 2]; GROUPS];
+    for ((x, w), wx) in x.iter().zip(w).zip(wx) {
+        for (at, sums) in sums[..N / W].iter_mut().enumerate() {
+            let q = number.of_moderate(simd, simd.mul(load(simd, at, inverse), load(simd, at, x)));
             sums[0] = simd.add(sums[0], simd.mul(load(simd, at, wx), q));
             sums[1] = simd.add(sums[1], simd.mul(simd.mul(load(simd, at, w), q), q));
         }
-        for (all, sum) in all.iter_mut().zip(sums) {
-            all.as_chunks_mut::<W>().0[at] = simd.store(sum);
-        }
     }
-    all
+    stored(simd, sums)
 }
 
 /// As [`symmetric`], by moving one number after the other to where it fits best, in at most five passes.
