@@ -50,47 +50,82 @@ fn help(verb: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Groups in the order of a page; `Options` are the everyday ones.
+const GROUPS: [&str; 7] = ["Arguments", "Options", "Rank", "Selection", "Precision", "Advanced", "Output"];
+
 /// One table for each group of options.
 fn tables(help: &str) -> String {
-    let mut text = String::new();
-    let mut rows: Vec<(String, String)> = Vec::new();
-    let mut heading: Option<String> = None;
-    for line in help.lines().chain(std::iter::once("end:")) {
-        let is_heading = line.ends_with(':') && !line.starts_with(' ');
-        if is_heading {
-            if let Some(title) = heading.filter(|_| !rows.is_empty()) {
-                text.push_str(&format!("\n**{title}**\n\n| option | meaning |\n|---|---|\n"));
-                rows.iter().for_each(|(option, meaning)| text.push_str(&format!("| `{option}` | {meaning} |\n")));
-            }
-            rows.clear();
-            let title = line.trim_end_matches(':');
-            heading = (title != "Examples")
-                .then(|| if title == "Options" { "Everyday".to_owned() } else { title.to_owned() });
-        } else if heading.is_some() {
-            row(line, &mut rows);
+    let mut groups: Vec<(&str, Vec<Row>)> = Vec::new();
+    for line in help.lines() {
+        let heading = line.strip_suffix(':').filter(|line| !line.starts_with(' '));
+        match (heading, groups.last_mut()) {
+            (Some(heading), _) => groups.push((heading, Vec::new())),
+            (None, Some((_, rows))) => read(line, rows),
+            (None, None) => {}
         }
+    }
+    groups.retain(|(heading, rows)| *heading != "Examples" && !rows.is_empty());
+    let place = |heading: &str| GROUPS.iter().position(|known| *known == heading).expect("a group of the help");
+    groups.sort_by_key(|(heading, _)| place(heading));
+    let mut text = String::new();
+    for (heading, rows) in groups {
+        let title = if heading == "Options" { "Everyday" } else { heading };
+        text.push_str(&format!("\n**{title}**\n\n| option | meaning |\n|---|---|\n"));
+        rows.iter().filter(|row| !row.is_everywhere()).for_each(|row| text.push_str(&row.shown()));
     }
     text.push('\n');
     text
 }
 
+/// An option as the help shows it: how it is written, what it does, and its values, each with what it does.
+struct Row {
+    option: String,
+    meaning: String,
+    values: Vec<String>,
+}
+
+impl Row {
+    /// What every verb has, and nobody looks up.
+    fn is_everywhere(&self) -> bool {
+        self.option.ends_with("--help") || self.option.ends_with("--version")
+    }
+
+    fn shown(&self) -> String {
+        let values: Vec<String> = self.values.iter().map(|value| cell(value)).collect();
+        let values = if values.is_empty() { String::new() } else { format!("<br>{}", values.join("<br>")) };
+        format!("| `{}` | {}{values} |\n", self.option.replace('|', r"\|"), cell(&self.meaning))
+    }
+}
+
 /// A line of the help: a new option, or more about the last one.
-fn row(line: &str, rows: &mut Vec<(String, String)>) {
+fn read(line: &str, rows: &mut Vec<Row>) {
     let (words, depth) = (line.trim(), line.len() - line.trim_start().len());
-    let begins = depth <= 6 && words.starts_with(['-', '<', '[']);
-    if words.is_empty() {
-    } else if begins {
+    if words.is_empty() || words == "Possible values:" {
+        return;
+    }
+    if depth <= 6 && words.starts_with(['-', '<', '[']) {
         let (option, meaning) = words.split_once("  ").unwrap_or((words, ""));
-        rows.push((option.trim().replace('|', r"\|"), cell(meaning)));
-    } else if let Some((_, meaning)) = rows.last_mut() {
-        if !meaning.is_empty() {
-            meaning.push(' ');
+        let (option, meaning) = (option.trim().to_owned(), meaning.trim().to_owned());
+        return rows.push(Row { option, meaning, values: Vec::new() });
+    }
+    let Some(row) = rows.last_mut() else { return };
+    match (words.strip_prefix("- "), row.values.last_mut()) {
+        (Some(value), _) => {
+            let (name, meaning) = value.split_once(':').unwrap_or((value, ""));
+            row.values.push(format!("`{name}`: {}", meaning.trim()));
         }
-        meaning.push_str(&cell(words));
+        (None, Some(value)) if !words.starts_with('[') => {
+            value.push(' ');
+            value.push_str(words);
+        }
+        (None, _) => {
+            let space = if row.meaning.is_empty() { "" } else { " " };
+            row.meaning = format!("{}{space}{words}", row.meaning);
+        }
     }
 }
 
 /// Text of the help in a cell of a table.
 fn cell(text: &str) -> String {
-    text.trim().replace('|', r"\|").replace('<', "&lt;").replace('*', r"\*")
+    text.replace('|', r"\|").replace('<', "&lt;").replace('*', r"\*")
 }

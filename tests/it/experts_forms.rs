@@ -111,7 +111,10 @@ fn every_form_is_merged_as_it_is_meant_into_bases_of_any_layout() {
 #[test]
 fn what_nothing_decides_is_refused_with_the_option_that_does() {
     for (case, words) in [
-        ("params-gptoss-down-v4", ["`peft_version` is `0.21.2`", "`gpt_oss`", "--expert-sides straight", "--expert-sides swapped"]),
+        (
+            "params-gptoss-down-v4",
+            ["`peft_version` is `0.21.2`", "`gpt_oss`", "--expert-sides straight", "--expert-sides swapped"],
+        ),
         ("skewed-merged-exception", ["`grouped_by_expert`", "2.81 times", "0.41 times", "--expert-order rank_major"]),
     ] {
         let (bench, folder) = (Bench::new(), root().join(case));
@@ -125,7 +128,8 @@ fn what_nothing_decides_is_refused_with_the_option_that_does() {
 fn an_option_that_no_adapter_needs_or_that_the_shapes_contradict_is_refused() {
     let (bench, base) = (Bench::new(), root().join("bases/qwen3moe-v5"));
     let plain = root().join("split-qwen3moe/adapter");
-    merge(&base, &plain, &bench.path("out"), &["--expert-order", "rank_major"]).refused(2, &["--expert-order", "no adapter"]);
+    merge(&base, &plain, &bench.path("out"), &["--expert-order", "rank_major"])
+        .refused(2, &["--expert-order", "no adapter"]);
     let stacks = root().join("unsloth-legacy/adapter");
     merge(&base, &stacks, &bench.path("out"), &["--expert-sides", "swapped"]).refused(1, &["the shapes say straight"]);
 }
@@ -209,7 +213,8 @@ fn inspect_names_the_reading_and_what_tells() {
     let order = |case: &str, at: usize| {
         let facts = facts(case);
         let one = &facts["experts"][at];
-        [&one["parameter"], &one["order"], &one["order_by"], &one["sides"]].map(|value| value.as_str().unwrap_or("-").to_owned())
+        [&one["parameter"], &one["order"], &one["order_by"], &one["sides"]]
+            .map(|value| value.as_str().unwrap_or("-").to_owned())
     };
     let unsloth = "trained by Unsloth before its markers";
     assert_eq!(order("unsloth-legacy-018", 0), ["down_proj", "grouped_by_expert", unsloth, "swapped"]);
@@ -228,7 +233,8 @@ fn noise_adapter(bench: &Bench, config: Value) -> PathBuf {
     let tensors: Vec<(String, Tensor)> = [("base_layer.", 16, 6, 1), ("", 6, 8, 3)]
         .into_iter()
         .flat_map(|(nested, outputs, inputs, seed)| {
-            let key = |factor: &str| format!("base_model.model.model.layers.0.mlp.experts.{nested}lora_{factor}.weight");
+            let key =
+                |factor: &str| format!("base_model.model.model.layers.0.mlp.experts.{nested}lora_{factor}.weight");
             let down = Tensor::f32(&[8, inputs], &noise(seed, 8 * inputs, 1.0));
             let up = Tensor::f32(&[outputs, 8], &noise(seed + 1, outputs * 8, 1.0));
             [(key("A"), down), (key("B"), up)]
@@ -250,17 +256,20 @@ fn a_marker_is_believed_where_the_values_say_nothing() {
         (json!({"lora_B_layout": "grouped_by_expert"}), "grouped_by_expert"),
         (json!({"lora_B_layout": "rank_major", "auto_mapping": {"lora_B_layout": "grouped_by_expert"}}), "rank_major"),
         (json!({"auto_mapping": {"lora_B_layout": "grouped_by_expert"}}), "grouped_by_expert"),
+        (json!({"lora_B_layout": "grouped_by_expert", "unsloth_fused_expert_lora": {"parameters": {}}}), "rank_major"),
+        (json!({"unsloth_fused_expert_lora": {"parameters": {"down_proj": {"lora_B_layout": "mixed"}}}}), "rank_major"),
         (
-            json!({"lora_B_layout": "grouped_by_expert", "unsloth_fused_expert_lora": {"parameters": {}}}),
+            json!({"auto_mapping": {"unsloth_fixed": true, "parent_library": "transformers.models.glm4_moe.x"}}),
+            "grouped_by_expert",
+        ),
+        (
+            json!({"auto_mapping": {"unsloth_fixed": true, "parent_library": "transformers.models.olmoe.x"}}),
             "rank_major",
         ),
         (
-            json!({"unsloth_fused_expert_lora": {"parameters": {"down_proj": {"lora_B_layout": "mixed"}}}}),
+            json!({"auto_mapping": {"unsloth_fixed": false, "parent_library": "transformers.models.glm4_moe.x"}}),
             "rank_major",
         ),
-        (json!({"auto_mapping": {"unsloth_fixed": true, "parent_library": "transformers.models.glm4_moe.x"}}), "grouped_by_expert"),
-        (json!({"auto_mapping": {"unsloth_fixed": true, "parent_library": "transformers.models.olmoe.x"}}), "rank_major"),
-        (json!({"auto_mapping": {"unsloth_fixed": false, "parent_library": "transformers.models.glm4_moe.x"}}), "rank_major"),
     ] {
         let bench = Bench::new();
         let adapter = noise_adapter(&bench, config.clone());
@@ -343,7 +352,8 @@ fn servers_get_every_expert_and_both_stacks() {
     for form in [&flat, &deep] {
         assert_eq!(read_model(&merged(&bench, &base, form, "out", &[])), wanted);
     }
-    convert(&part, &bench.path("unknown"), &["--experts", "fused"]).refused(1, &["some experts are missing", "--base PATH"]);
+    convert(&part, &bench.path("unknown"), &["--experts", "fused"])
+        .refused(1, &["some experts are missing", "--base PATH"]);
 }
 
 #[test]
@@ -361,7 +371,9 @@ fn forms_that_make_no_sense_are_refused() {
 #[test]
 fn mlx_gets_one_tensor_for_every_projection_of_a_layer() {
     let bench = Bench::new();
-    for (case, base, list) in [("unsloth-legacy", "qwen3moe-v5", "mlp.switch_mlp"), ("bnb-gptoss", "gptoss", "mlp.experts")] {
+    for (case, base, list) in
+        [("unsloth-legacy", "qwen3moe-v5", "mlp.switch_mlp"), ("bnb-gptoss", "gptoss", "mlp.experts")]
+    {
         let (base, out) = (root().join("bases").join(base), bench.path(case));
         lorakit(&[&"convert", &adapter_of(&root().join(case)), &"--to", &"mlx", &"--base", &base, &"-o", &out]).ok();
         let tensors = read_model(&out);
@@ -406,7 +418,8 @@ fn every_case_of_the_reference_means_the_same_in_every_form() {
         for base in bases_of(&root, &about) {
             for form in ["per-expert", "fused"] {
                 let made = bench.path(form);
-                convert(&adapter_of(&folder), &made, &["--experts", form, "--force", "--base", base.to_str().unwrap()]).ok();
+                convert(&adapter_of(&folder), &made, &["--experts", form, "--force", "--base", base.to_str().unwrap()])
+                    .ok();
                 let out = merged(&bench, &base, &made, "out", &[]);
                 let expected = folder.join(about["expected"].as_str().unwrap());
                 assert_is(&out, &expected, &format!("{case} as {form} on {}", base.display()));

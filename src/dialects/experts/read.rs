@@ -60,12 +60,7 @@ impl Adapter {
     ///
     /// # Errors
     /// When what is said, by the config or an option, contradicts the shapes or the values.
-    pub(crate) fn read_stacks(
-        &mut self,
-        model: Option<&ModelConfig>,
-        options: &ReadOptions,
-        look: bool,
-    ) -> Result<()> {
+    pub(crate) fn read_stacks(&mut self, model: Option<&ModelConfig>, options: &ReadOptions, look: bool) -> Result<()> {
         let found = find(self);
         if found.is_empty() {
             return Ok(());
