@@ -77,7 +77,7 @@ pub fn run(args: &Convert) -> Result<Said> {
     options.strip_metadata = args.strip_metadata.clone();
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("converting", talk.quiet);
     let mut result = convert(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.set_peak_resident_bytes(watch::peak_resident_bytes());
     let lost = result.not_finite();

@@ -62,7 +62,7 @@ pub fn run(args: &Extract) -> Result<Said> {
     options.compute = args.rank.compute.into();
     options.dialect = args.to.dialect()?;
     let cancel = interruptible()?;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("extracting", talk.quiet);
     let mut result = extract(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = peak_resident_bytes();
     let bad = super::sum::vanished(&result.made);

@@ -305,7 +305,10 @@ fn takes_value(command: &Command, name: &str) -> Option<bool> {
             argument.get_long_and_visible_aliases().is_some_and(|names| names.contains(&long))
                 || argument.get_all_aliases().is_some_and(|names| names.contains(&long))
         }
-        None => name.chars().nth(1).is_some_and(|short| argument.get_short() == Some(short)),
+        None => name.chars().nth(1).is_some_and(|short| {
+            argument.get_short() == Some(short)
+                || argument.get_all_short_aliases().is_some_and(|all| all.contains(&short))
+        }),
     })?;
     Some(argument.get_action().takes_values())
 }

@@ -76,7 +76,7 @@ pub fn run(args: &Merge) -> Result<Said> {
     options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("merging", talk.quiet);
     let mut result = merge(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
     super::warn(talk, report::warnings(&result));

@@ -32,7 +32,7 @@ pub fn run(args: &Resize) -> Result<Said> {
     let options = args.sum.options(Operation::Resize, adapters, selection(&args.write)?, args.write.options()?)?;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("resizing", talk.quiet);
     let mut result = resize(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
     let mut said = Said::of(talk, &result, |result| report::resize(result, talk.verbose));

@@ -81,7 +81,7 @@ pub fn run(args: &Stack) -> Result<Said> {
 /// Does what `options` say, and gives the report.
 pub fn perform(options: &SumOptions, talk: Talk) -> Result<Said> {
     let cancel = watch::interruptible()?;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("stacking", talk.quiet);
     let mut result = sum(options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
     if !talk.json && !talk.quiet && options.method == Method::FactorAverage {

@@ -79,7 +79,7 @@ pub fn run(args: &Subtract) -> Result<Said> {
     options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
-    let bar = Bar::new(talk.quiet);
+    let bar = Bar::new("subtracting", talk.quiet);
     let result = unmerge(&options, &Run { cancel: &cancel, progress: &bar })?;
     let peak = watch::peak_resident_bytes();
     Ok(match result {

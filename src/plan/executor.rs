@@ -71,6 +71,7 @@ impl Executor<'_> {
     /// The error of the first job in plan order that failed; the others are stopped.
     pub fn run(&self, plan: &Plan, range: Range<usize>, files: &[PositionalFile]) -> Result<()> {
         let jobs: Vec<&Job> = plan.jobs.iter().filter(|job| range.contains(&job.file)).collect();
+        self.progress.parts("pieces", jobs.len());
         self.progress.begin(jobs.iter().map(|job| job.bytes).sum());
         let mut by_file: Vec<Range<usize>> = Vec::new();
         for chunk in jobs.chunk_by(|left, right| left.file == right.file) {

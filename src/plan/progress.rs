@@ -2,6 +2,8 @@
 
 /// Hears of bytes as they are done. Called from many threads.
 pub trait Progress: Sync {
+    /// The work falls into so many parts, called `what`; each tells of its bytes once. Comes before [`begin`](Self::begin).
+    fn parts(&self, _what: &'static str, _count: usize) {}
     /// So many bytes will be written.
     fn begin(&self, bytes: u64);
     /// So many more bytes are done.

@@ -86,7 +86,9 @@ impl RankChoice {
         choice.ok_or_else(|| {
             let problem = "a way to choose ranks is needed: --rank, --energy, --max-error, --max-size, --max-params, \
                            --rank-method or --noise";
-            Error::invalid("--rank", problem)
+            Error::invalid("--rank", problem).hint(
+                "`--rank 16` gives every module one rank, `--energy 0.95` each the lowest that keeps so much of it",
+            )
         })
     }
 

@@ -78,6 +78,7 @@ pub fn truncate(changes: &[&dyn Truncatable], means: &Means<'_>) -> Result<Trunc
         && !(uniform && (means.alpha.is_some() || changes.iter().any(|change| change.own().is_some())));
     let bytes: u64 = changes.iter().map(|change| change.bytes()).sum();
     if bytes > 0 {
+        means.progress.parts("modules", if apart { changes.len() } else { 2 * changes.len() });
         means.progress.begin(if apart { bytes } else { 2 * bytes });
     }
     let mut spent = None;

@@ -24,7 +24,7 @@ fn a_sharded_base_gives_the_same_shards_and_a_true_index() {
     assert_eq!(index["metadata"]["total_size"], bytes);
     let before = read_json(&base.join("model.safetensors.index.json"));
     assert_eq!(index["weight_map"], before["weight_map"]);
-    assert_eq!(fs::read(base.join("config.json")).unwrap(), fs::read(bench.path("out/config.json")).unwrap());
+    assert_eq!(read_json(&bench.path("out/config.json"))["dtype"], "float32");
     assert!(bench.path("out/generation_config.json").exists());
 }
 

@@ -495,9 +495,15 @@ fn what_cannot_be_written_is_told_before_the_work_and_by_a_dry_run() {
             }
             for ending in ["bin", "pt", "pth", "ckpt", "npz", "safetensors", "gguf"] {
                 let place = world.bench.path(&format!("named.{ending}"));
-                // What `convert` and a base of one file become is told by these names.
-                let right = (name.starts_with("convert") || *name == "merge, a file")
-                    && ["safetensors", "gguf"].contains(&ending);
+                // What `convert` and a model become is told by these names.
+                let cut = name.ends_with("cut") || *name == "merge, a pipeline";
+                let of_model =
+                    (name.starts_with("merge") || *name == "subtract, a model" || name.ends_with("compared"))
+                        && ending == "safetensors"
+                        && !cut;
+                let right = name.starts_with("convert") && ["safetensors", "gguf"].contains(&ending)
+                    || *name == "merge, a file"
+                    || of_model;
                 if !right {
                     let outcome = world.run(words, &place, more);
                     assert!(outcome.code == 2, "{name} {ending}: {} {}", outcome.stdout, outcome.stderr);

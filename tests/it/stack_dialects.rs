@@ -44,7 +44,7 @@ fn assert_same(case: &str, got: &Tensors, wanted: impl Fn(&str) -> Vec<f64>, bef
 fn run(bench: &Bench, words: &[&dyn AsRef<std::ffi::OsStr>]) -> PathBuf {
     let out = bench.path("made");
     let mut all = words.to_vec();
-    all.extend([&"-o" as &dyn AsRef<std::ffi::OsStr>, &out]);
+    all.extend([&"-o" as &dyn AsRef<std::ffi::OsStr>, &out, &"--to", &"peft"]);
     lorakit(&all).ok();
     let config = read_json(&out.join("adapter_config.json"));
     assert_eq!(config["peft_type"], "LORA");

@@ -117,7 +117,7 @@ fn what_rounding_lost_is_said_where_the_base_is_not_at_hand() {
     let (base, adapter) = model(&bench);
     merge(&base, &adapter, &bench.path("merged"), &[]).ok();
     let outcome = subtract(&bench.path("merged"), &adapter, &bench.path("out"), &[]).ok();
-    for said in ["retained after rounding", "--base PATH", "× -1"] {
+    for said in ["kept after rounding", "--base PATH", "× -1"] {
         assert!(outcome.stdout.contains(said), "`{said}` is not in: {}", outcome.stdout);
     }
     let (got, wanted) = (read(&bench.path("out/model.safetensors")), read(&base.join("model.safetensors")));

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::{SumOptions, keyed};
+use super::SumOptions;
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
 use crate::dialects::experts::order;
 use crate::dialects::files::{Files, Tensor};
+use crate::dialects::kohya::{COMFYUI, KOHYA};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::dialects::peft::{PEFT, new_config};
 use crate::error::{Error, Result};
@@ -51,6 +52,9 @@ pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDial
     }
 }
 
+/// The dialects whose files are one, with α beside the factors.
+const KEYED: [&str; 2] = [KOHYA.name, COMFYUI.name];
+
 /// In which form an adapter stays what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
@@ -69,9 +73,7 @@ pub fn form(adapter: &Adapter, terms: &Terms, to: &ToDialect) -> Option<Kept> {
     let has_config = adapter.config.path.ends_with(CONFIG_NAME);
     match to.foreign() {
         None if adapter.dialect == PEFT.name && has_config && adapter.config.method == "LORA" => Some(Kept::Peft),
-        Some(to) if to.name == adapter.dialect && keyed::DIALECTS.contains(&to.name) && !has_config => {
-            Some(Kept::Keyed)
-        }
+        Some(to) if to.name == adapter.dialect && KEYED.contains(&to.name) && !has_config => Some(Kept::Keyed),
         _ => None,
     }
 }

@@ -6,15 +6,12 @@ use std::collections::HashMap;
 use super::kept::{metadata, stored, with_dimension};
 use crate::adapters::Adapter;
 use crate::dialects::files::{Files, Tensor};
-use crate::dialects::kohya::{COMFYUI, KOHYA};
+use crate::dialects::kohya::KOHYA;
 use crate::error::Result;
 use crate::formats::Stored;
 use crate::pairs::{Bytes, NewPair};
 use crate::placement::terms::{Slot, Terms};
 use crate::tensor::{Float, Shape};
-
-/// The dialects whose files are like that.
-pub const DIALECTS: [&str; 2] = [KOHYA.name, COMFYUI.name];
 
 /// What stands between a module and the name of a factor.
 const FACTOR: &str = ".lora_";
