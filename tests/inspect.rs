@@ -117,6 +117,7 @@ fn tensors_are_listed_in_json_on_request() {
 fn several_paths_make_a_list() {
     let found = lorakit(&[&fixture("tiny/base"), &fixture("tiny/adapter"), "--json"]);
     let found: Value = serde_json::from_str(&found).unwrap();
+    let found = &found["entries"];
     assert_eq!([&found[0]["kind"], &found[1]["kind"]], ["checkpoint", "adapter"]);
 }
 

@@ -1,5 +1,9 @@
 //! The base that a config names beside the base at hand: whether they are one model, as far as names tell.
 
+use std::sync::OnceLock;
+
+use regex::Regex;
+
 /// Words of a name that say how many bits a copy was cut to.
 const CUT: [(&str, &str); 9] = [
     ("bnb-4bit", "a 4-bit copy"),
@@ -20,6 +24,13 @@ const PLAIN: [&str; 12] =
 /// Digits of a commit, as folders of the Hugging Face cache are called.
 const COMMIT: usize = 40;
 
+/// Words of a name that tell how numbers are stored, and nothing of the model.
+fn forms() -> &'static Regex {
+    const WORDS: &str = r"\b(i?q\d(_[0-9a-z]+)*|t?bf16|f16|fp16|f32|fp32|fp8|gguf|hf|safetensors|bnb|4bit|8bit)\b";
+    static FORMS: OnceLock<Regex> = OnceLock::new();
+    FORMS.get_or_init(|| Regex::new(WORDS).expect("the pattern is a constant that a test compiles"))
+}
+
 /// What follows from the base `named` by an adapter's config for a merge into the model called `own`; nothing where the names agree or
 /// tell nothing.
 pub fn note(named: &str, own: &str, is_quantised: bool) -> Option<String> {
@@ -32,7 +43,10 @@ pub fn note(named: &str, own: &str, is_quantised: bool) -> Option<String> {
              from what was trained"
         ));
     }
-    let plain = |name: &str| name.chars().filter(|letter| letter.is_alphanumeric()).collect::<String>();
+    let plain = |name: &str| {
+        let kept = forms().replace_all(name, "");
+        kept.chars().filter(|letter| letter.is_alphanumeric()).collect::<String>()
+    };
     let (left, right) = (plain(&theirs), plain(&ours));
     let says_nothing = |name: &str| {
         name.is_empty()
@@ -64,6 +78,8 @@ mod tests {
             ("meta-llama/Llama-3.1-8B", "models/llama-3.1-8b-local"),
             ("meta-llama/Llama-3.1-8B", "base"),
             ("base", "Qwen2.5-7B"),
+            ("org/Qwen2.5-7B-hf", "Qwen2.5-7B-Q4_K_M.gguf"),
+            ("tiny-tiny-hf-bf16", "tiny-q4_1.gguf"),
             ("", "Qwen2.5-7B"),
         ] {
             assert_eq!(note(named, own, false), None, "{named} {own}");

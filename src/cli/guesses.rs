@@ -84,6 +84,9 @@ pub fn way_out(words: &[OsString]) -> Option<String> {
         return Some(said);
     }
     let guess = Guess::read(known, verb, rest);
+    if rest.is_empty() {
+        return help::example(verb).map(|line| format!("as `{line}`"));
+    }
     let line = guess.line()?;
     let parsed = std::iter::once("lorakit").chain(line.iter().map(String::as_str));
     let is_new = line[1..] != *rest;

@@ -141,6 +141,11 @@ pub fn command() -> Command {
     command.mut_args(grouped)
 }
 
+/// A command line with `verb`, to begin with.
+pub fn example(verb: &str) -> Option<&'static str> {
+    EXAMPLES.iter().find(|(name, _)| *name == verb).map(|(_, examples)| examples[0].0)
+}
+
 fn grouped(argument: Arg) -> Arg {
     let id = argument.get_id().as_str().to_owned();
     if argument.is_positional() {
@@ -208,7 +213,8 @@ mod tests {
     #[test]
     fn every_verb_has_two_examples_that_it_understands() {
         for verb in command().get_subcommands() {
-            let (_, examples) = EXAMPLES.iter().find(|(name, _)| *name == verb.get_name()).expect(verb.get_name());
+            let found = EXAMPLES.iter().find(|(name, _)| *name == verb.get_name());
+            let (_, examples) = found.unwrap_or_else(|| panic!("{} has no examples", verb.get_name()));
             for (line, _) in examples.iter().filter(|(line, _)| !line.starts_with("lorakit help")) {
                 let words = line.split(" | ").next().unwrap_or(line).split(" > ").next().unwrap_or(line);
                 let parsed = command().try_get_matches_from(words.split_whitespace());

@@ -88,7 +88,7 @@ macro_rules! writes {
                 self
             }
 
-            /// The dtype of what is computed; each tensor's own, if nothing is said.
+            /// The dtype of the result; each tensor's own, if nothing is said.
             pub fn dtype(mut self, dtype: $crate::tensor::Float) -> Self {
                 self.common.dtype = Some(dtype);
                 self

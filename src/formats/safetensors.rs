@@ -79,6 +79,10 @@ pub fn read_header(path: &Path, file: &[u8]) -> Result<Header> {
     };
     let header_bytes = u64::from_le_bytes(*prefix);
     if header_bytes > MAX_HEADER_BYTES {
+        let is_text = file.iter().take(TEXT).all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace());
+        if is_text && looks_like(file) == UNKNOWN {
+            return Err(Error::unsupported(path, "is no weight file: it begins with text"));
+        }
         return Err(Error::limit(path, "header length in bytes", header_bytes, MAX_HEADER_BYTES).hint(looks_like(file)));
     }
     let data_start = PREFIX_BYTES + header_bytes;
@@ -120,6 +124,12 @@ pub fn render_header(metadata: &[(String, String)], tensors: &[TensorInfo]) -> V
     bytes
 }
 
+/// What is said where the first bytes tell nothing.
+const UNKNOWN: &str = "the file is not safetensors";
+
+/// First bytes that are looked at for text.
+const TEXT: usize = 64;
+
 /// What a file that is not safetensors could be, from its first bytes.
 pub(super) fn looks_like(file: &[u8]) -> &'static str {
     match file {
@@ -127,7 +137,7 @@ pub(super) fn looks_like(file: &[u8]) -> &'static str {
         [0x80, ..] => "this looks like a Python pickle",
         [b'G', b'G', b'U', b'F', ..] => "this is a GGUF file",
         [b'<', ..] => "this looks like a web page, not a model file",
-        _ => "the file is not safetensors",
+        _ => UNKNOWN,
     }
 }
 

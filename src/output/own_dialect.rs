@@ -9,6 +9,20 @@ use crate::adapters::Adapter;
 use crate::dialects::{Dialect, Form, Target};
 
 impl ToDialect {
+    /// Whether `out` is a file whose name does not say what is in it.
+    pub fn is_named_badly(&self, out: &Path) -> bool {
+        let target = self.to.map(Target::dialect);
+        target.is_some_and(|dialect| matches!(dialect.form, Form::File(_)) && named_like(out).is_none())
+    }
+
+    /// The ending of its files.
+    pub fn ending(&self) -> &'static str {
+        match self.to.map(|to| to.dialect().form) {
+            Some(Form::File(ending)) => ending,
+            _ => "safetensors",
+        }
+    }
+
     /// The same choice, made where it was left open, for an adapter `out` of `inputs`. With it, why, where that does not go without
     /// saying.
     pub fn over(&self, inputs: &[&Adapter], out: &Path) -> (Self, Option<String>) {

@@ -84,16 +84,18 @@ fn verdict(report: &CheckpointReport) -> String {
             shown(&report.out)
         );
     }
-    let share = percent(report.bytes as f64 / report.input_bytes.max(1) as f64);
+    let share = report.bytes as f64 / report.input_bytes.max(1) as f64;
+    let size =
+        if (0.95..1.05).contains(&share) { String::new() } else { format!("{} of the input's size, ", percent(share)) };
     match &report.rounding {
         None if report.cast == 0 => "converted: every tensor keeps its bytes".to_owned(),
-        None => format!("converted: {share} of the input's size"),
+        None => format!("converted: {size}{} tensors written anew", report.cast),
         Some(total) if total.not_finite > 0 => {
             format!("converted, but {} values are not finite, as they were in the input", total.not_finite)
         }
         Some(total) if total.relative == 0.0 => "converted: no number was rounded".to_owned(),
         Some(total) => {
-            format!("converted: {share} of the input's size, rounding moved the weights by {}", percent(total.relative))
+            format!("converted: {size}rounding moved the weights by {}", percent(total.relative))
         }
     }
 }

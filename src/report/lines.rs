@@ -41,7 +41,7 @@ pub fn time(text: &mut String, seconds: f64, gb_per_second: Option<f64>, peak: O
 
 /// Notes, and what has to be seen.
 pub fn notes(text: &mut String, notes: &[String]) -> Result {
-    notes.iter().try_for_each(|note| match note.strip_prefix("WARNING: ") {
+    notes.iter().try_for_each(|note| match note.strip_prefix("WARNING: ").or_else(|| note.strip_prefix("warning: ")) {
         Some(warning) => put(text, "warning", &line(warning)),
         None => put(text, "note", &line(note)),
     })
@@ -51,7 +51,7 @@ pub fn notes(text: &mut String, notes: &[String]) -> Result {
 pub fn kept(share: f64) -> String {
     let percent = 100.0 * share;
     match (percent - 100.0).abs() {
-        off if off < 5e-5 => "100 %".to_owned(),
+        off if off < 5e-4 => "100 %".to_owned(),
         off if off < 0.05 => format!("{percent:.3} %"),
         off if off < 1.0 => format!("{percent:.2} %"),
         _ => format!("{percent:.1} %"),
@@ -83,9 +83,14 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_told_from_all() {
-        for (share, text) in
-            [(1.0, "100 %"), (0.99999, "99.999 %"), (0.9938, "99.38 %"), (0.74345, "74.3 %"), (1.02, "102.0 %")]
-        {
+        for (share, text) in [
+            (1.0, "100 %"),
+            (0.999_999, "100 %"),
+            (0.9999, "99.990 %"),
+            (0.9938, "99.38 %"),
+            (0.74345, "74.3 %"),
+            (1.02, "102.0 %"),
+        ] {
             assert_eq!(kept(share), text);
         }
     }

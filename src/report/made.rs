@@ -70,7 +70,14 @@ pub fn resize(report: &ResizeReport, verbose: bool) -> String {
                 (count(|outcome| matches!(outcome, Outcome::Done)), "done before"),
                 (report.failed, "FAILED"),
             ];
-            let verdict = format!("resized: {}", counts(&parts));
+            let made = several.iter().filter_map(|one| match &one.outcome {
+                Outcome::Resized(resized) => Some(resized.made.kept_energy),
+                _ => None,
+            });
+            let least = made
+                .reduce(f64::min)
+                .map_or(String::new(), |least| format!("; {} of each change is kept, or more", kept(least)));
+            let verdict = format!("resized: {}{least}", counts(&parts));
             head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
             if !report.skipped.is_empty() {
                 put(

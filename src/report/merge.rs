@@ -103,7 +103,6 @@ fn write(text: &mut String, verdict: &str, report: &MergeReport, more: &[String]
     }
     notes(text, &report.notes)?;
     notes(text, more)?;
-    warnings(report).iter().try_for_each(|warning| put(text, "warning", &line(warning)))?;
     if verbose {
         details(text, report)?;
     }

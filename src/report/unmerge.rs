@@ -68,7 +68,7 @@ fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> Result {
         put(
             text,
             "note",
-            &format!("{count} elements are the merge's with the delta rounded first (`--rounding peft-safe`)"),
+            &format!("{count} element(s) are the merge's with the delta rounded first (`--rounding peft-safe`)"),
         )?;
     }
     notes(text, &report.notes)?;

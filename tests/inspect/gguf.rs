@@ -139,7 +139,7 @@ fn a_set_of_files_is_one_model_by_any_of_its_names() {
     let (one, other) = model();
     save(&folder.path().join("other.gguf"), &one, other);
     let all = facts(folder.path());
-    assert_eq!(all.as_array().unwrap().len(), 2, "the set is one entry of a folder: {all}");
+    assert_eq!(all["entries"].as_array().unwrap().len(), 2, "the set is one entry of a folder: {all}");
     assert!(lorakit(&[text_of(folder.path())]).contains("model llama"));
 }
 

@@ -278,3 +278,20 @@ fn an_extraction_says_the_name_of_its_base() {
     run(&[&"extract", &base, &tuned, &"-r", &"2", &"-o", &out, &"--base-name", &"org/model"]);
     assert_eq!(read_json(&out.join("adapter_config.json"))["base_model_name_or_path"], "org/model");
 }
+
+#[test]
+fn a_sum_that_grows_says_why_and_a_file_without_an_ending_is_told() {
+    let bench = Bench::new();
+    let half = |seed, shape: &[usize], count| Tensor::new(Dtype::F16, shape, &noise(seed, count, 1.0));
+    let pair = [("l.q_proj.lora_A.weight", half(1, &[2, 4], 8)), ("l.q_proj.lora_B.weight", half(2, &[4, 2], 8))];
+    let adapter = bench.adapter("half", json!({}), &pair);
+    let weighted = format!("{}:0.3", adapter.display());
+    let notes = |words: &[&dyn AsRef<std::ffi::OsStr>]| run(words).json()["notes"].to_string();
+    let grown = notes(&[&"stack", &weighted, &adapter, &"-o", &bench.path("sum"), &"--json"]);
+    assert!(grown.contains("`--dtype f16`"), "{grown}");
+    let rounded =
+        notes(&[&"stack", &weighted, &adapter, &"-o", &bench.path("half-sum"), &"--dtype", &"f16", &"--json"]);
+    assert!(!rounded.contains("--dtype"), "{rounded}");
+    let unnamed = notes(&[&"stack", &cat(), &cat(), &"-o", &bench.path("cats"), &"--json"]);
+    assert!(unnamed.contains("`cats.safetensors`"), "{unnamed}");
+}

@@ -151,3 +151,71 @@ fn the_first_line_of_a_report_is_its_verdict() {
     let report: Value = merge(&base, &adapter, &bench.path("j"), &["--json"]).ok().json();
     assert_eq!(report["written_as"], serde_json::json!(["bf16"]));
 }
+
+#[test]
+fn a_text_is_no_weight_file() {
+    let readme = fixtures().join("README.md");
+    lorakit(&[&"inspect", &readme]).refused(1, &["is no weight file: it begins with text"]);
+}
+
+/// Every key of a document, of its lists of objects too.
+fn keys(document: &Value, found: &mut std::collections::BTreeSet<String>) {
+    // Their keys are names of files, ranks or settings.
+    const OPEN: [&str; 4] = ["ranks", "dtypes", "tensors", "alpha_from"];
+    match document {
+        Value::Object(object) => {
+            for (key, value) in object {
+                found.insert(key.clone());
+                if !OPEN.contains(&key.as_str()) {
+                    keys(value, found);
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| keys(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_page_of_the_command_line_names_every_key() {
+    let bench = Bench::new();
+    let (base, adapter) = (fixtures().join("tiny/base"), fixtures().join("tiny/adapter"));
+    let cat = fixtures().join("dialects/kohya-lora-r4.safetensors");
+    let (merged, tuned) = (bench.path("merged"), bench.path("f32"));
+    merge(&base, &adapter, &tuned, &["--dtype", "f32"]).ok();
+    let page = fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
+    for document in [
+        lorakit(&[&"merge", &base, &adapter, &"-o", &merged, &"--json"]),
+        lorakit(&[&"extract", &base, &tuned, &"--max-size", &"20kB", &"-o", &bench.path("e"), &"--json"]),
+        lorakit(&[&"stack", &adapter, &adapter, &"-o", &bench.path("s"), &"--json"]),
+        lorakit(&[&"resize", &adapter, &"-r", &"1", &"-o", &bench.path("r"), &"--json"]),
+        lorakit(&[&"subtract", &merged, &adapter, &"--base", &base, &"-o", &bench.path("p"), &"--json"]),
+        lorakit(&[&"convert", &base, &"--dtype", &"f16", &"-o", &bench.path("c"), &"--json"]),
+        lorakit(&[&"convert", &cat, &"--to", &"diffusers", &"-o", &bench.path("a"), &"--json"]),
+    ] {
+        let mut found = std::collections::BTreeSet::new();
+        keys(&document.ok().json(), &mut found);
+        for key in found {
+            let named = [format!("`{key}`"), format!("`{key}[]`"), format!("`{key}{{}}`"), format!("[].{key}`")];
+            assert!(named.iter().any(|name| page.contains(name)), "docs/cli.md does not name `{key}`");
+        }
+    }
+}
+
+#[test]
+fn a_verb_alone_is_answered_with_an_example() {
+    for verb in ["merge", "convert", "extract", "stack", "resize", "subtract", "inspect", "finish"] {
+        lorakit(&[&verb]).refused(2, &[&format!("as `lorakit {verb} ")]);
+    }
+}
+
+#[test]
+fn a_config_of_another_dtype_is_a_problem() {
+    let bench = Bench::new();
+    let half = Tensor::new(safetensors::tensor::Dtype::F16, &[4, 4], &noise(1, 16, 1.0));
+    for (said, count) in [("bfloat16", 1), ("float16", 0)] {
+        let base = bench.base(&[("a.weight", half.clone())], &serde_json::json!({"torch_dtype": said}));
+        let problems = lorakit(&[&"inspect", &base, &"--json"]).ok().json()["problems"].clone();
+        assert_eq!(problems.as_array().unwrap().len(), count, "{problems}");
+    }
+}

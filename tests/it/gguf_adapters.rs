@@ -291,8 +291,9 @@ fn other_verbs_take_such_files() {
     let bench = Bench::new();
     let file = root.join("lora-all/converter-f32.gguf");
     let base_is = ["--base", base.to_str().unwrap()];
-    run("stack", &[&file, &file], &bench.path("sum"), &base_is).ok();
-    run("stack", &[&root.join("lora-all/adapter"), &file], &bench.path("other"), &base_is).ok();
+    let to_peft = ["--to", "peft", base_is[0], base_is[1]];
+    run("stack", &[&file, &file], &bench.path("sum"), &to_peft).ok();
+    run("stack", &[&root.join("lora-all/adapter"), &file], &bench.path("other"), &to_peft).ok();
     let [sum, other] = ["sum", "other"].map(|name| read(&bench.path(name).join("adapter_model.safetensors")));
     assert_eq!(sum, other);
     run("resize", &[&file], &bench.path("small"), &["--rank", "2", base_is[0], base_is[1]]).ok();

@@ -501,7 +501,12 @@ fn what_cannot_be_written_is_told_before_the_work_and_by_a_dry_run() {
                     (name.starts_with("merge") || *name == "subtract, a model" || name.ends_with("compared"))
                         && ending == "safetensors"
                         && !cut;
-                let right = name.starts_with("convert") && ["safetensors", "gguf"].contains(&ending)
+                // A sum is one for llama.cpp by this name, which wants to know of which model.
+                let sums = ["stack", "resize", "subtract, adapters"];
+                let for_llama =
+                    ending == "gguf" && sums.iter().any(|verb| name.starts_with(verb)) && !name.ends_with("mlx");
+                let right = for_llama
+                    || name.starts_with("convert") && ["safetensors", "gguf"].contains(&ending)
                     || *name == "merge, a file"
                     || of_model;
                 if !right {

@@ -21,6 +21,7 @@ use crate::model::ModelConfig;
 use crate::naming::Names;
 use crate::naming::Role;
 use crate::output::Run;
+use crate::tensor::Float;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
@@ -109,9 +110,10 @@ impl CheckpointFacts {
         let config = config.unwrap_or_default();
         let header = HeaderFacts::of(&checkpoint, &Map::new(), &weights, options)?;
         problems.extend(header.problems());
+        let declared = config.text("dtype").or_else(|| config.text("torch_dtype")).map(str::to_owned);
+        problems.extend(declared.as_deref().and_then(|declared| other_dtype(declared, &weights)));
         let values = options.check.then(|| model_values::values(&checkpoint, options, run)).transpose()?;
         problems.extend(values.iter().flat_map(ModelValues::problems));
-        let declared = config.text("dtype").or_else(|| config.text("torch_dtype")).map(str::to_owned);
         Ok(Self {
             path: path.to_path_buf(),
             family: family(&checkpoint),
@@ -137,6 +139,19 @@ impl CheckpointFacts {
 /// Whether a number is worth no line.
 fn is_none(count: &u64) -> bool {
     *count == 0
+}
+
+/// A config whose dtype is not that of most weights: loaders that follow it round them.
+fn other_dtype(declared: &str, weights: &Weights) -> Option<String> {
+    let wide = |float: Float| float.bytes() > 1;
+    let declared =
+        Float::from_option(declared.strip_prefix("torch.").unwrap_or(declared)).filter(|float| wide(*float))?;
+    let most = weights.dtypes.iter().max_by_key(|facts| facts.bytes)?;
+    let stored = Float::from_option(&most.dtype).filter(|float| wide(*float) && *float != declared)?;
+    let (declared, stored) = (declared.torch_name(), stored.torch_name());
+    Some(format!(
+        "`config.json` says {declared}, most of the weights are {stored}: loaders that follow the config round them to {declared}"
+    ))
 }
 
 fn groups(checkpoint: &Checkpoint) -> Vec<Group> {

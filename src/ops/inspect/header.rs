@@ -44,14 +44,13 @@ impl HeaderFacts {
     /// What of it is wrong.
     pub fn problems(&self) -> Vec<String> {
         let wrong = self.hashes.iter().filter(|hash| hash.matches == Some(false));
-        let problems = wrong
+        wrong
             .map(|HashFacts { key, stored, computed, .. }| {
                 let (stored, computed) =
                     (stored.as_deref().unwrap_or_default(), computed.as_deref().unwrap_or_default());
                 format!("`{key}` is {stored}, the tensors give {computed}: they were changed after it was written")
             })
-            .collect();
-        problems
+            .collect()
     }
 }
 

@@ -288,8 +288,8 @@ pub fn complete(report: &mut MergeReport, merged: &[Arc<Merged>], codes: bool, e
     report.by_chance = by_chance.count();
     if report.by_chance > 0 {
         report.notes.push(format!(
-            "rounding to nearest would take most of the change back in {} tensor(s) (down to {:.0} % of it left): they were rounded \
-             stochastically, so that it is there on average; `--rounding nearest` does without",
+            "plain rounding would undo most of the change in {} tensor(s) (down to {:.0} % of it left), so they were rounded \
+             stochastically: the change is there on average; `--rounding nearest` does without",
             report.by_chance,
             100.0 * least
         ));

@@ -25,22 +25,25 @@ mod summed;
 mod training;
 mod whole;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 
-use crate::adapters::Adapter;
+use crate::adapters::{Adapter, Change};
 use crate::dialects::files::Files;
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Blame, Error, Result};
-use crate::io::Inputs;
+use crate::io::{Inputs, name_of};
 use crate::model::original::Original;
+use crate::naming::components;
 use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
 use crate::placement::{Applied, Selection};
+use crate::tensor::Float;
 use crate::truncate::{NewAdapterReport, WholeReport};
 
 use kept::Kept;
@@ -115,7 +118,7 @@ impl Opened {
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
         let (files, mut report) = self.make(options, &terms, form, run)?;
-        report.notes.splice(0..0, self.why.iter().cloned().chain(notes));
+        report.notes.splice(0..0, self.why.iter().cloned().chain(self.parts_note(&terms)).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -127,6 +130,14 @@ impl Opened {
         let foreign = dialect.foreign().map(|dialect| dialect.name);
         report.weigh(foreign, (written.bytes, written.weights), options.rank.as_ref());
         report.notes.extend(written.notes);
+        report.notes.extend(self.wider(options, &report));
+        if self.dialect.is_named_badly(&options.write.out) {
+            let out = name_of(&options.write.out);
+            report.notes.push(format!(
+                "`{out}` is a file without an ending: most programs look for `{out}.{}`",
+                self.dialect.ending()
+            ));
+        }
         Ok((report, terms.left_out))
     }
 
@@ -145,6 +156,37 @@ impl Opened {
             kept::check(&self.sources[0].adapter, &terms, options, &self.dialect)?;
         }
         Ok((terms, notes))
+    }
+
+    /// What to say of a sum that takes more room than its parts, since it would not be exact in their dtype.
+    fn wider(&self, options: &SumOptions, report: &NewAdapterReport) -> Option<String> {
+        let floats =
+            self.sources.iter().flat_map(|source| &source.adapter.modules).filter_map(|module| match &module.change {
+                Change::Lora(lora) => lora.up.info.dtype.float(),
+                _ => None,
+            });
+        let widest = floats.max_by_key(|float| float.bytes()).filter(|float| float.bytes() < Float::F32.bytes())?;
+        let grew = options.write.dtype.is_none() && report.modules.iter().any(|module| module.dtype == "F32");
+        let name = widest.to_string().to_lowercase();
+        grew.then(|| {
+            format!(
+                "no {name} holds this sum exactly, so it is f32: `--dtype {name}` rounds it and takes half of the room"
+            )
+        })
+    }
+
+    /// What to say of several parts of a pipeline in one adapter of PEFT's, which belongs to one model.
+    fn parts_note(&self, terms: &Terms) -> Option<String> {
+        let parts: BTreeSet<&str> =
+            terms.slots.values().filter_map(|slot| components::split(&slot.path)).map(|(part, _)| part).collect();
+        let several = self.dialect.foreign().is_none() && parts.len() > 1;
+        several.then(|| {
+            let parts: Vec<&str> = parts.into_iter().collect();
+            format!(
+                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one file",
+                parts.join(" and ")
+            )
+        })
     }
 
     /// The way out where a dialect that nobody asked for cannot hold the result.

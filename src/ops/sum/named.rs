@@ -71,7 +71,7 @@ fn adapters_in(path: &Path) -> Result<Option<Vec<PathBuf>>> {
         Some(Found { mut unreadable, .. }) if !unreadable.is_empty() => Err(unreadable.swap_remove(0).1),
         Some(found) => Ok(Some(found.paths)),
         None => {
-            let mut files: Vec<PathBuf> = std::fs::read_dir(path)
+            let files: Vec<PathBuf> = std::fs::read_dir(path)
                 .map_err(|source| Error::io(path, "cannot list", source))?
                 .flatten()
                 .map(|entry| entry.path())
@@ -80,7 +80,7 @@ fn adapters_in(path: &Path) -> Result<Option<Vec<PathBuf>>> {
             // A lone file with a name of its own is one of a folder of files; one that is called as its dialect has it is the folder.
             let lone = files.len() == 1 && !is_standard(&files[0]) && recognise(&files[0]).0;
             match (lone, recognise(path).0) {
-                (true, _) => Ok(Some(files.drain(..).collect())),
+                (true, _) => Ok(Some(files)),
                 (false, true) => Ok(None),
                 (false, false) => Ok(Some(Vec::new())),
             }
