@@ -1,6 +1,7 @@
-//! Damaged adapters: whatever the bytes, they are described or refused, without a panic and within bounded memory.
+//! Damaged adapters and quantised models: whatever the bytes, they are described, converted or refused, without a panic and within
+//! bounded memory.
 //!
-//! `LORAKIT_FUZZ_SECONDS=600 cargo test --test fuzz -- --ignored` runs for ten minutes; `LORAKIT_FUZZ_SEEDS` names a folder of
+//! `LORAKIT_FUZZ_SECONDS=600 cargo test --test fuzz -- --ignored` runs each for ten minutes; `LORAKIT_FUZZ_SEEDS` names a folder of
 //! further adapters to start from, one file or one folder each.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
@@ -9,8 +10,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lorakit::ops::Run;
+use lorakit::ops::convert::{ConvertOptions, convert};
 use lorakit::ops::inspect::{InspectOptions, inspect};
+use lorakit::ops::{Run, WriteOptions};
 use lorakit::plan::Budget;
 
 /// Names and contents of the files of one adapter.
@@ -92,6 +94,28 @@ fn survive(path: &Path) -> bool {
     inspect(path, &options, &Run::default()).is_ok_and(|facts| facts.to_json(true).is_object())
 }
 
+/// Small quantised models, one of each kind of storage.
+fn quantised() -> Vec<Files> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/quant");
+    let mut cases: Vec<PathBuf> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    cases.sort();
+    let cases = cases.into_iter().filter(|case| !case.to_string_lossy().ends_with("-refuse"));
+    let models = cases.flat_map(|case| ["checkpoint", "model", "model.safetensors"].map(|place| case.join(place)));
+    models.filter(|path| path.exists()).map(|path| files_of(&path)).collect()
+}
+
+/// Whether the model at `path` becomes a plain one; it may be refused as well, and then nothing is left.
+fn dequantise(path: &Path) -> bool {
+    let out = tempfile::tempdir().unwrap();
+    let name = if path.is_dir() { "out" } else { "out.safetensors" };
+    let mut write = WriteOptions::new(out.path().join(name));
+    write.budget = Budget { threads: 1, max_bytes: 1 << 28 };
+    let _ = inspect(path, &InspectOptions::default(), &Run::default());
+    let is_done = convert(&ConvertOptions::new(path, write), &Run::default()).is_ok();
+    assert_eq!(fs::read_dir(out.path()).unwrap().count() > 0, is_done, "something is left behind");
+    is_done
+}
+
 /// Writes the files into an empty folder: where they are looked for.
 fn place(files: &Files, folder: &Path) -> PathBuf {
     fs::remove_dir_all(folder).ok();
@@ -100,9 +124,13 @@ fn place(files: &Files, folder: &Path) -> PathBuf {
     if files.len() == 1 { folder.join(&files[0].0) } else { folder.to_path_buf() }
 }
 
-fn fuzz(seeds: &[Files], mut goes_on: impl FnMut(u64) -> bool) -> (u64, u64) {
+fn fuzz(
+    seeds: &[Files],
+    survive: impl Fn(&Path) -> bool + std::panic::RefUnwindSafe,
+    mut goes_on: impl FnMut(u64) -> bool,
+) -> (u64, u64) {
     let temporary = tempfile::tempdir().unwrap();
-    let folder = temporary.path().join("adapter");
+    let folder = temporary.path().join("input");
     let (mut chance, mut runs, mut described) = (Chance(0x9e37_79b9_7f4a_7c15), 0, 0);
     while goes_on(runs) {
         let mut files = seeds[chance.below(seeds.len())].clone();
@@ -132,7 +160,7 @@ fn damaged_adapters_are_survived() {
         let path = place(files, &temporary.path().join("adapter"));
         assert!(survive(&path), "{}", files[0].0);
     }
-    let (runs, described) = fuzz(&seeds, |runs| runs < 200);
+    let (runs, described) = fuzz(&seeds, survive, |runs| runs < 200);
     assert_eq!(runs, 200);
     assert!((10..190).contains(&described), "{described} of 200 described: the damage is too small or too great");
 }
@@ -143,6 +171,29 @@ fn damaged_adapters_are_survived() {
 fn fuzz_adapters() {
     let seconds = std::env::var("LORAKIT_FUZZ_SECONDS").unwrap().parse().unwrap();
     let end = Instant::now() + Duration::from_secs(seconds);
-    let (runs, described) = fuzz(&seeds(), |_| Instant::now() < end);
+    let (runs, described) = fuzz(&seeds(), survive, |_| Instant::now() < end);
     eprintln!("{runs} adapters, {described} described");
+}
+
+#[test]
+fn damaged_quantised_models_are_survived() {
+    let seeds = quantised();
+    assert!(seeds.len() >= 10, "{} models", seeds.len());
+    for files in &seeds {
+        let temporary = tempfile::tempdir().unwrap();
+        assert!(dequantise(&place(files, &temporary.path().join("model"))), "{}", files[0].0);
+    }
+    let (runs, converted) = fuzz(&seeds, dequantise, |runs| runs < 100);
+    assert_eq!(runs, 100);
+    assert!((5..95).contains(&converted), "{converted} of 100 converted: the damage is too small or too great");
+}
+
+/// Damages quantised models for LORAKIT_FUZZ_SECONDS.
+#[test]
+#[ignore = "runs as long as LORAKIT_FUZZ_SECONDS says"]
+fn fuzz_quantised_models() {
+    let seconds = std::env::var("LORAKIT_FUZZ_SECONDS").unwrap().parse().unwrap();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let (runs, converted) = fuzz(&quantised(), dequantise, |_| Instant::now() < end);
+    eprintln!("{runs} quantised models, {converted} converted");
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::llama::Mix;
+use lorakit::model::TrainBase;
 use lorakit::ops::Run;
 use lorakit::ops::merge::{MergeOptions, merge};
 use lorakit::report;
@@ -50,6 +51,10 @@ pub struct Merge {
     /// Write a quantised BASE back in its own format, on the scales it has; without it the result is a plain model
     #[arg(long)]
     pub keep_format: bool,
+    /// How BASE was quantised when the adapter was trained on it (QLoRA): nf4[,double][,block=N][,dtype=bf16], fp4 or int8.
+    /// Merges into the weights that training saw
+    #[arg(long, value_name = "CODES")]
+    pub train_base: Option<TrainBase>,
     /// Record the hashes of the base's files as well
     #[arg(long)]
     pub hash_base: bool,
@@ -73,6 +78,7 @@ pub fn run(args: &Merge) -> Result<Said> {
     options.quant = quant(&args.quant)?;
     options.keep_change = args.write.rounding.is_none();
     options.keep_format = args.keep_format;
+    options.train_base = args.train_base;
     options.hash_base = args.hash_base;
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::config::ModelConfig;
 use super::storage::view::View as Quantised;
 use super::storage::{SIDE_FILES, fp8, refused};
+use super::train_base::TrainBase;
 use super::weight::Weight;
 use super::wrapping::Wrapping;
 use crate::adapters::is_bare_adapter;
@@ -58,6 +59,8 @@ pub struct Reading {
     pub float: Option<Float>,
     /// They are written back in their own format, and what says so stays.
     pub keeps_format: bool,
+    /// Plain weights are what training on a base quantised so saw.
+    pub train: Option<TrainBase>,
 }
 
 impl Base {
@@ -74,7 +77,7 @@ impl Base {
     /// # Errors
     /// As [`Base::open`].
     pub fn open_in(path: &Path, float: Option<Float>) -> Result<Self> {
-        Self::open_read(path, Reading { float, keeps_format: false })
+        Self::open_read(path, Reading { float, ..Reading::default() })
     }
 
     /// The same, read as `reading` says.
@@ -100,10 +103,20 @@ impl Base {
     /// When a quantised weight contradicts itself.
     pub fn seen_in(self, reading: Reading, chosen: &dyn Fn(&str) -> bool) -> Result<Self> {
         if self.view.is_some() {
-            return Ok(self);
+            let what = "is a GGUF file, and training on those is not known";
+            let refused = Error::unsupported(self.checkpoint.root(), what).hint("leave `--train-base` away");
+            return if reading.train.is_some() { Err(refused) } else { Ok(self) };
         }
         let config = self.config.as_ref().map(|config| &config.raw);
         let found = Quantised::find(&self.checkpoint, config, reading.float)?;
+        let found = match reading.train {
+            None => found,
+            Some(spec) if found.is_empty() => Quantised::trained(&self.checkpoint, config, spec, reading.float)?,
+            Some(_) => {
+                let what = "is quantised itself, so nothing else is what training saw";
+                return Err(Error::unsupported(self.checkpoint.root(), what).hint("leave `--train-base` away"));
+            }
+        };
         if found.is_empty() {
             return Ok(self);
         }

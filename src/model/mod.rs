@@ -9,6 +9,7 @@
 //! | `config` | what the config of a model says, read once |
 //! | `wrapping` | prefixes that wrap all names |
 //! | `rounding` | how results are rounded to their dtype |
+//! | `train_base` | how a base was quantised for training |
 //! | `values` | whether two tensors hold the same numbers |
 
 pub mod base;
@@ -16,10 +17,12 @@ pub mod config;
 pub mod original;
 mod rounding;
 pub mod storage;
+pub mod train_base;
 mod values;
 pub mod weight;
 pub mod wrapping;
 
 pub use config::ModelConfig;
 pub use rounding::Rounding;
+pub use train_base::{TrainBase, TrainCodes};
 pub use values::{same_bytes, same_tensors, same_values};

@@ -8,10 +8,10 @@ use super::recipe::{adapter_hashes, checkpoint_hashes, earlier_record};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, json as files};
 use crate::io::name_of;
-use crate::model::Rounding;
 use crate::model::base::Base;
 use crate::model::config::untie;
 use crate::model::storage::KEYS;
+use crate::model::{Rounding, TrainBase};
 use crate::placement::{Applied, Selection};
 use crate::tensor::Packing;
 
@@ -37,6 +37,8 @@ pub struct Asked<'a> {
     pub keep_change: bool,
     /// Whether quantised weights keep their format.
     pub keep_format: bool,
+    /// How the base was quantised for training.
+    pub train_base: Option<TrainBase>,
     /// Whether the base's files are hashed as well.
     pub hash_base: bool,
     /// The base is the one an initialiser left behind.
@@ -124,6 +126,9 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     }
     if asked.keep_format {
         set("keep_format", true.into());
+    }
+    if let Some(spec) = asked.train_base {
+        set("train_base", spec.to_string().into());
     }
     if write.cast_all {
         set("cast_all", true.into());

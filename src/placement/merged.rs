@@ -80,7 +80,7 @@ impl Merged {
 
     /// Whether the rows that nothing changes have the bytes that are stored.
     pub fn copies_rows(&self) -> bool {
-        self.source.packing == self.out && self.source.layout == self.layout
+        self.source.quantised.is_none() && self.source.packing == self.out && self.source.layout == self.layout
     }
 
     /// Whether values stand one by one, in their order: the fast way.

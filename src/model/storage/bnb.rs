@@ -21,7 +21,7 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::conv1d;
-use crate::tensor::codes::{Level, Levels};
+use crate::tensor::codes::{BitOrder, Bits, Codebook, Level, Levels, Shared, requantise};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// Codes of one map.
@@ -54,8 +54,8 @@ struct Absmax {
 /// When what lies beside it is not complete, or does not fit.
 pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
     let name = &info.name;
-    // Experts in a stack have another ending, and are bytes.
-    if !name.ends_with("weight") && info.dtype != Dtype::U8 {
+    // Codes under another type than that of bytes stand one below the other.
+    if info.dtype != Dtype::U8 && info.shape.as_slice().last() != Some(&1) {
         return Ok(None);
     }
     let states = [
@@ -178,11 +178,20 @@ impl FourBits {
         for (scale, block) in scales.iter().zip(blocks) {
             let end = elements.end.min((block + 1) * self.state.block);
             let products = self.map.map(|value| value * scale);
-            for element in at..end {
+            let value = |element: usize| {
                 let byte = bytes[element / 2 - first];
-                let code = if element % 2 == 0 { byte >> 4 } else { byte & 15 };
-                out[element - elements.start] = products[usize::from(code)];
+                products[usize::from(if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 })]
+            };
+            // Whole bytes, and what is left at both ends.
+            let (low, high) = (at.next_multiple_of(2).min(end), end - end % 2);
+            (at..low).for_each(|element| out[element - elements.start] = value(element));
+            if low < high {
+                let pairs = out[low - elements.start..high - elements.start].as_chunks_mut::<2>().0;
+                for (pair, byte) in pairs.iter_mut().zip(&bytes[low / 2 - first..high / 2 - first]) {
+                    *pair = [products[usize::from(byte >> 4)], products[usize::from(byte & 15)]];
+                }
             }
+            (high.max(low)..end).for_each(|element| out[element - elements.start] = value(element));
             at = end;
         }
         Ok(())
@@ -197,6 +206,26 @@ impl FourBits {
 }
 
 impl FourBits {
+    /// Writes the codes of elements that lie in the weight as they are stored.
+    fn encode_flat(&self, elements: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
+        let (block, levels) = (self.state.block, Levels::new(&self.map));
+        let blocks = elements.start / block..elements.end.div_ceil(block);
+        let mut scales = vec![0.0; blocks.len()];
+        self.scales.read(blocks, &mut scales)?;
+        let skipped = elements.start % block;
+        let shared = Shared { size: block, skipped, scales: &scales, zeros: &[], biases: &[] };
+        // The half of a last byte that is none of the weight's stays as it is.
+        let bits = Bits::new(BitOrder::HighFirst, 4).expect("half bytes");
+        let mut codes = vec![0; 2 * out.len()];
+        bits.unpack(out, &mut codes);
+        let (_, cols) = self.stored_shape();
+        let first = (elements.start / cols.max(1), 0);
+        let wanted = change.line(0..elements.len(), first);
+        requantise(Codebook::Table(&self.map, &levels), shared, wanted, &mut codes[..elements.len()]);
+        bits.pack(&codes, out);
+        Ok(())
+    }
+
     /// The elements that bands of bytes stand for.
     fn elements(&self, bands: Range<usize>) -> Range<usize> {
         let ((rows, cols), (count, _)) = (self.stored_shape(), self.bands());
@@ -247,6 +276,9 @@ impl Grid for FourBits {
         let levels = Levels::new(&self.map);
         let level = Level::Table { table: &self.map, levels: &levels };
         let elements = self.elements(bands);
+        if !self.turned {
+            return self.encode_flat(elements, change, out);
+        }
         self.scaled(elements.clone(), |element, scale| {
             let byte = &mut out[(element - elements.start) / 2];
             let place = self.place(element, &elements);

@@ -112,7 +112,7 @@ fn blocks(
         None => None,
     };
     let scales = if format == "nvfp4" { Scales::of_e4m3(scales)? } else { Scales::of(scales)? };
-    let details = vec![scales.dtype()];
+    let mut details = vec![scales.dtype()];
     let field = Field { scales, place: Place::Tiled(across) };
     let numbers = Numbers { common, ..Numbers::new(Runs::Of(group), field) };
     let lay = Lay::Rows { bytes: packed.cols };
@@ -120,6 +120,9 @@ fn blocks(
     let bias =
         files.info(&format!("{module}.bias")).and_then(|bias| usize::try_from(*bias.shape.as_slice().first()?).ok());
     (codes.rows, codes.cols) = without_padding(&codes, group, blocks.zeros, bias)?;
+    if (codes.rows, codes.cols) != (packed.rows, wide) {
+        details.push(format!("padded to [{}, {wide}]", packed.rows));
+    }
     let sizes = Sizes::new(&[codes.rows, codes.cols]).ok_or_else(|| shapes::misfit(&codes.stored, info))?;
     let facts = Facts { format: format!("ComfyUI {format}"), bits: bits.width(), group: numbers.group(wide), details };
     Ok(Coded::new(&sizes, Meaning::Level(blocks.table), codes, numbers, facts))

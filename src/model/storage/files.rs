@@ -107,7 +107,8 @@ fn settings(checkpoint: &Checkpoint, config: Option<&Map<String, Value>>) -> Res
             return Ok(found);
         }
     }
-    if checkpoint.directory() == checkpoint.root() {
+    let has_codes = || checkpoint.tensors().any(|info| info.dtype.float().is_none_or(|float| float.bytes() == 1));
+    if checkpoint.directory() == checkpoint.root() && has_codes() {
         for (file, key) in SIDE_FILES {
             let Some(mut found) = side::look_up(&checkpoint.directory().join(file))? else { continue };
             match found.remove(key) {

@@ -9,8 +9,8 @@
 //! | older files for ComfyUI | `M.scale_weight`: one for all |
 //!
 //! A stack of experts without the ending `.weight` has `P_scale_inv` or `P_scale` beside it. Blocks at the edges are cut off. The
-//! size of a block is what the config says where the grid of scales bears it out; without that, the one power of two that
-//! gives that grid.
+//! size of a block is what the config says where the grid of scales bears it out; without that, 128 × 128 or groups in a row, of
+//! the one power of two that gives that grid.
 //! Sources: transformers `finegrained_fp8.py`, `fbgemm_fp8.py`; compressed-tensors `naive_quantized`; ModelOpt `quant_utils.py`.
 
 use std::ops::Range;
@@ -23,7 +23,7 @@ use super::scales::Scales;
 use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, comfyui};
-use crate::tensor::codes::{Level, Levels};
+use crate::tensor::codes::{Codebook, Levels, Shared, requantise};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, rounding_variance, usize_of};
 
 /// What a weight's scales are called, in place of `.weight`.
@@ -36,7 +36,10 @@ const STACK_SCALES: [&str; 2] = ["_scale_inv", "_scale"];
 pub const BESIDE: [&str; 6] =
     [".input_scale", ".input_scale_ub", ".scale_input", ".qscale_act", ".activation_scale", comfyui::LAYER];
 
-/// Block edges that are tried where the config names none.
+/// The edge of blocks where the config names none (DeepSeek-V3).
+const USUAL: usize = 128;
+
+/// Sizes of groups that are tried, as powers of two.
 const EDGES: Range<u32> = 0..14;
 
 /// An FP8 weight with its scales.
@@ -174,9 +177,13 @@ fn blocks(
         [down] | [down, 1] if down == rows => Blocks { block: (1, cols), ..whole },
         [down, across] => {
             let said = said.filter(|(high, wide)| rows.div_ceil(*high) == down && cols.div_ceil(*wide) == across);
+            let usual = rows.div_ceil(USUAL) == down && cols.div_ceil(USUAL) == across;
             let block = match said {
                 Some(said) => said,
-                None => (edge(rows, down)?, edge(cols, across)?),
+                None if usual => (USUAL, USUAL),
+                // Groups in a row.
+                None if down == rows => (1, edge(cols, across)?),
+                None => return None,
             };
             Blocks { block, across, ..whole }
         }
@@ -246,14 +253,15 @@ impl Grid for Fp8 {
 
     fn encode(&self, bands: Range<usize>, change: &Change<'_>, out: &mut [u8]) -> Result<()> {
         let (table, levels) = table(self.float);
-        let level = Level::Table { table: &table, levels: &levels };
-        self.each_row(bands.clone(), 0..self.cols, |row, scales| {
-            for (scale, run) in scales {
-                for col in run.clone() {
-                    let at = (row - bands.start) * self.cols + col;
-                    out[at] = change.code((at, row, col), level, *scale, out[at]);
-                }
-            }
+        let book = Codebook::Table(&table, &levels);
+        let width = self.cols.max(1);
+        let mut lines = out.chunks_exact_mut(width);
+        self.each_row(bands.clone(), 0..self.cols, |row, runs| {
+            let Some(codes) = lines.next() else { return Ok(()) };
+            let scales: Vec<f32> = runs.iter().map(|(scale, _)| *scale).collect();
+            let shared = Shared { size: self.grid.block.1, skipped: 0, scales: &scales, zeros: &[], biases: &[] };
+            let line = (row - bands.start) * width..(row + 1 - bands.start) * width;
+            requantise(book, shared, change.line(line, (row, 0)), codes);
             Ok(())
         })
     }
@@ -333,8 +341,9 @@ mod tests {
         assert_eq!(of(&[576, 200], &[5, 2], None), Some((128, 128)));
         assert_eq!(of(&[130, 200], &[2, 2], Some((128, 128))), Some((128, 128)));
         assert_eq!(of(&[64, 96], &[64, 3], None), Some((1, 32)));
-        assert_eq!(of(&[72, 136], &[1, 1, 2, 1], None), Some((72, 128)));
-        // Four blocks of 33 to 43 rows: no power of two.
+        assert_eq!(of(&[72, 136], &[1, 1, 2, 1], None), Some((128, 128)));
+        // Four blocks of 33 to 43 rows; or one where two belong.
+        assert_eq!(of(&[256, 256], &[1, 2], None), None);
         assert_eq!(of(&[130, 200], &[4, 7], None), None);
         assert_eq!(of(&[4, 64, 96], &[4], None), Some((64, 96)));
         assert_eq!(of(&[8, 4, 3, 3], &[8, 1, 1, 1], None), Some((12, 3)));

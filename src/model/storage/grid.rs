@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::tensor::codes::Level;
+use crate::tensor::codes::{Level, Wanted};
 use crate::tensor::{Rounding, random_bits};
 
 /// Values and what becomes of them.
@@ -72,6 +72,15 @@ impl Change<'_> {
         let Rounding::Stochastic { seed, index } = self.rounding else { return None };
         let element = index.wrapping_add(row as u64 * self.cols as u64 + col as u64);
         Some(f64::from(random_bits(seed, element)) / 4_294_967_296.0)
+    }
+
+    /// The values `places` of the slices, which lie side by side from element (`row`, `col`) on.
+    pub fn line(&self, places: Range<usize>, (row, col): (usize, usize)) -> Wanted<'_> {
+        Wanted {
+            base: &self.base[places.clone()],
+            wanted: &self.wanted[places],
+            rounding: self.rounding.skip(row * self.cols + col),
+        }
     }
 
     /// The code of the element at `at` of the slices, in (`row`, `col`), which was `old`: on `level`, with `scale`.

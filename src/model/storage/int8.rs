@@ -22,7 +22,7 @@ use crate::tensor::codes::Level;
 use crate::tensor::{Dtype, Shape, TensorInfo, usize_of};
 
 /// 1 ∕ 127 as bitsandbytes has it.
-const PER_CODE: f32 = 7.874_015_6e-3;
+const PER_CODE: f32 = 7.874_016e-3;
 
 /// The bit that tells negative codes.
 const SIGN: u8 = 0x80;

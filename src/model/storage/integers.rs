@@ -5,6 +5,7 @@
 //! | `M.weight` I8 `[out, in]` | codes; also those of four bits, from −8 to 7 |
 //! | `M.weight_scale` BF16, F16, F32 | one for all, per row, or `[out, groups]` |
 //! | `M.weight_zero_point` I8, as the scales | zeros; none: 0 |
+//! | `M.pre_quant_scale` `[in]` | factors of the layer's input, see [`modelopt`] |
 //!
 //! Sources: compressed-tensors `compressors/int_quantized`, ModelOpt `export/quant_utils.py`.
 
@@ -14,7 +15,7 @@ use super::coded::{Coded, Codes, Field, Lay, Meaning, Numbers, Runs, Zeros};
 use super::files::Files;
 use super::scales::Scales;
 use super::shapes::{self, Sizes};
-use super::{Facts, Found, refused};
+use super::{Facts, Found, modelopt, refused};
 use crate::error::Result;
 use crate::tensor::codes::{BitOrder, Bits};
 use crate::tensor::{Dtype, TensorInfo};
@@ -55,6 +56,8 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
     let bits = Bits::new(BitOrder::Stream, 8).expect("a byte holds a code");
     let lay = Lay::Rows { bytes: sizes.cols };
     let codes = Codes { stored, bits, lay, flip: MIDDLE, rows: sizes.rows, cols: sizes.cols }.check()?;
+    let (inputs, told) = modelopt::inputs(files, module, info, sizes.cols)?;
+    details.extend(told);
     let (format, width) = match files.method().as_deref() {
         Some("modelopt") => ("ModelOpt INT8", Some(8)),
         _ => ("compressed-tensors int-quantized", width(files)),
@@ -64,11 +67,13 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
     let meaning = Meaning::Whole(MIDDLE - half, MIDDLE + (half - 1));
     let storage = Coded {
         dtype,
+        inputs,
         // Codes of how many bits may be written, only the config tells.
         is_writable: width.is_some(),
         ..Coded::new(&sizes, meaning, codes, numbers, facts)
     };
-    let tensors = shapes::tensors(files, module, &info.name, &[".weight_scale", ".weight_zero_point"]);
+    let tensors =
+        shapes::tensors(files, module, &info.name, &[".weight_scale", ".weight_zero_point", modelopt::INPUTS]);
     Ok(Some(Found { name: info.name.clone(), tensors, storage: Arc::new(storage) }))
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Storage;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::plan::Compute;
 use crate::tensor::{Float, Rounding, TensorInfo};
 
 /// Values that are made at once: 256 KiB of f32.
@@ -115,9 +116,15 @@ impl Quantised {
     fn stretch(&self, at: usize, left: usize) -> (Range<usize>, Range<usize>) {
         let (row, col) = (at / self.cols, at % self.cols);
         if col == 0 && left >= self.cols {
-            return (row..row + (left / self.cols).min((TILE / self.cols).max(1)), 0..self.cols);
+            return (row..row + (left / self.cols).min(self.rows_at_once()), 0..self.cols);
         }
         (row..row + 1, col..self.cols.min(col + left))
+    }
+
+    /// Rows that are best read at once.
+    pub fn rows_at_once(&self) -> usize {
+        let together = self.storage.rows_together();
+        (TILE / self.cols.max(1)).max(1).next_multiple_of(together.max(1))
     }
 
     /// The same in f32, as the storage has it.
@@ -191,6 +198,11 @@ impl Quantised {
         Ok(())
     }
 
+    /// Bytes of a row of the plain tensor.
+    pub fn row_bytes(&self) -> u64 {
+        (self.cols * self.float.bytes()) as u64
+    }
+
     /// Counts bytes that were made, and lets go of mapped pages now and then.
     pub fn done(&self, bytes: u64) {
         if self.made.fetch_add(bytes, Ordering::Relaxed) + bytes >= RELEASED_BYTES {
@@ -201,6 +213,18 @@ impl Quantised {
 
     /// Lets go of all mapped pages.
     pub fn release(&self) {
+        self.storage.forget();
         self.tensors.iter().for_each(|stored| stored.map.release(stored.start, stored.info.bytes));
+    }
+}
+
+/// The plain tensor row by row.
+impl Compute for Quantised {
+    fn prepare(&self) -> Result<()> {
+        self.tensors.iter().try_for_each(|stored| stored.map.check_unchanged())
+    }
+
+    fn rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        self.fill(rows.start as u64 * self.row_bytes(), out)
     }
 }

@@ -25,6 +25,7 @@
 //! | `coded` | reading and writing of all weights that are a code per element and numbers per group |
 //! | `rotated` | a weight whose columns are rotated in groups |
 //! | `grid` | codes for changed values, on the scales a weight has |
+//! | `trained` | a plain weight as it was quantised for training |
 //! | `refused` | what is known by name and not read |
 //! | all others | one storage each |
 
@@ -52,6 +53,7 @@ pub mod refused;
 mod rotated;
 mod scales;
 mod shapes;
+mod trained;
 pub mod view;
 
 use std::fmt;
@@ -61,6 +63,7 @@ use std::sync::Arc;
 pub use files::{Files, KEYS, SIDE_FILES};
 pub use grid::{Change, Grid};
 pub use made::Quantised;
+pub use trained::error_squared;
 
 use crate::error::Result;
 use crate::tensor::{Float, Shape, TensorInfo};
@@ -84,6 +87,14 @@ pub trait Storage: fmt::Debug + Send + Sync {
     fn dtype(&self) -> Option<Float> {
         None
     }
+
+    /// Rows that are read at once for the price of one: those of a transposed storage lie side by side.
+    fn rows_together(&self) -> usize {
+        1
+    }
+
+    /// Lets go of what is held in memory and can be made again.
+    fn forget(&self) {}
 
     /// The sum over a row of the variances of rounding to the nearest code; 0 where codes are chosen otherwise.
     ///

@@ -213,6 +213,10 @@ impl Storage for Mxfp4 {
         Ok(())
     }
 
+    fn rows_together(&self) -> usize {
+        if self.experts.is_some() { GROUP } else { 1 }
+    }
+
     fn grid(&self) -> Option<&dyn Grid> {
         Some(self)
     }

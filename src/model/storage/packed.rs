@@ -5,7 +5,7 @@
 //! | `M.weight_packed` I32 `[out, words]` | codes, shifted by 2^(bits − 1) |
 //! | `M.weight_shape` I64 or I32 | `[out, in]`, of a stack `[experts, out, in]` |
 //! | `M.weight_scale` BF16, F16, F32 `[out, groups]` | scales |
-//! | `M.weight_zero_point` I32 `[words, groups]` | zeros, packed down the rows in the order of the codes; none: 2^(bits − 1) |
+//! | `M.weight_zero_point` I32 `[words, groups]` | zeros, packed down the rows of a matrix in the order of the codes; none: 2^(bits − 1) |
 //! | `M.weight_g_idx` I32 `[in]` | the group of each column, in files before release 0.19 |
 //!
 //! Codes of 3, 5, 6 and 7 bits cross words from release 0.18 on; before it words hold whole codes and are padded. The width of
@@ -58,11 +58,14 @@ pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> 
         None => Zeros::All(f32::from(middle)),
         Some(zeros) => {
             details.push("zero points".into());
-            let down = [bits.bytes_of(sizes.rows).div_ceil(4) as u64, across as u64];
-            if zeros.info.dtype != Dtype::I32 || zeros.info.shape.as_slice() != down {
+            let rows = sizes.matrix_rows();
+            let down = [bits.bytes_of(rows).div_ceil(4), across];
+            let matrices = sizes.front[..sizes.front.len() - 1].iter().copied();
+            let is_fit = matrices.chain(down).eq(zeros.info.shape.as_slice().iter().map(|size| usize_of(*size)));
+            if zeros.info.dtype != Dtype::I32 || !is_fit {
                 return Err(shapes::misfit(&zeros, info));
             }
-            Zeros::Down { stored: zeros, bits, across }
+            Zeros::Down { stored: zeros, bits, across, rows }
         }
     };
     let numbers = Numbers { zeros, ..Numbers::new(runs, scales) };

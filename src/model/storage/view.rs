@@ -8,9 +8,12 @@ use serde_json::{Map, Value};
 
 use super::files::Files;
 use super::made::Quantised;
+use super::trained::Trained;
 use super::{Found, STORAGES, refused};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored, comfyui};
+use crate::model::train_base::TrainBase;
+use crate::naming::{conv1d, embeddings, head};
 use crate::tensor::{Float, TensorInfo};
 
 /// Ends of the names of scales for the cache of keys and values.
@@ -29,6 +32,8 @@ pub struct View {
     marks: HashSet<String>,
     /// Quantised weights that stay as they are stored.
     kept: Vec<String>,
+    /// They were not stored so: they are what training made of plain ones.
+    trained: Option<TrainBase>,
 }
 
 impl View {
@@ -75,6 +80,40 @@ impl View {
         Ok(view)
     }
 
+    /// The linear weights of the plain `checkpoint` as `spec` quantised them for training, rounded to `float` or to what they are.
+    /// Heads, embeddings, experts and their routers were left alone.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn trained(
+        checkpoint: &Checkpoint,
+        config: Option<&Map<String, Value>>,
+        spec: TrainBase,
+        float: Option<Float>,
+    ) -> Result<Self> {
+        let files = Files::of(checkpoint, config)?;
+        let mut view = Self { trained: Some(spec), ..Self::default() };
+        for stored in checkpoint.all() {
+            let name = stored.info.name.clone();
+            let (Some(module), Some(own)) = (name.strip_suffix(".weight"), stored.info.dtype.float()) else { continue };
+            let matrix = stored.info.shape.as_slice().len() == 2 && stored.info.bytes > 0 && own.bytes() > 1;
+            if !matrix || !is_linear(module) {
+                continue;
+            }
+            let turned = files.keeps_inputs_in_rows() && conv1d::is_layer(module);
+            let storage = Arc::new(Trained::new(stored.clone(), own, spec, turned)?);
+            let float = float.unwrap_or(if own == Float::F64 { Float::F32 } else { own });
+            let weight = Quantised::new(name.clone(), vec![stored], storage, float)?;
+            view.owners.insert(name.clone(), name.clone());
+            view.weights.insert(name, Arc::new(weight));
+        }
+        if view.weights.is_empty() {
+            let what = "has no linear weights that training could have quantised";
+            return Err(Error::unsupported(checkpoint.root(), what).hint("leave `--train-base` away"));
+        }
+        Ok(view)
+    }
+
     /// `checkpoint` with one plain tensor for each of these weights. Of the weights, those are left that are seen so; where they keep their format, so do the headers.
     ///
     /// # Errors
@@ -95,7 +134,7 @@ impl View {
         let owners: HashMap<_, _> =
             self.owners.into_iter().filter(|(_, weight)| weights.contains_key(weight)).collect();
         let marks = if kept.is_empty() { self.marks } else { HashSet::new() };
-        let view = Self { weights, owners, marks, kept };
+        let view = Self { weights, owners, marks, kept, trained: self.trained };
         let modules = view.weights.keys().map(|name| name.strip_suffix(".weight").unwrap_or(name));
         let gone: HashSet<&str> = modules.flat_map(comfyui::endings).collect();
         let seen = checkpoint.seen_as(|file| {
@@ -164,6 +203,18 @@ impl View {
     /// What a user should know of a merge onto them.
     pub fn merge_note(&self, keeps_format: bool) -> Option<String> {
         let float = self.float()?;
+        if let Some(spec) = self.trained {
+            return Some(format!(
+                "{} linear weights are what training on `{spec}` saw, dequantised: W′ = round({float}(dq(Q(W))) + ΔW); heads, embeddings, \
+                 experts and routers are BASE's{}",
+                self.count(),
+                if spec.double {
+                    ". On a GPU the mean of the scales may have been summed in another order: last bits may differ"
+                } else {
+                    ""
+                }
+            ));
+        }
         Some(if keeps_format {
             format!(
                 "BASE is quantised ({}), and stays so: codes are the nearest to W + ΔW on the scales it has",
@@ -224,6 +275,15 @@ impl View {
     pub fn done_with(&self) -> usize {
         self.owners.len() - self.weights.len() + self.marks.len()
     }
+}
+
+/// Whether transformers replaces the module by a quantised one, by its path: heads stay, embeddings are none, and since its version 5
+/// experts and their routers are no modules of their own.
+fn is_linear(module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    let is_expert = module.split('.').any(|part| part.contains("experts"));
+    let is_router = ["gate", "router"].contains(&last);
+    !is_expert && !is_router && !head::is_head(module) && !embeddings::is_table(module) && !last.contains("norm")
 }
 
 /// Whether a tensor scales the cache of keys and values: the config that says so goes with that of the weights.

@@ -162,7 +162,8 @@ fn open(options: &ConvertOptions) -> Result<Base> {
     let Some(wanted) = options.write.dtype else { return Ok(base) };
     let formats = comfyui::Formats::of(&base.checkpoint);
     // Rounded once, from f32 to what is wanted.
-    let base = base.seen_in(Reading { float: Some(Float::F32), keeps_format: false }, &|name| chosen(options, name))?;
+    let base =
+        base.seen_in(Reading { float: Some(Float::F32), ..Reading::default() }, &|name| chosen(options, name))?;
     let Some(first) = base.quantised.first() else { return Ok(base) };
     if wanted.bytes() == 1 {
         let what = format!("tensor `{first}` is {} with scales, and cannot become {wanted}", format_of(&base, first));

@@ -145,7 +145,8 @@ impl Compute for Rounded {
         let (cols, width) = (self.source.cols, self.out.bytes());
         let (mut values, mut back) = (Vec::new(), Vec::new());
         let mut sums = Sums::default();
-        let step = (TILE / cols.max(1)).max(1);
+        let quantised = self.source.quantised.as_ref();
+        let step = quantised.map_or((TILE / cols.max(1)).max(1), |quantised| quantised.rows_at_once());
         for first in rows.clone().step_by(step) {
             let band = first..rows.end.min(first.saturating_add(step));
             let elements = band.len() * cols;

@@ -47,6 +47,8 @@ pub struct Counts {
 enum Origin {
     Copied(Stored),
     Merged(Arc<Merged>),
+    /// A quantised weight that nothing changes, as plain numbers.
+    Made(Arc<Quantised>),
     /// Codes of a quantised weight.
     Codes(Arc<Requantised>),
 }
@@ -200,8 +202,17 @@ impl Builder<'_> {
         let cast = cast.filter(|_| stored.info.bytes > 0);
         match cast.filter(|(wanted, stored)| wanted != stored) {
             None => {
-                self.counts.copied += 1;
-                Ok(Output { info: stored.info.clone(), origin: Origin::Copied(stored) })
+                let origin = match self.base.quantised.weight(&name) {
+                    Some(quantised) => {
+                        self.counts.cast += 1;
+                        Origin::Made(Arc::clone(quantised))
+                    }
+                    None => {
+                        self.counts.copied += 1;
+                        Origin::Copied(stored.clone())
+                    }
+                };
+                Ok(Output { info: stored.info, origin })
             }
             Some((wanted, _)) => {
                 self.counts.cast += 1;
@@ -355,6 +366,11 @@ impl Builder<'_> {
         }
         match origin {
             Origin::Copied(source) => plan.copy(file, offset, &source.map, source.start, info.bytes),
+            Origin::Made(quantised) => {
+                let (rows, compute) = (0..quantised.rows, Arc::clone(quantised) as Arc<dyn Compute>);
+                let row_bytes = quantised.row_bytes();
+                plan.compute(file, offset, &compute, rows, row_bytes, self.options.budget.job_bytes());
+            }
             Origin::Merged(merged) => self.schedule_merged(plan, file, offset, merged),
             Origin::Codes(codes) => {
                 let (bands, bytes) = codes.bands();

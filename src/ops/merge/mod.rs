@@ -4,6 +4,7 @@ mod assemble;
 mod packing;
 mod reversible;
 pub(super) mod summary;
+mod trained_on;
 pub mod unmerge;
 
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use crate::adapters::ReadOptions;
 use crate::error::{Error, Result};
 use crate::io::Inputs;
 use crate::model::base::{Base, Reading};
-use crate::model::{ModelConfig, Rounding};
+use crate::model::{ModelConfig, Rounding, TrainBase};
 use crate::output::fingerprint::fingerprints;
 use crate::output::provenance::{self, Asked, Direction, Edits};
 use crate::output::{Run, WriteOptions, sides};
@@ -57,6 +58,8 @@ pub struct MergeOptions {
     pub keep_change: bool,
     /// Quantised weights are written back in their own format, on the scales they have.
     pub keep_format: bool,
+    /// The base was quantised so when the adapters were trained, and what training saw of it is merged into.
+    pub train_base: Option<TrainBase>,
     /// Hash the base's files as well.
     pub hash_base: bool,
     /// How the result is written.
@@ -80,6 +83,7 @@ impl MergeOptions {
             quant: None,
             keep_change: true,
             keep_format: false,
+            train_base: None,
             hash_base: false,
             write,
         }
@@ -109,6 +113,7 @@ impl MergeOptions {
             quant: self.quant,
             keep_change: self.keep_change,
             keep_format: self.keep_format,
+            train_base: self.train_base,
             hash_base: self.hash_base,
             residual_base: self.residual_base,
             component: self.component.as_deref(),
@@ -143,13 +148,17 @@ pub fn merge(options: &MergeOptions, run: &Run<'_>) -> Result<MergeReport> {
 fn reading(options: &MergeOptions) -> Result<Reading> {
     let float = options.write.dtype.filter(|float| (2..=4).contains(&float.bytes()));
     if !options.keep_format {
-        return Ok(Reading { float, keeps_format: false });
+        return Ok(Reading { float, keeps_format: false, train: options.train_base });
+    }
+    if options.train_base.is_some() {
+        let problem = "is about quantised bases, and `--train-base` about plain ones";
+        return Err(Error::invalid("--keep-format", problem).hint("leave one of them away"));
     }
     if let Some(dtype) = options.write.dtype {
         let problem = format!("quantised weights would keep their format and become {dtype}");
         return Err(Error::invalid("--keep-format", problem).hint("leave one of `--keep-format` and `--dtype` away"));
     }
-    Ok(Reading { float: Some(Float::F32), keeps_format: true })
+    Ok(Reading { float: Some(Float::F32), keeps_format: true, train: None })
 }
 
 /// Merges in either direction.
@@ -162,6 +171,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
         base.wrapping.refuse_inside(&base.checkpoint, "the merged model")?;
     }
     let mut applied = options.open(base.config.as_ref())?;
+    trained_on::check(&applied)?;
     sides::check_out(&options.write, &base, &inputs)?;
     let changed = applied.iter().flat_map(|applied| &applied.adapter.modules);
     let base = base.with_head_named_by(changed.map(|module| module.path.as_str()));
@@ -190,6 +200,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     output.inputs = fingerprints(options.write.part, models)?;
     let edits = Edits { untied, vocabulary, keeps_format: options.keep_format };
     let added = sides::add(&mut output, &options.write, &base, &edits, &recipe)?;
+    report.notes.extend(trained_on::notes(&base, &applied));
     report.notes.extend(base.quantised.merge_note(options.keep_format));
     report.config_changes = added.config_changes;
     report.notes.extend(added.notes);
@@ -198,6 +209,8 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     if !options.write.dry_run {
         let codes = options.keep_format && !base.quantised.is_empty() && options.write.rounding == Rounding::Nearest;
         summary::complete(&mut report, &merged, codes, started.elapsed());
+        let change = report.survival.as_ref().map_or(0.0, |survival| survival.delta_norm);
+        report.notes.extend(trained_on::distance(&base, &applied, &merged, options.train_base, change)?);
     }
     Ok(report)
 }

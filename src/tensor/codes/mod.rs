@@ -7,6 +7,7 @@
 //! | [`values`] | rows of codes → f32: (code − zero) · scale + bias, or level · scale |
 //! | [`nearest`] | f32 → the nearest code on scales that stay as they are |
 //! | [`requantise`] | the same for rows of values at once |
+//! | [`lanes`] | its arithmetic |
 //! | [`tiles`] | where a scale lies in the tiles of cuBLAS |
 //! | [`hadamard`] | the rotation of ComfyUI's `convrot`, which is its own inverse |
 //!
@@ -14,6 +15,7 @@
 
 mod bits;
 mod hadamard;
+mod lanes;
 mod levels;
 mod nearest;
 mod requantise;

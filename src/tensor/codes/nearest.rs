@@ -4,7 +4,7 @@
 //! is the even one. A code whose value is that of the old one stays, so what does not change keeps its bytes; of two zeros a new
 //! one has the sign of the value.
 
-use super::requantise::{Few, SmallFloat};
+use super::lanes::{Few, SmallFloat};
 
 /// A table of levels in order.
 #[derive(Clone, Debug)]

@@ -7,12 +7,14 @@
 mod codes;
 mod grid;
 mod numbers;
+mod zeros;
 
 use std::ops::Range;
 use std::sync::LazyLock;
 
 pub use codes::{Codes, Lay, Source};
-pub use numbers::{Common, Field, Numbers, Place, Runs, Shift, Zeros};
+pub use numbers::{Common, Field, Numbers, Place, Runs};
+pub use zeros::{Shift, Zeros};
 
 use super::scales::Scales;
 use super::shapes::Sizes;
@@ -119,6 +121,14 @@ impl Storage for Coded {
 
     fn dtype(&self) -> Option<Float> {
         self.dtype
+    }
+
+    fn rows_together(&self) -> usize {
+        match self.codes.lay {
+            Lay::Rows { .. } => 1,
+            Lay::Columns { .. } | Lay::Turned { .. } => ROWS,
+            Lay::Pairs => 2,
+        }
     }
 
     fn grid(&self) -> Option<&dyn Grid> {

@@ -119,6 +119,7 @@ fn as_merge(options: &UnmergeOptions, model: &Path, original: Option<PathBuf>) -
         quant: None,
         keep_change: true,
         keep_format: false,
+        train_base: None,
         hash_base: options.hash_base,
         write: options.write.clone(),
     }
