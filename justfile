@@ -53,7 +53,11 @@ same old *args:
     cargo build --release
     python3 tests/same/same.py {{old}} {{args}}
 
-# The documentation.
+# Outputs, tables and the picture in README and docs, as the program has them today; read the diff.
+docs:
+    LORAKIT_UPDATE_DOCS=1 cargo test --test docs
+
+# The documentation of the library.
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 

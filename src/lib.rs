@@ -27,7 +27,7 @@
 //! The feature `cli`, on by default, belongs to the program: a library takes `lorakit` with `default-features = false`.
 //!
 //! # The rooms
-//! The crate is a stack of rooms; a room imports only from rooms below it (`docs/architecture.md`, `tests/layers.rs`). Those of
+//! The crate is a stack of rooms; a room imports only from rooms below it (`docs/inside/architecture.md`, `tests/layers.rs`). Those of
 //! this page are [`error`], [`ops`] and [`plan`]; the others are hidden, and change without notice.
 
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! `lorakit inspect`: the real program on real files. The JSON is a contract (`docs/inspect-json.md`): a snapshot that
+//! `lorakit inspect`: the real program on real files. The JSON is a contract (`docs/reference/inspect-json.md`): a snapshot that
 //! changes is a change of that page and of the CHANGELOG.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
@@ -427,11 +427,13 @@ fn two_hundred_thousand_tensors_take_seconds_at_most() {
 
 #[test]
 fn the_json_page_names_every_key() {
-    let page = std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/inspect-json.md")).unwrap();
+    let page =
+        std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/reference/inspect-json.md"))
+            .unwrap();
     for path in ["tiny/base", "peft/lora-embed/adapter", "dialects/lyco-loha.safetensors", "dialects/adapterhub-seq_bn"]
     {
         for key in facts(&fixture(path)).as_object().unwrap().keys() {
-            assert!(page.contains(&format!("| `{key}` |")), "docs/inspect-json.md lacks `{key}`");
+            assert!(page.contains(&format!("| `{key}` |")), "docs/reference/inspect-json.md lacks `{key}`");
         }
     }
 }

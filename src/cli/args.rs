@@ -1,4 +1,4 @@
-//! What can be written on the command line. Names here are a contract (`docs/cli.md`).
+//! What can be written on the command line. Names here are a contract (`docs/reference`).
 
 use clap::{Parser, ValueEnum};
 

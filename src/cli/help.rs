@@ -21,7 +21,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "strip_metadata",
         ],
     ),
-    ("Precision", &["cast_all", "changed_only", "rounding", "seed", "compute"]),
+    ("Precision", &["cast_all", "changed_only", "keep_format", "train_base", "rounding", "seed", "compute"]),
     ("Output", &["json", "strict", "quiet", "verbose", "color"]),
     (
         "Advanced",
@@ -38,6 +38,9 @@ const GROUPS: [(&str, &[&str]); 4] = [
             "resize_vocab",
             "alpha",
             "input_alpha",
+            "expert_sides",
+            "expert_order",
+            "experts",
             "arch",
             "base_name",
         ],

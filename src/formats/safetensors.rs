@@ -8,7 +8,7 @@
 //!
 //! Source: the format's specification and the `safetensors` crate 0.8. The crate's own reader stops at the first dtype it does
 //! not know, keeps one of two entries with the same name and reports neither tensor nor numbers, so headers are
-//! read here (`docs/decisions/0002`); tests hold this reader against the crate's.
+//! read here (`docs/inside/decisions/0002`); tests hold this reader against the crate's.
 
 use std::borrow::Cow;
 use std::fmt;

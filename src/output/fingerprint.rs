@@ -3,7 +3,7 @@
 //! Reading all of a model in every part would cost as much as the merge. A model that was trained on, merged or cast differs in
 //! every tensor; so a block of each tensor is looked at, and of large ones a block of every stretch. What changed elsewhere in a file
 //! is told by its time of modification, where parts read the same file and not copies of it
-//! (`docs/decisions/0014-what-joins-parts.md`).
+//! (`docs/inside/decisions/0014-what-joins-parts.md`).
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -170,7 +170,7 @@ impl Placer<'_> {
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
             match prepare(self.base, job, lora, &target)? {
                 Prepared::Plain(delta) if self.is_attention_output(job) => {
-                    // PEFT 0.21 adds this change twice, forward and merged alike (docs/decisions/0006).
+                    // PEFT 0.21 adds this change twice, forward and merged alike (docs/inside/decisions/0006).
                     self.add(&name, piece(Arc::new(delta.clone())), None);
                     self.add(&name, piece(Arc::new(delta.rounded_with_sum())), None);
                 }

@@ -31,7 +31,7 @@ pub fn prepare(base: &Base, job: &Placeable<'_>, lora: &Lora, target: &Stored) -
         check_same_shape(lora, pair)?;
         let square = pair.outputs() == pair.inputs();
         // OLoRA factors a weight as it is stored, and of layers that keep their inputs in rows only square ones survive that in
-        // PEFT (docs/decisions/0006).
+        // PEFT (docs/inside/decisions/0006).
         let as_stored = square && job.applied.adapter.config.initialiser() == Some(Initialiser::Olora);
         let taken = pair.term(-scale)?;
         terms.push(if transposed && !as_stored { taken.transposed() } else { taken });

@@ -1,7 +1,7 @@
 //! Heads that share the embedding's tensor: when a change has to give them one of their own.
 //!
 //! PEFT writes one tensor for both in every case but `modules_to_save`, so its merged model can differ from base + adapter
-//! (`docs/decisions/0005`). Here the function of base + adapter decides: a change to the embedding alone leaves the head
+//! (`docs/inside/decisions/0005`). Here the function of base + adapter decides: a change to the embedding alone leaves the head
 //! as it was, a change to the head alone leaves the embedding.
 
 use super::applied::Applied;

@@ -1,4 +1,4 @@
-//! What is said of a new adapter and its modules, in every verb that makes one. Serialises to the JSON that `docs/cli.md` describes.
+//! What is said of a new adapter and its modules, in every verb that makes one. Serialises to the JSON that `docs/reference/json.md` describes.
 
 use std::collections::BTreeMap;
 

@@ -327,12 +327,13 @@ fn a_large_checkpoint_is_described_without_its_data() {
 
 #[test]
 fn the_json_page_names_what_is_told_on_request() {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/inspect-json.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/inspect-json.md")).unwrap();
     let (path, base) = (fixture("peft/lora-r8/adapter"), fixture("peft/bases/llama-bf16"));
     let facts = json_of(&[&path, "--base", &base, "--spectrum", "--check", "--tensors", "--json"]);
     for object in [&facts, &facts["base"], &facts["spectrum"]] {
         for key in object.as_object().unwrap().keys() {
-            assert!(page.contains(&format!("`{key}`")), "docs/inspect-json.md lacks `{key}`");
+            assert!(page.contains(&format!("`{key}`")), "docs/reference/inspect-json.md lacks `{key}`");
         }
     }
 }

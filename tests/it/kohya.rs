@@ -3,7 +3,7 @@
 //! A case is a folder of the reference data, or of the fixtures, with a `case.json`. The file that its `use` names holds some tensors of the result as
 //! `<component>/<tensor>`; all others of the base have to stay as they are, and not more may change than
 //! `changed_by_the_full_file` says. Where LyCORIS' merge disagrees with its own training the file was read off the forward pass
-//! (docs/decisions/0010).
+//! (docs/inside/decisions/0010).
 
 use std::collections::BTreeSet;
 use std::path::Path;

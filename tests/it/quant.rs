@@ -163,7 +163,7 @@ fn merges_densely(case: &Case, adapter: &Path, bench: &Bench) -> usize {
     let out = case.out(bench, &format!("{}-dense", case.name));
     case.merge(adapter, &out, &[]).ok();
     let got = tensors(&out);
-    // PEFT rounds the change of stacked experts before it adds it: docs/decisions/0006.
+    // PEFT rounds the change of stacked experts before it adds it: docs/inside/decisions/0006.
     let stacked = ["mxfp4-gptoss", "fp8-experts"].contains(&case.name.as_str());
     // Part B rounds the sum alone, and not the dequantised weight before.
     let once = case.facts.get("merged_bf16").is_some();

@@ -12,7 +12,7 @@
 //! | `apart` | the pairs of single experts that a stack stands for |
 //! | `together` | the stack that pairs of single experts make |
 //!
-//! Facts, measured with PEFT 0.17 – 0.21, unsloth_zoo 2026.9 and 2026.10, vLLM 0.33, mlx-lm 0.32: `docs/experts.md`.
+//! Facts, measured with PEFT 0.17 – 0.21, unsloth_zoo 2026.9 and 2026.10, vLLM 0.33, mlx-lm 0.32: `docs/reference/experts.md`.
 
 pub mod apart;
 pub mod form;

@@ -21,7 +21,7 @@ use crate::plan::{Budget, map_within};
 /// What one look holds: two rows of a comparison.
 const LOOK_BYTES: u64 = 2 << 20;
 
-/// Why attention in one module has no factors: `docs/decisions/0006`.
+/// Why attention in one module has no factors: `docs/inside/decisions/0006`.
 const ATTENTION: &str = "belongs to an nn.MultiheadAttention, of whose factors PEFT adds one pair twice";
 
 /// A tensor that is stored whole.

@@ -1,4 +1,4 @@
-//! What an extraction did, for people and programs. Serialises to the JSON that `docs/cli.md` describes.
+//! What an extraction did, for people and programs. Serialises to the JSON that `docs/reference/json.md` describes.
 
 use std::path::PathBuf;
 

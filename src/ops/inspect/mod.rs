@@ -205,7 +205,7 @@ impl Entry {
 }
 
 impl Inspection {
-    /// One JSON object with the keys of `docs/inspect-json.md`; with `tensors` it lists every tensor.
+    /// One JSON object with the keys of `docs/reference/inspect-json.md`; with `tensors` it lists every tensor.
     pub fn to_json(&self, tensors: bool) -> Value {
         let mut value = serde_json::to_value(self).expect("maps with text keys always serialise");
         if tensors {

@@ -54,7 +54,7 @@ pub struct MergeOptions {
     pub resize_vocabulary: bool,
     /// What the weights that change are written as in a GGUF file; `None` keeps the type of each.
     pub quant: Option<Packing>,
-    /// Blocks may be rounded stochastically, where rounding to nearest would take a change back (`docs/decisions/0012`).
+    /// Blocks may be rounded stochastically, where rounding to nearest would take a change back (`docs/inside/decisions/0012`).
     pub keep_change: bool,
     /// Quantised weights are written back in their own format, on the scales they have.
     pub keep_format: bool,

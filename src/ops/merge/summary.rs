@@ -1,4 +1,4 @@
-//! What a merge did, for people and programs. Serialises to the JSON that `docs/cli.md` describes.
+//! What a merge did, for people and programs. Serialises to the JSON that `docs/reference/json.md` describes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What a sum did, for people and programs. Serialises to the JSON that `docs/cli.md` describes.
+//! What a sum did, for people and programs. Serialises to the JSON that `docs/reference/json.md` describes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -354,7 +354,7 @@ fn products(job: &Placeable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Res
     Ok(shares)
 }
 
-/// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/decisions/0006); only square layers survive
+/// OLoRA factors a weight as it is stored, `[in, out]` where the config says so (docs/inside/decisions/0006); only square layers survive
 /// that in PEFT.
 fn lies_as_stored(job: &Placeable<'_>, untrained: &Lora) -> bool {
     let config = &job.applied.adapter.config;

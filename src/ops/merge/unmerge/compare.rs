@@ -31,7 +31,7 @@ pub struct Pair {
     /// What the merge gives.
     pub expected: Expected,
     /// What it gives where the delta is rounded first: PEFT does that to embeddings, expert stacks and attention even by
-    /// default (docs/decisions/0006), so an element of either kind is the merge's.
+    /// default (docs/inside/decisions/0006), so an element of either kind is the merge's.
     pub second: Option<Arc<Merged>>,
     /// What MERGED holds, in the same dtype.
     pub found: Stored,

@@ -1,4 +1,4 @@
-//! What taking an adapter out of a merged model did, with the base at hand. Serialises to the JSON that `docs/cli.md` describes.
+//! What taking an adapter out of a merged model did, with the base at hand. Serialises to the JSON that `docs/reference/json.md` describes.
 
 use std::path::PathBuf;
 use std::time::Duration;
