@@ -53,3 +53,6 @@ pub const MAX_PATTERNS: u64 = 1_000;
 
 /// What all of those may take once they are compiled, in bytes.
 pub const MAX_PATTERNS_BYTES: usize = 64 << 20;
+
+/// Most experts of one layer; the largest models have 512.
+pub const MAX_EXPERTS: u64 = 4_096;

@@ -13,9 +13,10 @@ use super::low_rank::{LowRankDelta, Term};
 use super::method::{Inserted, Method};
 use super::options::Needed;
 use super::parts::describe;
+use super::stack::{Packing, Stack};
 use crate::error::{Error, Result};
 use crate::formats::{Checkpoint, Stored};
-use crate::tensor::first_not_finite;
+use crate::tensor::{first_not_finite, usize_of};
 
 /// An opened adapter.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Adapter {
     pub modules: Vec<Module>,
     /// What had to be told to read it.
     pub needed: Needed,
+    /// How its stacks of experts lie in its file.
+    pub packings: Vec<Packing>,
 }
 
 /// One change of one module.
@@ -77,6 +80,8 @@ pub struct Lora {
     pub magnitude: Option<Stored>,
     /// The weight is a table of rows, `[vocabulary, dim]`: ΔW = s · (B·A)ᵀ.
     pub embedding: bool,
+    /// What is known of the pair of a stack of experts.
+    pub stack: Option<Arc<Stack>>,
 }
 
 impl Lora {
@@ -188,7 +193,8 @@ impl Adapter {
             }
             _ => None,
         };
-        self.tensors.notes().cloned().chain(alpha).collect()
+        let packed = self.packings.iter().filter(|packing| !packing.is_plain()).map(Packing::words);
+        self.tensors.notes().cloned().chain(alpha).chain(packed).collect()
     }
 
     /// Refuses pairs whose factors do not fit each other.
@@ -258,18 +264,23 @@ fn check_elements(tensor: &Stored) -> Result<()> {
         .hint("ZeRO-3 and FSDP leave such tensors behind when an adapter is saved without gathering its shards"))
 }
 
+/// Bytes that are looked at at once.
+const LOOKED_AT: u64 = 1 << 22;
+
 fn check_tensor(tensor: &Stored) -> Result<()> {
     check_elements(tensor)?;
-    let view = tensor.view()?;
-    let Some(float) = view.float() else { return Ok(()) };
-    let found = first_not_finite(float, view.data);
-    tensor.map.release(tensor.start, tensor.info.bytes);
-    match found {
-        None => Ok(()),
-        Some(at) => {
+    let Some(float) = tensor.info.dtype.float() else { return Ok(()) };
+    let mut offset = 0;
+    while offset < tensor.info.bytes {
+        let data = tensor.read(offset, LOOKED_AT.min(tensor.info.bytes - offset))?;
+        if let Some(at) = first_not_finite(float, &data) {
             let mut value = [0.0];
-            float.decode(&view.data[at * float.bytes()..(at + 1) * float.bytes()], &mut value);
-            Err(Error::numeric(tensor.path(), &tensor.info.name, format!("element {at} is {}", value[0])))
+            float.decode(&data[at * float.bytes()..(at + 1) * float.bytes()], &mut value);
+            let at = at + usize_of(offset) / float.bytes();
+            return Err(Error::numeric(tensor.path(), &tensor.info.name, format!("element {at} is {}", value[0])));
         }
+        offset += data.len() as u64;
     }
+    tensor.map.release(tensor.start, tensor.info.bytes);
+    Ok(())
 }

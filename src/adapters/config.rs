@@ -14,7 +14,7 @@ use super::kind::Kind;
 pub use super::scaling::Scaling;
 use crate::error::Error;
 use crate::naming::ends;
-use crate::naming::experts::DEFINITION_ORDER;
+use crate::naming::experts::{DEFINITION_ORDER, STACKS};
 
 /// File name of the config.
 pub const CONFIG_NAME: &str = "adapter_config.json";
@@ -121,9 +121,14 @@ impl AdapterConfig {
         let mut serving: Vec<usize> = ends.filter_map(|end| owners.get(end)).flatten().copied().collect();
         serving.sort_unstable();
         let mut names: Vec<&str> = Vec::new();
+        let holds_experts = module.rsplit('.').next().is_some_and(|end| end.contains("expert") || end.contains("moe"));
         for at in serving {
             let target = self.target_parameters[at].as_str();
-            let name = target.rsplit_once('.').map_or(target, |(_, name)| name);
+            let (owner, name) = target.rsplit_once('.').unwrap_or(("", target));
+            // A module has the parameter only if it is one of experts.
+            if owner.is_empty() && STACKS.contains(&name) && !holds_experts {
+                continue;
+            }
             if !names.contains(&name) {
                 names.push(name);
             }

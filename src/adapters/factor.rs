@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::Float;
 
+/// Elements so far apart are decoded one by one, nearer ones with what lies between them.
+const SCATTERED: usize = 16;
+
 /// A strided matrix view over a tensor. Strides and the origin count elements.
 #[derive(Debug, Clone)]
 pub struct Factor {
@@ -107,6 +110,13 @@ impl Factor {
             for (at, col) in cols.enumerate() {
                 elements.run(self.origin + rows.start + col * self.col_stride, &mut column);
                 out.iter_mut().skip(at).step_by(width).zip(&column).for_each(|(to, from)| *to = *from);
+            }
+        } else if self.col_stride >= SCATTERED {
+            for (row, line) in rows.zip(out.chunks_exact_mut(width)) {
+                let first = self.origin + row * self.row_stride + cols.start * self.col_stride;
+                for (at, value) in line.iter_mut().enumerate() {
+                    elements.run(first + at * self.col_stride, std::slice::from_mut(value));
+                }
             }
         } else {
             // One expert's columns between those of the others.

@@ -159,7 +159,7 @@ fn take_pair(parts: &mut Parts) -> Result<Option<Lora>> {
     };
     let magnitude = parts.take(&Role::Magnitude).or_else(|| parts.take_part("dora_scale"));
     let bias = parts.take(&Role::UpBias);
-    Ok(Some(Lora { down, up, bias, magnitude, embedding }))
+    Ok(Some(Lora { down, up, bias, magnitude, embedding, stack: None }))
 }
 
 fn half_a_pair(parts: &Parts, present: &Stored, missing: &str) -> Error {

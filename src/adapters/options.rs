@@ -7,6 +7,7 @@ use super::adapter::Adapter;
 use super::peft_keys;
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
+use crate::naming::experts::peft::{Order, Sides};
 
 /// The name that PEFT gives an adapter when nobody does.
 pub(crate) const DEFAULT: &str = "default";
@@ -19,6 +20,10 @@ pub struct ReadOptions {
     pub alpha: Option<f64>,
     /// Which adapter is meant, where there are several.
     pub name: Option<String>,
+    /// Which factor of stacks of experts lies on the input.
+    pub expert_sides: Option<Sides>,
+    /// In which order the columns of B of stacks of experts stand.
+    pub expert_order: Option<Order>,
 }
 
 /// Which of the options an adapter needed.
@@ -30,9 +35,19 @@ pub struct Needed {
     pub name: bool,
     /// It is without the weights of the model that lie in its file.
     pub model: bool,
+    /// How its stacks of experts lie was told.
+    pub experts: bool,
+    /// Its stacks of experts lie in another way than PEFT reads them today.
+    pub repacked: bool,
 }
 
 impl ReadOptions {
+    /// What was said, as far as it holds for the untrained factors of the same adapters.
+    #[must_use]
+    pub fn of_untrained(&self) -> Self {
+        Self { alpha: None, name: None, ..self.clone() }
+    }
+
     /// What was said has to serve one of `adapters`; α was said by `option`.
     ///
     /// # Errors
@@ -50,6 +65,15 @@ impl ReadOptions {
                 None => "is not needed: no adapter has a scale by alpha".to_owned(),
             };
             return Err(Error::invalid(option, problem).hint("a weight makes an adapter stronger: `ADAPTER:W`"));
+        }
+        let told = [("--expert-sides", self.expert_sides.is_some()), ("--expert-order", self.expert_order.is_some())];
+        if let Some((option, _)) =
+            told.iter().find(|(_, told)| *told && !adapters.clone().any(|adapter| adapter.needed.experts))
+        {
+            return Err(Error::invalid(
+                *option,
+                "no adapter has experts in one pair per parameter (`target_parameters`)",
+            ));
         }
         if let Some(name) = self.name.as_deref().filter(|_| !adapters.any(|adapter| adapter.needed.name)) {
             return Err(Error::invalid("--adapter-name", format!("no adapter is called `{name}`")));

@@ -50,6 +50,12 @@ impl Scaling {
         Self { rank, alpha: rank as f64, rslora: false, rank_pattern, alpha_pattern, exact }
     }
 
+    /// `module` has the rank and alpha that the settings give `origin`.
+    pub fn same_for(&mut self, module: &str, origin: &str) {
+        let (rank, alpha, _) = self.of(origin);
+        self.exact.insert(module.to_owned(), (rank, alpha));
+    }
+
     /// Rank, alpha and scale of `module`, as [`rank`](Self::rank), [`alpha`](Self::alpha) and [`scale`](Self::scale) give them.
     pub fn of(&self, module: &str) -> (u64, f64, f64) {
         let exact = self.exact.get(module).copied();

@@ -4,12 +4,12 @@ use clap::{Parser, ValueEnum};
 
 use super::Verb;
 
-/// Transforms model files: merges LoRA adapters into weights, inspects checkpoints and adapters.
+/// Merge, extract, combine, resize, convert and inspect LoRA adapters and model files
 #[derive(Debug, Parser)]
 #[command(name = "lorakit", version, max_term_width = 100, propagate_version = true)]
 pub struct Args {
-    /// When to colour: a terminal's wish and `NO_COLOR` are honoured by `auto`
-    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    /// Colour output: auto (only on a terminal, respects NO_COLOR), always, never
+    #[arg(long, global = true, value_enum, hide_possible_values = true, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
     #[command(subcommand)]
     pub verb: Verb,

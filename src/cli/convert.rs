@@ -13,7 +13,8 @@ use lorakit::report;
 use super::options::Write;
 use super::progress::Bar;
 use super::reading::Reading;
-use super::{place, told, watch, words};
+use super::said::Said;
+use super::{place, values, watch, words};
 
 #[derive(Debug, Group)]
 pub struct Convert {
@@ -23,23 +24,26 @@ pub struct Convert {
     pub write: Write,
     #[command(flatten)]
     pub read: Reading,
-    #[arg(long, value_name = "FORMAT", help = to())]
+    #[arg(long, alias = "format", value_name = "FORMAT", help = to(), value_parser = values::targets(), hide_possible_values = true)]
     pub to: Option<String>,
     /// The model an adapter belongs to, where its names or shapes are needed
     #[arg(long, value_name = "PATH")]
     pub base: Option<OsString>,
     /// The architecture an adapter is for, where its names do not tell
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = values::families(), hide_possible_values = true)]
     pub arch: Option<String>,
     /// The component that is meant: the folder of a pipeline that is converted, or the denoiser that an adapter is for
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
     /// How a checkpoint or an adapter is stored in GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0 and others; its own type if not given
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = values::mixes(), hide_possible_values = true)]
     pub quant: Option<String>,
     /// Write an adapter of another method as LoRA, where that is exact without the base: lora
     #[arg(long = "as", value_name = "METHOD", value_parser = ["lora"])]
     pub method: Option<String>,
+    /// The form that adapters of experts get: per-expert, fused, vllm-2d, vllm-3d
+    #[arg(long, value_name = "FORM")]
+    pub experts: Option<String>,
     /// Metadata keys that are not taken along (repeatable)
     #[arg(long, value_name = "PATTERN")]
     pub strip_metadata: Vec<String>,
@@ -50,7 +54,7 @@ fn to() -> String {
 }
 
 /// Converts, and gives the report.
-pub fn run(args: &Convert) -> Result<Vec<u8>> {
+pub fn run(args: &Convert) -> Result<Said> {
     let mut write = args.write.options()?;
     if !args.write.allow_unused.is_empty() {
         return Err(Error::invalid("--allow-unused", "a conversion takes every tensor along"));
@@ -66,6 +70,7 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
     options.caches = place::caches();
     options.arch = args.arch.clone();
     options.quant = args.quant.as_deref().map(mix).transpose()?;
+    options.experts = args.experts.as_deref().map(str::parse).transpose()?;
     options.as_lora = args.method.is_some();
     options.include = words::patterns("--include", &args.write.include)?;
     options.exclude = words::patterns("--exclude", &args.write.exclude)?;
@@ -75,7 +80,9 @@ pub fn run(args: &Convert) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = convert(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.set_peak_resident_bytes(watch::peak_resident_bytes());
-    Ok(told(talk, &result, report::convert))
+    let lost = result.not_finite();
+    let bad = (lost > 0).then(|| format!("{lost} values are not finite"));
+    Ok(Said::of(talk, &result, report::convert).bad(bad))
 }
 
 fn mix(name: &str) -> Result<Mix> {

@@ -8,12 +8,13 @@ use lorakit::ops::extract::{Choice, ExtractOptions, extract};
 use lorakit::ops::{RankChoice, Run};
 use lorakit::report;
 
+use super::place;
 use super::progress::Bar;
 use super::rank::Rank;
+use super::said::Said;
 use super::watch::{interruptible, peak_resident_bytes};
 use super::words::patterns;
 use super::write_adapter::{To, WriteAdapter};
-use super::{place, told};
 
 #[derive(Debug, Group)]
 pub struct Extract {
@@ -22,14 +23,17 @@ pub struct Extract {
     /// What it became
     pub tuned: OsString,
     #[command(flatten)]
-    pub write: WriteAdapter,
+    pub rank: Rank,
     #[command(flatten)]
     pub to: To,
     #[command(flatten)]
-    pub rank: Rank,
+    pub write: WriteAdapter,
     /// The component of two pipelines that is compared, all if not given
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
+    /// What the config of the adapter calls its base, as org/name
+    #[arg(long, value_name = "NAME")]
+    pub base_name: Option<String>,
     /// Store modules whose path matches whole (repeatable)
     #[arg(long, value_name = "REGEX")]
     pub full: Vec<String>,
@@ -39,7 +43,7 @@ pub struct Extract {
 }
 
 /// Extracts, and gives the report.
-pub fn run(args: &Extract) -> Result<Vec<u8>> {
+pub fn run(args: &Extract) -> Result<Said> {
     let (write, talk) = (&args.write, args.write.talk);
     let skip = patterns("--skip", &args.skip)?.into_iter().chain(patterns("--exclude", &write.exclude)?);
     let mut options = ExtractOptions::new(
@@ -54,11 +58,13 @@ pub fn run(args: &Extract) -> Result<Vec<u8>> {
         full: patterns("--full", &args.full)?,
     };
     options.alpha = args.rank.alpha;
+    options.base_name = args.base_name.clone();
     options.compute = args.rank.compute.into();
     options.dialect = args.to.dialect()?;
     let cancel = interruptible()?;
     let bar = Bar::new(talk.quiet);
     let mut result = extract(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = peak_resident_bytes();
-    Ok(told(talk, &result, |result| report::extract(result, talk.verbose)))
+    let bad = super::sum::vanished(&result.made);
+    Ok(Said::of(talk, &result, |result| report::extract(result, talk.verbose)).bad(bad))
 }

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
 use lorakit::ops::Run;
-use lorakit::ops::inspect::{Entry, InspectOptions, find, inspect, inspect_all};
+use lorakit::ops::inspect::{Entry, InspectOptions, Inspection, find, inspect, inspect_all};
 use lorakit::plan::Quiet;
 use lorakit::report;
 
+use super::options::Talk;
 use super::reading::Reading;
-use super::{place, print, watch, words};
+use super::said::Said;
+use super::{place, watch, words};
 
 #[derive(Debug, Group)]
 pub struct Inspect {
@@ -32,7 +34,7 @@ pub struct Inspect {
     /// The component of the pipeline that is meant: of --base where that is given, else of PATH
     #[arg(long, value_name = "NAME")]
     pub component: Option<String>,
-    /// Read the values too: zeros, what is not finite, hashes
+    /// Read the values too, of models as well: NaN, infinities, zeros, duplicates, hashes
     #[arg(long)]
     pub check: bool,
     /// Worker threads; all processors if not given
@@ -44,16 +46,22 @@ pub struct Inspect {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
-    /// A page for each of several, and every module of an adapter
+    /// No report: the exit code tells, with --strict
     #[arg(short, long)]
+    pub quiet: bool,
+    /// A page for each of several, and every module of an adapter
+    #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
+    /// Exit with 3 where there are problems, or modules without a place in --base
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// Length up to which hashes of a single file are computed without being asked for: some milliseconds.
 const HASHED: u64 = 8 << 20;
 
 /// Looks at each path, and gives the descriptions.
-pub fn run(args: &Inspect) -> Result<Vec<u8>> {
+pub fn run(args: &Inspect) -> Result<Said> {
     let component = args.component.as_deref();
     let of_path = component.filter(|_| args.base.is_none());
     let mut named: Vec<Result<PathBuf>> = args.paths.iter().flat_map(|written| expand(written)).collect();
@@ -74,7 +82,14 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
         && !args.paths[0].to_str().is_some_and(is_pattern)
         && find(path)?.is_none()
     {
-        let entries = vec![Entry::Found(inspect(path, &options, run)?)];
+        let found = inspect(path, &options, run)?;
+        if args.spectrum && matches!(found, Inspection::Checkpoint(_)) {
+            let problem = format!("`{}` is a model; singular values are those of what an adapter adds", path.display());
+            let shown = path.display();
+            return Err(Error::invalid("--spectrum", problem)
+                .hint(format!("`lorakit inspect ADAPTER --spectrum --base {shown}` holds an adapter against it")));
+        }
+        let entries = vec![Entry::Found(found)];
         return Ok(describe(args, entries, false));
     }
     options.hash_up_to = 0;
@@ -89,11 +104,9 @@ pub fn run(args: &Inspect) -> Result<Vec<u8>> {
             }
         }
     }
-    let text = describe(args, entries, true);
-    match failed {
-        None => Ok(text),
-        Some(error) => print(&text).and(Err(error)),
-    }
+    let mut said = describe(args, entries, true);
+    said.failed = failed;
+    Ok(said)
 }
 
 /// What a named path holds. A file of a folder that cannot be read is an entry of its own.
@@ -104,19 +117,23 @@ fn look(path: PathBuf, options: &InspectOptions, run: &Run<'_>) -> Result<Vec<En
     }
 }
 
-fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Vec<u8> {
-    let text = match (args.json, entries.as_slice()) {
-        (true, [one]) if !is_list => report::json(&one.to_json(args.tensors)),
-        (true, all) => report::json(&all.iter().map(|entry| entry.to_json(args.tensors)).collect::<Vec<_>>()),
-        (false, all) => {
-            let pages = !is_list || args.verbose || args.tensors;
-            let text = if pages { report::inspect(all, args.tensors, args.verbose) } else { report::inspected(all) };
-            text.into_bytes()
+fn describe(args: &Inspect, entries: Vec<Entry>, is_list: bool) -> Said {
+    let talk = Talk { json: args.json, quiet: args.quiet, verbose: args.verbose, strict: args.strict };
+    let said = match entries.as_slice() {
+        [one] if !is_list && args.json => Said::plain(report::json(&one.to_json(args.tensors))),
+        all if args.json => {
+            let all: Vec<_> = all.iter().map(|entry| entry.to_json(args.tensors)).collect();
+            Said::plain(report::json(&serde_json::json!({ "entries": all })))
         }
+        all => Said::of(talk, &(), |()| match !is_list || args.verbose || args.tensors {
+            true => report::inspect(all, args.tensors, args.verbose),
+            false => report::inspected(all, watch::columns()),
+        }),
     };
+    let bad = entries.iter().find_map(Entry::bad);
     // Hundreds of thousands of names are let go of faster by the system, when the process ends.
     std::mem::forget(entries);
-    text
+    said.bad(bad)
 }
 
 /// The paths a word stands for: itself, a model in the Hugging Face cache, or what matches it as a pattern.

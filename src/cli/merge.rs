@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args as Group;
 use lorakit::error::{Error, Result};
+use lorakit::llama::Mix;
 use lorakit::model::TrainBase;
 use lorakit::ops::Run;
 use lorakit::ops::merge::{MergeOptions, merge};
@@ -13,7 +14,8 @@ use lorakit::tensor::{Float, GgmlType, Packing};
 use super::options::{Weights, Write};
 use super::progress::Bar;
 use super::reading::Reading;
-use super::{notice, place, told, watch};
+use super::said::Said;
+use super::{place, values, watch};
 
 #[derive(Debug, Group)]
 pub struct Merge {
@@ -44,7 +46,7 @@ pub struct Merge {
     #[arg(long)]
     pub resize_vocab: bool,
     /// What the weights that change are written as in a GGUF file: keep, f16, bf16, f32, q8_0, q4_k …
-    #[arg(long, default_value = "keep", value_name = "TYPE")]
+    #[arg(long, default_value = "keep", value_name = "TYPE", value_parser = values::packings(), hide_possible_values = true)]
     pub quant: String,
     /// Write a quantised BASE back in its own format, on the scales it has; without it the result is a plain model
     #[arg(long)]
@@ -59,7 +61,7 @@ pub struct Merge {
 }
 
 /// Merges, and gives the report.
-pub fn run(args: &Merge) -> Result<Vec<u8>> {
+pub fn run(args: &Merge) -> Result<Said> {
     let mut options = MergeOptions::new(
         place::path(&args.base)?,
         args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?,
@@ -83,13 +85,9 @@ pub fn run(args: &Merge) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = merge(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
-    if let Some(warning) = report::below_rounding(&result) {
-        notice(&format!("warning: {warning} (--quant or --dtype)"));
-    }
-    if result.changes_nothing {
-        notice("warning: the merge changes nothing: the result equals the base");
-    }
-    Ok(told(talk, &result, |result| report::merge(result, talk.verbose)))
+    super::warn(talk, report::warnings(&result));
+    let bad = report::warnings(&result).into_iter().next();
+    Ok(Said::of(talk, &result, |result| report::merge(result, talk.verbose)).bad(bad))
 }
 
 /// `--quant`: `keep`, a ggml type, or a dtype.
@@ -101,8 +99,19 @@ fn quant(typed: &str) -> Result<Option<Packing>> {
     let found = blocks.or_else(|| Float::from_option(typed).map(Packing::Float)).filter(|packing| packing.can_encode());
     let wrong = || {
         let known = GgmlType::all().filter(|ggml| ggml.can_encode()).map(|ggml| ggml.name().to_lowercase());
-        let hint = format!("keep, {}", known.collect::<Vec<_>>().join(", "));
-        Error::invalid("--quant", format!("`{typed}` is no type that can be written")).hint(hint)
+        let known = known.collect::<Vec<_>>().join(", ");
+        match Mix::named(typed) {
+            Some(mix) => {
+                let name = mix.name;
+                let one = mix.ggml.name().to_lowercase();
+                let problem = format!("`{typed}` is a mix of types, and a merge writes one type: keep, {known}");
+                Error::invalid("--quant", problem).hint(format!(
+                    "`--quant {one}`; or the mix afterwards: `lorakit convert MERGED -o OUT.gguf --quant {name}`"
+                ))
+            }
+            None => Error::invalid("--quant", format!("`{typed}` is no type that can be written"))
+                .hint(format!("keep, {known}")),
+        }
     };
     found.map(Some).ok_or_else(wrong)
 }

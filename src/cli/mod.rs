@@ -3,41 +3,50 @@
 mod args;
 mod convert;
 mod extract;
+mod guesses;
+mod help;
 mod inspect;
+mod man;
 mod merge;
 mod options;
+mod paint;
 mod place;
 mod progress;
 mod rank;
 mod reading;
 mod resize;
+mod said;
 mod stack;
 mod subtract;
 mod sum;
 mod tools;
+mod usage;
+mod values;
 mod watch;
 mod words;
 mod write_adapter;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{FromArgMatches, Subcommand};
 use lorakit::error::shown::{clean, line};
 use lorakit::error::{Blame, Error, Result};
 use lorakit::report;
-use serde::Serialize;
 
 use args::{Args, Color};
-use options::Talk;
+use said::Said;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
 
 /// Exit code of wrong usage; clap's own.
 const WRONG_USAGE: u8 = 2;
+
+/// Exit code of an outcome that a strict caller does not want.
+const BAD: u8 = 3;
 
 /// The verbs: a new one is a line here and one in [`perform`].
 #[derive(Debug, Subcommand)]
@@ -49,55 +58,74 @@ pub enum Verb {
     /// Turn the change between two models into an adapter, with a certified error
     Extract(Box<extract::Extract>),
     /// Make one adapter of several: their weighted sum, exactly or cut to fewer ranks
+    #[command(aliases = ["combine"])]
     Stack(Box<stack::Stack>),
     /// Lower or raise the rank of adapters, with the error of each module
     Resize(Box<resize::Resize>),
     /// Subtract adapters from an adapter, or take them out of a merged model
+    #[command(aliases = ["unmerge"])]
     Subtract(Box<subtract::Subtract>),
-    /// Tell what files are: format, method, modules, ranks, scales, problems
+    /// Show what is in a model or adapter file: format, method, modules, ranks, scales, problems
+    #[command(aliases = ["info", "show", "ls", "list", "describe"])]
     Inspect(inspect::Inspect),
-    /// Put together what was written by runs with --part
+    /// Combine the outputs of runs with --part
     Finish(tools::Finish),
     /// Print shell completions
     Completions {
         /// For which shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    Man,
+    /// Print a manual page, or write all of them
+    Man(man::Pages),
 }
 
 /// Runs the program with `words`, the first being its own name.
 pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = words.collect();
-    let args = match Args::try_parse_from(&words) {
+    let args = match parse(&words) {
         Ok(args) => args,
-        Err(error) => return refuse(&words, error),
+        Err(error) => return usage::refuse(&words, error),
     };
     args.color.apply();
     watch::allow_many_files();
-    match perform(&args.verb).and_then(|text| print(&text).map_err(|error| after_all(&args.verb, error))) {
-        Ok(()) => ExitCode::SUCCESS,
+    let said = match perform(&args.verb) {
+        Ok(said) => said,
         Err(error) => {
-            complain(&error);
-            ExitCode::from(if matches!(error.blame(), Blame::Invalid { .. }) { WRONG_USAGE } else { FAILED })
+            if usage::wants_json(&words) {
+                // The error is said on stderr as well, whatever becomes of the document.
+                let _ = Said::plain(report::json(&report::Failure::from(&error))).print();
+            }
+            return fail(&error);
         }
+    };
+    if let Err(error) = said.print() {
+        return fail(&after_all(&args.verb, error));
+    }
+    match (&said.failed, said.bad.filter(|_| args.verb.is_strict())) {
+        (Some(error), _) => fail(error),
+        (None, Some(why)) => {
+            notice(&format!("--strict: {why}"));
+            ExitCode::from(BAD)
+        }
+        (None, None) => ExitCode::SUCCESS,
     }
 }
 
-/// What clap has to say: help, or what is wrong with the words. Those may be names of files that a shell put in, so they are
-/// cleaned first, and found wrong again.
-fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
-    let cleaned = words.iter().map(|word| line(&word.to_string_lossy()));
-    let error = Args::try_parse_from(cleaned).err().unwrap_or(error);
-    // Help that nobody reads to its end is no failure.
-    let _ = error.print();
-    ExitCode::from(if error.use_stderr() { WRONG_USAGE } else { 0 })
+/// The words as options.
+fn parse<I: IntoIterator<Item = W>, W: Into<OsString> + Clone>(words: I) -> std::result::Result<Args, clap::Error> {
+    let mut matches = help::command().try_get_matches_from(words)?;
+    Args::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut help::command()))
+}
+
+/// Says what went wrong, and gives the exit code of it.
+fn fail(error: &Error) -> ExitCode {
+    complain(error);
+    ExitCode::from(if matches!(error.blame(), Blame::Invalid { .. }) { WRONG_USAGE } else { FAILED })
 }
 
 /// What a verb says on stdout. Reports quote files, so nothing that a terminal obeys passes, wherever in them it came from.
-fn perform(verb: &Verb) -> Result<Vec<u8>> {
-    let text = match verb {
+fn perform(verb: &Verb) -> Result<Said> {
+    let mut said = match verb {
         Verb::Merge(args) => merge::run(args),
         Verb::Convert(args) => convert::run(args),
         Verb::Extract(args) => extract::run(args),
@@ -109,43 +137,39 @@ fn perform(verb: &Verb) -> Result<Vec<u8>> {
         // These are made of words of the program alone.
         Verb::Completions { shell } => {
             let mut text = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "lorakit", &mut text);
-            return Ok(text);
+            clap_complete::generate(*shell, &mut help::command(), "lorakit", &mut text);
+            return Ok(Said::plain(text));
         }
-        Verb::Man => {
-            let mut text = Vec::new();
-            let rendered = clap_mangen::Man::new(Args::command()).render(&mut text);
-            return rendered.map(|()| text).map_err(|source| Error::io("man page", "cannot render", source));
-        }
+        Verb::Man(args) => return man::run(args),
     }?;
-    Ok(match String::from_utf8_lossy(&text) {
-        Cow::Borrowed(valid) if matches!(clean(valid), Cow::Borrowed(_)) => text,
+    said.text = match String::from_utf8_lossy(&said.text) {
+        Cow::Borrowed(valid) if matches!(clean(valid), Cow::Borrowed(_)) => return Ok(said),
         valid => clean(&valid).into_owned().into_bytes(),
-    })
+    };
+    Ok(said)
 }
 
-/// What a verb says of `result`: a document, a text, or nothing.
-fn told<T: Serialize>(talk: Talk, result: &T, text: impl Fn(&T) -> String) -> Vec<u8> {
-    match (talk.json, talk.quiet) {
-        (true, _) => report::json(result),
-        (false, true) => Vec::new(),
-        (false, false) => text(result).into_bytes(),
-    }
-}
-
-/// Writes a result to stdout. A reader that went away is no failure.
-fn print(text: &[u8]) -> Result<()> {
-    let mut stdout = anstream::stdout().lock();
-    match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(Error::io("stdout", "cannot write", source)),
-        _ => Ok(()),
+impl Verb {
+    /// Whether a bad outcome is a failure.
+    fn is_strict(&self) -> bool {
+        match self {
+            Self::Merge(args) => args.write.talk.strict,
+            Self::Convert(args) => args.write.talk.strict,
+            Self::Extract(args) => args.write.talk.strict,
+            Self::Subtract(args) => args.write.talk.strict,
+            Self::Stack(args) => args.write.talk.strict,
+            Self::Resize(args) => args.write.talk.strict,
+            Self::Inspect(args) => args.strict,
+            Self::Finish(args) => args.talk.strict,
+            Self::Completions { .. } | Self::Man(_) => false,
+        }
     }
 }
 
 /// What is said where a verb has done its work and its report cannot be written.
 fn after_all(verb: &Verb, error: Error) -> Error {
     match verb {
-        Verb::Inspect(_) | Verb::Completions { .. } | Verb::Man => error,
+        Verb::Inspect(_) | Verb::Completions { .. } | Verb::Man(_) => error,
         _ => error.hint("only the report is lost: the output, if one was asked for, is in place"),
     }
 }
@@ -164,4 +188,11 @@ fn complain(error: &Error) {
 /// Writes a notice to stderr.
 fn notice(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{}", line(text));
+}
+
+/// Says warnings on stderr where no report says them.
+fn warn(talk: options::Talk, warnings: impl IntoIterator<Item = String>) {
+    if talk.json || talk.quiet {
+        warnings.into_iter().for_each(|warning| notice(&format!("warning: {warning}")));
+    }
 }

@@ -9,23 +9,26 @@ use lorakit::ops::merge::Selection;
 use lorakit::ops::{Rounding, WriteOptions};
 use regex::Regex;
 
-use super::{place, words};
+use super::{place, values, words};
 
 /// Options that all writing verbs share.
 #[derive(Debug, Group)]
 pub struct Write {
     /// Output file or directory
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, alias = "output", value_name = "PATH")]
     pub out: PathBuf,
-    /// Replace an output that exists
+    /// Replace an output that lorakit made, and nobody added to
     #[arg(long)]
     pub force: bool,
-    /// Dtype of what is computed: keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2
-    #[arg(long, visible_alias = "save-precision", default_value = "keep", value_name = "DTYPE")]
+    /// Dtype of the model: keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2
+    #[arg(long, visible_alias = "save-precision", default_value = "keep", value_name = "DTYPE", value_parser = values::dtypes(), hide_possible_values = true)]
     pub dtype: String,
-    /// Cast untouched tensors to --dtype as well
+    /// Cast every floating point tensor to --dtype, also those that the model keeps in another precision
     #[arg(long)]
     pub cast_all: bool,
+    /// Cast only the tensors that change to --dtype
+    #[arg(long, conflicts_with = "cast_all")]
+    pub changed_only: bool,
     /// How results are rounded to their dtype; nearest if not given
     #[arg(long, value_enum, value_name = "MODE")]
     pub rounding: Option<RoundingMode>,
@@ -69,12 +72,15 @@ pub struct Talk {
     /// One JSON document on stdout
     #[arg(long)]
     pub json: bool,
-    /// No report and no notices
+    /// No report; errors and warnings only
     #[arg(short, long)]
     pub quiet: bool,
-    /// List every tensor
+    /// More numbers: every tensor or module that changes
     #[arg(short, long, conflicts_with = "quiet")]
     pub verbose: bool,
+    /// Exit with 3 where the outcome is bad: nothing changed, lost to rounding, not what was claimed
+    #[arg(long)]
+    pub strict: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -102,14 +108,16 @@ impl Write {
     /// What the library is told.
     pub fn options(&self) -> Result<WriteOptions> {
         let dtype = words::dtype(&self.dtype)?;
-        if self.cast_all && dtype.is_none() {
-            return Err(Error::invalid("--cast-all", "needs a `--dtype` other than `keep`"));
+        let limits = [(self.cast_all, "--cast-all"), (self.changed_only, "--changed-only")];
+        if let Some((_, option)) = limits.iter().find(|(given, _)| *given && dtype.is_none()) {
+            return Err(Error::invalid(*option, "needs a `--dtype` other than `keep`"));
         }
         let keep = self.max_shard_size == "keep";
-        let mut options = WriteOptions::new(&self.out);
+        let mut options = WriteOptions::new(words::out(&self.out)?);
         options.force = self.force;
         options.dtype = dtype;
         options.cast_all = self.cast_all;
+        options.changed_only = self.changed_only;
         options.rounding = match self.rounding.unwrap_or(RoundingMode::Nearest) {
             RoundingMode::Nearest => Rounding::Nearest,
             RoundingMode::Stochastic => Rounding::Stochastic { seed: self.seed },

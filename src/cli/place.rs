@@ -40,7 +40,12 @@ pub fn adapter(written: &OsStr) -> Result<(PathBuf, f64)> {
         return Ok((path(written)?, 1.0));
     }
     let bytes = written.as_bytes();
-    let Some(colon) = bytes.iter().rposition(|byte| *byte == b':') else { return Ok((path(written)?, 1.0)) };
+    let Some(colon) = bytes.iter().rposition(|byte| *byte == b':') else {
+        return match meant(written) {
+            Some(hint) => Err(Error::invalid("ADAPTER[:W]", format!("`{}` is no path", written.display())).hint(hint)),
+            None => Ok((path(written)?, 1.0)),
+        };
+    };
     let (place, weight) = (OsStr::from_bytes(&bytes[..colon]), OsStr::from_bytes(&bytes[colon + 1..]));
     match weight.to_str().and_then(|weight| weight.parse::<f64>().ok()) {
         Some(strength) if strength.is_finite() => Ok((path(place)?, strength)),
@@ -49,6 +54,18 @@ pub fn adapter(written: &OsStr) -> Result<(PathBuf, f64)> {
             Err(Error::invalid("ADAPTER[:W]", format!("`{weight}` in `{written}` is not a finite number")))
         }
     }
+}
+
+/// How a weight is written, where it stands behind another sign or alone.
+fn meant(written: &OsStr) -> Option<String> {
+    let text = written.to_str()?;
+    let is_weight = |weight: &str| weight.parse::<f64>().is_ok_and(f64::is_finite);
+    if is_weight(text) {
+        return Some(format!("a weight stands behind its adapter, after a colon: `ADAPTER:{text}`"));
+    }
+    let (place, weight) = text.rsplit_once(['=', '@', '*', ','])?;
+    let known = is_weight(weight) && Path::new(place).exists();
+    known.then(|| format!("weights are written after a colon: `{place}:{weight}`"))
 }
 
 /// Sizes as people write them: `5GB` (10⁹), `500MiB` (2²⁰), plain bytes.

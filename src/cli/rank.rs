@@ -11,7 +11,7 @@ use super::place;
 #[derive(Debug, Clone, Default, Group)]
 pub struct Rank {
     /// The same rank for every module
-    #[arg(long, value_name = "N", help_heading = "Rank", group = "policy")]
+    #[arg(long, short_alias = 'r', value_name = "N", help_heading = "Rank", group = "policy")]
     pub rank: Option<usize>,
     /// Another rank for convolutions whose kernel is larger than 1
     #[arg(long, value_name = "N", help_heading = "Rank", requires = "policy")]

@@ -9,9 +9,10 @@ use lorakit::ops::sum::{Operation, Outcome, resize};
 use lorakit::report;
 
 use super::progress::Bar;
-use super::sum::{Sum, selection};
+use super::said::Said;
+use super::sum::{Sum, selection, vanished};
 use super::write_adapter::WriteAdapter;
-use super::{notice, place, print, told, watch};
+use super::{notice, place, watch};
 
 /// Options of `resize`.
 #[derive(Debug, Group)]
@@ -20,13 +21,13 @@ pub struct Resize {
     #[arg(required = true, value_name = "ADAPTER")]
     pub adapters: Vec<OsString>,
     #[command(flatten)]
-    pub write: WriteAdapter,
-    #[command(flatten)]
     pub sum: Sum,
+    #[command(flatten)]
+    pub write: WriteAdapter,
 }
 
 /// Resizes, and gives the report.
-pub fn run(args: &Resize) -> Result<Vec<u8>> {
+pub fn run(args: &Resize) -> Result<Said> {
     let adapters = args.adapters.iter().map(|written| Ok((place::path(written)?, 1.0))).collect::<Result<_>>()?;
     let options = args.sum.options(Operation::Resize, adapters, selection(&args.write)?, args.write.options()?)?;
     let cancel = watch::interruptible()?;
@@ -34,11 +35,14 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
     let bar = Bar::new(talk.quiet);
     let mut result = resize(&options, &Run { cancel: &cancel, progress: &bar })?;
     result.peak_resident_bytes = watch::peak_resident_bytes();
-    let text = told(talk, &result, |result| report::resize(result, talk.verbose));
+    let mut said = Said::of(talk, &result, |result| report::resize(result, talk.verbose));
     if result.failed == 0 {
-        return Ok(text);
+        let made = result.adapters.iter().filter_map(|adapter| match &adapter.outcome {
+            Outcome::Resized(resized) => vanished(&resized.made),
+            _ => None,
+        });
+        return Ok(said.bad(made.into_iter().next()));
     }
-    print(&text)?;
     for adapter in &result.adapters {
         if let Outcome::Failed { problem, hint } = &adapter.outcome {
             notice(problem);
@@ -47,8 +51,9 @@ pub fn run(args: &Resize) -> Result<Vec<u8>> {
     }
     let what = format!("{} of {} adapters could not be resized", result.failed, result.adapters.len());
     let error = Error::unsupported(&result.out, what);
-    Err(match result.failed < result.adapters.len() {
+    said.failed = Some(match result.failed < result.adapters.len() {
         true => error.hint("the others are done; a second run does only what is missing"),
         false => error,
-    })
+    });
+    Ok(said)
 }

@@ -11,9 +11,10 @@ use lorakit::report;
 
 use super::options::{Talk, Weights};
 use super::progress::Bar;
+use super::said::Said;
 use super::sum::{Sum, selection};
 use super::write_adapter::WriteAdapter;
-use super::{notice, place, told, watch};
+use super::{notice, place, watch};
 
 /// The words after `stack`.
 #[derive(Debug, Group)]
@@ -68,7 +69,7 @@ pub enum MajorityName {
 }
 
 /// Stacks, and gives the report.
-pub fn run(args: &Stack) -> Result<Vec<u8>> {
+pub fn run(args: &Stack) -> Result<Said> {
     let adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?;
     let (weights, blocks) = (args.weights.patterns()?, args.weights.blocks()?);
     let selection = Selection { weights, blocks, ..selection(&args.write)? };
@@ -78,7 +79,7 @@ pub fn run(args: &Stack) -> Result<Vec<u8>> {
 }
 
 /// Does what `options` say, and gives the report.
-pub fn perform(options: &SumOptions, talk: Talk) -> Result<Vec<u8>> {
+pub fn perform(options: &SumOptions, talk: Talk) -> Result<Said> {
     let cancel = watch::interruptible()?;
     let bar = Bar::new(talk.quiet);
     let mut result = sum(options, &Run { cancel: &cancel, progress: &bar })?;
@@ -86,7 +87,8 @@ pub fn perform(options: &SumOptions, talk: Talk) -> Result<Vec<u8>> {
     if !talk.json && !talk.quiet && options.method == Method::FactorAverage {
         notice("warning: an average of factors is no sum of the changes; `--method concat` gives that");
     }
-    Ok(told(talk, &result, |result| report::sum(result, talk.verbose)))
+    let bad = super::sum::vanished(&result.made);
+    Ok(Said::of(talk, &result, |result| report::sum(result, talk.verbose)).bad(bad))
 }
 
 impl Stack {

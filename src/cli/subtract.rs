@@ -13,8 +13,9 @@ use lorakit::report;
 
 use super::options::{RoundingMode, Weights, Write};
 use super::progress::Bar;
+use super::said::Said;
 use super::sum::Sum;
-use super::{notice, place, stack, told, watch};
+use super::{place, stack, warn, watch};
 
 #[derive(Debug, Group)]
 pub struct Subtract {
@@ -45,7 +46,7 @@ pub struct Subtract {
 }
 
 /// Subtracts, and gives the report.
-pub fn run(args: &Subtract) -> Result<Vec<u8>> {
+pub fn run(args: &Subtract) -> Result<Said> {
     let (from, weight) = place::adapter(&args.from)?;
     if recognise(&from).0 {
         return from_adapter(args, from, weight);
@@ -84,23 +85,25 @@ pub fn run(args: &Subtract) -> Result<Vec<u8>> {
     Ok(match result {
         Unmerged::Subtracted(mut result) => {
             result.peak_resident_bytes = peak;
-            if result.changes_nothing {
-                notice("warning: nothing is taken out: the result equals the merged model");
-            }
-            told(talk, &*result, |result| report::subtracted(result, talk.verbose))
+            let nothing = result.changes_nothing;
+            let bad = nothing.then(|| "nothing is taken out: the result equals the merged model".to_owned());
+            warn(talk, bad.clone());
+            Said::of(talk, &*result, |result| report::subtracted(result, talk.verbose)).bad(bad)
         }
         Unmerged::Compared(mut result) => {
             result.peak_resident_bytes = peak;
-            told(talk, &*result, |result| report::unmerge(result, talk.verbose))
+            let bad = (result.exact == Some(false)).then(|| "MERGED is not that merge of BASE".to_owned());
+            Said::of(talk, &*result, |result| report::unmerge(result, talk.verbose)).bad(bad)
         }
     })
 }
 
 /// A stack with negative weights.
-fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Vec<u8>> {
+fn from_adapter(args: &Subtract, from: PathBuf, weight: f64) -> Result<Said> {
     let write = &args.write;
     let of_models = [
         ("--cast-all", write.cast_all),
+        ("--changed-only", write.changed_only),
         ("--rounding", write.rounding.is_some_and(|mode| mode != RoundingMode::Nearest)),
         ("--max-shard-size", write.max_shard_size != "keep"),
         ("--allow-unused", !write.allow_unused.is_empty()),

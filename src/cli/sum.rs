@@ -8,6 +8,7 @@ use lorakit::error::Result;
 use lorakit::ops::WriteOptions;
 use lorakit::ops::merge::Selection;
 use lorakit::ops::sum::{Operation, SumOptions};
+use lorakit::truncate::NewAdapterReport;
 
 use super::place;
 use super::rank::Rank;
@@ -74,4 +75,10 @@ pub fn selection(write: &WriteAdapter) -> Result<Selection> {
         exclude: words::patterns("--exclude", &write.exclude)?,
         ..Selection::default()
     })
+}
+
+/// Why a strict caller does not like a new adapter.
+pub fn vanished(made: &NewAdapterReport) -> Option<String> {
+    let count = made.vanished.len();
+    (count > 0).then(|| format!("nothing is left of {count} modules"))
 }

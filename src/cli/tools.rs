@@ -7,13 +7,13 @@ use lorakit::error::Result;
 use lorakit::{ops, report};
 
 use super::options::Talk;
-use super::told;
+use super::said::Said;
 
 #[derive(Debug, Group)]
 pub struct Finish {
     /// The output that was given to the runs with --part
     pub dir: PathBuf,
-    /// Replace an output that exists
+    /// Replace an output that lorakit made
     #[arg(long)]
     pub force: bool,
     /// Throw away the parts that were written, and put nothing together
@@ -27,9 +27,9 @@ pub struct Finish {
 }
 
 /// Puts parts together, or throws them away.
-pub fn finish(args: &Finish) -> Result<Vec<u8>> {
+pub fn finish(args: &Finish) -> Result<Said> {
     if args.discard {
-        return ops::finish::discard(&args.dir).map(|result| told(args.talk, &result, report::discard));
+        return ops::finish::discard(&args.dir).map(|result| Said::of(args.talk, &result, report::discard));
     }
-    ops::finish::finish(&args.dir, args.force, args.sync).map(|result| told(args.talk, &result, report::finish))
+    ops::finish::finish(&args.dir, args.force, args.sync).map(|result| Said::of(args.talk, &result, report::finish))
 }

@@ -55,3 +55,14 @@ fn status(key: &str) -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix(key)).map(|value| value.trim().to_owned())
 }
+
+/// Columns of the terminal that stdout is; nothing where it is none. `COLUMNS` counts, as everywhere.
+pub fn columns() -> Option<usize> {
+    let stdout = std::io::stdout();
+    if !std::io::IsTerminal::is_terminal(&stdout) {
+        return None;
+    }
+    let told = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    let found = || rustix::termios::tcgetwinsize(stdout).ok().map(|size| usize::from(size.ws_col));
+    told.or_else(found).filter(|columns| *columns > 0)
+}

@@ -8,21 +8,21 @@ use lorakit::error::Result;
 use lorakit::ops::{ToDialect, WriteOptions};
 
 use super::options::Talk;
-use super::words;
+use super::{values, words};
 
 /// The options.
 #[derive(Debug, Group)]
 pub struct WriteAdapter {
     /// Output: a directory, or a file where the dialect has one
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, alias = "output", value_name = "PATH")]
     pub out: PathBuf,
-    /// Replace an output that exists
+    /// Replace an output that lorakit made, and nobody added to
     #[arg(long)]
     pub force: bool,
-    /// Dtype of what is computed: keep, f32, f16, bf16, f64, f8_e4m3, f8_e5m2
-    #[arg(long, visible_alias = "save-precision", default_value = "keep", value_name = "DTYPE")]
+    /// Dtype of the factors: keep (that of the input), f32, f16, bf16, f64
+    #[arg(long, visible_alias = "save-precision", default_value = "keep", value_name = "DTYPE", value_parser = values::dtypes(), hide_possible_values = true)]
     pub dtype: String,
-    /// Change only modules whose path matches (repeatable)
+    /// Only modules whose path matches (repeatable)
     #[arg(short, long, value_name = "REGEX")]
     pub include: Vec<String>,
     /// Leave out modules whose path matches (repeatable)
@@ -47,10 +47,10 @@ pub struct WriteAdapter {
 /// In which dialect an adapter is written.
 #[derive(Debug, Group)]
 pub struct To {
-    #[arg(long, value_name = "FORMAT", help = to())]
+    #[arg(long, alias = "format", value_name = "FORMAT", help = to(), value_parser = values::dialects(), hide_possible_values = true)]
     pub to: Option<String>,
-    /// With --to: the architecture the adapter is for, where names do not tell
-    #[arg(long, value_name = "NAME")]
+    /// The architecture the adapter is for, where names do not tell
+    #[arg(long, value_name = "NAME", value_parser = values::families(), hide_possible_values = true)]
     pub arch: Option<String>,
 }
 
@@ -68,7 +68,7 @@ impl To {
 impl WriteAdapter {
     /// What the library is told. An adapter is one weight file, rounded to nearest, made in one piece.
     pub fn options(&self) -> Result<WriteOptions> {
-        let mut options = WriteOptions::new(&self.out);
+        let mut options = WriteOptions::new(words::out(&self.out)?);
         options.force = self.force;
         options.dtype = words::dtype(&self.dtype)?;
         options.budget = words::budget(self.threads, &self.max_memory)?;

@@ -33,6 +33,8 @@ pub struct Dialect {
     pub wants_config: bool,
     /// Stacks of experts are written as pairs of single experts.
     pub takes_experts: bool,
+    /// Stacks of experts are written as they are, in one pair for all experts.
+    pub keeps_stacks: bool,
     /// Settings that make an adapter impossible to merge, and that it can say.
     pub says: &'static [&'static str],
     /// The task its adapters are for, as PEFT calls it.
@@ -82,6 +84,7 @@ impl Dialect {
         family: None,
         wants_config: false,
         takes_experts: false,
+        keeps_stacks: false,
         says: &[],
         task: None,
         declares: false,

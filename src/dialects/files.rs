@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub wishes: Wishes<'a>,
     /// One file is written.
     pub is_file: bool,
+    /// The config of the model, where it is at hand.
+    pub model: Option<&'a ModelConfig>,
 }
 
 /// What is known of the model, and what is wished for.

@@ -8,12 +8,15 @@
 //! | `dialect` | what there is to know of a dialect |
 //! | `open`, `opened`, `recognise` | any adapter on disk → its modules |
 //! | `beside`, `found` | what lies beside the weights; what was found where an adapter was expected |
+//! | `find` | what a path stands for: one thing, or a folder of them |
 //! | `alphas` | where the α of an adapter without a config of its own stands |
 //! | `peft`, `mlx`, `gguf`, `adapterhub`, `torchtune` | dialects with a reader of their own |
 //! | `kohya`, `diffusers`, `xlabs`, `mistral`, `unaided` | dialects whose files need no config |
 //! | `translate` | an adapter in another dialect |
+//! | `text_encoders` | which text encoder of a pipeline bare names belong to |
 //! | `made` | an adapter that lies in no file yet |
-//! | `pieces`, `expert_pairs`, `evened`, `spell` | changes on their way to a writer |
+//! | `experts` | every form of adapters of experts |
+//! | `pieces`, `evened`, `spell` | changes on their way to a writer |
 //! | `family` | which family of models names belong to |
 //! | `as_lora` | another method as LoRA |
 //! | `same`, `files`, `hashes` | what is written |
@@ -26,9 +29,10 @@ pub mod denoisers;
 mod dialect;
 pub mod diffusers;
 mod evened;
-mod expert_pairs;
+pub mod experts;
 pub mod family;
 pub mod files;
+pub mod find;
 mod fit;
 mod found;
 pub mod gguf;
@@ -47,6 +51,7 @@ mod recognise;
 pub mod same;
 pub mod spell;
 mod target;
+pub mod text_encoders;
 pub mod torchtune;
 #[cfg(test)]
 mod toy;

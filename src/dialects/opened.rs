@@ -41,7 +41,7 @@ impl Opened {
             Ok(modules) => (modules, None),
             Err(problem) => (Vec::new(), Some(problem)),
         };
-        let adapter = Adapter { root, dialect, config, tensors, modules, needed };
+        let adapter = Adapter { root, dialect, config, tensors, modules, needed, packings: Vec::new() };
         let problem = problem.or_else(|| adapter.check_pairs().err());
         (adapter, problem)
     }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::expert_pairs::take_apart;
+use super::experts::apart::take_apart;
+use super::experts::sides::Family;
 use crate::adapters::{Adapter, Change, Lora, Method, Module, embedding_of, scale_of};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::naming::experts::{JOINED, Part, SPLIT, expert_of};
 use crate::pairs::matrix::Grid;
 use crate::tensor::Shape;
 
@@ -40,6 +42,17 @@ pub struct Pair {
     pub embedding: bool,
     /// What multiplies the product.
     pub scale: f64,
+    /// It adapts a parameter without a layer of its own.
+    pub stack: Option<Stacked>,
+}
+
+/// A parameter without a layer of its own: A is `[E·r, in]`, B `[out, r·E]`, as PEFT has them today.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stacked {
+    /// Its name, as in `gate_up_proj`.
+    pub name: String,
+    /// Experts, 1 for a matrix.
+    pub experts: u64,
 }
 
 /// Magnitudes of DoRA.
@@ -120,12 +133,12 @@ impl Pieces {
 impl Pair {
     /// Factors and what multiplies them, of a layer that is no table.
     pub fn new(path: String, down: Grid, up: Grid, scale: f64) -> Self {
-        Self { path, down, up, bias: None, magnitude: None, embedding: false, scale }
+        Self { path, down, up, bias: None, magnitude: None, embedding: false, scale, stack: None }
     }
 
-    /// r.
+    /// r, of a stack that of one expert.
     pub fn rank(&self) -> u64 {
-        self.down.size.0
+        self.down.size.0 / self.stack.as_ref().map_or(1, |stack| stack.experts)
     }
 
     /// α that gives the scale by α/r.
@@ -141,20 +154,19 @@ impl Pair {
 
 /// What becomes of pairs that adapt a stack of experts.
 #[derive(Debug, Clone, Copy)]
-pub enum Stacks {
+pub enum Stacks<'a> {
     /// They are refused.
     Refused,
-    /// Those of single experts; the width of the model tells how they lie.
-    Apart(Option<u64>),
+    /// They stay stacks.
+    Kept,
+    /// They become pairs of single experts, as the model calls them.
+    Apart(&'a Family),
 }
 
 /// The scale that most modules have: where a target has one for all, it needs no folding there.
-pub fn most_frequent(pairs: &[Pair]) -> f64 {
+pub fn most_frequent(scales: impl Iterator<Item = f64>) -> f64 {
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
-    pairs
-        .iter()
-        .filter(|pair| pair.scale != 0.0)
-        .for_each(|pair| *counts.entry(pair.scale.to_bits()).or_default() += 1);
+    scales.filter(|scale| *scale != 0.0).for_each(|scale| *counts.entry(scale.to_bits()).or_default() += 1);
     counts.into_iter().max_by_key(|(_, count)| *count).map_or(1.0, |(bits, _)| f64::from_bits(bits))
 }
 
@@ -162,7 +174,7 @@ pub fn most_frequent(pairs: &[Pair]) -> f64 {
 ///
 /// # Errors
 /// When a change has no such form, with the reason.
-pub fn collect(adapter: &Adapter, stacks: Stacks) -> Result<Pieces> {
+pub fn collect(adapter: &Adapter, stacks: Stacks<'_>) -> Result<Pieces> {
     let mut pieces = Pieces::default();
     for module in &adapter.modules {
         if let Some(name) = embedding_of(module) {
@@ -173,9 +185,12 @@ pub fn collect(adapter: &Adapter, stacks: Stacks) -> Result<Pieces> {
         let path = module.path.clone();
         match &module.change {
             Change::Lora(lora) => match stacks {
-                Stacks::Apart(hidden) if is_stack(adapter, module) => {
-                    pieces.pairs.extend(take_apart(adapter, module, lora, hidden)?);
-                }
+                Stacks::Apart(family) if is_stack(adapter, module) => match parameter(adapter, module, lora)? {
+                    Some(whole) => pieces.pairs.push(of_router(whole, family)),
+                    None => pieces.pairs.extend(take_apart(adapter, module, lora, family)?),
+                },
+                Stacks::Kept if is_stack(adapter, module) => pieces.pairs.push(kept(adapter, module, lora)?),
+                Stacks::Apart(_) => pieces.pairs.extend(halves(pair(adapter, module, lora)?)),
                 _ => pieces.pairs.push(pair(adapter, module, lora)?),
             },
             Change::Method(method) => pieces.methods.push(Other { path, method: Arc::clone(method) }),
@@ -209,6 +224,65 @@ fn trained_whole(adapter: &Adapter, path: &str) -> bool {
 /// Whether a pair adapts a parameter without a layer of its own.
 fn is_stack(adapter: &Adapter, module: &Module) -> bool {
     module.nesting > 0 || !adapter.config.parameters_of(&module.path).is_empty()
+}
+
+/// The pairs of gate and up where both are one matrix of an expert, whose rows alternate.
+fn halves(pair: Pair) -> Vec<Pair> {
+    let Some(single) = expert_of(&pair.path).filter(|_| JOINED.iter().any(|list| pair.path.contains(list))) else {
+        return vec![pair];
+    };
+    let count = single.parts.len() as u64;
+    let half = |(at, part): (u64, &Part)| {
+        let path = SPLIT[0].tensor(single.layer, single.expert, *part).trim_end_matches(".weight").to_owned();
+        let cut = |grid: Grid| {
+            let rows = grid.size.0 / count;
+            grid.every(at, rows, count)
+        };
+        Pair { path, up: cut(pair.up.clone()), bias: pair.bias.clone().map(cut), ..pair.clone() }
+    };
+    (0..).zip(single.parts).map(half).collect()
+}
+
+/// The pair of a plain matrix that is a parameter, such as a router's weight or the biases of experts; `None` of a stack.
+fn parameter(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Option<Pair>> {
+    let names = adapter.config.parameters_of(&module.path);
+    let (Some(at), None) = (names.len().checked_sub(1 + module.nesting), &lora.stack) else { return Ok(None) };
+    let name = names[at];
+    if name != "weight" && !name.ends_with("_bias") {
+        return Ok(None);
+    }
+    let scale = scale_of(adapter, &format!("{}.{name}", module.path), lora.rank())?;
+    let stack = Some(Stacked { name: name.into(), experts: 1 });
+    Ok(Some(Pair { stack, ..Pair::new(module.path.clone(), Grid::of(&lora.down), Grid::of(&lora.up), scale) }))
+}
+
+/// A router that is a layer where experts are single.
+fn of_router(pair: Pair, family: &Family) -> Pair {
+    match family.split_router(&pair.path) {
+        Some(path) => Pair { path, stack: None, ..pair },
+        None => pair,
+    }
+}
+
+/// The pair of a parameter, as PEFT has it today.
+fn kept(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {
+    if let Some(pair) = parameter(adapter, module, lora)? {
+        return Ok(pair);
+    }
+    let refuse = |what: &str| Error::unsupported(&adapter.root, format!("`{}` {what}", module.path));
+    let Some(stack) = &lora.stack else {
+        return Err(refuse("adapts parameters, and which of its pairs is whose is not known"));
+    };
+    if stack.sides.is_none() && (!stack.lies_as_today || lora.inputs() == lora.outputs()) {
+        return Err(stack.refusal(&lora.down));
+    }
+    if lora.magnitude.is_some() || lora.bias.is_some() {
+        return Err(refuse("is a stack of experts, and can have neither magnitudes nor a bias"));
+    }
+    let name = stack.parameter.rsplit('.').next().unwrap_or_default().to_owned();
+    let scale = scale_of(adapter, &stack.parameter, lora.rank() / stack.experts)?;
+    let stacked = Stacked { name, experts: stack.experts };
+    Ok(Pair { stack: Some(stacked), ..Pair::new(module.path.clone(), Grid::of(&lora.down), Grid::of(&lora.up), scale) })
 }
 
 fn pair(adapter: &Adapter, module: &Module, lora: &Lora) -> Result<Pair> {

@@ -31,6 +31,21 @@ impl Dialect {
 #[derive(Clone, Copy)]
 pub struct Target(&'static Dialect);
 
+/// What people call a dialect by: its programs.
+const OTHER_NAMES: [(&str, &str); 11] = [
+    ("comfy", "comfyui"),
+    ("diffuser", "diffusers"),
+    ("sd-scripts", "kohya"),
+    ("kohya-ss", "kohya"),
+    ("a1111", "kohya"),
+    ("forge", "kohya"),
+    ("mlx-lm", "mlx"),
+    ("llama.cpp", "gguf"),
+    ("ollama", "gguf"),
+    ("hf", "peft"),
+    ("transformers", "peft"),
+];
+
 impl Target {
     /// Adapters as PEFT saves them.
     pub const PEFT: Self = Self(&super::peft::PEFT);
@@ -56,6 +71,11 @@ impl Target {
     /// The dialects that are written.
     pub fn dialects() -> impl Iterator<Item = Self> {
         ALL.iter().filter(|dialect| dialect.write.is_some()).map(|dialect| Self(dialect))
+    }
+
+    /// The dialect called `name`, if it is written.
+    pub fn written(name: &str) -> Option<Self> {
+        Self::dialects().find(|target| target.name() == name)
     }
 
     /// Everything that can be asked for.
@@ -103,6 +123,8 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self> {
         let unknown = || Error::invalid("--to", format!("`{text}` is not one of {}", Self::listed(Self::all())));
-        Self::all().find(|target| target.name() == text).ok_or_else(unknown)
+        let lower = text.to_lowercase();
+        let name = OTHER_NAMES.iter().find(|(other, _)| *other == lower).map_or(lower.as_str(), |(_, name)| name);
+        Self::all().find(|target| target.name() == name).ok_or_else(unknown)
     }
 }

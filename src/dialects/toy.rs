@@ -55,7 +55,7 @@ fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
         return Err(facts.refuse("holds more than LoRA"));
     }
     let mut files = Files::of(&TOY, &[("format", "pt")]);
-    let scale = most_frequent(&pieces.pairs);
+    let scale = most_frequent(pieces.pairs.iter().map(|pair| pair.scale));
     let mut evened = Evened::new(&pieces.pairs, scale);
     for pair in &pieces.pairs {
         let (down, up) = evened.factors(pair, &mut files);

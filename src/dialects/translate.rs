@@ -9,12 +9,15 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::dialect::Dialect;
+use super::experts::sides::Family as ModelFamily;
+use super::experts::{ExpertForm, together};
 use super::files::{Facts, Files, Wishes, rounded_note};
-use super::pieces::Stacks;
+use super::pieces::{Pair, Pieces, Stacks};
 use super::spell::Wanted;
-use super::{as_lora, denoisers, family, pieces, spell};
+use super::{as_lora, denoisers, family, pieces, spell, text_encoders};
 use crate::adapters::{Adapter, Init, embeddings_note};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::model::base::Base;
 use crate::naming::{arch, components};
 use crate::tensor::Float;
@@ -31,6 +34,10 @@ pub struct Asked<'a> {
     pub component: Option<&'a str>,
     /// Other methods become LoRA.
     pub as_lora: bool,
+    /// The form that experts get; that of the dialect if not given.
+    pub experts: Option<ExpertForm>,
+    /// What is known of the model that experts belong to.
+    pub model: Option<&'a ModelConfig>,
     /// Whether a module is taken, by its path.
     pub takes: &'a dyn Fn(&str) -> bool,
     /// The dtype of what is written; that of every tensor if not given.
@@ -95,10 +102,32 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         return Err(Error::unsupported(&adapter.root, format!("{to} is not written")));
     };
     check(adapter, asked)?;
+    if let Some(form) = asked.experts.filter(|_| !asked.dialect.keeps_stacks) {
+        let problem = format!("`{}` is a form of PEFT's files, and {to} has one of its own", form.name());
+        return Err(Error::invalid("--experts", problem));
+    }
     let (mut done, mut modules) = (Account::default(), Modules::default());
-    let hidden = asked.wishes.width();
-    let stacks = if asked.dialect.takes_experts { Stacks::Apart(hidden) } else { Stacks::Refused };
+    let family = ModelFamily::of(&adapter.config, asked.model);
+    let stacks = match asked.experts {
+        Some(form) if !form.is_fused() => Stacks::Apart(&family),
+        _ if asked.dialect.takes_experts => Stacks::Apart(&family),
+        _ if asked.dialect.keeps_stacks => Stacks::Kept,
+        _ => Stacks::Refused,
+    };
     let mut pieces = pieces::collect(adapter, stacks)?;
+    let is_bias = |pair: &&Pair| pair.stack.as_ref().is_some_and(|stack| stack.name.ends_with("_bias"));
+    if let Some(pair) = pieces.pairs.iter().find(is_bias).filter(|_| !asked.dialect.keeps_stacks) {
+        let what = format!("`{}` adapts the biases of experts, which only PEFT stores", pair.path);
+        return Err(Error::unsupported(&adapter.root, what));
+    }
+    if let Some(form) = asked.experts {
+        let model = together::Model { family: &family, experts: asked.model.and_then(|model| model.experts) };
+        match form {
+            ExpertForm::Fused | ExpertForm::Vllm3d => together::fuse(&mut pieces, model, form.is_complete())?,
+            ExpertForm::Vllm2d => together::complete(&mut pieces, model)?,
+            ExpertForm::PerExpert => {}
+        }
+    }
     done.notes.extend(embeddings_note(&pieces.embedded, &format!("the dialect {to}")));
     let base = asked.base.map(Base::open).transpose();
     // Here the config is enough.
@@ -116,7 +145,12 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     spell::unflatten(adapter, &mut pieces, &flat, chosen.table)?;
     if wanted != Wanted::Own {
         // An adapter of PEFT's belongs to one model, and its paths do not say which part of a pipeline that is.
+        let encoder = |pair: &mut Pair| {
+            pair.path = text_encoders::with_component(&pair.path, (pair.up.size.0, pair.down.size.1));
+        };
+        pieces.pairs.iter_mut().for_each(encoder);
         pieces.paths_mut().for_each(|path| *path = components::with_component(path));
+        one_encoder(adapter, &pieces, asked.wishes.arch.is_some() || asked.dialect.names != Wanted::Kohya)?;
     }
     if let Some(component) = asked.component {
         done.notes.extend(denoisers::mean(&mut pieces, component)?);
@@ -130,7 +164,8 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
     let denoisers = denoisers::named(&pieces);
     let mut respelled = spell::respell(adapter, &mut pieces, wanted, chosen.table)?;
     let is_file = asked.dialect.is_file(asked.out);
-    let mut facts = Facts { adapter, family: None, float: asked.float, wishes: asked.wishes, is_file };
+    let mut facts =
+        Facts { adapter, family: None, float: asked.float, wishes: asked.wishes, is_file, model: asked.model };
     (asked.dialect.fit)(&mut pieces, &facts, &mut respelled)?;
     // One of several that give the same names is none.
     facts.family = respelled.family.and(chosen.family);
@@ -154,6 +189,22 @@ pub fn translate(adapter: &Adapter, asked: &Asked<'_>) -> Result<(Files, Account
         Some(pair) => Err(denoisers::same_name(&adapter.root, pair[0], &denoisers, to)),
         None => Ok((files, done)),
     }
+}
+
+/// Flattened names number the text encoders where there are several: of one alone it has to be known whose it is.
+///
+/// # Errors
+/// When it is not.
+fn one_encoder(adapter: &Adapter, pieces: &Pieces, known: bool) -> Result<()> {
+    let bare = adapter.modules.iter().any(|module| components::split(&module.path).is_none());
+    let first = |path: &String| components::split(path).is_some_and(|(component, _)| component == "text_encoder");
+    if known || !bare || !pieces.paths().all(first) || pieces.paths().next().is_none() {
+        return Ok(());
+    }
+    let what = "is a text encoder alone: Stable Diffusion 1 and SDXL name it differently";
+    Err(Error::unsupported(&adapter.root, what).hint(
+        "`--arch sd1` or `--arch sdxl`; or `lorakit stack UNET TEXT_ENCODER --to kohya -o lora.safetensors` with the part it belongs to",
+    ))
 }
 
 /// What no other dialect can say.

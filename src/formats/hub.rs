@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::Format;
 use crate::error::{Error, Result};
 use crate::io::{is_there, read_small};
 
@@ -23,21 +24,47 @@ pub fn resolve(written: impl AsRef<OsStr>, caches: &[PathBuf]) -> Result<PathBuf
     if is_there(path)? {
         return Ok(path.into());
     }
-    let Some((org, name, revision)) = path.to_str().and_then(parse) else {
-        let nothing = std::fs::symlink_metadata(path).err().unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
-        return Err(Error::io(path, "cannot open", nothing));
+    let nothing = || {
+        let reason = std::fs::symlink_metadata(path).err().unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+        let error = Error::io(path, "cannot open", reason);
+        match near(path) {
+            Some(near) => error.hint(format!("did you mean `{}`?", near.display())),
+            None => error,
+        }
     };
+    let Some((org, name, revision)) = path.to_str().and_then(parse) else { return Err(nothing()) };
     for cache in caches {
         let repository = cache.join(format!("models--{org}--{name}"));
         if is_there(&repository)? {
             return snapshot(&repository, revision);
         }
     }
+    // What lies in a folder that is there, or is called like a file, is meant as a path.
+    if Path::new(org).is_dir() || Format::named(Path::new(name)).is_some() {
+        return Err(nothing());
+    }
     let places = caches.iter().map(|cache| format!("`{}`", cache.display())).collect::<Vec<_>>().join(", ");
     let what =
         if places.is_empty() { "no Hugging Face cache is known".into() } else { format!("it is not in {places}") };
     Err(Error::unsupported(path, format!("no such path, and as a model of the Hugging Face cache {what}"))
         .hint(format!("lorakit never downloads; `hf download {org}/{name}` fetches it")))
+}
+
+/// What is called almost like the missing `path`, in its folder.
+fn near(path: &Path) -> Option<PathBuf> {
+    const FAR: usize = 2;
+    const LOOKED_AT: usize = 4096;
+    let name = path.file_name()?.to_str()?;
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let entries = std::fs::read_dir(folder.unwrap_or(Path::new("."))).ok()?.flatten().take(LOOKED_AT);
+    let distance = |entry: &std::fs::DirEntry| {
+        let other = entry.file_name();
+        let other = other.to_str()?;
+        Some((strsim::damerau_levenshtein(name, other), other.to_owned()))
+    };
+    let (far, other) = entries.filter_map(|entry| distance(&entry)).min()?;
+    (far <= FAR && far < name.chars().count())
+        .then(|| folder.map_or_else(|| other.clone().into(), |folder| folder.join(&other)))
 }
 
 fn parse(written: &str) -> Option<(&str, &str, &str)> {
@@ -106,6 +133,19 @@ mod tests {
         let cache = cache();
         let error = resolve("org/other", &[cache.path().to_path_buf()]).expect_err("not there");
         assert!(error.to_string().contains("Hugging Face cache"), "{error}");
+    }
+
+    #[test]
+    fn what_lies_in_a_folder_or_is_called_like_a_file_is_a_path() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        std::fs::create_dir(place.path().join("base")).expect("a directory");
+        let error = resolve(place.path().join("bsae"), &[]).expect_err("not there");
+        assert!(error.to_string().contains("cannot open"), "{error}");
+        assert_eq!(error.way_out(), Some(format!("did you mean `{}`?", place.path().join("base").display()).as_str()));
+        for written in ["src/nothing", "nowhere/cat.safetensors", "nowhere/m.gguf"] {
+            let error = resolve(written, &[]).expect_err("not there");
+            assert!(error.to_string().contains("cannot open"), "{error}");
+        }
     }
 
     #[test]

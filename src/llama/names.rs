@@ -188,6 +188,14 @@ impl GgufArch {
         self.fused.iter().any(|end| module.ends_with(end.as_str()))
     }
 
+    /// What `transformers` calls its models, where that is one type.
+    pub fn only_kind(&self) -> Option<&str> {
+        match self.kinds.as_slice() {
+            [kind] => Some(kind),
+            _ => None,
+        }
+    }
+
     /// Why a module has no place, where there is more to say than that.
     pub fn refusal(&self, module: &str) -> Option<&str> {
         self.refused.iter().find(|(part, _)| module.contains(part.as_str())).map(|(_, reason)| reason.as_str())

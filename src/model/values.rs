@@ -1,6 +1,5 @@
 //! Whether two tensors hold the same numbers.
 
-use crate::adapters::Factor;
 use crate::error::Result;
 use crate::formats::Stored;
 
@@ -28,18 +27,22 @@ pub fn same_values(left: &Stored, right: &Stored) -> Result<bool> {
         release(&[left, right]);
         return same;
     }
-    let Some(float) = right.info.dtype.float() else { return Ok(false) };
-    let ((left_rows, left_cols), wide) = (Factor::new(left)?.shape(), left.info.dtype.float());
-    let Some(wide) = wide else { return Ok(false) };
-    let (left_data, right_data) = (left.read(0, left.info.bytes)?, right.read(0, right.info.bytes)?);
-    let mut values = vec![0.0; COMPARED.min(left_rows * left_cols)];
-    let mut stored = vec![0; values.len() * float.bytes()];
-    let pieces = left_data.chunks(COMPARED * wide.bytes()).zip(right_data.chunks(COMPARED * float.bytes()));
-    for (piece, wanted) in pieces {
-        let count = piece.len() / wide.bytes();
-        wide.decode(piece, &mut values[..count]);
-        float.encode(&values[..count], crate::tensor::Rounding::Nearest, &mut stored[..wanted.len()]);
-        if stored[..wanted.len()] != *wanted {
+    let (Some(wide), Some(float)) = (left.info.dtype.float(), right.info.dtype.float()) else { return Ok(false) };
+    let count = left.elements();
+    if count != right.elements() {
+        return Ok(false);
+    }
+    let mut values = vec![0.0; COMPARED.min(count)];
+    let mut stored = Vec::new();
+    for first in (0..count).step_by(COMPARED) {
+        let taken = COMPARED.min(count - first);
+        let range = |width: usize| ((first * width) as u64, (taken * width) as u64);
+        let ((start, bytes), (other, count)) = (range(wide.bytes()), range(float.bytes()));
+        let (piece, wanted) = (left.read(start, bytes)?, right.read(other, count)?);
+        wide.decode(&piece, &mut values[..taken]);
+        stored.resize(wanted.len(), 0);
+        float.encode(&values[..taken], crate::tensor::Rounding::Nearest, &mut stored);
+        if *stored != *wanted {
             return Ok(false);
         }
     }

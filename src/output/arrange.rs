@@ -6,6 +6,7 @@ use serde_json::Map;
 
 use super::WriteOptions;
 use super::gguf;
+use super::options::named_like;
 use crate::error::Result;
 use crate::formats::layout::{self, OutputFile, shard};
 use crate::formats::{Component, Container, json};
@@ -54,6 +55,13 @@ fn arrange_one<O>(
         name: base.wrapping.in_files(component.own_name(&output.info.name)),
         ..output.info.clone()
     };
+    let single = is_file(options).then(|| options.out.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let outputs = match single {
+        Some(name) if outputs.len() > 1 => {
+            vec![(name, aligned(outputs.into_iter().flat_map(|(_, own)| own).collect()))]
+        }
+        _ => outputs,
+    };
     let named: Vec<(String, Vec<TensorInfo>)> = match options.max_shard_bytes {
         None => outputs.iter().map(|(name, tensors)| (name.clone(), tensors.iter().map(info).collect())).collect(),
         Some(max_bytes) => {
@@ -71,6 +79,27 @@ fn arrange_one<O>(
         (file, origins.by_ref().take(count).collect())
     };
     named.into_iter().enumerate().map(file).collect()
+}
+
+/// Whether OUT is called like a file.
+fn is_file(options: &WriteOptions) -> bool {
+    named_like(&options.out).is_some_and(|format| format.is_written)
+}
+
+/// Tensors of several files in one: wide elements in front where a tensor would not begin at a multiple of its elements; else in
+/// their order.
+pub fn aligned<O>(mut tensors: Vec<Placed<O>>) -> Vec<Placed<O>> {
+    let mut at = 0_u64;
+    let fit = tensors.iter().all(|tensor| {
+        let item = u64::from(tensor.info.dtype.bits().unwrap_or(8)).div_ceil(8);
+        let fits = at.is_multiple_of(item);
+        at += tensor.info.bytes;
+        fits
+    });
+    if !fit {
+        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.info.dtype.bits()));
+    }
+    tensors
 }
 
 /// The base's own metadata, `format` if it lacks it (transformers refuses files without), and `more`.

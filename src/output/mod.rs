@@ -16,6 +16,7 @@ pub mod fingerprint;
 pub mod gguf;
 pub mod new_adapter;
 pub mod options;
+mod own_dialect;
 pub mod part_note;
 pub mod provenance;
 pub mod recipe;

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::options::{check_name, named_like};
 use super::recipe::{PROVENANCE, SIDECAR};
 use super::{Expected, Output, Run, WriteOptions, tensors};
+use crate::adapters::ReadOptions;
 use crate::dialects::files::{Files, Wishes};
 use crate::dialects::gguf::rows;
 use crate::dialects::translate::{Asked, translate};
@@ -76,6 +77,14 @@ impl ToDialect {
     /// What an output called `name` is called as a file or directory.
     pub fn file_name(&self, name: &str) -> String {
         self.dialect().file_name(name)
+    }
+
+    /// The same; where the dialect leaves it open, a file if `is_file`.
+    pub fn file_name_of(&self, name: &str, is_file: bool) -> String {
+        match self.dialect().form {
+            Form::Either if is_file => format!("{name}.safetensors"),
+            _ => self.file_name(name),
+        }
     }
 
     /// What is known of the output `out` before it is made; `copied` files may lie in it as well.
@@ -155,14 +164,20 @@ impl ToDialect {
         origin: Origin<'_>,
         out: &Path,
     ) -> Result<(Files, Vec<String>)> {
-        let adapter = made(files, origin.input, origin.file)?;
+        let mut adapter = made(files, origin.input, origin.file)?;
         let model = origin.base.filter(|_| dialect.wants_config).map(config_of).transpose()?;
+        let near = || origin.base.and_then(|base| config_of(base).ok());
+        let of_experts = model.clone().or_else(|| near().filter(|_| !adapter.config.target_parameters.is_empty()));
+        // The file says how they lie, and it is ours.
+        adapter.read_stacks(of_experts.as_ref(), &ReadOptions::default(), false)?;
         let asked = Asked {
             dialect,
             base: origin.base,
             wishes: Wishes { config: model.as_ref(), arch: self.arch.as_deref(), quant: None },
             component: None,
             as_lora: false,
+            experts: None,
+            model: of_experts.as_ref(),
             takes: &|_| true,
             float: None,
             out,
@@ -203,7 +218,9 @@ pub fn lay_out(files: Files, recipe: &Value, options: &WriteOptions, keeps: impl
 pub fn refuse_file_name(out: &Path) -> Result<()> {
     if named_like(out).is_some() {
         let problem = format!("`{}` is named like a file, a PEFT adapter is a directory", out.display());
-        return Err(Error::invalid("--out", problem).hint("name a directory"));
+        return Err(Error::invalid("--out", problem).hint(
+            "name a directory; of an adapter of an image pipeline `--to kohya`, `--to comfyui` and `--to diffusers` write a file",
+        ));
     }
     Ok(())
 }

@@ -37,10 +37,12 @@ pub struct WriteOptions {
     pub out: PathBuf,
     /// Replace what is there.
     pub force: bool,
-    /// Dtype of what is computed; `None` keeps each tensor's own.
+    /// Dtype of the model; `None` keeps each tensor's own. What has another dtype than most of the model keeps it.
     pub dtype: Option<Float>,
-    /// Cast untouched floating point tensors as well.
+    /// Cast untouched floating point tensors as well, whatever their dtype.
     pub cast_all: bool,
+    /// Leave untouched tensors of the model's main dtype as they are.
+    pub changed_only: bool,
     /// How results are rounded.
     pub rounding: Rounding,
     /// Most bytes of tensor data per file; `None` keeps the base's files.
@@ -71,10 +73,15 @@ pub fn check_name(out: &Path, is_file: bool, format: &str) -> Result<()> {
     let shown = out.display();
     Err(if is_file {
         Error::invalid("--out", format!("`{shown}` is named like {named}, the output is {format}"))
-            .hint(format!("end the name in `.{format}`"))
+            .hint(format!("end the name in `.{format}`: `{}`", out.with_extension(format).display()))
     } else {
-        Error::invalid("--out", format!("`{shown}` is named like a file ({named}), the output is a directory"))
-            .hint("name a directory")
+        let readable = named_like(out).is_some_and(|named| !named.is_written);
+        Error::invalid("--out", format!("`{shown}` is named like a file ({named}), the output is a directory")).hint(
+            match readable {
+                true => "such files are read and not written: end the name in `.safetensors` or `.gguf`, or name a directory",
+                false => "name a directory",
+            },
+        )
     })
 }
 
@@ -91,6 +98,7 @@ impl WriteOptions {
             force: false,
             dtype: None,
             cast_all: false,
+            changed_only: false,
             rounding: Rounding::Nearest,
             max_shard_bytes: None,
             budget: Budget::default(),

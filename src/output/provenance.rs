@@ -133,6 +133,9 @@ fn chosen(asked: Asked<'_>, is_gguf: bool) -> Value {
     if write.cast_all {
         set("cast_all", true.into());
     }
+    if write.changed_only {
+        set("changed_only", true.into());
+    }
     match write.rounding {
         Rounding::Nearest if is_gguf && !asked.keep_change => set("rounding", "nearest".into()),
         Rounding::Nearest => None,
@@ -207,7 +210,7 @@ pub fn edited_config(base: &Base, write: &WriteOptions, edits: &Edits) -> Option
             edited.insert("torch_dtype".into(), float.torch_name().into());
         }
     }
-    if let (Some(float), true) = (write.dtype, write.cast_all) {
+    if let Some(float) = write.dtype.filter(|_| write.cast_all || !write.changed_only && base.view.is_none()) {
         let name = Value::from(float.torch_name());
         let newer = edited.contains_key("dtype");
         set_everywhere(&mut edited, "torch_dtype", &name, !newer);

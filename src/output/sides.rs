@@ -21,6 +21,10 @@ use crate::plan::Plan;
 /// What the owner of the config has to do.
 const UNTIED: &str = "the head has its own tensor now: `tie_word_embeddings` must be false in the config of the model";
 
+/// What a single file of a model that was a directory lacks.
+const ALONE: &str =
+    "one file holds the weights alone: config, tokenizer and the other files of BASE stay where they are";
+
 /// What was said while the side files were put together.
 #[derive(Debug, Default)]
 pub struct Added {
@@ -37,13 +41,14 @@ pub struct Added {
 pub fn check_out(write: &WriteOptions, base: &Base, inputs: &Inputs) -> Result<()> {
     let out = write.out.as_path();
     check_format(out, base)?;
-    let is_directory = base.view.is_none() && base.checkpoint.container() != &Container::File;
-    if is_directory && named_like(out).is_some() {
-        return Err(Error::invalid(
-            "--out",
-            format!("`{}` is named like a file, the base is a directory", out.display()),
-        )
-        .hint("the output has the layout of the base: name a directory"));
+    if let Some(named) = named_like(out).filter(|named| !named.is_written) {
+        let problem = format!("`{}` is named like {}, which is read and not written", out.display(), named.called);
+        let other = if base.view.is_some() { "gguf" } else { "safetensors" };
+        return Err(Error::invalid("--out", problem).hint(format!("`-o {}`", out.with_extension(other).display())));
+    }
+    if matches!(base.checkpoint.container(), Container::Pipeline(_)) && has_weight_name(out) {
+        let problem = format!("`{}` is named like a file, the base is a pipeline of several models", out.display());
+        return Err(Error::invalid("--out", problem).hint("name a directory"));
     }
     check_early(write, inputs, &Expected::Planned)
 }
@@ -66,8 +71,8 @@ fn check_format(out: &Path, base: &Base) -> Result<()> {
 
 /// An output of the kind of `base`, with nothing beside its weights yet: a single file where the base is one.
 pub fn output(plan: Plan, write: &WriteOptions, base: &Base) -> Output {
-    let single = base.view.is_some() || base.checkpoint.container() == &Container::File;
-    let single_file = single && has_weight_name(&write.out);
+    let is_pipeline = matches!(base.checkpoint.container(), Container::Pipeline(_));
+    let single_file = !is_pipeline && has_weight_name(&write.out);
     Output { plan, written: Vec::new(), copied: Vec::new(), record: None, single_file, inputs: Vec::new() }
 }
 
@@ -85,6 +90,9 @@ pub fn add(output: &mut Output, write: &WriteOptions, base: &Base, edits: &Edits
         // llama.cpp looks whether there is a head.
         if edits.untied && base.view.is_none() {
             added.notes.push(UNTIED.into());
+        }
+        if base.view.is_none() && !matches!(base.checkpoint.container(), Container::File | Container::Split) {
+            added.notes.push(ALONE.into());
         }
         return Ok(added);
     }

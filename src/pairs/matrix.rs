@@ -33,22 +33,26 @@ pub struct Block {
     pub source: Stored,
     /// It is read with rows and columns exchanged.
     pub turned: bool,
-    /// Rows of what is read that are taken.
-    pub rows: Range<u64>,
-    /// Columns of what is read that are taken.
-    pub cols: Range<u64>,
+    /// First row and column of what is read that are taken.
+    pub first: (u64, u64),
+    /// How far apart the rows and columns that are taken lie there.
+    pub step: (u64, u64),
+    /// How many rows and columns are taken.
+    pub size: (u64, u64),
     /// What every value is multiplied by.
     pub factor: f64,
     /// First row and column in the matrix.
     pub at: (u64, u64),
+    /// How far apart they lie in the matrix.
+    pub gap: (u64, u64),
 }
 
 impl Grid {
     /// The tensor as it is.
     pub fn of(source: &Stored) -> Self {
         let size = source.info.shape.rows_cols();
-        let block =
-            Block { source: source.clone(), turned: false, rows: 0..size.0, cols: 0..size.1, factor: 1.0, at: (0, 0) };
+        let (first, step, at, gap) = ((0, 0), (1, 1), (0, 0), (1, 1));
+        let block = Block { source: source.clone(), turned: false, first, step, size, factor: 1.0, at, gap };
         let kernel = source.info.shape.as_slice().iter().skip(2).copied().collect();
         Self { size, kernel, blocks: vec![block] }
     }
@@ -68,8 +72,9 @@ impl Grid {
         self.kernel.clear();
         for block in &mut self.blocks {
             block.turned = !block.turned;
-            std::mem::swap(&mut block.rows, &mut block.cols);
-            block.at = (block.at.1, block.at.0);
+            for pair in [&mut block.first, &mut block.step, &mut block.size, &mut block.at, &mut block.gap] {
+                *pair = (pair.1, pair.0);
+            }
         }
         self
     }
@@ -92,18 +97,66 @@ impl Grid {
     #[must_use]
     pub fn rows(mut self, rows: &Range<u64>) -> Self {
         self.blocks.retain_mut(|block| {
-            let height = block.rows.end - block.rows.start;
-            let (first, last) = (block.at.0.max(rows.start), (block.at.0 + height).min(rows.end));
-            if first >= last {
-                return false;
-            }
-            let start = block.rows.start + first - block.at.0;
-            block.rows = start..start + (last - first);
-            block.at.0 = first - rows.start;
-            true
+            // Row i of the block lies in row at + i · gap.
+            let reach = |end: u64| end.saturating_sub(block.at.0).div_ceil(block.gap.0).min(block.size.0);
+            let (from, to) = (reach(rows.start), reach(rows.end));
+            block.at.0 = (block.at.0 + from * block.gap.0).saturating_sub(rows.start);
+            block.first.0 += from * block.step.0;
+            block.size.0 = to.saturating_sub(from);
+            from < to
         });
         self.size.0 = rows.end - rows.start;
         self
+    }
+
+    /// Every `step`-th row from `first` on, `count` of them.
+    #[must_use]
+    pub fn every(self, first: u64, count: u64, step: u64) -> Self {
+        if step == 1 {
+            return self.rows(&(first..first + count));
+        }
+        let end = (first + count.saturating_sub(1) * step + 1).min(self.size.0);
+        let mut taken = self.rows(&(first..end.max(first)));
+        taken.blocks.retain_mut(|block| {
+            if block.gap.0 > 1 {
+                // Rows that alternate with others: all of them are taken, or none.
+                debug_assert_eq!(block.gap.0, step, "rows are taken as they were put in turn");
+                block.gap.0 = 1;
+                let is_taken = block.at.0 % step == 0;
+                block.at.0 /= step;
+                return is_taken;
+            }
+            let skipped = block.at.0.next_multiple_of(step) - block.at.0;
+            block.first.0 += skipped * block.step.0;
+            block.size.0 = block.size.0.saturating_sub(skipped).div_ceil(step);
+            (block.at.0, block.step.0) = ((block.at.0 + skipped) / step, block.step.0 * step);
+            block.size.0 > 0
+        });
+        taken.size.0 = count;
+        taken
+    }
+
+    /// The rows as those from `first` on, `step` apart, with zeros between them.
+    #[must_use]
+    pub fn spread(mut self, first: u64, step: u64) -> Self {
+        for block in &mut self.blocks {
+            block.at.0 = first + block.at.0 * step;
+            block.gap.0 *= step;
+        }
+        self.size.0 *= step;
+        self
+    }
+
+    /// Every `step`-th column from `first` on, `count` of them.
+    #[must_use]
+    pub fn every_col(self, first: u64, count: u64, step: u64) -> Self {
+        self.turned().every(first, count, step).turned()
+    }
+
+    /// The same of columns as [`spread`](Self::spread) does of rows.
+    #[must_use]
+    pub fn spread_cols(self, first: u64, step: u64) -> Self {
+        self.turned().spread(first, step).turned()
     }
 
     /// The columns `cols` alone.
@@ -146,8 +199,10 @@ impl Grid {
         let own = self.float();
         let float = float.unwrap_or(own);
         if let [block] = self.blocks.as_slice() {
-            let all = block.rows == (0..self.size.0)
-                && block.cols == (0..self.size.1)
+            let all = block.first == (0, 0)
+                && block.step == (1, 1)
+                && block.gap == (1, 1)
+                && block.size == self.size
                 && block.source.info.shape.elements() == Some(self.size.0 * self.size.1);
             let same = block.source.info.dtype.float() == Some(float);
             if all && same && !block.turned && block.factor == 1.0 && block.at == (0, 0) {
@@ -169,9 +224,11 @@ impl Grid {
     pub fn refuse(&self, first: usize, found: &Beyond) -> Error {
         let width = usize_of(self.size.1).max(1);
         let (row, col) = ((first + found.index / width) as u64, (found.index % width) as u64);
+        let on = |at: u64, from: u64, gap: u64, count: u64| {
+            at.checked_sub(from).is_some_and(|past| past % gap == 0 && past / gap < count)
+        };
         let holds = |block: &&Block| {
-            let (high, wide) = (block.rows.end - block.rows.start, block.cols.end - block.cols.start);
-            (block.at.0..block.at.0 + high).contains(&row) && (block.at.1..block.at.1 + wide).contains(&col)
+            on(row, block.at.0, block.gap.0, block.size.0) && on(col, block.at.1, block.gap.1, block.size.1)
         };
         let block = self.blocks.iter().find(holds);
         let (path, name) = block.map_or(self.origin(), |block| (block.source.path(), block.source.info.name.as_str()));
@@ -186,21 +243,23 @@ impl Grid {
         let width = usize_of(self.size.1);
         out.fill(0.0);
         for block in &self.blocks {
-            let (top, left) = (usize_of(block.at.0), usize_of(block.at.1));
-            let height = usize_of(block.rows.end - block.rows.start);
-            let (first, last) = (rows.start.max(top), rows.end.min(top + height));
-            if first >= last {
+            let pair = |(row, col): (u64, u64)| (usize_of(row), usize_of(col));
+            let (at, gap, size) = (pair(block.at), pair(block.gap), pair(block.size));
+            // Row i of the block lies in row at + i · gap.
+            let reach = |end: usize| end.saturating_sub(at.0).div_ceil(gap.0).min(size.0);
+            let taken = reach(rows.start)..reach(rows.end);
+            if taken.is_empty() || size.1 == 0 {
                 continue;
             }
             let factor = Factor::new(&block.source)?;
             let factor = if block.turned { factor.transposed() } else { factor };
-            let cols = usize_of(block.cols.start)..usize_of(block.cols.end);
-            let source = usize_of(block.rows.start) + first - top..usize_of(block.rows.start) + last - top;
-            let mut values = vec![0.0; source.len() * cols.len()];
-            factor.decode(source, cols.clone(), &mut values)?;
-            for (row, line) in (first..last).zip(values.chunks_exact(cols.len().max(1))) {
-                let start = (row - rows.start) * width + left;
-                for (to, from) in out[start..start + cols.len()].iter_mut().zip(line) {
+            let (first, step) = (pair(block.first), pair(block.step));
+            let factor = factor.pick_rows(first.0, size.0, step.0).pick_cols(first.1, size.1, step.1);
+            let mut values = vec![0.0; taken.len() * size.1];
+            factor.decode(taken.clone(), 0..size.1, &mut values)?;
+            for (row, line) in taken.zip(values.chunks_exact(size.1)) {
+                let start = (at.0 + row * gap.0 - rows.start) * width + at.1;
+                for (to, from) in out[start..].iter_mut().step_by(gap.1).zip(line) {
                     *to = (f64::from(*from) * block.factor) as f32;
                 }
             }
@@ -263,5 +322,57 @@ impl Kept {
     /// Whether there was something, and nothing is left.
     pub fn is_nothing(&self) -> bool {
         self.lost.load(Ordering::Relaxed) && !self.something.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::MappedFile;
+    use crate::tensor::{Dtype, TensorInfo};
+
+    /// Rows of `cols` numbers, counted from 1.
+    fn grid(rows: u64, cols: u64) -> Grid {
+        let bytes: Vec<u8> = (1..=rows * cols).flat_map(|value| (value as f32).to_le_bytes()).collect();
+        let file = MappedFile::open("Cargo.toml".as_ref()).expect("a file");
+        let (shape, bytes_len) = (Shape::from([rows, cols]), bytes.len() as u64);
+        let info = TensorInfo { name: "x".into(), dtype: Dtype::F32, shape, offset: 0, bytes: bytes_len };
+        Grid::of(&Stored::held(&file, info, bytes))
+    }
+
+    fn values(grid: &Grid) -> Vec<f32> {
+        let mut out = vec![0.0; usize_of(grid.size.0 * grid.size.1)];
+        grid.decode(0..usize_of(grid.size.0), &mut out).expect("held");
+        out
+    }
+
+    #[test]
+    fn rows_are_taken_in_steps_wherever_a_block_begins() {
+        let two = grid(3, 1).with(grid(4, 1), (3, 0));
+        assert_eq!(values(&two.clone().every(0, 4, 2)), [1.0, 3.0, 2.0, 4.0]);
+        assert_eq!(values(&two.clone().every(1, 3, 2)), [2.0, 1.0, 3.0]);
+        assert_eq!(values(&two.every(1, 2, 3)), [2.0, 2.0]);
+    }
+
+    #[test]
+    fn what_was_spread_is_taken_back() {
+        let (gate, up) = (grid(2, 2), grid(2, 2).scaled(10.0));
+        let both = gate.clone().spread(0, 2).with(up.clone().spread(1, 2), (0, 0));
+        assert_eq!(both.size, (4, 2));
+        assert_eq!(values(&both), [1.0, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0]);
+        assert_eq!(values(&both.clone().every(0, 2, 2)), values(&gate));
+        assert_eq!(values(&both.clone().every(1, 2, 2)), values(&up));
+        assert_eq!(values(&both.clone().rows(&(1..3))), [10.0, 20.0, 3.0, 4.0]);
+        let mut one = vec![0.0; 2];
+        both.decode(2..3, &mut one).expect("held");
+        assert_eq!(one, [3.0, 4.0]);
+    }
+
+    #[test]
+    fn columns_of_experts_are_put_between_each_other() {
+        let all = grid(2, 2).spread_cols(0, 3).with(grid(2, 2).scaled(10.0).spread_cols(2, 3), (0, 0));
+        assert_eq!(values(&all), [1.0, 0.0, 10.0, 2.0, 0.0, 20.0, 3.0, 0.0, 30.0, 4.0, 0.0, 40.0]);
+        assert_eq!(values(&all.clone().every_col(2, 2, 3)), [10.0, 20.0, 30.0, 40.0]);
+        assert_eq!(values(&all.every_col(1, 2, 3)), [0.0; 4]);
     }
 }

@@ -79,7 +79,7 @@ impl Sources<'_> {
 /// When one cannot be read, or cannot be merged, or belongs to a base that its initialiser changed and nothing tells how.
 pub fn open(sources: Sources<'_>, model: Option<&ModelConfig>) -> Result<Vec<Applied>> {
     let original = sources.original.map(Original::open).transpose()?.map(Arc::new);
-    let untold = ReadOptions::default();
+    let untold = sources.read.of_untrained();
     let mut untrained = sources.untrained.iter();
     let mut all = Vec::new();
     for (path, strength) in sources.adapters {

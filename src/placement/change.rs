@@ -59,14 +59,17 @@ impl<'a> Placeable<'a> {
         Ok(Some((pair, scale_of(init, &self.module.path, pair.rank())?)))
     }
 
-    /// The adapter's other changes of the same module.
+    /// The changes of the same module, which stand together.
     pub fn siblings(&self) -> impl Iterator<Item = &'a Module> {
-        self.applied.adapter.modules.iter().filter(|module| module.path == self.module.path)
+        let modules = &self.applied.adapter.modules;
+        let is_own = |module: &&Module| module.path == self.module.path;
+        let before = modules[..self.at].iter().rev().take_while(is_own).count();
+        modules[self.at - before..].iter().take_while(move |module| module.path == self.module.path)
     }
 
     /// Whether it is the first pair of its module.
     pub fn is_first_pair(&self) -> bool {
-        let is_pair = |module: &Module| module.path == self.module.path && matches!(module.change, Change::Lora(_));
-        self.applied.adapter.modules.iter().position(is_pair) == Some(self.at)
+        let first = self.siblings().find(|module| matches!(module.change, Change::Lora(_)));
+        first.is_some_and(|first| std::ptr::eq(first, self.module))
     }
 }

@@ -9,7 +9,7 @@
 //! | `places` | names: components, prefixes, flattened names |
 //! | `denoisers`, `prefixes` | which of several denoisers; paths that lack or have a prefix too many |
 //! | `fit`, `prepared` | whether a change fits its tensor, and its delta |
-//! | `expert_stacks`, `split` | parts of stacked and of fused tensors |
+//! | `experts`, `split` | parts of stacked and of fused tensors |
 //! | `methods` | changes by other methods than LoRA |
 //! | `ties`, `vocabulary` | heads that share a tensor, and rows that are added |
 //! | `unplaced` | what found no place, and what it may have meant |
@@ -19,7 +19,7 @@
 pub mod applied;
 pub mod change;
 mod denoisers;
-mod expert_stacks;
+mod experts;
 mod fit;
 pub mod merged;
 mod methods;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::change::Placeable;
+use super::experts::Layers;
 use super::places::{Place, Places, size_of};
 use super::selection::Selection;
 use super::tile::Piece;
@@ -67,6 +68,8 @@ pub struct Placer<'a> {
     pub(crate) tied: Vec<(usize, usize, bool)>,
     /// Whether the adapter that is placed calls the base's modules as the base does.
     pub(super) same_paths: bool,
+    /// The layers with experts that were met.
+    pub(super) layers: Layers,
     /// What is placed so far.
     pub placement: Placement,
     /// Every module path seen.
@@ -86,6 +89,7 @@ impl<'a> Placer<'a> {
             resizes: false,
             same_paths: false,
             tied: Vec::new(),
+            layers: Layers::default(),
             placement,
             paths: BTreeSet::new(),
         }

@@ -11,7 +11,7 @@ use super::prepared::{Prepared, prepare};
 use super::tile::Piece;
 use super::unplaced::{Lost, Unplaced};
 use super::vocabulary::{self, is_resized};
-use super::{expert_stacks, split};
+use super::{experts as stacked, split};
 use crate::adapters::{
     Adapter, Change, Difference, Factor, Lora, Module, TokenRows, Whole, describe, embedding_of, embeddings_note,
 };
@@ -165,7 +165,7 @@ impl Placer<'_> {
             }
             let parameters = job.applied.adapter.config.parameters_of(&job.module.path);
             if target.info.shape.as_slice().len() == 3 && parameters.contains(&"weight") {
-                return expert_stacks::place(self, job, lora);
+                return stacked::place(self, job, lora);
             }
             let piece = |delta| Piece { delta, row: 0, col: 0, strength: job.strength };
             match prepare(self.base, job, lora, &target)? {
@@ -188,7 +188,7 @@ impl Placer<'_> {
         if let Some((_, spots)) = self.spots(job)? {
             return split::place_lora(self, job, lora, &spots);
         }
-        expert_stacks::place(self, job, lora)
+        stacked::place(self, job, lora)
     }
 
     /// Whether the module is the output projection of an `nn.MultiheadAttention` that is adapted as a whole.

@@ -105,8 +105,9 @@ impl Placer<'_> {
         if let Change::Whole(name, _) = &job.module.change {
             stacks.push(format!("{path}.{name}"));
         }
-        if let Some((layer, _, part)) = experts::expert_of(path) {
-            stacks.extend(FUSED.iter().map(|fused| fused.tensor(layer, part)));
+        if let Some(single) = experts::expert_of(path) {
+            let parts = single.parts.iter();
+            stacks.extend(parts.flat_map(|part| FUSED.iter().map(|fused| fused.tensor(single.layer, *part))));
         }
         // One layer for each expert: `experts.gate_up_projs.0`.
         let list = path.rsplit_once('.').filter(|(_, number)| number.parse::<u64>().is_ok());

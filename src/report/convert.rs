@@ -1,7 +1,9 @@
 //! The report of a conversion.
 
-use std::fmt::Write;
+use std::fmt::Result;
 
+use super::inspect::numbers::percent;
+use super::lines::{counts, head, notes, put, time};
 use super::{shown, size};
 use crate::dialects::translate::Family;
 use crate::error::shown::line;
@@ -18,80 +20,82 @@ pub fn convert(converted: &Converted) -> String {
     text
 }
 
-fn adapter(text: &mut String, report: &AdapterReport) -> std::fmt::Result {
-    let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", shown(&report.out))?;
+fn adapter(text: &mut String, report: &AdapterReport) -> Result {
     let (Family { family, family_by }, modules) = (&report.family, &report.modules);
-    let named = family.as_ref().map_or(String::new(), |family| format!(", {family}"));
-    writeln!(text, "  input    {}, {}{named}", shown(&report.input), report.from)?;
-    if let (Some(family), Some(by)) = (family, family_by) {
-        writeln!(text, "  family   {family}, by {by}")?;
-    }
-    let list = |parts: &[(usize, &str)]| {
-        let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
-        parts.collect::<Vec<_>>().join(", ")
+    let exactly = match modules.error {
+        Some(error) => format!("error {error:.1e} of the change at most"),
+        None => "every module is in it".to_owned(),
     };
-    let kinds =
-        list(&[(modules.pairs, "LoRA"), (modules.methods, "by other methods"), (modules.whole, "whole tensors")]);
-    if !kinds.is_empty() {
-        writeln!(text, "  modules  {kinds}")?;
+    let verdict = match report.from == report.to {
+        true => format!("converted: {} as before, {exactly}", report.to),
+        false => format!("converted: {} → {}, {exactly}", report.from, report.to),
+    };
+    head(text, &verdict, &report.out, "", report.dry_run)?;
+    let named = family.as_ref().map_or(String::new(), |family| format!(", {family}"));
+    put(text, "input", &format!("{}, {}{named}", shown(&report.input), report.from))?;
+    if let (Some(family), Some(by)) = (family, family_by) {
+        put(text, "family", &format!("{family}, by {by}"))?;
     }
-    let names = list(&[(modules.renamed, "renamed"), (modules.split, "split"), (modules.fused, "fused")]);
-    if !names.is_empty() {
-        writeln!(text, "  names    {names}")?;
-    }
-    let numbers = list(&[
+    let kinds = [(modules.pairs, "LoRA"), (modules.methods, "by other methods"), (modules.whole, "whole tensors")];
+    put(text, "modules", &counts(&kinds))?;
+    let names = [(modules.renamed, "renamed"), (modules.split, "split"), (modules.fused, "fused")];
+    put(text, "names", &counts(&names))?;
+    let numbers = [
         (modules.folded, "scales folded"),
         (modules.padded, "ranks padded"),
         (modules.made_pairs, "made LoRA of another method"),
-    ]);
-    if !numbers.is_empty() {
-        writeln!(text, "  numbers  {numbers}")?;
-    }
-    if let Some(error) = modules.error {
-        writeln!(text, "  error    {error:.1e} at most, relative to the change")?;
-    }
-    writeln!(text, "  output   {}, {}", report.to, size(report.bytes))?;
-    for note in &report.notes {
-        writeln!(text, "  note     {}", line(note))?;
-    }
-    Ok(())
+    ];
+    put(text, "numbers", &counts(&numbers))?;
+    put(text, "size", &size(report.bytes))?;
+    notes(text, &report.notes)
 }
 
-fn checkpoint(text: &mut String, report: &CheckpointReport) -> std::fmt::Result {
-    let would = if report.dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{would}", shown(&report.out))?;
-    let input = size(report.input_bytes);
-    writeln!(
-        text,
-        "  input    {}, {}, {input} in {} file(s)",
-        shown(&report.input),
-        report.format,
-        report.input_files
-    )?;
-    let parts = [(report.cast, "cast"), (report.copied, "copied")];
-    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+fn checkpoint(text: &mut String, report: &CheckpointReport) -> Result {
     let dtypes: Vec<String> = report.dtypes.iter().map(|(dtype, count)| format!("{count} {dtype}")).collect();
-    writeln!(text, "  tensors  {} ({})", parts.collect::<Vec<_>>().join(", "), dtypes.join(", "))?;
-    for change in &report.config_changes {
-        writeln!(text, "  config   {}", line(change))?;
-    }
-    writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
+    head(text, &verdict(report), &report.out, "", report.dry_run)?;
+    let input = size(report.input_bytes);
+    put(
+        text,
+        "input",
+        &format!("{}, {}, {input} in {} file(s)", shown(&report.input), report.format, report.input_files),
+    )?;
+    let tensors = [(report.cast, "cast"), (report.copied, "copied")];
+    put(text, "tensors", &format!("{} ({})", counts(&tensors), dtypes.join(", ")))?;
     if let (Some(total), Some(worst)) = (&report.rounding, &report.worst) {
-        writeln!(text, "  rounding {}", rounding(total))?;
+        put(text, "rounding", &rounding(total))?;
         if worst.relative > total.relative {
-            writeln!(text, "           at worst {} in `{}`", rounding(worst), line(&worst.tensor))?;
+            put(text, "", &format!("at worst {} in `{}`", rounding(worst), line(&worst.tensor)))?;
         }
     }
+    report.config_changes.iter().try_for_each(|change| put(text, "config", &line(change)))?;
+    put(text, "size", &super::lines::bytes(report.bytes, report.files))?;
     if !report.dry_run {
-        let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
         let rate = report.bytes as f64 / 1e9 / report.seconds.max(f64::MIN_POSITIVE);
-        writeln!(text, "  time     {:.2} s, {rate:.2} GB/s{memory}", report.seconds)?;
+        time(text, report.seconds, Some(rate), report.peak_resident_bytes)?;
     }
-    for note in &report.notes {
-        writeln!(text, "  note     {}", line(note))?;
+    notes(text, &report.notes)
+}
+
+/// What came of it, in one sentence.
+fn verdict(report: &CheckpointReport) -> String {
+    if let Some(part) = &report.part {
+        return format!(
+            "part {part} is done; `lorakit finish {}` puts the parts together when all are",
+            shown(&report.out)
+        );
     }
-    Ok(())
+    let share = percent(report.bytes as f64 / report.input_bytes.max(1) as f64);
+    match &report.rounding {
+        None if report.cast == 0 => "converted: every tensor keeps its bytes".to_owned(),
+        None => format!("converted: {share} of the input's size"),
+        Some(total) if total.not_finite > 0 => {
+            format!("converted, but {} values are not finite, as they were in the input", total.not_finite)
+        }
+        Some(total) if total.relative == 0.0 => "converted: no number was rounded".to_owned(),
+        Some(total) => {
+            format!("converted: {share} of the input's size, rounding moved the weights by {}", percent(total.relative))
+        }
+    }
 }
 
 fn rounding(error: &RoundingError) -> String {

@@ -2,17 +2,16 @@
 //! all of them.
 
 use std::collections::BTreeSet;
-use std::fmt::{Result, Write};
+use std::fmt::Result;
 use std::path::Path;
 
+use super::inspect::numbers::percent;
+use super::lines::{change, counts, head, indented, kept, notes, put};
 use super::{of_dialect, shown, size, table};
 use crate::error::shown::line;
 use crate::ops::extract::ExtractReport;
 use crate::ops::sum::{AdapterResize, Input, Outcome, ResizeReport, SumReport};
 use crate::truncate::{ModuleReport, NewAdapterReport};
-
-/// Modules with the largest errors that are shown without `-v`.
-const WORST_SHOWN: usize = 5;
 
 /// Names that are listed on one line.
 const NAMES_SHOWN: usize = 4;
@@ -20,54 +19,71 @@ const NAMES_SHOWN: usize = 4;
 /// An extraction as text; `verbose` lists every module and every tensor stored whole.
 pub fn extract(report: &ExtractReport, verbose: bool) -> String {
     written(|text| {
-        head(text, &report.out, report.to, report.dry_run)?;
-        writeln!(text, "  base     {}", shown(&report.base))?;
-        writeln!(text, "  tuned    {}", shown(&report.tuned))?;
-        let counts = [(report.unchanged, "unchanged"), (report.skipped.len(), "skipped")];
-        let counts: Vec<String> =
-            counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-        if !counts.is_empty() {
-            writeln!(text, "  tensors  {}", counts.join(", "))?;
+        let floor = report.at_rounding_floor;
+        let all = report.made.modules.len();
+        let mut verdict = format!("extracted: {}", outcome(&report.made, "the change"));
+        if floor > 0 && floor == all {
+            verdict += "; what is missing is the rounding of TUNED";
         }
+        head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
+        put(text, "base", &shown(&report.base))?;
+        put(text, "tuned", &shown(&report.tuned))?;
+        put(text, "tensors", &counts(&[(report.unchanged, "unchanged"), (report.skipped.len(), "skipped")]))?;
         if !report.skipped.is_empty() {
-            writeln!(text, "  skipped  {}", listed(report.skipped.iter().cloned(), verbose))?;
+            put(text, "skipped", &listed(report.skipped.iter().cloned(), verbose))?;
         }
         let share = 100.0 * report.made.bytes as f64 / (report.tuned_bytes as f64).max(1.0);
         made(text, &report.made, &format!(", {share:.2} % of {}", size(report.tuned_bytes)), verbose)?;
-        time(text, report.seconds, report.peak_resident_bytes)
+        end(text, &report.made, report.seconds, report.peak_resident_bytes, verbose)
     })
 }
 
 /// A stack or a difference of adapters as text; `verbose` lists every module.
 pub fn sum(report: &SumReport, verbose: bool) -> String {
     written(|text| {
-        head(text, &report.out, report.to, report.dry_run)?;
-        report.adapters.iter().try_for_each(|adapter| writeln!(text, "  adapter  {}", input(adapter)))?;
-        writeln!(text, "  method   {}", report.method)?;
+        let verdict = format!("stacked: {}", outcome(&report.made, "the sum"));
+        head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
+        report.adapters.iter().try_for_each(|adapter| put(text, "adapter", &input(adapter)))?;
+        put(text, "method", report.method)?;
         if report.left_out > 0 {
-            writeln!(text, "  left out {} tensors, by choice", report.left_out)?;
+            put(text, "left out", &format!("{} tensors, by choice", report.left_out))?;
         }
         made(text, &report.made, "", verbose)?;
-        time(text, report.seconds, report.peak_resident_bytes)
+        end(text, &report.made, report.seconds, report.peak_resident_bytes, verbose)
     })
 }
 
 /// A resizing as text; `verbose` lists every module of a single adapter.
 pub fn resize(report: &ResizeReport, verbose: bool) -> String {
-    written(|text| {
-        head(text, &report.out, report.to, report.dry_run)?;
-        match report.adapters.as_slice() {
-            [AdapterResize { path, outcome: Outcome::Resized(resized), out }] if *out == report.out => {
-                writeln!(text, "  adapter  {}", shown(path))?;
-                made(text, &resized.made, "", verbose)?;
-            }
-            several => {
-                let header = ["adapter", "rank", "energy", "error ≤", "before", "after"];
-                indented(text, &table(&header, several.iter().map(row)))?;
-                several.iter().try_for_each(|adapter| problem(text, adapter))?;
-            }
+    written(|text| match report.adapters.as_slice() {
+        [AdapterResize { path, outcome: Outcome::Resized(resized), out }] if *out == report.out => {
+            let verdict = format!("resized: {}", outcome(&resized.made, "the change"));
+            head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
+            put(text, "adapter", &shown(path))?;
+            made(text, &resized.made, "", verbose)?;
+            end(text, &resized.made, report.seconds, report.peak_resident_bytes, verbose)
         }
-        time(text, report.seconds, report.peak_resident_bytes)
+        several => {
+            let count = |which: fn(&Outcome) -> bool| several.iter().filter(|one| which(&one.outcome)).count();
+            let parts = [
+                (count(|outcome| matches!(outcome, Outcome::Resized(_))), "adapters"),
+                (count(|outcome| matches!(outcome, Outcome::Done)), "done before"),
+                (report.failed, "FAILED"),
+            ];
+            let verdict = format!("resized: {}", counts(&parts));
+            head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
+            if !report.skipped.is_empty() {
+                put(
+                    text,
+                    "skipped",
+                    &format!("no adapters: {}", listed(report.skipped.iter().map(|path| shown(path)), verbose)),
+                )?;
+            }
+            super::lines::time(text, report.seconds, None, report.peak_resident_bytes)?;
+            several.iter().try_for_each(|adapter| problem(text, adapter))?;
+            let header = ["adapter", "rank", "kept", "error ≤", "before", "after"];
+            indented(text, &table(&header, several.iter().map(|adapter| row(adapter, &report.out))))
+        }
     })
 }
 
@@ -78,63 +94,65 @@ fn written(write: impl FnOnce(&mut String) -> Result) -> String {
     text
 }
 
-fn head(text: &mut String, out: &Path, to: &str, dry_run: bool) -> Result {
-    let would = if dry_run { " (dry run: nothing was written)" } else { "" };
-    writeln!(text, "{}{}{would}", shown(out), of_dialect(to))
+/// What came of it, in one sentence.
+fn outcome(made: &NewAdapterReport, whole: &str) -> String {
+    let rank = span(made.ranks.keys().copied());
+    let rank = if rank.is_empty() { String::new() } else { format!("rank {rank} ") };
+    if made.modules.is_empty() {
+        return "tensors stored whole alone".to_owned();
+    }
+    if made.exact {
+        return format!("{rank}holds {whole} exactly");
+    }
+    format!("{rank}keeps {} of {whole} (error {} at most)", kept(made.kept_energy), percent(made.relative_error))
 }
 
-fn time(text: &mut String, seconds: f64, peak: Option<u64>) -> Result {
-    let memory = peak.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
-    writeln!(text, "  time     {seconds:.2} s{memory}")
-}
-
-/// The new adapter; `output` ends the line that tells its size.
-fn made(text: &mut String, made: &NewAdapterReport, output: &str, verbose: bool) -> Result {
-    writeln!(text, "  modules  {}", modules(made))?;
+/// The new adapter; `share` ends the line that tells its size.
+fn made(text: &mut String, made: &NewAdapterReport, share: &str, verbose: bool) -> Result {
+    put(text, "modules", &modules(made))?;
     if !made.vanished.is_empty() {
-        writeln!(text, "  nothing  left of {}", listed(made.vanished.iter().cloned(), verbose))?;
+        put(text, "nothing", &format!("left of {}", listed(made.vanished.iter().cloned(), verbose)))?;
     }
     if !made.whole.is_empty() {
         let bytes = made.whole.iter().map(|whole| whole.bytes).sum();
         let names = made.whole.iter().map(|whole| format!("{}.{}", whole.module, whole.tensor));
-        writeln!(text, "  whole    {} tensors, {}: {}", made.whole.len(), size(bytes), listed(names, verbose))?;
+        put(text, "whole", &format!("{} tensors, {}: {}", made.whole.len(), size(bytes), listed(names, verbose)))?;
     }
     if !made.modules.is_empty() {
-        writeln!(text, "  ΔW       norm {:.4e}, {}", made.norm, error(made))?;
+        match made.exact {
+            true => change(text, made.norm, "exact", None)?,
+            false => change(text, made.norm, &format!("{} kept", kept(made.kept_energy)), Some(made.relative_error))?,
+        }
     }
     if let Some(budget) = &made.budget {
-        writeln!(text, "  budget   {} of {} spent on factors", budget.cost, budget.budget)?;
+        put(text, "budget", &format!("{} of {} spent on factors", budget.cost, budget.budget))?;
     }
     let before = made.bytes_before.map_or(String::new(), |bytes| format!(" from {}", size(bytes)));
     let parameters = made.parameters_before.map_or(String::new(), |count| format!(" from {count}"));
-    writeln!(
-        text,
-        "  output   {}{before}, {} parameters in pairs{parameters}{output}",
-        size(made.bytes),
-        made.parameters
-    )?;
-    made.notes.iter().try_for_each(|note| writeln!(text, "  note     {}", line(note)))?;
-    let mut worst: Vec<&ModuleReport> = made.modules.iter().filter(|module| verbose || !module.exact).collect();
+    let pairs = format!("{} parameters in pairs{parameters}", made.parameters);
+    put(text, "size", &format!("{}{before}, {pairs}{share}", size(made.bytes)))
+}
+
+/// Time, notes, and with `verbose` every module.
+fn end(text: &mut String, made: &NewAdapterReport, seconds: f64, peak: Option<u64>, verbose: bool) -> Result {
+    super::lines::time(text, seconds, None, peak)?;
+    notes(text, &made.notes)?;
+    let mut worst: Vec<&ModuleReport> = made.modules.iter().filter(|_| verbose).collect();
     worst.sort_by(|left, right| right.relative_error.total_cmp(&left.relative_error));
     if worst.is_empty() {
         return Ok(());
     }
-    let rows = worst.iter().take(if verbose { worst.len() } else { WORST_SHOWN }).map(|module| {
+    let rows = worst.iter().map(|module| {
         vec![
             module.module.clone(),
             ranks(module),
             format!("{:.3e}", module.norm),
-            percent(module.kept_energy),
-            format!("{:.1e}", module.relative_error),
+            kept(module.kept_energy),
+            percent(module.relative_error),
             if module.at_rounding_floor == Some(true) { "rounding".into() } else { String::new() },
         ]
     });
-    let title = if verbose { "module" } else { "largest errors" };
-    indented(text, &table(&[title, "rank", "‖ΔW‖", "energy", "error ≤", ""], rows))
-}
-
-fn indented(text: &mut String, table: &str) -> Result {
-    table.lines().try_for_each(|line| writeln!(text, "  {}", line.trim_end()))
+    indented(text, &table(&["module", "rank", "‖ΔW‖", "kept", "error ≤", ""], rows))
 }
 
 /// How many modules, their ranks and dtypes.
@@ -143,12 +161,12 @@ fn modules(made: &NewAdapterReport) -> String {
     let dtypes = dtypes.into_iter().collect::<Vec<_>>().join("/");
     match made.modules.len() {
         0 => "none".into(),
-        count => format!("{count}, rank {}, {dtypes}", change(made)),
+        count => format!("{count}, rank {}, {dtypes}", rank_change(made)),
     }
 }
 
 /// Ranks before, where there were others, and after.
-fn change(made: &NewAdapterReport) -> String {
+fn rank_change(made: &NewAdapterReport) -> String {
     let summed = made.modules.iter().filter(|module| !module.ranks_before.is_empty());
     let (before, after) =
         (span(summed.map(|module| module.ranks_before.iter().sum())), span(made.ranks.keys().copied()));
@@ -173,19 +191,6 @@ fn ranks(module: &ModuleReport) -> String {
     format!("{} → {}", before.join("+"), module.rank)
 }
 
-fn error(made: &NewAdapterReport) -> String {
-    match made.exact {
-        true => "exact".into(),
-        false => {
-            format!("{} of its energy kept, error {} at most", percent(made.kept_energy), percent(made.relative_error))
-        }
-    }
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.3} %", 100.0 * share)
-}
-
 fn listed(names: impl ExactSizeIterator<Item = String>, verbose: bool) -> String {
     let count = names.len();
     let shown = if verbose { count } else { NAMES_SHOWN };
@@ -204,8 +209,8 @@ fn input(adapter: &Input) -> String {
 }
 
 /// One resized adapter in one line.
-fn row(adapter: &AdapterResize) -> Vec<String> {
-    let name = adapter.out.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+fn row(adapter: &AdapterResize, out: &Path) -> Vec<String> {
+    let name = shown(adapter.out.strip_prefix(out).unwrap_or(&adapter.out));
     let nothing = |what: &str| {
         let mut row = vec![name.clone(), what.to_owned()];
         row.resize(6, String::new());
@@ -218,8 +223,8 @@ fn row(adapter: &AdapterResize) -> Vec<String> {
     };
     vec![
         name,
-        change(made),
-        percent(made.kept_energy),
+        rank_change(made),
+        kept(made.kept_energy),
         percent(made.relative_error),
         made.bytes_before.map_or_else(String::new, size),
         size(made.bytes),
@@ -228,8 +233,8 @@ fn row(adapter: &AdapterResize) -> Vec<String> {
 
 fn problem(text: &mut String, adapter: &AdapterResize) -> Result {
     let Outcome::Failed { problem, hint } = &adapter.outcome else { return Ok(()) };
-    writeln!(text, "  FAILED   {}", line(problem))?;
-    hint.iter().try_for_each(|hint| writeln!(text, "  hint     {}", line(hint)))
+    put(text, "FAILED", &line(problem))?;
+    hint.iter().try_for_each(|hint| put(text, "hint", &line(hint)))
 }
 
 #[cfg(test)]
@@ -269,12 +274,14 @@ mod tests {
             seconds: 0.0,
             peak_resident_bytes: None,
         };
-        let text = sum(&report, false);
+        assert!(!sum(&report, false).contains("4+8"), "modules are listed on request");
+        let text = sum(&report, true);
         for part in [
-            "out (dry run: nothing was written)",
+            "dry run, nothing was written: stacked: rank 6 keeps 87.5 % of the sum",
+            "  out      out",
             "  adapter  a × -0.5, 2 modules, rank 4",
             "  modules  2, rank 12 → 6, BF16",
-            "87.495 % of its energy kept, error 35.362 % at most",
+            "87.5 % kept, error 35 % at most",
             "nothing  left of gone",
             "1.00 kB from 2.00 kB, 84 parameters in pairs",
             "note     worth knowing",

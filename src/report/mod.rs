@@ -1,7 +1,9 @@
 //! Results as text for people. Programs get the same facts as JSON.
 
 mod convert;
+mod failure;
 mod inspect;
+mod lines;
 mod made;
 mod merge;
 mod unmerge;
@@ -14,14 +16,26 @@ use crate::error::shown::{is_hostile, line};
 use crate::ops::finish::{DiscardReport, FinishReport};
 
 pub use convert::convert;
+pub use failure::Failure;
 pub use inspect::{inspect, inspected};
 pub use made::{extract, resize, sum};
-pub use merge::{below_rounding, merge};
+pub use merge::{merge, warnings};
 pub use unmerge::{subtracted, unmerge};
 
-/// One JSON document with a line end.
+/// Version of the keys in every document: it rises when one changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// What programs read: the version of its keys in front of them.
+#[derive(Serialize)]
+struct Document<'a, T> {
+    schema: u32,
+    #[serde(flatten)]
+    result: &'a T,
+}
+
+/// One JSON document with a line end. `result` has named keys.
 pub fn json(result: &impl Serialize) -> Vec<u8> {
-    escaped(crate::formats::json::render(result))
+    escaped(crate::formats::json::render(&Document { schema: SCHEMA, result }))
 }
 
 /// JSON escapes C0 only: what else a terminal obeys can stand in texts alone, where a number says the same.
@@ -51,13 +65,17 @@ pub(crate) fn shown(path: &Path) -> String {
 /// What `finish` did.
 pub fn finish(report: &FinishReport) -> String {
     let FinishReport { out, parts, files, bytes } = report;
-    format!("{}: {parts} parts, {files} weight files, {}\n", shown(out), size(*bytes))
+    format!(
+        "finished: {parts} parts are one output\n  out      {}\n  size     {}\n",
+        shown(out),
+        lines::bytes(*bytes, *files)
+    )
 }
 
 /// What `finish --discard` threw away.
 pub fn discard(report: &DiscardReport) -> String {
     let DiscardReport { out, discarded } = report;
-    format!("{}: {discarded} parts thrown away; nothing was put together\n", shown(out))
+    format!("discarded: {discarded} parts thrown away; nothing was put together\n  out      {}\n", shown(out))
 }
 
 /// Bytes in decimal units, as disks and downloads count.
@@ -77,11 +95,11 @@ pub(crate) fn of_dialect(to: &str) -> String {
 
 /// A table without borders whose columns are aligned, all but the first to the right.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    table_of_texts(header, rows, 1)
+    table_of_texts(header, rows, &[true])
 }
 
-/// As [`table`], with so many columns of texts in front, which are aligned to the left.
-pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, texts: usize) -> String {
+/// As [`table`], with columns of texts, which are aligned to the left, where `texts` says so.
+pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>, texts: &[bool]) -> String {
     use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
@@ -89,7 +107,11 @@ pub(crate) fn table_of_texts(header: &[&str], rows: impl IntoIterator<Item = Vec
         table.add_row(row.iter().map(|cell| line(cell)));
     });
     for (at, column) in table.column_iter_mut().enumerate() {
-        column.set_cell_alignment(if at < texts { CellAlignment::Left } else { CellAlignment::Right });
+        column.set_cell_alignment(if texts.get(at).copied().unwrap_or(false) {
+            CellAlignment::Left
+        } else {
+            CellAlignment::Right
+        });
     }
     table.trim_fmt() + "\n"
 }

@@ -1,10 +1,10 @@
 //! The report of adapters taken out of a merged model.
 
-use std::fmt::Write;
+use std::fmt::{Result, Write};
 
-use super::merge::{describe, merge};
-use super::{shown, size, table};
-use crate::error::shown::line;
+use super::lines::{bytes, head, indented, notes, put, time};
+use super::merge::{describe, outcome, written};
+use super::{shown, table};
 use crate::ops::merge::MergeReport;
 use crate::ops::merge::unmerge::UnmergeReport;
 
@@ -13,12 +13,18 @@ const SHOWN: usize = 5;
 
 /// ΔW subtracted as it is: a merge with negated weights, and what that means for the result.
 pub fn subtracted(report: &MergeReport, verbose: bool) -> String {
-    let mut text = merge(report, verbose);
     let rounded = report.survival.as_ref().is_some_and(|survival| survival.relative_error > 1e-3);
-    if rounded {
-        text += "  note     W′ was rounded when it was merged: W comes back up to that; `--base PATH` gives it back bit for bit\n";
-    }
-    text
+    let note = "W′ was rounded when it was merged: W comes back up to that; `--base PATH` gives it back bit for bit";
+    let verdict = match (report.dry_run, report.changes_nothing, &report.part) {
+        (true, ..) => format!("{} tensors would change", report.tensors.changed),
+        (_, true, _) => "nothing is taken out: the result equals the merged model".to_owned(),
+        (_, _, Some(part)) => {
+            format!("part {part} is done; `lorakit finish {}` puts the parts together", shown(&report.out))
+        }
+        _ => format!("subtracted: {}", outcome(report)),
+    };
+    let more: Vec<String> = rounded.then(|| note.to_owned()).into_iter().collect();
+    written(&verdict, report, &more, verbose)
 }
 
 /// MERGED compared with the merge of its base, as text; `verbose` lists every tensor that differs.
@@ -29,59 +35,54 @@ pub fn unmerge(report: &UnmergeReport, verbose: bool) -> String {
     text
 }
 
-fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> std::fmt::Result {
-    let would = if report.dry_run { " (dry run: nothing was compared or written)" } else { "" };
-    writeln!(text, "{}{would}", shown(&report.out))?;
-    writeln!(text, "  merged   {}", shown(&report.merged))?;
-    writeln!(text, "  base     {}", shown(&report.base))?;
-    for adapter in &report.adapters {
-        writeln!(text, "  adapter  {}", describe(adapter))?;
-    }
-    let proved = if report.proved > 0 { format!(", {} as a whole", report.proved) } else { String::new() };
-    writeln!(text, "  tensors  {} compared element by element{proved}", report.compared)?;
-    writeln!(text, "  output   {} in {} weight file(s), {} jobs", size(report.bytes), report.files, report.jobs)?;
+fn verdict(report: &UnmergeReport) -> String {
     match report.exact {
-        Some(true) => {
-            writeln!(text, "  result   MERGED is exactly that merge; OUT equals BASE bit for bit")?;
-        }
-        _ if report.elements > 0 => {
+        _ if report.dry_run => format!("nothing was compared; {} tensors would be", report.compared + report.proved),
+        Some(true) => "proved: MERGED is exactly that merge; OUT equals BASE bit for bit".to_owned(),
+        _ if report.elements > 0 && report.differing > 0 => {
             let share = 100.0 * report.differing as f64 / report.elements as f64;
             let tensors = report.differing_tensors.len();
-            writeln!(
-                text,
-                "  result   {} of {} elements ({share:.3} %) in {tensors} tensors are not those of that merge",
+            format!(
+                "not proved: {} of {} elements ({share:.3} %) in {tensors} tensors are not those of that merge; another adapter, weight \
+                 or base, or MERGED was changed since",
                 report.differing, report.elements
-            )?;
+            )
         }
-        _ => {}
+        _ => format!("part {} is done: no element differs in it", report.part.as_deref().unwrap_or("1/1")),
     }
-    let shown = if verbose { report.differing_tensors.len() } else { SHOWN };
-    if !report.differing_tensors.is_empty() {
-        let rows = report.differing_tensors.iter().take(shown).map(|tensor| {
-            let written = if tensor.changed { "W′ − ΔW" } else { "W′" };
-            vec![tensor.tensor.clone(), tensor.differing.to_string(), tensor.elements.to_string(), written.into()]
-        });
-        for line in table(&["not the merge's", "elements", "of", "written"], rows).lines() {
-            writeln!(text, "  {line}")?;
-        }
-        let more = report.differing_tensors.len().saturating_sub(shown);
-        if more > 0 {
-            writeln!(text, "  … and {more} more (-v lists all)")?;
-        }
+}
+
+fn write(text: &mut String, report: &UnmergeReport, verbose: bool) -> Result {
+    head(text, &verdict(report), &report.out, "", report.dry_run)?;
+    put(text, "merged", &shown(&report.merged))?;
+    put(text, "base", &shown(&report.base))?;
+    report.adapters.iter().try_for_each(|adapter| put(text, "adapter", &describe(adapter)))?;
+    let proved = if report.proved > 0 { format!(", {} as a whole", report.proved) } else { String::new() };
+    put(text, "tensors", &format!("{} compared element by element{proved}", report.compared))?;
+    put(text, "size", &bytes(report.bytes, report.files))?;
+    if !report.dry_run {
+        time(text, report.seconds, Some(report.gb_per_second), report.peak_resident_bytes)?;
     }
     if report.delta_rounded_first > 0 {
         let count = report.delta_rounded_first;
-        writeln!(
+        put(
             text,
-            "  note     {count} elements are the merge's with the delta rounded first (`--rounding peft-safe`)"
+            "note",
+            &format!("{count} elements are the merge's with the delta rounded first (`--rounding peft-safe`)"),
         )?;
     }
-    if !report.dry_run {
-        let memory = report.peak_resident_bytes.map_or(String::new(), |bytes| format!(", peak memory {}", size(bytes)));
-        writeln!(text, "  time     {:.2} s, {:.2} GB/s{memory}", report.seconds, report.gb_per_second)?;
+    notes(text, &report.notes)?;
+    let shown = if verbose { report.differing_tensors.len() } else { SHOWN };
+    if report.differing_tensors.is_empty() {
+        return Ok(());
     }
-    for note in &report.notes {
-        writeln!(text, "  note     {}", line(note))?;
+    let rows = report.differing_tensors.iter().take(shown).map(|tensor| {
+        let written = if tensor.changed { "W′ − ΔW" } else { "W′" };
+        vec![tensor.tensor.clone(), tensor.differing.to_string(), tensor.elements.to_string(), written.into()]
+    });
+    indented(text, &table(&["not the merge's", "elements", "of", "written"], rows))?;
+    match report.differing_tensors.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(text, "  … and {more} more (-v lists all)"),
     }
-    Ok(())
 }

@@ -85,7 +85,8 @@ impl GgmlType {
     /// becomes zeros, as in ggml. `after` is what became of `before`, whole blocks of finite values.
     pub fn lost(self, before: &[f32], after: &[f32]) -> Option<usize> {
         let block = self.block().0;
-        if block == 1 {
+        let any_large = || before.iter().fold(false, |large, value| large | (value.abs() >= LARGE));
+        if block == 1 || !any_large() {
             return None;
         }
         let largest = |values: &[f32]| values.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));

@@ -69,10 +69,12 @@ fn has_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// Whether everything the AVX-512 copies are compiled with is there.
+/// Whether everything the AVX-512 copies are compiled with is there. `--cfg without_avx512` leaves them aside: so a race on this
+/// machine tells what one without them gets.
 #[cfg(target_arch = "x86_64")]
 fn has_avx512() -> bool {
-    has_avx2()
+    !cfg!(without_avx512)
+        && has_avx2()
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
@@ -101,6 +103,10 @@ pub(super) trait Simd<const W: usize>: Copy {
     fn mul(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
     /// left · right + sum in one rounding, lane by lane.
     fn mul_add(self, left: Self::Vector, right: Self::Vector, sum: Self::Vector) -> Self::Vector;
+    /// The smaller, lane by lane; `right` where one is NaN.
+    fn least(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+    /// The larger, lane by lane; `right` where one is NaN.
+    fn most(self, left: Self::Vector, right: Self::Vector) -> Self::Vector;
     /// The larger of `largest`, which is not negative, and |value|, lane by lane; which of them, where the value is NaN, is open.
     fn largest(self, value: Self::Vector, largest: Self::Vector) -> Self::Vector;
     /// `counts`, whose lanes are u32 by their bits, and one more where left ≠ right.
@@ -148,6 +154,14 @@ impl<const W: usize> Simd<W> for Portable {
     #[inline(always)]
     fn mul_add(self, left: [f32; W], right: [f32; W], sum: [f32; W]) -> [f32; W] {
         lanes(|i| left[i].mul_add(right[i], sum[i]))
+    }
+    #[inline(always)]
+    fn least(self, left: [f32; W], right: [f32; W]) -> [f32; W] {
+        lanes(|i| if left[i] < right[i] { left[i] } else { right[i] })
+    }
+    #[inline(always)]
+    fn most(self, left: [f32; W], right: [f32; W]) -> [f32; W] {
+        lanes(|i| if left[i] > right[i] { left[i] } else { right[i] })
     }
     #[inline(always)]
     fn largest(self, value: [f32; W], largest: [f32; W]) -> [f32; W] {
@@ -224,6 +238,8 @@ vectors! {
     sub(left: __m512, right: __m512) -> __m512 = _mm512_sub_ps(left, right);
     mul(left: __m512, right: __m512) -> __m512 = _mm512_mul_ps(left, right);
     mul_add(left: __m512, right: __m512, sum: __m512) -> __m512 = _mm512_fmadd_ps(left, right, sum);
+    least(left: __m512, right: __m512) -> __m512 = _mm512_min_ps(left, right);
+    most(left: __m512, right: __m512) -> __m512 = _mm512_max_ps(left, right);
     // The larger absolute value, without its sign.
     largest(value: __m512, largest: __m512) -> __m512 = _mm512_range_ps::<0b1011>(value, largest);
     count_differing(counts: __m512, left: __m512, right: __m512) -> __m512 = {
@@ -243,6 +259,8 @@ vectors! {
     sub(left: __m256, right: __m256) -> __m256 = _mm256_sub_ps(left, right);
     mul(left: __m256, right: __m256) -> __m256 = _mm256_mul_ps(left, right);
     mul_add(left: __m256, right: __m256, sum: __m256) -> __m256 = _mm256_fmadd_ps(left, right, sum);
+    least(left: __m256, right: __m256) -> __m256 = _mm256_min_ps(left, right);
+    most(left: __m256, right: __m256) -> __m256 = _mm256_max_ps(left, right);
     largest(value: __m256, largest: __m256) -> __m256 = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0), value), largest);
     count_differing(counts: __m256, left: __m256, right: __m256) -> __m256 = {
         let differ = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_NEQ_UQ>(left, right));

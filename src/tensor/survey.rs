@@ -124,7 +124,7 @@ pub fn encode_values(
     for (n, ((base, exact), out)) in chunks.enumerate() {
         let roundeds = &mut tally.roundeds[..exact.len()];
         let at = |found: NotFinite| NotFinite { index: n * CHUNK + found.index, ..found };
-        if packing.float().is_none() && exact.iter().any(|value| !value.is_finite()) {
+        if packing.float().is_none() && !exact.iter().fold(true, |finite, value| finite & value.is_finite()) {
             // A block with such a value has no scale; the search below finds which it is.
             return survey_in_f64(base, exact, exact).map(|_| ()).map_err(at);
         }

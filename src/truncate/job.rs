@@ -282,10 +282,13 @@ impl Pair {
 /// The elements of `bytes` in `runs` runs of equal length, each followed by `zeros` zeros.
 fn with_zeros(bytes: &Bytes, runs: usize, zeros: usize) -> Result<Bytes> {
     let (data, float) = match bytes {
-        Bytes::Held { bytes, float } => (bytes.as_slice(), *float),
+        Bytes::Held { bytes, float } => (std::borrow::Cow::Borrowed(bytes.as_slice()), *float),
         Bytes::Stored(tensor) => {
             let float = tensor.info.dtype.float();
-            (tensor.view()?.data, float.ok_or_else(|| Error::unsupported(tensor.path(), describe(tensor)))?)
+            (
+                tensor.read(0, tensor.info.bytes)?,
+                float.ok_or_else(|| Error::unsupported(tensor.path(), describe(tensor)))?,
+            )
         }
         Bytes::Computed { .. } => unreachable!("factors of a truncation are held or stored"),
     };

@@ -25,6 +25,7 @@ mod diffusion;
 mod dtypes;
 mod elementwise;
 mod experts;
+mod experts_forms;
 mod experts_ungated;
 mod extract;
 mod face;

@@ -103,7 +103,7 @@ fn loras(pieces: &Pieces, facts: &Facts<'_>, planned: &Planned, name: &str, file
     let pairs = &pieces.pairs;
     let dora = refuse_dora(pieces, facts, planned)?;
     // Its forward pass takes the norms of DoRA without the scale, its merge both without: they agree where the scale is 1.
-    let scale = if dora { 1.0 } else { most_frequent(pairs) };
+    let scale = if dora { 1.0 } else { most_frequent(pairs.iter().map(|pair| pair.scale)) };
     let mut evened = Evened::new(pairs, scale);
     let rank = evened.rank;
     for pair in pairs {

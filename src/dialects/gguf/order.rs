@@ -18,6 +18,7 @@ impl Adapter {
     /// As [`Adapter::open`], when the number of heads is needed and not known, or the model is of another architecture.
     pub fn open_for(path: &Path, model: Option<&ModelConfig>, options: &ReadOptions) -> Result<Self> {
         let mut adapter = Self::open_as_it_lies(path, options)?;
+        adapter.read_stacks(model, options, true)?;
         if let Some(said) = adapter.config.llama_cpp.clone() {
             adapter.check_architecture(said.arch, model)?;
             if said.unordered {

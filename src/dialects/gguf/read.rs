@@ -196,7 +196,7 @@ impl Reader<'_> {
             return Err(wrong("are empty"));
         }
         let (down, up) = (unpacked(down)?, unpacked(up)?);
-        let lora = |down, up, embedding| Lora { down, up, bias: None, magnitude: None, embedding };
+        let lora = |down, up, embedding| Lora { down, up, bias: None, magnitude: None, embedding, stack: None };
         let Some(experts) = experts else {
             let embedding = base == EMBEDDING;
             let down = if embedding { turn::transposed(&down)? } else { down };

@@ -100,11 +100,6 @@ pub fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
 }
 
 impl Wishes<'_> {
-    /// The width of the model.
-    pub(in crate::dialects) fn width(&self) -> Option<u64> {
-        self.config?.hidden
-    }
-
     fn counts(&self, adapter: &Adapter) -> Option<HeadCounts> {
         let said = adapter.config.llama_cpp.as_ref();
         let own = || said.and_then(|said| HeadCounts::in_metadata(&said.metadata, said.arch.name()));
@@ -136,8 +131,9 @@ fn own_name(arch: &GgufArch, path: &str) -> String {
     let found = PREFIXES.iter().find_map(|(begin, own)| Some(format!("{own}{}", path.strip_prefix(begin)?)));
     let path = found.unwrap_or_else(|| path.to_owned());
     let known = |path: &String| arch.place(path).is_some();
-    let expert = || experts::expert_of(&path);
-    let others = expert().into_iter().flat_map(|(layer, expert, part)| {
+    let single = experts::expert_of(&path)
+        .and_then(|single| Some((single.layer, single.expert, *single.parts.first()?, single.parts.len())));
+    let others = single.into_iter().filter(|(.., parts)| *parts == 1).flat_map(|(layer, expert, part, _)| {
         let has = SPLIT.iter().filter(move |split| split.has().contains(&part));
         let names = has.map(move |split| split.tensor(layer, expert, part));
         names.map(|tensor| tensor.trim_end_matches(".weight").to_owned())

@@ -1,6 +1,7 @@
 //! mlx-lm: factors the other way round, and a scale that multiplies them as it is.
 
 mod read;
+mod stacks;
 mod vlm;
 mod write;
 
@@ -13,6 +14,7 @@ pub const MLX: Dialect = Dialect {
     title: "MLX",
     files: &["adapters.safetensors", CONFIG_NAME],
     task: Some("CAUSAL_LM"),
+    takes_experts: true,
     lacks: Some("`scale`"),
     has_config: |raw| ["fine_tune_type", "lora_parameters", "lora_layers"].iter().any(|key| raw.contains_key(*key)),
     read: Some(read::open),

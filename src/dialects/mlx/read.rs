@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::MLX;
 use crate::adapters::config::{AdapterConfig, CONFIG_NAME, Scaling};
 use crate::adapters::{AlphaFrom, Gathered, gather, has_magnitudes, peft_keys};
+use crate::dialects::experts::stacked;
 use crate::dialects::opened::{Opened, Source};
 use crate::dialects::turn;
 use crate::error::{Error, Result};
@@ -33,6 +34,7 @@ pub(super) fn open(source: Source<'_>) -> Result<Opened> {
             None => keyed.push((peft_keys::parse(&stored.info.name), stored)),
         }
     }
+    let stacked::Apart { keyed, .. } = stacked::take_apart(keyed)?;
     let modules = gather(keyed.into_iter(), &config, MLX.name, true).map(|gathered| {
         let Gathered { modules, mut scales, .. } = gathered;
         if let Some(scale) = scale {

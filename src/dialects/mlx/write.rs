@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::MLX;
+use super::{MLX, stacks};
 use crate::adapters::config::CONFIG_NAME;
 use crate::dialects::evened::Evened;
 use crate::dialects::files::{Facts, Files, column};
@@ -18,15 +18,17 @@ use crate::naming::scheme::scheme;
 ///
 /// # Errors
 /// When mlx-lm cannot express a change.
-pub(super) fn write(pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
+pub(super) fn write(mut pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     let scheme = scheme("mlx").expect("the tables are part of the program");
     let mut files = Files::of(&MLX, &[("format", "mlx")]);
     refuse(&pieces, facts)?;
     let dora = facts.dora(&pieces.pairs, "mlx-lm")?;
-    let scale = most_frequent(&pieces.pairs);
+    let scale = most_frequent(pieces.pairs.iter().map(|pair| pair.scale));
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
-    let keys: Vec<Value> = pieces.pairs.iter().map(|pair| pair.path.as_str().into()).collect();
+    let stacks = stacks::write(&mut pieces, facts, scheme, &mut evened, &mut files)?;
+    let keys = pieces.pairs.iter().map(|pair| &pair.path).chain(&stacks);
+    let keys: Vec<Value> = keys.map(|path| path.as_str().into()).collect();
     for pair in pieces.pairs {
         let magnitude = facts.magnitude(&pair, "mlx-lm")?;
         let (down, up) = evened.factors(&pair, &mut files);

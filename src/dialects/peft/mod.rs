@@ -16,6 +16,7 @@ pub const PEFT: Dialect = Dialect {
     files: &["adapter_model.safetensors", CONFIG_NAME],
     says: &[INVOCATION],
     declares: true,
+    keeps_stacks: true,
     lycoris: false,
     has_config: |raw| raw.contains_key("peft_type"),
     read: Some(read::open),

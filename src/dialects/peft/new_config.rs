@@ -9,7 +9,9 @@ use foldhash::{HashMap, HashSet};
 use serde_json::{Value, json};
 
 use super::new_adapter::NewAdapter;
+use crate::dialects::experts::order;
 use crate::naming::ends;
+use crate::naming::experts::peft::WRITTEN_VERSION;
 use crate::pairs::{NewPair, PairKind};
 
 /// Settings that say where an adapter belongs, not what it does.
@@ -56,9 +58,17 @@ pub fn render(adapter: &NewAdapter) -> Value {
         config.insert("target_parameters".into(), json!(parameters));
     }
     config.extend(adapter.inherited.clone());
+    if has_stacks(adapter) {
+        order::declare(&mut config, WRITTEN_VERSION);
+    }
     let mut entries: Vec<(String, Value)> = config.into_iter().collect();
     entries.sort_by(|(left, _), (right, _)| left.cmp(right));
     Value::Object(entries.into_iter().collect())
+}
+
+/// Whether experts are adapted all at once.
+pub fn has_stacks(adapter: &NewAdapter) -> bool {
+    adapter.pairs.iter().any(|pair| pair.kind.experts() > 1)
 }
 
 /// The path that patterns are held against: of a parameter its own, of a layer within an adapted layer that of the outer one,

@@ -4,6 +4,7 @@ use super::PEFT;
 use crate::adapters::config::{AdapterConfig, Scaling};
 use crate::adapters::{Change, Gathered, Inserted, Module, ReadOptions, gather, methods, peft_keys};
 use crate::dialects::alphas::{Alphas, Survey};
+use crate::dialects::experts::stacked;
 use crate::dialects::opened::{Opened, Source};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
@@ -16,10 +17,15 @@ pub(in crate::dialects) fn open(source: Source<'_>) -> Result<Opened> {
         .all()
         .filter_map(|stored| Some((peft_keys::parse(chosen.key(&stored.info.name)?.as_ref()), stored)))
         .collect();
+    let stacked::Apart { keyed, origins } = stacked::take_apart(keyed)?;
+    if let Some(scaling) = &mut config.scaling {
+        origins.iter().for_each(|(path, origin)| scaling.same_for(path, origin));
+    }
     let empty =
         keyed.iter().filter(|(key, stored)| key.role == Role::Down && stored.info.shape.rows_cols().0 == 0).count();
     let modules = settle(&mut config, &tensors, &keyed, options).and_then(|()| collect(&config, keyed));
     let mut opened = Opened::new(root, &PEFT, config, tensors, modules);
+    opened.needed.repacked = !origins.is_empty();
     if let Some(kind) = opened.config.kind.filter(|kind| empty > 0 && kind.drops_ranks) {
         opened.tensors.note(format!("{kind} left {empty} modules no rank: they stay as they are"));
     }

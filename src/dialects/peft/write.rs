@@ -1,5 +1,6 @@
 //! PEFT: `adapter_config.json` and `adapter_model.safetensors`. Source: PEFT 0.21 `tuners/{lora,loha,lokr}/config.py`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -16,6 +17,7 @@ use crate::dialects::spell::is_of_pipeline;
 use crate::error::Result;
 use crate::formats::json;
 use crate::naming::components;
+use crate::naming::experts::DEFINITION_ORDER;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Float;
 
@@ -85,6 +87,12 @@ fn loras(pieces: Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value> 
         return Err(facts.refuse(what));
     }
     let mut adapter = NewAdapter { inherited: inherited(facts), ..NewAdapter::default() };
+    let mut parameters: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (path, stack) in pieces.pairs.iter().filter_map(|pair| Some((&pair.path, pair.stack.as_ref()?))) {
+        parameters.entry(path.clone()).or_default().push(stack.name.clone());
+    }
+    let place = |name: &String| DEFINITION_ORDER.iter().position(|known| known == name).unwrap_or(usize::MAX);
+    parameters.values_mut().for_each(|names| names.sort_by_key(place));
     for pair in pieces.pairs {
         let (out, kernel) = (pair.up.size.0, pair.down.kernel.clone());
         if let Some(magnitude) = facts.magnitude(&pair, "PEFT")? {
@@ -103,6 +111,11 @@ fn loras(pieces: Pieces, facts: &Facts<'_>, files: &mut Files) -> Result<Value> 
         let inner: u64 = kernel.iter().product();
         let inputs = pair.down.size.1 / inner.max(1);
         let kind = match (pair.embedding, kernel.is_empty()) {
+            _ if let Some(stack) = &pair.stack => {
+                let names = &parameters[&pair.path];
+                let at = names.iter().position(|name| *name == stack.name).unwrap_or(0);
+                PairKind::Parameter { name: stack.name.clone(), nesting: names.len() - 1 - at, experts: stack.experts }
+            }
             (true, _) => PairKind::Embedding,
             (false, true) => PairKind::Linear,
             (false, false) => PairKind::Conv { kernel },

@@ -54,7 +54,7 @@ pub(super) fn write(pieces: &Pieces, facts: &Facts<'_>) -> Result<Files> {
     }
     let scheme = scheme("torchtune").expect("the tables are part of the program");
     let names = arch("torchtune").expect("the tables are part of the program");
-    let scale = most_frequent(&pieces.pairs);
+    let scale = most_frequent(pieces.pairs.iter().map(|pair| pair.scale));
     let mut evened = Evened::new(&pieces.pairs, scale);
     let rank = evened.rank;
     let mut files = Files::of(&TORCHTUNE, &[("format", "pt")]);

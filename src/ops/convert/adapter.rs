@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{ConvertOptions, watch};
-use crate::adapters::{Adapter, AlphaFrom};
+use crate::adapters::{Adapter, AlphaFrom, Change, Module};
 use crate::dialects::files::{Files, Wishes};
 use crate::dialects::translate::{Account, Asked, Family, Modules, translate};
 use crate::dialects::{Target, same};
@@ -103,10 +103,21 @@ struct Opened {
     adapter: Adapter,
     /// `config.json` of its model, where that is needed.
     model: Option<ModelConfig>,
+    /// The same, where it is at hand: it tells how experts lie and what they are called.
+    of_experts: Option<ModelConfig>,
     target: Target,
 }
 
 impl Opened {
+    /// Whether what PEFT of today reads in the files is not what they mean, and they are asked for in its dialect.
+    fn says_otherwise(&self) -> bool {
+        let unread = |module: &Module| match &module.change {
+            Change::Lora(lora) => lora.stack.as_ref().is_some_and(|stack| !stack.lies_as_today),
+            _ => false,
+        };
+        self.target == Target::PEFT && self.adapter.modules.iter().any(unread)
+    }
+
     /// The files it becomes: those that it is, where nothing but the container or dtype is another.
     fn files(&self, options: &ConvertOptions) -> Result<(Files, Account)> {
         let adapter = &self.adapter;
@@ -115,6 +126,8 @@ impl Opened {
             && options.exclude.is_empty()
             && !options.as_lora
             && options.component.is_none()
+            && options.experts.is_none()
+            && !self.says_otherwise()
             && same::is_whole(adapter);
         if dialect.name == adapter.dialect && all && adapter.config.llama_cpp.is_none() {
             return Ok((same::write(adapter, options.write.dtype)?, Account::default()));
@@ -131,6 +144,8 @@ impl Opened {
             wishes,
             component: options.component.as_deref(),
             as_lora: options.as_lora,
+            experts: options.experts,
+            model: self.of_experts.as_ref(),
             takes: &takes,
             float: options.write.dtype,
             out: &options.write.out,
@@ -145,6 +160,9 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
     }
     let model = options.base.as_deref().map(config_of).transpose();
     let (said, _) = Adapter::examine(&options.input, &options.read)?;
+    let holds_experts = !said.config.target_parameters.is_empty() || options.experts.is_some();
+    let near = || named_model(&said, options).filter(|_| holds_experts && options.base.is_none());
+    let of_experts = model.as_ref().ok().cloned().flatten().or_else(near);
     let is_gguf = said.config.llama_cpp.is_some();
     let named = is_gguf_name(&options.write.out);
     let target = options.to.unwrap_or(if is_gguf || named { Target::GGUF } else { Target::SAFETENSORS });
@@ -167,16 +185,18 @@ fn open(options: &ConvertOptions) -> Result<Opened> {
         model
     };
     if is_gguf && target == Target::GGUF && model.is_none() {
-        return Ok(Opened { adapter: Adapter::open_as_it_lies(&options.input, &options.read)?, model, target });
+        let adapter = Adapter::open_as_it_lies(&options.input, &options.read)?;
+        return Ok(Opened { adapter, model, of_experts, target });
     }
-    let mut adapter = Adapter::open_for(&options.input, model.as_ref(), &options.read)?;
+    let known = model.as_ref().or(of_experts.as_ref().filter(|_| !is_gguf));
+    let mut adapter = Adapter::open_for(&options.input, known, &options.read)?;
     if keeps_dialect {
         // Another container keeps what lies in the file.
         adapter.needed.model = false;
     } else {
         adapter.leave_out_model();
     }
-    Ok(Opened { adapter, model, target })
+    Ok(Opened { adapter, model, of_experts, target })
 }
 
 /// The config of the model that the adapter names, if that is at hand.
@@ -189,6 +209,9 @@ fn recipe(adapter: &Adapter, options: &ConvertOptions, target: Target) -> Result
     let mut chosen = json!({ "to": target.name() });
     if let Some(float) = options.write.dtype {
         chosen["dtype"] = float.dtype().name().into();
+    }
+    if let Some(form) = options.experts {
+        chosen["experts"] = form.name().into();
     }
     if options.as_lora {
         chosen["as"] = "lora".into();

@@ -5,7 +5,7 @@ use crate::formats::layout::{OutputFile, shard};
 use crate::formats::{Component, WeightFile};
 use crate::model::base::Base;
 use crate::output::WriteOptions;
-use crate::output::arrange::{Placed, with_provenance};
+use crate::output::arrange::{Placed, aligned, with_provenance};
 use crate::tensor::TensorInfo;
 
 /// Whether an entry of the metadata of a file is taken along.
@@ -30,8 +30,8 @@ pub fn arrange(
         let own = outputs.by_ref().take(component.files.len()).collect();
         let named = name_files(&component, options, single.clone(), own);
         let same = named.len() == component.files.len();
-        for (at, (name, mut tensors)) in named.into_iter().enumerate() {
-            align(&mut tensors);
+        for (at, (name, tensors)) in named.into_iter().enumerate() {
+            let tensors = aligned(tensors);
             let own = component.files.get(at).filter(|_| same).or(component.files.first());
             let inherited = own.map(|file| file.header.metadata.as_slice()).unwrap_or_default();
             let kept: Vec<_> = inherited.iter().filter(|entry| kept(entry)).cloned().collect();
@@ -68,19 +68,5 @@ fn name_files(
             let cut = shard(infos, &component.stem(), max_bytes).into_iter();
             cut.map(|(name, infos)| (component.place(&name), all.by_ref().take(infos.len()).collect())).collect()
         }
-    }
-}
-
-/// Puts wide elements in front where a tensor would not begin at a multiple of its elements; else leaves the order.
-fn align(tensors: &mut [Tensor]) {
-    let mut at = 0_u64;
-    let aligned = tensors.iter().all(|tensor| {
-        let item = u64::from(tensor.info.dtype.bits().unwrap_or(8)).div_ceil(8);
-        let fits = at.is_multiple_of(item);
-        at += tensor.info.bytes;
-        fits
-    });
-    if !aligned {
-        tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.info.dtype.bits()));
     }
 }

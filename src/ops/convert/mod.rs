@@ -17,6 +17,7 @@ use regex::Regex;
 use serde::Serialize;
 
 use crate::adapters::ReadOptions;
+use crate::dialects::experts::ExpertForm;
 use crate::dialects::{Target, of_a_folder, recognise};
 use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
@@ -49,6 +50,8 @@ pub struct ConvertOptions {
     pub arch: Option<String>,
     /// The types of a GGUF file; each tensor keeps its own if nothing is said.
     pub quant: Option<Mix>,
+    /// The form that the experts of an adapter get.
+    pub experts: Option<ExpertForm>,
     /// An adapter of another method becomes LoRA.
     pub as_lora: bool,
     /// Only these tensors are cast; all if there are none.
@@ -73,6 +76,7 @@ impl ConvertOptions {
             component: None,
             arch: None,
             quant: None,
+            experts: None,
             as_lora: false,
             include: Vec::new(),
             exclude: Vec::new(),
@@ -93,6 +97,14 @@ pub enum Converted {
 }
 
 impl Converted {
+    /// Values that are infinite or NaN, as they were.
+    pub fn not_finite(&self) -> u64 {
+        match self {
+            Self::Checkpoint(report) => report.rounding.as_ref().map_or(0, |rounding| rounding.not_finite),
+            Self::Adapter(_) => 0,
+        }
+    }
+
     /// Sets what the caller measured.
     pub fn set_peak_resident_bytes(&mut self, bytes: Option<u64>) {
         match self {
@@ -124,6 +136,10 @@ pub fn convert(options: &ConvertOptions, run: &Run<'_>) -> Result<Converted> {
     if options.as_lora {
         let problem = format!("is about adapters, and `{}` is a checkpoint", options.input.display());
         return Err(Error::invalid("--as", problem));
+    }
+    if options.experts.is_some() {
+        let problem = format!("is about adapters, and `{}` is a checkpoint", options.input.display());
+        return Err(Error::invalid("--experts", problem));
     }
     let named = is_gguf_name(&options.write.out);
     let is_gguf = options.to.map_or(named || options.quant.is_some(), |to| to == Target::GGUF);

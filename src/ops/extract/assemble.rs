@@ -20,7 +20,13 @@ use crate::tensor::Float;
 const TASKS: [(&str, &str); 2] = [("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM")];
 
 /// Puts the adapter together of the pairs of all tasks.
-pub fn assemble(base: &Base, examined: &Examined, made: Vec<Option<NewPair>>, whole: Vec<NewWhole>) -> NewAdapter {
+pub fn assemble(
+    base: &Base,
+    examined: &Examined,
+    made: Vec<Option<NewPair>>,
+    whole: Vec<NewWhole>,
+    base_name: Option<&str>,
+) -> NewAdapter {
     let order = Nesting::of(&examined.tasks);
     let mut pairs = Vec::new();
     for (task, mut pair) in examined.tasks.iter().zip(made).filter_map(|(task, pair)| Some((task, pair?))) {
@@ -30,7 +36,7 @@ pub fn assemble(base: &Base, examined: &Examined, made: Vec<Option<NewPair>>, wh
         }
         pairs.push(pair);
     }
-    NewAdapter { inherited: settings(base, examined), pairs, whole, rslora: false }
+    NewAdapter { inherited: settings(base, examined, base_name), pairs, whole, rslora: false }
 }
 
 /// The whole tensors with their values: the tuned file's bytes, and what lies otherwise in GGUF files as the numbers it
@@ -58,10 +64,10 @@ pub fn whole(tuned: &Base, whole: &[Whole]) -> Result<Vec<NewWhole>> {
 }
 
 /// What the config says beside the factors.
-fn settings(base: &Base, examined: &Examined) -> Map<String, Value> {
+fn settings(base: &Base, examined: &Examined, base_name: Option<&str>) -> Map<String, Value> {
     let mut settings = Map::new();
     let config = base.config.as_ref();
-    let named = config.and_then(|config| config.text("_name_or_path"));
+    let named = base_name.or_else(|| config.and_then(|config| config.text("_name_or_path")));
     let name = named.filter(|name| !name.is_empty()).map_or_else(|| name_of(base.checkpoint.root()), str::to_owned);
     settings.insert("base_model_name_or_path".into(), name.into());
     let class = config.and_then(|config| config.class()).unwrap_or_default();

@@ -20,17 +20,20 @@ use serde_json::{Value, json};
 pub use choice::Choice;
 pub use summary::ExtractReport;
 
+use crate::dialects::Target;
 use crate::error::{Error, Result};
+use crate::formats::Container;
 use crate::io::{Inputs, name_of};
 use crate::linalg::Compute;
 use crate::model::base::Base;
-use crate::naming::experts;
+use crate::naming::{components, experts};
 use crate::output::WriteOptions;
 use crate::output::new_adapter::{Origin, ToDialect};
+use crate::output::options::named_like;
 use crate::output::{Run, check_early};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
-use crate::tensor::{Float, Shape};
+use crate::tensor::{Float, Shape, TensorInfo};
 use crate::truncate::{Means, NewAdapterReport, RankChoice, Truncatable, WholeReport, check_alpha, truncate};
 use examine::{Examined, examine};
 
@@ -58,6 +61,8 @@ pub struct ExtractOptions {
     pub compute: Compute,
     /// In which dialect.
     pub dialect: ToDialect,
+    /// What the config of the adapter calls its base; what BASE calls itself, or is called, if nothing is said.
+    pub base_name: Option<String>,
     /// How the result is written.
     pub write: WriteOptions,
 }
@@ -73,6 +78,7 @@ impl ExtractOptions {
             alpha: None,
             compute: Compute::default(),
             dialect: ToDialect::default(),
+            base_name: None,
             write,
         }
     }
@@ -88,11 +94,12 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     check_dtype(options.write.dtype)?;
     options.ranks.check()?;
     options.alpha.map_or(Ok(()), check_alpha)?;
-    options.dialect.check_out(&options.write.out)?;
     let inputs = Inputs::watch();
     // Exactly what the files hold: a difference is no larger than what rounding would do to it.
     let exact = Some(Float::F32);
     let (base, tuned) = (Base::open_in(&options.base, exact)?, Base::open_in(&options.tuned, exact)?);
+    let options = &ExtractOptions { dialect: dialect(options, &base), ..options.clone() };
+    options.dialect.check_out(&options.write.out)?;
     tuned.wrapping.refuse_inside(&tuned.checkpoint, "TUNED")?;
     options.dialect.check(&options.base, base.checkpoint.tensors().map(|info| info.name.as_str()))?;
     check_early(&options.write, &inputs, &options.dialect.expected(&options.write.out, std::iter::empty()))?;
@@ -125,7 +132,7 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     };
     let made = truncate(&changes, &means)?;
     let mut report = describe(options, &tuned, &examined, &whole, made.report);
-    let adapter = assemble::assemble(&base, &examined, made.pairs, whole);
+    let adapter = assemble::assemble(&base, &examined, made.pairs, whole, options.base_name.as_deref());
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
     let file = &tuned.checkpoint.files()[0].map;
     let origin = Origin { input: &options.tuned, file, base: Some(&options.base), component: true };
@@ -135,6 +142,25 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     report.made.notes.extend(written.notes);
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
+}
+
+/// What an adapter of a pipeline is: diffusers', and of one file of a whole one sd-scripts', if OUT is called like a file. Of any other
+/// model it is PEFT's.
+fn dialect(options: &ExtractOptions, base: &Base) -> ToDialect {
+    if options.dialect.to.is_some() {
+        return options.dialect.clone();
+    }
+    let is_pipeline = matches!(base.checkpoint.container(), Container::Pipeline(_));
+    let is_file = named_like(&options.write.out).is_some_and(|format| format.name == "safetensors");
+    let of_denoiser = |info: &TensorInfo| components::of_prefix(&info.name).is_some();
+    let to = if is_pipeline {
+        Some(Target::DIFFUSERS)
+    } else if is_file && base.checkpoint.tensors().any(of_denoiser) {
+        Some(Target::KOHYA)
+    } else {
+        None
+    };
+    ToDialect { to, ..options.dialect.clone() }
 }
 
 /// Factors are served as f32, f16 or bf16.
@@ -245,6 +271,9 @@ fn chosen(options: &ExtractOptions) -> Value {
         if !patterns.is_empty() {
             chosen.insert(key.into(), patterns.iter().map(ToString::to_string).collect::<Vec<String>>().into());
         }
+    }
+    if let Some(name) = &options.base_name {
+        chosen.insert("base_name".into(), name.as_str().into());
     }
     options.dialect.note(&mut chosen);
     chosen.into()

@@ -18,7 +18,7 @@ use super::values::{self, ValueFacts};
 use super::weights::{Weights, elements, parameters};
 use super::{InspectOptions, origin, problems};
 use crate::adapters::config::{Scaling, saves};
-use crate::adapters::{Adapter, AdapterConfig, AlphaFrom, Change, Init};
+use crate::adapters::{Adapter, AdapterConfig, AlphaFrom, Change, Init, Packing};
 use crate::error::Result;
 use crate::formats::{Checkpoint, Stored};
 use crate::output::Run;
@@ -83,6 +83,9 @@ pub struct AdapterFacts {
     pub target_modules: Value,
     /// `target_parameters`.
     pub target_parameters: Vec<String>,
+    /// How stacks of experts lie in the file, and what tells.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub experts: Vec<Packing>,
     /// `modules_to_save`.
     pub modules_to_save: Vec<String>,
     /// What is inserted into the model rather than added to a weight.
@@ -156,7 +159,11 @@ impl AdapterFacts {
     /// # Errors
     /// When one of them cannot be read. What else is wrong becomes a problem.
     pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
-        let (adapter, refused) = Adapter::examine_opened(path, file, &options.read)?;
+        let (mut adapter, refused) = Adapter::examine_opened(path, file, &options.read)?;
+        let refused = match refused {
+            None => adapter.read_stacks(None, &options.read, options.check || options.spectrum).err(),
+            refused => refused,
+        };
         let config = &adapter.config;
         let header = Header(&adapter.tensors);
         let targets = Targets::of(config);
@@ -198,6 +205,7 @@ impl AdapterFacts {
             unknown: Vec::new(),
             target_modules: config.raw.get("target_modules").cloned().unwrap_or_default(),
             target_parameters: config.target_parameters.clone(),
+            experts: adapter.packings.clone(),
             modules_to_save: config.modules_to_save.clone(),
             inserted: inserted::inserted(&adapter),
             gguf,

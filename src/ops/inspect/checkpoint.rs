@@ -9,6 +9,7 @@ use serde_json::Map;
 use super::family::family;
 use super::gguf::GgufFacts;
 use super::header::HeaderFacts;
+use super::model_values::{self, ModelValues};
 use super::quantised::{self, Quantisation};
 use super::weights::{self, TensorFacts, Weights, elements, problems};
 use super::{InspectOptions, counted, named};
@@ -19,6 +20,7 @@ use crate::formats::{Checkpoint, Container, companions};
 use crate::model::ModelConfig;
 use crate::naming::Names;
 use crate::naming::Role;
+use crate::output::Run;
 
 /// How many of the largest tensors are told.
 const LARGEST: usize = 5;
@@ -60,6 +62,8 @@ pub struct CheckpointFacts {
     pub groups: Vec<Group>,
     /// The largest tensors.
     pub largest: Vec<TensorFacts>,
+    /// What the values show, where they were looked at.
+    pub values: Option<ModelValues>,
     /// What is wrong.
     pub problems: Vec<String>,
     /// The tensors themselves.
@@ -85,7 +89,7 @@ impl CheckpointFacts {
     ///
     /// # Errors
     /// When one of them cannot be read.
-    pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions) -> Result<Self> {
+    pub fn read(path: &Path, file: Option<Checkpoint>, options: &InspectOptions, run: &Run<'_>) -> Result<Self> {
         let checkpoint = file.map_or_else(|| Checkpoint::open(path), Ok)?;
         let config = checkpoint.config()?.map(ModelConfig::of);
         let weights = Weights::of(&checkpoint);
@@ -105,6 +109,8 @@ impl CheckpointFacts {
         let config = config.unwrap_or_default();
         let header = HeaderFacts::of(&checkpoint, &Map::new(), &weights, options)?;
         problems.extend(header.problems());
+        let values = options.check.then(|| model_values::values(&checkpoint, options, run)).transpose()?;
+        problems.extend(values.iter().flat_map(ModelValues::problems));
         let declared = config.text("dtype").or_else(|| config.text("torch_dtype")).map(str::to_owned);
         Ok(Self {
             path: path.to_path_buf(),
@@ -121,6 +127,7 @@ impl CheckpointFacts {
             groups: groups(&checkpoint),
             largest: weights::largest(&checkpoint, LARGEST),
             weights,
+            values,
             problems,
             checkpoint,
         })

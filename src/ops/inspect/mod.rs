@@ -3,7 +3,6 @@
 //!
 //! | file | idea |
 //! |---|---|
-//! | `find` | what a path stands for: one thing, or a folder of them |
 //! | `weights` | what every set of tensors has: files, dtypes, sizes |
 //! | `checkpoint`, `family`, `quantised` | a model: architecture, groups, largest tensors; its family by names; signs of quantised weights |
 //! | `adapter` | an adapter: all that follows put together |
@@ -21,12 +20,12 @@ mod adapter;
 mod checkpoint;
 mod dates;
 mod family;
-mod find;
 mod fit;
 mod gguf;
 mod hashes;
 mod header;
 mod inserted;
+mod model_values;
 mod modules;
 mod origin;
 mod pairs;
@@ -53,14 +52,15 @@ use crate::limits::MAX_HELD_BYTES;
 use crate::output::Run;
 use crate::plan::{Budget, map_within};
 
+pub use crate::dialects::find::{Found, find};
 pub use adapter::{AdapterFacts, Hint, PairGroup, Share};
 pub use checkpoint::{CheckpointFacts, Group};
-pub use find::{Found, find};
 pub use fit::{BaseFit, TensorNorms};
 pub use gguf::{Entry as GgufEntry, FileTypeFacts, GgufFacts, Given, Sizes, Tokenizer};
 pub use hashes::HashFacts;
 pub use header::HeaderFacts;
 pub use inserted::InsertedFacts;
+pub use model_values::ModelValues;
 pub(crate) use modules::modules;
 pub use modules::{ModuleFacts, ModuleGroup, ShapeCount, Sum};
 pub(crate) use pairs::{Pair, pairs};
@@ -110,12 +110,12 @@ pub fn inspect(path: &Path, options: &InspectOptions, run: &Run<'_>) -> Result<I
     let (is_adapter, file) = recognise(path);
     let told = options.read.alpha.is_some() || options.read.name.is_some();
     if !is_adapter && !told {
-        return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options)?)));
+        return Ok(Inspection::Checkpoint(Box::new(CheckpointFacts::read(path, file, options, run)?)));
     }
     match AdapterFacts::read(path, file, options, run) {
         Ok(facts) => Ok(Inspection::Adapter(Box::new(facts))),
         // A GGUF file tells enough to be described where its modules are not understood.
-        Err(error) => match CheckpointFacts::read(path, None, options) {
+        Err(error) => match CheckpointFacts::read(path, None, options, run) {
             Ok(mut facts) if facts.gguf.is_some() && !matches!(error.blame(), Blame::Interrupted) => {
                 facts.problems.insert(0, format!("cannot be used: {error}"));
                 Ok(Inspection::Checkpoint(Box::new(facts)))
@@ -175,6 +175,24 @@ impl Entry {
     /// What could not be read.
     pub fn failed(error: &Error) -> Self {
         Self::Failed { error: error.to_string(), hint: error.way_out().map(str::to_owned) }
+    }
+
+    /// Why this is not as it should be, in one sentence.
+    pub fn bad(&self) -> Option<String> {
+        let found = match self {
+            Self::Found(found) => found,
+            Self::Failed { error, .. } => return Some(error.clone()),
+        };
+        let unplaced = match found {
+            Inspection::Adapter(facts) => facts.base.as_ref().map_or(0, |base| base.unplaced.len()),
+            Inspection::Checkpoint(_) => 0,
+        };
+        match found.problems() {
+            [] if unplaced == 0 => None,
+            [] => Some(format!("{unplaced} tensors have no place in the base")),
+            [one] => Some(one.clone()),
+            several => Some(format!("{} problems: {} …", several.len(), several[0])),
+        }
     }
 
     /// One JSON object, as [`Inspection::to_json`].

@@ -72,11 +72,14 @@ pub fn assemble(
         options,
         packing: packing::of(base, options, *quant)?,
         keep_change: *keep_change,
+        main: None,
         counts: Counts::default(),
         merged: BTreeMap::new(),
         codes: Vec::new(),
         keeps_format: *keep_format,
     };
+    let whole = options.dtype.is_some() && !options.changed_only && base.view.is_none();
+    builder.main = builder.usual_packing().filter(|_| whole);
     let mut outputs = builder.existing(placement)?;
     let added = builder.added(placement)?;
     outputs.last_mut().expect("a checkpoint has at least one file").1.extend(added);
@@ -101,6 +104,8 @@ struct Builder<'a> {
     /// What is written of the weights that change, if not what they are.
     packing: Option<Packing>,
     keep_change: bool,
+    /// What untouched tensors are stored as that are cast: most of the model.
+    main: Option<Packing>,
     counts: Counts,
     merged: BTreeMap<String, Arc<Merged>>,
     /// Quantised weights that change and keep their format.
@@ -190,7 +195,9 @@ impl Builder<'_> {
                 return Ok(self.compute(&name, &stored.info, weight, &Target::default(), out));
             }
         }
-        let cast = self.options.dtype.filter(|_| self.options.cast_all).zip(stored.info.dtype.float());
+        let is_main = self.main.is_some() && Packing::of(&stored.info.dtype) == self.main;
+        let casts = self.options.cast_all || is_main;
+        let cast = self.options.dtype.filter(|_| casts).zip(stored.info.dtype.float());
         // A tensor without elements has nothing to cast.
         let cast = cast.filter(|_| stored.info.bytes > 0);
         match cast.filter(|(wanted, stored)| wanted != stored) {

@@ -9,9 +9,10 @@ use serde::Serialize;
 
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
-use crate::adapters::{AlphaFrom, Change};
+use crate::adapters::{AlphaFrom, Change, named_base};
 use crate::dialects::Dialect;
 use crate::error::Result;
+use crate::io::name_of;
 use crate::model::base::Base;
 use crate::placement::applied::Applied;
 use crate::placement::merged::Merged;
@@ -26,7 +27,7 @@ const WORST: usize = 10;
 const LEAST_KEPT: f64 = 0.5;
 
 /// What a merge did, or would do.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct MergeReport {
     /// The model.
     #[serde(serialize_with = "crate::formats::json::path")]
@@ -44,6 +45,8 @@ pub struct MergeReport {
     pub tensors: Counts,
     /// Names of tensors by what happened to them; what is not listed was copied.
     pub changed: Vec<ChangedTensor>,
+    /// What the tensors that deltas land on are stored as: most of them first.
+    pub written_as: Vec<String>,
     /// Weight files of the output.
     pub files: usize,
     /// Jobs of the plan.
@@ -170,6 +173,7 @@ pub fn begin(
         adapters: adapters(applied, placement),
         tensors: assembled.counts,
         changed,
+        written_as: written_as(&assembled.merged),
         files: assembled.plan.files.len(),
         jobs: assembled.plan.jobs.len(),
         bytes: 0,
@@ -186,10 +190,39 @@ pub fn begin(
     })
 }
 
+/// What tensors are stored as, most of them first.
+fn written_as(merged: &[Arc<Merged>]) -> Vec<String> {
+    let mut counted: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in merged {
+        let name = tensor.out.to_string().to_lowercase();
+        *counted.entry(name).or_default() += 1;
+    }
+    let mut counted: Vec<(String, usize)> = counted.into_iter().collect();
+    counted.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    counted.into_iter().map(|(name, _)| name).collect()
+}
+
 /// What was found in reading and placing.
 pub fn notes(base: &Base, applied: &[Applied], placement: &Placement) -> Vec<String> {
     let read = applied.iter().flat_map(|applied| applied.adapter.tensors.notes());
-    base.notes().chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+    let named: BTreeSet<&str> =
+        applied.iter().filter_map(|applied| applied.adapter.config.base_model.as_deref()).collect();
+    let own = own_name(base);
+    let quantised = base.view.is_some()
+        || base.config.as_ref().is_some_and(|config| config.raw.contains_key("quantization_config"));
+    let others: Vec<String> = named.iter().filter_map(|named| named_base::note(named, &own, quantised)).collect();
+    base.notes().chain(others).chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+}
+
+/// What the model is called: as its config or the Hugging Face cache says, else as its folder.
+fn own_name(base: &Base) -> String {
+    let said = base.config.as_ref().and_then(|config| config.text("_name_or_path"));
+    let cached = base.checkpoint.root().ancestors().find_map(|folder| {
+        let name = folder.file_name()?.to_str()?.strip_prefix("models--")?;
+        Some(name.replace("--", "/"))
+    });
+    let said = said.filter(|name| !name.is_empty()).map(str::to_owned);
+    said.or(cached).unwrap_or_else(|| name_of(base.checkpoint.root()))
 }
 
 /// What is said of every adapter.

@@ -1,19 +1,17 @@
 //! `resize`: adapters, or folders of them, each on its own: what is to be done, and what is done already.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::Value;
 
+use super::named::{Named, inputs};
 use super::summary::{AdapterResize, Outcome, ResizeReport, Resized};
 use super::{Method, Opened, SumOptions};
-use crate::adapters::config::CONFIG_NAME;
-use crate::dialects::{is_adapter, recognise};
 use crate::error::{Blame, Error, Result};
 use crate::formats::Checkpoint;
-use crate::io::{is_replaceable, name_of, sweep_leftovers, unwatched};
+use crate::io::{is_replaceable, sweep_leftovers, unwatched};
 use crate::output::files::record_of;
 use crate::output::new_adapter::RECIPE;
 use crate::output::recipe::PROVENANCE;
@@ -29,128 +27,103 @@ pub fn resize(options: &SumOptions, run: &Run<'_>) -> Result<ResizeReport> {
         return Err(Error::invalid("operation", "a sum is no `resize`, which takes adapters one by one"));
     }
     options.check()?;
-    let (mut adapters, mut failed) = (Vec::new(), 0);
+    let (mut adapters, mut failed, mut skipped) = (Vec::new(), 0, Vec::new());
+    let mut dialects: Vec<&'static str> = Vec::new();
     let paths: Vec<PathBuf> = options.adapters.iter().map(|(path, _)| path.clone()).collect();
     match inputs(&paths)? {
         Named::One(path) => {
-            let out = options.write.out.clone();
-            let outcome = one(&SumOptions { adapters: vec![(path.clone(), 1.0)], ..options.clone() }, false, run)?;
-            adapters.push(AdapterResize { path, out, outcome });
+            let own = SumOptions { adapters: vec![(path.clone(), 1.0)], ..options.clone() };
+            let opened = Opened::read(&own)?;
+            let outcome = one(&own, &opened, false, run)?;
+            dialects.push(opened.dialect.name());
+            adapters.push(AdapterResize { path, out: options.write.out.clone(), outcome });
         }
-        Named::Several(inputs) => {
+        Named::Several(inputs, others) => {
+            skipped = others;
             if let Some(extra) = options.init_adapters.first() {
                 let problem = format!("`{}`: untrained factors are for a single adapter", extra.display());
                 return Err(Error::invalid("--init-adapter", problem));
             }
-            let _folder = OutFolder::make(&options.write)?;
+            let mut folder = OutFolder::make(&options.write)?;
             for (path, name) in inputs {
-                let out = options.write.out.join(options.dialect.file_name(&name));
-                // A dry run makes no folder: there is a place in it if there is one for it.
-                let place = if options.write.out.is_dir() { &out } else { &options.write.out };
-                let write = WriteOptions { out: place.clone(), ..options.write.clone() };
-                let own = SumOptions { adapters: vec![(path.clone(), 1.0)], write, ..options.clone() };
-                if !own.write.dry_run {
-                    // Of a run that was killed after this one was done, which is then not written again.
-                    sweep_leftovers(&out);
-                }
-                let outcome = match one(&own, !own.write.force, run) {
-                    Ok(outcome) => outcome,
+                let (out, outcome) = match several(options, &path, &name, &mut folder, &mut dialects, run) {
+                    Ok(done) => done,
                     Err(error) if matches!(error.blame(), Blame::Interrupted) => return Err(error),
                     Err(error) => {
                         failed += 1;
-                        Outcome::Failed { problem: error.to_string(), hint: error.way_out().map(str::to_owned) }
+                        let hint = error.way_out().map(str::to_owned);
+                        (options.write.out.join(&name), Outcome::Failed { problem: error.to_string(), hint })
                     }
                 };
                 adapters.push(AdapterResize { path, out, outcome });
             }
         }
     }
+    dialects.dedup();
     Ok(ResizeReport {
         out: options.write.out.clone(),
-        to: options.dialect.name(),
+        to: match dialects.as_slice() {
+            [] => options.dialect.name(),
+            [one] => one,
+            _ => "several dialects",
+        },
         dry_run: options.write.dry_run,
         adapters,
         failed,
+        skipped,
         seconds: started.elapsed().as_secs_f64(),
         peak_resident_bytes: None,
     })
 }
 
+/// Resizes one of several: where it goes, and what became of it.
+fn several(
+    options: &SumOptions,
+    path: &Path,
+    name: &Path,
+    folder: &mut OutFolder<'_>,
+    dialects: &mut Vec<&'static str>,
+    run: &Run<'_>,
+) -> Result<(PathBuf, Outcome)> {
+    let write = WriteOptions { out: options.write.out.join(name), ..options.write.clone() };
+    let mut own = SumOptions { adapters: vec![(path.to_owned(), 1.0)], write, ..options.clone() };
+    let opened = Opened::read(&own)?;
+    let text = name.to_string_lossy();
+    let out = options.write.out.join(opened.dialect.file_name_of(&text, path.is_file()));
+    // A dry run makes no folder: there is a place in it if there is one for it.
+    own.write.out = match out.parent().is_some_and(Path::is_dir) {
+        true => out.clone(),
+        false if own.write.dry_run => options.write.out.clone(),
+        false => {
+            folder.make_for(&out)?;
+            out.clone()
+        }
+    };
+    if !own.write.dry_run {
+        // Of a run that was killed after this one was done, which is then not written again.
+        sweep_leftovers(&out);
+    }
+    let outcome = one(&own, &opened, !own.write.force, run)?;
+    dialects.push(opened.dialect.name());
+    Ok((out, outcome))
+}
+
 /// Resizes the only adapter, unless it may be `done` and is.
-fn one(options: &SumOptions, done: bool, run: &Run<'_>) -> Result<Outcome> {
-    let opened = Opened::read(options)?;
+fn one(options: &SumOptions, opened: &Opened, done: bool, run: &Run<'_>) -> Result<Outcome> {
     if done && is_done(&options.write.out, &opened.recipe)? {
         return Ok(Outcome::Done);
     }
     let (made, _) = opened.write(options, run)?;
     let alpha_from = opened.sources[0].adapter.config.alpha_from.clone();
-    Ok(Outcome::Resized(Box::new(Resized { alpha_from, made })))
-}
-
-/// What was named.
-enum Named {
-    /// A single adapter.
-    One(PathBuf),
-    /// Adapters with the names of their outputs.
-    Several(Vec<(PathBuf, String)>),
-}
-
-/// The adapters that `paths` name, themselves or by the folder they lie in.
-///
-/// # Errors
-/// When a folder holds no adapters, or two adapters have one name.
-fn inputs(paths: &[PathBuf]) -> Result<Named> {
-    let mut all = Vec::new();
-    for path in paths {
-        let folder = if path.is_dir() && !is_adapter(path) { Some(adapters_in(path)) } else { None };
-        // Without adapters below it, a folder may hold the weights of one.
-        let folder = folder.filter(|below| below.is_ok() || !recognise(path).0);
-        if let Some(below) = folder {
-            all.extend(below?);
-        } else if paths.len() == 1 {
-            return Ok(Named::One(path.clone()));
-        } else {
-            all.push(path.clone());
-        }
-    }
-    let mut named: BTreeMap<String, &PathBuf> = BTreeMap::new();
-    for path in &all {
-        let directory = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-        // As it is written, unless that is no name, as `.`.
-        let written = directory.file_name().map(|name| name.to_string_lossy().into_owned());
-        let name = written.unwrap_or_else(|| name_of(directory));
-        if let Some(other) = named.insert(name.clone(), path) {
-            let (left, right) = (other.display().to_string(), path.display().to_string());
-            let problem = format!("the outputs of both would be called `{name}`");
-            return Err(Error::mismatch(left, right, problem).hint("resize one of them on its own"));
-        }
-    }
-    Ok(Named::Several(named.into_iter().map(|(name, path)| (path.clone(), name)).collect()))
-}
-
-fn adapters_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let cannot = |source| Error::io(folder, "cannot list", source);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(cannot)? {
-        let path = entry.map_err(cannot)?.path();
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.is_dir() && !hidden && is_adapter(&path) {
-            found.push(path);
-        }
-    }
-    if found.is_empty() {
-        let what = format!("holds no `{CONFIG_NAME}`, and no folder in it does");
-        return Err(
-            Error::unsupported(folder, what).hint("name the directory of an adapter, or one that holds several")
-        );
-    }
-    found.sort();
-    Ok(found)
+    Ok(Outcome::Resized(Box::new(Resized { to: opened.dialect.name(), alpha_from, made })))
 }
 
 /// The folder that the outputs of several adapters lie in. Where it was made for them and none came, it goes again.
 struct OutFolder<'a> {
+    /// The folder, if it was made here.
     made: Option<&'a Path>,
+    /// Folders that were made in it.
+    inner: Vec<PathBuf>,
 }
 
 impl<'a> OutFolder<'a> {
@@ -161,16 +134,33 @@ impl<'a> OutFolder<'a> {
     fn make(write: &'a WriteOptions) -> Result<Self> {
         let out = &write.out;
         if write.dry_run || out.is_dir() {
-            return Ok(Self { made: None });
+            return Ok(Self { made: None, inner: Vec::new() });
         }
         fs::create_dir_all(out).map_err(|source| Error::io(out, "cannot create", source))?;
-        Ok(Self { made: Some(out) })
+        Ok(Self { made: Some(out), inner: Vec::new() })
+    }
+
+    /// Makes the folder that `out` lies in.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn make_for(&mut self, out: &Path) -> Result<()> {
+        let missing: Vec<PathBuf> =
+            out.ancestors().skip(1).take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect();
+        if let Some(folder) = missing.first() {
+            fs::create_dir_all(folder).map_err(|source| Error::io(folder, "cannot create", source))?;
+        }
+        self.inner.extend(missing.into_iter().rev());
+        Ok(())
     }
 }
 
 impl Drop for OutFolder<'_> {
     fn drop(&mut self) {
         // Only an empty folder can be removed like this.
+        self.inner.iter().rev().for_each(|folder| {
+            let _ = fs::remove_dir(folder);
+        });
         let _ = self.made.map(fs::remove_dir);
     }
 }

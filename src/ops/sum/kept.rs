@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::SumOptions;
+use super::{SumOptions, keyed};
 use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::{Adapter, Init};
+use crate::dialects::experts::order;
 use crate::dialects::files::{Files, Tensor};
 use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::dialects::peft::{PEFT, new_config};
 use crate::error::{Error, Result};
 use crate::formats::{Stored, companions, json};
-use crate::output::new_adapter::RECIPE;
+use crate::naming::experts::peft::{Era, WRITTEN_VERSION};
+use crate::output::new_adapter::{RECIPE, ToDialect};
 use crate::output::recipe::SIDECAR;
 use crate::output::tensors::lay_out;
 use crate::pairs::{Bytes, NewPair, NewWhole};
@@ -29,7 +31,7 @@ const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_tra
 ///
 /// # Errors
 /// When they have none, or a pattern matches none of them.
-pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions) -> Result<()> {
+pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDialect) -> Result<()> {
     let path = &options.adapters[0].0;
     if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
         let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
@@ -39,7 +41,7 @@ pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions) -> Result<(
     if terms.slots.is_empty() {
         return Err(Error::unsupported(path, "holds no low-rank pairs to be resized"));
     }
-    match terms.rows.values().flatten().next().filter(|_| !keeps_its_form(adapter, terms)) {
+    match terms.rows.values().flatten().next().filter(|_| form(adapter, terms, to).is_none()) {
         Some(rows) => {
             let tensor = &rows.held.tensor;
             let what = format!("tensor `{}`: token rows are not carried into another form", tensor.info.name);
@@ -49,11 +51,29 @@ pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions) -> Result<(
     }
 }
 
-/// Whether the adapter stays what it is: PEFT's LoRA. Everything else becomes one.
-pub fn keeps_its_form(adapter: &Adapter, terms: &Terms) -> bool {
+/// In which form an adapter stays what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// PEFT's LoRA, with its config.
+    Peft,
+    /// One file whose pairs have their α beside them.
+    Keyed,
+}
+
+/// The form in which the adapter stays what it is, every tensor under its own key; everything else becomes LoRA of the dialect `to`.
+pub fn form(adapter: &Adapter, terms: &Terms, to: &ToDialect) -> Option<Kept> {
     let stored = terms.slots.values().all(|slot| slot.shares.first().is_some_and(|share| share.stored.is_some()));
-    let is_pefts = adapter.dialect == PEFT.name && adapter.config.path.ends_with(CONFIG_NAME);
-    is_pefts && adapter.config.method == "LORA" && adapter.is_self_contained() && stored
+    if !stored || !adapter.is_self_contained() {
+        return None;
+    }
+    let has_config = adapter.config.path.ends_with(CONFIG_NAME);
+    match to.foreign() {
+        None if adapter.dialect == PEFT.name && has_config && adapter.config.method == "LORA" => Some(Kept::Peft),
+        Some(to) if to.name == adapter.dialect && keyed::DIALECTS.contains(&to.name) && !has_config => {
+            Some(Kept::Keyed)
+        }
+        _ => None,
+    }
 }
 
 /// Bytes that the weight file has beside its pairs, at most: its header, and the tensors that are copied; and the numbers in
@@ -120,7 +140,7 @@ pub fn files(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<NewPair>>) -> R
 }
 
 /// A and B of a pair, as the file holds them.
-fn stored(slot: &Slot) -> [&Stored; 2] {
+pub(super) fn stored(slot: &Slot) -> [&Stored; 2] {
     let (down, up) = slot.shares[0].stored.as_ref().expect("a pair of one adapter is stored");
     [down, up]
 }
@@ -148,7 +168,7 @@ fn tensors<'a>(adapter: &Adapter, pairs: impl Iterator<Item = (&'a Slot, Option<
     adapter.tensors.all().filter_map(tensor).collect()
 }
 
-fn with_dimension(shape: &Shape, at: usize, size: u64) -> Shape {
+pub(super) fn with_dimension(shape: &Shape, at: usize, size: u64) -> Shape {
     let mut dimensions = shape.as_slice().to_vec();
     dimensions[at] = size;
     Shape::from(dimensions)
@@ -160,6 +180,12 @@ fn config(adapter: &Adapter, new: &NewAdapter, all: bool) -> Map<String, Value> 
     let mut config = adapter.config.raw.clone();
     for key in ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"] {
         config.insert(key.into(), rendered[key].clone());
+    }
+    if new_config::has_stacks(new) {
+        let version = adapter.config.raw.get("peft_version").and_then(Value::as_str).unwrap_or(WRITTEN_VERSION);
+        let version =
+            if Era::of(version) == Some(Era::Today) { version.to_owned() } else { WRITTEN_VERSION.to_owned() };
+        order::declare(&mut config, &version);
     }
     if adapter.config.init.0 != Init::Plain {
         // ΔW is told from the original base now.
@@ -177,7 +203,7 @@ fn config(adapter: &Adapter, new: &NewAdapter, all: bool) -> Map<String, Value> 
 }
 
 /// The free text of the header as it was, without an old recipe.
-fn metadata(adapter: &Adapter) -> Vec<(String, String)> {
+pub(super) fn metadata(adapter: &Adapter) -> Vec<(String, String)> {
     let mut metadata = adapter.tensors.files()[0].header.metadata.clone();
     metadata.retain(|(key, _)| key != RECIPE);
     if metadata.is_empty() {

@@ -12,13 +12,17 @@ mod concat;
 mod elementwise;
 mod fold;
 mod kept;
+mod keyed;
+mod named;
 mod noise;
 mod options;
 mod pairs;
+mod parts;
 mod recipe;
 mod selection;
 mod summary;
 mod summed;
+mod training;
 mod whole;
 
 use std::path::{Path, PathBuf};
@@ -27,16 +31,19 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use crate::adapters::Adapter;
 use crate::dialects::files::Files;
 use crate::dialects::peft::new_adapter::NewAdapter;
-use crate::error::{Error, Result};
+use crate::error::{Blame, Error, Result};
 use crate::io::Inputs;
 use crate::model::original::Original;
-use crate::output::new_adapter::Origin;
+use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
 use crate::placement::{Applied, Selection};
 use crate::truncate::{NewAdapterReport, WholeReport};
+
+use kept::Kept;
 
 pub use batch::resize;
 pub use elementwise::{Contribution, Elementwise, Majority, Pruning, Rule};
@@ -57,7 +64,7 @@ pub fn sum(options: &SumOptions, run: &Run<'_>) -> Result<SumReport> {
     let (made, left_out) = opened.write(options, run)?;
     Ok(SumReport {
         out: options.write.out.clone(),
-        to: options.dialect.name(),
+        to: opened.dialect.name(),
         dry_run: options.write.dry_run,
         method: options.method.name(),
         adapters: opened.sources.iter().map(Input::of).collect(),
@@ -73,6 +80,10 @@ struct Opened {
     inputs: Inputs,
     original: Option<Arc<Original>>,
     sources: Vec<Applied>,
+    /// In which dialect it is written.
+    dialect: ToDialect,
+    /// Why in that one.
+    why: Option<String>,
     /// How their sum is made.
     recipe: Value,
 }
@@ -81,29 +92,39 @@ impl Opened {
     fn read(options: &SumOptions) -> Result<Self> {
         let inputs = Inputs::watch();
         let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-        let sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
-        let recipe = recipe::recipe(options, &sources)?;
-        Ok(Self { inputs, original, sources, recipe })
+        let mut sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
+        let adapters: Vec<&Adapter> = sources.iter().map(|source| &source.adapter).collect();
+        let (dialect, why) = options.dialect.over(&adapters, &options.write.out);
+        if dialect.foreign().is_some_and(|foreign| foreign.pipelines) {
+            sources.iter_mut().for_each(|source| parts::name(&mut source.adapter));
+        }
+        let recipe = recipe::recipe(options, &dialect, &sources)?;
+        Ok(Self { inputs, original, sources, dialect, why, recipe })
     }
 
     /// Writes the sum. Gives what is said of it, and how many tensors were left out by choice.
     fn write(&self, options: &SumOptions, run: &Run<'_>) -> Result<(NewAdapterReport, usize)> {
         let first = &self.sources[0].adapter;
+        self.dialect.check_out(&options.write.out)?;
         let copied: Vec<PathBuf> = match options.keeps_the_rest() {
             true => kept::beside(first, &[])?.0.into_iter().map(|(path, _)| path).collect(),
             false => Vec::new(),
         };
-        let expected = options.dialect.expected(&options.write.out, copied.into_iter());
+        let expected = self.dialect.expected(&options.write.out, copied.into_iter());
         check_early(&options.write, &self.inputs, &expected)?;
         let (terms, notes) = self.gather(options, run)?;
-        let (files, mut report) = self.make(options, &terms, run)?;
-        report.notes.splice(0..0, notes);
+        let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
+        let (files, mut report) = self.make(options, &terms, form, run)?;
+        report.notes.splice(0..0, self.why.iter().cloned().chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
         let origin = Origin { input, file, base: options.base.as_deref(), component: false };
-        let written = options.dialect.write(files, &self.recipe, origin, &options.write, run, &self.inputs)?;
-        let foreign = options.dialect.foreign().map(|dialect| dialect.name);
+        // What keeps its form is in its dialect already.
+        let dialect = if form.is_some() { &ToDialect::default() } else { &self.dialect };
+        let written = dialect.write(files, &self.recipe, origin, &options.write, run, &self.inputs);
+        let written = written.map_err(|error| self.with_other_dialect(options, error))?;
+        let foreign = dialect.foreign().map(|dialect| dialect.name);
         report.weigh(foreign, (written.bytes, written.weights), options.rank.as_ref());
         report.notes.extend(written.notes);
         Ok((report, terms.left_out))
@@ -112,7 +133,7 @@ impl Opened {
     /// What the adapters do to every module, and what is to be said of it.
     fn gather(&self, options: &SumOptions, run: &Run<'_>) -> Result<(Terms, Vec<String>)> {
         let mut notes: Vec<String> = self.sources.iter().flat_map(|source| source.adapter.notes()).collect();
-        let (everything, family) = (Selection::default(), options.dialect.arch.as_deref());
+        let (everything, family) = (Selection::default(), self.dialect.arch.as_deref());
         let keeps = options.keeps_the_rest();
         let selection = if keeps { &everything } else { &options.selection };
         let family = family.filter(|_| !keeps);
@@ -121,19 +142,39 @@ impl Opened {
         notes.extend(unshared(options, &self.sources, &terms.apart)?);
         notes.extend(terms.resolve(&options.write.budget, run.cancel)?);
         if keeps {
-            kept::check(&self.sources[0].adapter, &terms, options)?;
+            kept::check(&self.sources[0].adapter, &terms, options, &self.dialect)?;
         }
         Ok((terms, notes))
     }
 
-    fn make(&self, options: &SumOptions, terms: &Terms, run: &Run<'_>) -> Result<(Files, NewAdapterReport)> {
+    /// The way out where a dialect that nobody asked for cannot hold the result.
+    fn with_other_dialect(&self, options: &SumOptions, error: Error) -> Error {
+        let chosen = options.dialect.to.is_none() && self.dialect.foreign().is_some();
+        match error.blame() {
+            Blame::Unsupported { .. } if chosen && error.way_out().is_none() => {
+                error.hint("the result is in the dialect of the adapters; `--to` chooses another, as `--to peft`")
+            }
+            _ => error,
+        }
+    }
+
+    fn make(
+        &self,
+        options: &SumOptions,
+        terms: &Terms,
+        form: Option<Kept>,
+        run: &Run<'_>,
+    ) -> Result<(Files, NewAdapterReport)> {
         let (adapter, base) = (&self.sources[0].adapter, self.original.as_ref().map(|original| &original.base));
-        if options.keeps_the_rest() && kept::keeps_its_form(adapter, terms) {
+        if let Some(form) = form {
             let fixed = kept::fixed(adapter, terms, &self.recipe);
             let (pairs, mut report) = pairs::make(terms, &self.sources, options, fixed, run)?;
             report.whole = kept::whole(terms);
             refuse_nothing(options, pairs.iter().all(Option::is_none), &report)?;
-            let (files, notes) = kept::files(adapter, terms, pairs)?;
+            let (files, notes) = match form {
+                Kept::Peft => kept::files(adapter, terms, pairs)?,
+                Kept::Keyed => (keyed::files(adapter, terms, pairs)?, Vec::new()),
+            };
             report.notes.extend(notes);
             return Ok((files, report));
         }
@@ -148,7 +189,12 @@ impl Opened {
         let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
         refuse_nothing(options, nothing, &report)?;
         new.check_readable(&adapter.root)?;
-        Ok((new.into_files(), report))
+        let mut files = new.into_files();
+        if self.dialect.foreign().is_some_and(|foreign| foreign.pipelines) {
+            let adapters: Vec<&Adapter> = self.sources.iter().map(|source| &source.adapter).collect();
+            report.notes.extend(training::take_along(&adapters, &mut files.metadata));
+        }
+        Ok((files, report))
     }
 }
 

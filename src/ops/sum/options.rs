@@ -128,7 +128,9 @@ impl SumOptions {
 
     /// Options that do not go together, and numbers that make no sense.
     pub(super) fn check(&self) -> Result<()> {
-        self.dialect.check_out(&self.write.out)?;
+        if self.dialect.to.is_some() && !self.keeps_the_rest() {
+            self.dialect.check_out(&self.write.out)?;
+        }
         if self.keeps_the_rest() {
             RankChoice::required(self.rank)?;
         }

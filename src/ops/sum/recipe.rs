@@ -6,14 +6,15 @@ use super::{Method, Rule, SumOptions};
 use crate::error::Result;
 use crate::io::name_of;
 use crate::linalg::Compute;
+use crate::output::new_adapter::ToDialect;
 use crate::output::recipe::adapter_hashes;
 use crate::placement::Applied;
 
-/// The record of the sum of `sources`.
+/// The record of the sum of `sources`, which is written in `dialect`.
 ///
 /// # Errors
 /// When a file to be hashed cannot be read.
-pub fn recipe(options: &SumOptions, sources: &[Applied]) -> Result<Value> {
+pub fn recipe(options: &SumOptions, dialect: &ToDialect, sources: &[Applied]) -> Result<Value> {
     let mut recipe = Map::new();
     recipe.insert("lorakit".into(), env!("CARGO_PKG_VERSION").into());
     recipe.insert("operation".into(), options.operation.name().into());
@@ -22,7 +23,7 @@ pub fn recipe(options: &SumOptions, sources: &[Applied]) -> Result<Value> {
     }
     let entries = sources.iter().map(|source| entry(options, source)).collect::<Result<Vec<_>>>()?;
     recipe.insert("adapters".into(), entries.into());
-    recipe.insert("options".into(), chosen(options).into());
+    recipe.insert("options".into(), chosen(options, dialect).into());
     Ok(recipe.into())
 }
 
@@ -44,7 +45,7 @@ fn entry(options: &SumOptions, source: &Applied) -> Result<Value> {
 }
 
 /// The options that differ from their defaults and change bytes.
-fn chosen(options: &SumOptions) -> Map<String, Value> {
+fn chosen(options: &SumOptions, dialect: &ToDialect) -> Map<String, Value> {
     let mut chosen = Map::new();
     if let Method::Elementwise(pruning) = options.method {
         chosen.insert("density".into(), pruning.density.into());
@@ -76,6 +77,6 @@ fn chosen(options: &SumOptions) -> Map<String, Value> {
     chosen
         .extend(selection.weights.iter().map(|(pattern, weight)| (format!("weight_for {pattern}"), (*weight).into())));
     chosen.extend(selection.blocks.as_ref().map(|blocks| ("lbw".to_owned(), blocks.written().into())));
-    options.dialect.note(&mut chosen);
+    dialect.note(&mut chosen);
     chosen
 }

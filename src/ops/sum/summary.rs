@@ -86,6 +86,9 @@ pub struct ResizeReport {
     pub adapters: Vec<AdapterResize>,
     /// Adapters that could not be resized.
     pub failed: usize,
+    /// What lies in the folders and is no adapter.
+    #[serde(serialize_with = "paths")]
+    pub skipped: Vec<PathBuf>,
     /// Wall time.
     pub seconds: f64,
     /// Largest resident memory, where the caller measured it.
@@ -123,9 +126,16 @@ pub enum Outcome {
     },
 }
 
+/// Paths as texts.
+fn paths<S: serde::Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
+}
+
 /// An adapter with new ranks.
 #[derive(Debug, Clone, Serialize)]
 pub struct Resized {
+    /// Its dialect.
+    pub to: &'static str,
     /// Where α of the adapter stands.
     pub alpha_from: Option<AlphaFrom>,
     /// The result.

@@ -60,7 +60,16 @@ impl Terms {
         let outer = (outputs as u64, inputs as u64 / positions);
         let kind = if kernel.is_empty() { PairKind::Linear } else { PairKind::Conv { kernel } };
         let rank = term.down.shape().0;
-        let share = Share { source: *source, weight: job.strength, term, rank, float: None, stored: None, bias: None };
+        let share = Share {
+            source: *source,
+            weight: job.strength,
+            term,
+            rank,
+            float: None,
+            stored: None,
+            bias: None,
+            stack: None,
+        };
         let slot = Slot { path: job.path.clone(), kind, outer, shares: vec![share], multiplied: Vec::new() };
         self.place((job.path.clone(), String::new()), slot, || first(method))
     }

@@ -10,12 +10,14 @@ mod spellings;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::sync::Arc;
+
 use foldhash::HashMap;
 
 use super::{Applied, Placeable, Selection};
 use crate::adapters::config::saves;
 use crate::adapters::{
-    Adapter, Change, Factor, Initialiser, Lora, Module, Term, describe, embedding_of, embeddings_note,
+    Adapter, Change, Factor, Initialiser, Lora, Module, Stack, Term, describe, embedding_of, embeddings_note,
 };
 use crate::error::{Error, Result};
 use crate::formats::Stored;
@@ -61,6 +63,8 @@ pub struct Share {
     pub stored: Option<(Stored, Stored)>,
     /// Bias of B.
     pub bias: Option<Stored>,
+    /// What is known of the pair of a stack of experts.
+    pub stack: Option<Arc<Stack>>,
 }
 
 impl Share {
@@ -328,6 +332,7 @@ fn products(job: &Placeable<'_>, source: usize, lora: &Lora, slot: &Slot) -> Res
             term: Term { up: Factor::new(&pair.up)?, down: Factor::new(&pair.down)?, scale },
             stored: Some((pair.down.clone(), pair.up.clone())),
             bias: pair.bias.clone(),
+            stack: pair.stack.clone(),
         })
     };
     let own = match &slot.kind {
@@ -423,8 +428,11 @@ impl Slot {
     pub fn products(&self, expert: usize, scale: impl Fn(&Share) -> f64) -> Result<Vec<LowRank>> {
         let experts = self.experts();
         let product = |share: &Share| {
-            let down = share.term.down.clone().pick_rows(expert * share.rank, share.rank, 1);
-            let up = share.term.up.clone().pick_cols(expert, share.rank, experts);
+            let lies = share.stack.as_ref().and_then(|stack| stack.expert(expert as u64, share.term.scale));
+            let Term { down, up, .. } = match lies {
+                Some(term) => term?,
+                None => share.term.expert(expert, experts),
+            };
             Ok(LowRank::from_rows(up.to_vec()?, down.to_vec()?, share.rank, scale(share)))
         };
         self.shares.iter().map(product).collect()

@@ -130,7 +130,7 @@ fn shares(delta: &LowRankDelta, source: usize, weight: f64, transposed: bool) ->
     let share = |term: &Term| {
         let term = if transposed { term.clone().transposed() } else { term.clone() };
         let rank = term.down.shape().0;
-        Share { source, weight, term, rank, float: None, stored: None, bias: None }
+        Share { source, weight, term, rank, float: None, stored: None, bias: None, stack: None }
     };
     delta.terms().map(share).collect()
 }

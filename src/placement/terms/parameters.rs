@@ -96,6 +96,14 @@ impl Parameters {
         if own.is_empty() && module.nesting == 0 {
             return Ok(PairKind::Linear);
         }
+        if let Some(stack) = &lora.stack
+            && stack.sides.is_none()
+        {
+            // What lies as PEFT lays it today is written as it lies; a square one may lie either way.
+            if !stack.lies_as_today || lora.inputs() == lora.outputs() {
+                return Err(stack.refusal(&lora.down));
+            }
+        }
         let pairs = self.sources[source].count.get(&module.path).copied().unwrap_or(0);
         let config = &adapter.config;
         if pairs != own.len() || module.nesting >= own.len() {

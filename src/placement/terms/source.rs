@@ -36,7 +36,7 @@ pub fn open(
         if adapter.config.init.0 != Init::Plain {
             let saved = untrained.next().filter(|_| adapter.config.init.0 == Init::Subtracted);
             match (saved, base) {
-                (Some(saved), _) => init = Some(Adapter::open_for(saved, model, &ReadOptions::default())?),
+                (Some(saved), _) => init = Some(Adapter::open_for(saved, model, &read.of_untrained())?),
                 (None, Some(base)) => original = initialiser(&adapter)?.map(|how| (Arc::clone(base), how)),
                 (None, None) => return Err(changed_base(&adapter)),
             }

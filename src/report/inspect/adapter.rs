@@ -1,8 +1,8 @@
 //! An adapter.
 
 use super::numbers::{exact, first, percent, plural, rounded};
-use super::page::{MAX_ROWS, Page, shorten};
-use super::{dtypes, gguf, shards, spectrum, stored, training};
+use super::page::{MAX_ROWS, Page};
+use super::{dtypes, gguf, made_by, shards, spectrum, stored, training};
 use serde_json::Value;
 
 use crate::dialects::Dialect;
@@ -16,12 +16,10 @@ const MAX_GROUPS: usize = 8;
 const MAX_NAMES: usize = 12;
 const MAX_SHAPES: usize = 4;
 
-/// Most columns of a path in the table of modules.
-const MAX_PATH: usize = 36;
-
 /// Everything about an adapter but its problems; `modules` lists each.
-pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
-    page.title(&format!("{}: {} adapter", shown(&facts.path), Dialect::of(facts.dialect).title));
+pub fn describe(page: &mut Page, facts: &AdapterFacts, verdict: &str, modules: bool) {
+    page.title(&format!("{}: {} adapter, {verdict}", shown(&facts.path), Dialect::of(facts.dialect).title));
+    super::problems(page, &facts.problems, &facts.header);
     page.line("method", &method(facts));
     page.line("base", &base(facts));
     page.line("task", facts.task_type.as_deref().unwrap_or_default());
@@ -30,6 +28,7 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     page.line("trained", &trained(facts));
     stored(page, &facts.weights);
     groups(page, facts);
+    facts.experts.iter().for_each(|packing| page.line("experts", &packing.words()));
     facts.inserted.iter().for_each(|one| inserted(page, one));
     if facts.layers.iter().any(|sum| sum.name != "other") {
         sums(page, "layers", &facts.layers);
@@ -47,6 +46,20 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, modules: bool) {
     page.line("token rows", &if facts.token_rows > 0 { facts.token_rows.to_string() } else { String::new() });
     page.line("unknown", &unknown(&facts.unknown));
     facts.gguf.iter().for_each(|facts| gguf::lines(page, facts));
+    if let Some(base) =
+        facts.base.as_ref().filter(|base| base.unplaced.is_empty() && base.misfit.is_none() && facts.pairs > 0)
+    {
+        let tensors =
+            base.changed_tensors.map_or(String::new(), |count| format!(", {} of it change", plural(count, "tensor")));
+        page.line("fits", &format!("every module has a place in `{}`, and its shape{tensors}", shown(&base.path)));
+    }
+    if facts.values.as_ref().is_some_and(|values| values.not_finite.is_empty() && values.zero.is_empty()) {
+        page.line(
+            "checked",
+            &format!("{} read: no NaN, no infinity, no zeros", plural(facts.weights.tensor_count, "tensor")),
+        );
+    }
+    made_by::line(page, &facts.adapter.tensors);
     let own = facts.weights.metadata_keys.iter().filter(|key| facts.gguf.is_none() && !training::is_told(key));
     let own = own.map(String::as_str);
     page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_NAMES));
@@ -89,7 +102,7 @@ fn trained(facts: &AdapterFacts) -> String {
     format!("{own}, {share} of the {} of `{}`{found}", super::count(base.parameters), shown(&base.path))
 }
 
-fn base(facts: &AdapterFacts) -> String {
+pub(super) fn base(facts: &AdapterFacts) -> String {
     let mut said: Vec<&str> = Vec::new();
     for hint in &facts.base_hints {
         if !said.contains(&hint.says.as_str()) {
@@ -162,7 +175,7 @@ fn list(page: &mut Page, modules: &[ModuleFacts]) {
         let shape = module.shape.map_or_else(String::new, |[outputs, inputs]| format!("{outputs}×{inputs}"));
         let rank = module.rank.map_or_else(String::new, |rank| rank.to_string());
         let scale = module.scale.map_or_else(String::new, rounded);
-        vec![shorten(&module.path, MAX_PATH), module.method.to_owned(), shape, rank, scale, module.dtype.clone()]
+        vec![module.path.clone(), module.method.to_owned(), shape, rank, scale, module.dtype.clone()]
     };
     page.table(&["module", "method", "out×in", "r", "scale", "dtype"], modules.iter().map(row), usize::MAX);
 }

@@ -2,14 +2,15 @@
 
 use super::numbers::{count, exact, first, plural, shape, share};
 use super::page::{MAX_NAME, MAX_ROWS, Page, shorten};
-use super::{dtypes, gguf, shards, stored, training};
+use super::{dtypes, gguf, made_by, shards, stored, training};
 use crate::ops::inspect::{CheckpointFacts, Group, TensorFacts};
 use crate::report::{shown, size};
 
 /// Everything about a checkpoint but its problems.
-pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
+pub fn describe(page: &mut Page, facts: &CheckpointFacts, verdict: &str) {
     let weights = &facts.weights;
-    page.title(&format!("{}: checkpoint", shown(&facts.path)));
+    page.title(&format!("{}: checkpoint, {verdict}", shown(&facts.path)));
+    super::problems(page, &facts.problems, &facts.header);
     let model = [facts.architectures.join(", "), facts.model_type.clone().unwrap_or_default()];
     let model = if model.iter().all(String::is_empty) {
         [facts.family.map_or_else(String::new, |family| format!("{family} (by its names)")), String::new()]
@@ -28,6 +29,17 @@ pub fn describe(page: &mut Page, facts: &CheckpointFacts) {
     page.line("parameters", &format!("{}{uncounted}", exact(weights.parameters)));
     stored(page, weights);
     facts.gguf.iter().for_each(|facts| gguf::lines(page, facts));
+    if let Some(values) = &facts.values {
+        let mut said = format!("{} read", plural(values.read, "tensor"));
+        if facts.values.as_ref().is_some_and(|values| values.problems().is_empty()) {
+            said += ": no NaN, no infinity, no matrix of zeros, no matrix twice";
+        }
+        if values.not_decoded > 0 {
+            said += &format!("; {} of codes or whole numbers compared only", plural(values.not_decoded, "tensor"));
+        }
+        page.line("checked", &said);
+    }
+    made_by::line(page, &facts.checkpoint);
     let own = weights.metadata_keys.iter().filter(|key| facts.gguf.is_none() && !training::is_told(key));
     let own = own.map(String::as_str);
     page.line("metadata", &first(own.collect::<Vec<_>>().into_iter(), MAX_ROWS));

@@ -2,9 +2,9 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::adapter::method;
-use super::numbers::count;
-use super::page::{Page, WIDTH, shorten};
+use super::adapter::{base, method};
+use super::numbers::{count, plural};
+use super::page::{Page, shorten};
 use crate::dialects::Dialect;
 use crate::ops::inspect::{AdapterFacts, Entry, Inspection};
 use crate::report::{shown, size, table_of_texts};
@@ -12,34 +12,50 @@ use crate::report::{shown, size, table_of_texts};
 /// Fewest columns of a path.
 const MIN_PATH: usize = 20;
 
-/// Most columns of a method.
-const MAX_METHOD: usize = 20;
+/// Columns that are left away where no line has anything to say in them.
+const HEADER: [&str; 8] = ["what", "type", "rank", "params", "size", "problems", "base", "path"];
 
-/// Columns of texts: path and what it is.
-const TEXTS: usize = 2;
+/// Where names of bases and paths stand.
+const BASE: usize = 6;
+const PATH: usize = 7;
 
 /// Columns between columns.
 const GAPS: usize = 2;
 
-/// The table, under `!` the number of problems; what could not be read stands after it.
-pub fn table(entries: &[Entry]) -> String {
-    const HEADER: [&str; 6] = ["path", "what", "rank", "params", "size", "!"];
+/// Most columns of a base on a terminal.
+const MAX_BASE: usize = 24;
+
+/// The table, the path last; what could not be read stands after it. On a terminal of `width` columns long names are cut.
+pub fn table(entries: &[Entry], width: Option<usize>) -> String {
     let found = entries.iter().filter_map(|entry| match entry {
         Entry::Found(found) => Some(found),
         Entry::Failed { .. } => None,
     });
     let mut rows: Vec<Vec<String>> = found.map(row).collect();
     let common = common_folder(&rows);
-    let width = |at: usize| rows.iter().map(|row| row[at].width()).chain([HEADER[at].len()]).max().unwrap_or(0);
-    let others: usize = (1..HEADER.len()).map(|at| width(at) + GAPS).sum();
-    let room = WIDTH.saturating_sub(others + GAPS).max(MIN_PATH);
-    rows.iter_mut().for_each(|row| row[0] = ending(&row[0][common.len()..], room));
-    let mut page = Page::default();
-    if !common.is_empty() {
-        page.title(&format!("in {common}"));
+    rows.iter_mut().for_each(|row| row[PATH] = row[PATH][common.len()..].to_owned());
+    if let Some(columns) = width {
+        rows.iter_mut().for_each(|row| row[BASE] = shorten(&row[BASE], MAX_BASE));
+        let of = |at: usize| rows.iter().map(|row| row[at].width()).max().unwrap_or(0);
+        let others = (0..PATH).map(|at| (of(at), HEADER[at].len()));
+        let others: usize = others.filter(|(own, _)| *own > 0).map(|(own, title)| own.max(title) + GAPS).sum();
+        let room = columns.saturating_sub(others + GAPS).max(MIN_PATH);
+        rows.iter_mut().for_each(|row| row[PATH] = ending(&row[PATH], room));
     }
+    let kept: Vec<usize> = (0..HEADER.len()).filter(|at| rows.iter().any(|row| !row[*at].is_empty())).collect();
+    let pick = |row: &[String]| kept.iter().map(|at| row[*at].clone()).collect::<Vec<String>>();
+    let header: Vec<&str> = kept.iter().map(|at| HEADER[*at]).collect();
+    let left: Vec<bool> = kept.iter().map(|at| matches!(HEADER[*at], "what" | "type" | "base" | "path")).collect();
+    let mut page = Page::default();
+    let problems: usize = entries.iter().filter(|entry| entry.bad().is_some()).count();
+    let verdict = match problems {
+        0 => "no problems found".to_owned(),
+        some => format!("{some} of {} with problems", entries.len()),
+    };
+    let place = if common.is_empty() { String::new() } else { format!(" in {common}") };
+    page.title(&format!("{}{place}: {verdict}", models_and_adapters(entries)));
     if !rows.is_empty() {
-        page.text.push_str(&table_of_texts(&HEADER, rows, TEXTS));
+        page.text.push_str(&table_of_texts(&header, rows.iter().map(|row| pick(row)), &left));
     }
     for entry in entries {
         if let Entry::Failed { error, .. } = entry {
@@ -49,9 +65,21 @@ pub fn table(entries: &[Entry]) -> String {
     page.text
 }
 
+/// How many there are of each.
+fn models_and_adapters(entries: &[Entry]) -> String {
+    let count = |which: fn(&Entry) -> bool| entries.iter().filter(|entry| which(entry)).count();
+    let parts = [
+        (count(|entry| matches!(entry, Entry::Found(Inspection::Adapter(_)))), "adapter"),
+        (count(|entry| matches!(entry, Entry::Found(Inspection::Checkpoint(_)))), "model"),
+        (count(|entry| matches!(entry, Entry::Failed { .. })), "unreadable file"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| plural(*count, what));
+    parts.collect::<Vec<_>>().join(", ")
+}
+
 /// The folder that all paths begin with, with its slash; nothing for a single path.
 fn common_folder(rows: &[Vec<String>]) -> String {
-    let mut paths = rows.iter().map(|row| row[0].as_str());
+    let mut paths = rows.iter().map(|row| row[PATH].as_str());
     let (Some(first), true) = (paths.next(), rows.len() > 1) else { return String::new() };
     let shared = paths.fold(first.len(), |shared, path| {
         let same = first.char_indices().zip(path.chars()).take_while(|((_, left), right)| left == right);
@@ -94,8 +122,18 @@ fn row(found: &Inspection) -> Vec<String> {
         0 => String::new(),
         some => some.to_string(),
     };
-    let what = shorten(&what, MAX_METHOD);
-    vec![shown(path), what, rank, count(elements), size(weights.file_bytes()), problems]
+    let base = match found {
+        Inspection::Adapter(facts) => base(facts),
+        Inspection::Checkpoint(_) => String::new(),
+    };
+    vec![what, stored(found), rank, count(elements), size(weights.file_bytes()), problems, base, shown(path)]
+}
+
+/// The type of a GGUF file, or the dtype of most bytes.
+fn stored(found: &Inspection) -> String {
+    let said = found.gguf().and_then(|facts| facts.file_type.as_ref()).and_then(|said| said.name);
+    let most = found.weights().dtypes.iter().max_by_key(|facts| facts.bytes).map(|facts| facts.dtype.clone());
+    said.map(str::to_owned).or(most).unwrap_or_default()
 }
 
 fn ranks(facts: &AdapterFacts) -> String {
@@ -113,7 +151,8 @@ mod tests {
 
     #[test]
     fn paths_lose_their_common_folder_and_keep_their_end() {
-        let rows: Vec<Vec<String>> = ["/a/bé/x1", "/a/bé/x2/y"].map(|path| vec![path.to_owned()]).to_vec();
+        let row = |path: &str| [vec![String::new(); PATH], vec![path.to_owned()]].concat();
+        let rows: Vec<Vec<String>> = ["/a/bé/x1", "/a/bé/x2/y"].map(row).to_vec();
         assert_eq!(common_folder(&rows), "/a/bé/");
         assert_eq!(common_folder(&rows[..1]), "");
         assert_eq!(ending("some/long/path", 8), "…ng/path");

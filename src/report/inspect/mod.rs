@@ -3,8 +3,9 @@
 mod adapter;
 mod checkpoint;
 mod gguf;
+mod made_by;
 mod many;
-mod numbers;
+pub(super) mod numbers;
 mod page;
 mod spectrum;
 mod training;
@@ -13,7 +14,7 @@ use self::numbers::{count, plural, shape, share};
 use self::page::{MAX_ROWS, Page};
 use super::size;
 use crate::error::shown::clean;
-use crate::ops::inspect::{Entry, Inspection, TensorFacts, Weights};
+use crate::ops::inspect::{Entry, HeaderFacts, Inspection, TensorFacts, Weights};
 
 /// A page for each entry; `tensors` lists every tensor, `modules` every module.
 pub fn inspect(entries: &[Entry], tensors: bool, modules: bool) -> String {
@@ -24,16 +25,20 @@ pub fn inspect(entries: &[Entry], tensors: bool, modules: bool) -> String {
     entries.iter().map(page).collect::<Vec<_>>().join("\n")
 }
 
-/// One line for each entry.
-pub fn inspected(entries: &[Entry]) -> String {
-    plain(&many::table(entries))
+/// One line for each entry; in `width` columns where there is a terminal, else nothing is cut.
+pub fn inspected(entries: &[Entry], width: Option<usize>) -> String {
+    plain(&many::table(entries, width))
 }
 
 fn one(found: &Inspection, tensors: bool, modules: bool) -> String {
     let mut page = Page::default();
+    let verdict = match found.problems().len() {
+        0 => "no problems found".to_owned(),
+        count => plural(count, "problem"),
+    };
     match found {
-        Inspection::Checkpoint(facts) => checkpoint::describe(&mut page, facts),
-        Inspection::Adapter(facts) => adapter::describe(&mut page, facts, modules || tensors),
+        Inspection::Checkpoint(facts) => checkpoint::describe(&mut page, facts, &verdict),
+        Inspection::Adapter(facts) => adapter::describe(&mut page, facts, &verdict, modules || tensors),
     }
     found.gguf().iter().for_each(|facts| gguf::metadata(&mut page, facts));
     if tensors {
@@ -41,9 +46,17 @@ fn one(found: &Inspection, tensors: bool, modules: bool) -> String {
             |tensor: TensorFacts| vec![tensor.name.clone(), tensor.dtype.clone(), shape(&tensor), size(tensor.bytes)];
         page.table(&["tensor", "dtype", "shape", "bytes"], found.listing().map(row), usize::MAX);
     }
-    page.text.push_str(if found.problems().is_empty() { "\n  no problems found\n" } else { "\n" });
-    found.problems().iter().for_each(|problem| page.line("problem", problem));
     plain(&page.text)
+}
+
+/// What is wrong, and what tells about people: before everything else.
+fn problems(page: &mut Page, problems: &[String], header: &HeaderFacts) {
+    problems.iter().for_each(|problem| page.line("problem", problem));
+    if !header.privacy.is_empty() {
+        let telling: Vec<String> =
+            header.privacy.iter().map(|telling| format!("`{}` ({})", telling.key, telling.tells)).collect();
+        page.line("privacy", &format!("metadata tells about people or machines: {}", telling.join(", ")));
+    }
 }
 
 /// Names in a file can hold anything, a terminal obeys what it is shown.

@@ -41,7 +41,7 @@ pub fn tables(page: &mut Page, facts: &AdapterFacts, modules: bool) {
         let relative = norms.relative.map_or_else(|| "∞".to_owned(), percent);
         vec![shorten(&norms.tensor, MAX_PATH + 10), digits(norms.delta), digits(norms.weight), relative]
     };
-    page.table(&["tensor", "‖ΔW‖", "‖W‖", "quotient"], norms.map(row), most);
+    page.table(&["tensor", "‖ΔW‖", "‖W‖", "ratio"], norms.map(row), most);
 }
 
 fn spreads(page: &mut Page, spectra: &Spectra) {
@@ -59,12 +59,12 @@ fn spreads(page: &mut Page, spectra: &Spectra) {
         let Spread { min, median, max } = spread?;
         Some(vec![name.to_owned(), text(min), text(median), text(max)])
     };
-    page.table(&["over modules", "least", "median", "most"], rows.into_iter().filter_map(row), MAX_ROWS);
+    page.table(&["per module", "min", "median", "max"], rows.into_iter().filter_map(row), MAX_ROWS);
 }
 
 fn row(one: &Spectrum) -> Vec<String> {
     vec![
-        shorten(&one.path, MAX_PATH),
+        one.path.clone(),
         digits(one.frobenius),
         digits(one.spectral),
         digits(one.stable_rank),

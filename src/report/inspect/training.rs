@@ -52,7 +52,9 @@ const OPTIMISER: [(&str, &str); 6] = [
 
 /// Whether a metadata key is told here, or stands for nothing.
 pub fn is_told(key: &str) -> bool {
-    key == "format" || ["ss_", "sshs_", "modelspec.", "ot_"].iter().any(|prefix| key.starts_with(prefix))
+    key == "format"
+        || key == "lorakit"
+        || ["ss_", "sshs_", "modelspec.", "ot_"].iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// The topics, tags and hashes.
@@ -72,7 +74,7 @@ pub fn describe(page: &mut Page, facts: &HeaderFacts) {
     }
     for HashFacts { key, stored, computed, matches } in &facts.hashes {
         let text = match (matches, stored, computed) {
-            (Some(true), Some(stored), _) => format!("{stored} (right)"),
+            (Some(true), Some(stored), _) => format!("{stored} (matches)"),
             (Some(false), Some(stored), Some(computed)) => format!("{stored}, but the tensors give {computed}"),
             (_, Some(stored), Some(_)) => format!("{stored} (of the tensors in an order the file does not keep)"),
             (_, Some(stored), None) => format!("{stored} (not checked: `--check` reads the file)"),

@@ -7,6 +7,7 @@
 
 use super::GgmlType;
 use crate::tensor::random;
+use crate::tensor::simd::{Level, per_cpu};
 
 /// How the levels of a type follow from the values.
 enum Levels {
@@ -50,28 +51,69 @@ fn by_chance(value: f32, step: f32, chance: f32) -> f32 {
     (if up { pair[1] } else { pair[0] } * step).copysign(value)
 }
 
-impl GgmlType {
-    /// Adds noise to values that are packed next. `seed` is one per tensor, `index` that of the first value in it.
-    pub fn dither(self, values: &mut [f32], seed: u64, index: u64) {
-        let Some((together, levels)) = levels(self) else { return };
-        for (block, values) in (0_u64..).zip(values.chunks_mut(together)) {
-            let low = values.iter().copied().fold(f32::INFINITY, f32::min);
-            let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let step = match levels {
-                Levels::Around(steps) => high.max(-low) / steps,
-                Levels::Between(steps) => (high - low) / steps,
-                Levels::Above(steps) => (high - low.min(0.0)) / steps,
-                Levels::Fp4 => (high.max(-low).log2().floor() - 3.0).exp2(),
-            };
-            for (at, value) in (index + block * together as u64..).zip(values.iter_mut()) {
-                let noise = random::bits(seed, at) as f32 / 4_294_967_296.0 - 0.5;
-                *value = match levels {
-                    Levels::Fp4 => by_chance(*value, step, noise + 0.5),
-                    // The levels hang on these.
-                    _ if *value == low || *value == high => *value,
-                    _ => (*value + noise * step).clamp(low, high),
-                };
+/// Smallest and largest value, eight at a time: the order does not matter to them.
+#[inline(always)]
+fn range<const TOGETHER: usize>(values: &[f32; TOGETHER]) -> (f32, f32) {
+    let (mut low, mut high) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
+    for values in values.as_chunks::<8>().0 {
+        for lane in 0..8 {
+            low[lane] = if values[lane] < low[lane] { values[lane] } else { low[lane] };
+            high[lane] = if values[lane] > high[lane] { values[lane] } else { high[lane] };
+        }
+    }
+    (low.iter().copied().fold(f32::INFINITY, f32::min), high.iter().copied().fold(f32::NEG_INFINITY, f32::max))
+}
+
+#[inline(always)]
+fn blocks<const TOGETHER: usize>(levels: &Levels, values: &mut [f32], seed: u64, index: u64) {
+    for (block, values) in (0_u64..).zip(values.as_chunks_mut::<TOGETHER>().0) {
+        let first = index + block * TOGETHER as u64;
+        let mut noise = [0.0; TOGETHER];
+        for (at, noise) in (first..).zip(&mut noise) {
+            *noise = random::bits(seed, at) as f32 / 4_294_967_296.0 - 0.5;
+        }
+        let (low, high) = range(values);
+        let step = match levels {
+            Levels::Around(steps) => high.max(-low) / steps,
+            Levels::Between(steps) => (high - low) / steps,
+            Levels::Above(steps) => (high - low.min(0.0)) / steps,
+            Levels::Fp4 => (high.max(-low).log2().floor() - 3.0).exp2(),
+        };
+        if matches!(levels, Levels::Fp4) {
+            for (value, noise) in values.iter_mut().zip(noise) {
+                *value = by_chance(*value, step, noise + 0.5);
             }
+            continue;
+        }
+        for (value, noise) in values.iter_mut().zip(noise) {
+            let moved = *value + noise * step;
+            let moved = if moved < low { low } else { moved };
+            let moved = if moved > high { high } else { moved };
+            // The levels hang on these two.
+            let is_end = (*value == low) | (*value == high);
+            *value = if is_end { *value } else { moved };
+        }
+    }
+}
+
+#[inline(always)]
+fn dither(together: usize, levels: &Levels, values: &mut [f32], seed: u64, index: u64) {
+    if together == 16 {
+        blocks::<16>(levels, values, seed, index);
+    } else {
+        blocks::<32>(levels, values, seed, index);
+    }
+}
+
+per_cpu! {
+    fn dither_at(together: usize, levels: &Levels, values: &mut [f32], seed: u64, index: u64) = dither;
+}
+
+impl GgmlType {
+    /// Adds noise to values that are packed next, whole blocks. `seed` is one per tensor, `index` that of the first value in it.
+    pub fn dither(self, values: &mut [f32], seed: u64, index: u64) {
+        if let Some((together, levels)) = levels(self) {
+            dither_at(Level::best(), together, &levels, values, seed, index);
         }
     }
 }

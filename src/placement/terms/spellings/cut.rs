@@ -28,7 +28,10 @@ pub fn cut(lora: &Lora, spots: &[Spot]) -> Result<Vec<(String, Lora)>> {
     let pair = |(module, spots): (&str, Vec<&Spot>)| {
         let up = rows_at(&lora.up, &spots)?;
         let bias = lora.bias.as_ref().map(|bias| rows_at(bias, &spots)).transpose()?;
-        Ok((module.to_owned(), Lora { down: lora.down.clone(), up, bias, magnitude: None, embedding: false }))
+        Ok((
+            module.to_owned(),
+            Lora { down: lora.down.clone(), up, bias, magnitude: None, embedding: false, stack: None },
+        ))
     };
     modules.into_iter().map(pair).collect()
 }

@@ -1,11 +1,10 @@
 //! IQ4_NL and MXFP4: four bits that choose the nearest of sixteen levels.
 //!
-//! IQ4_NL tries fifteen scales besides the obvious one and keeps the best in least squares weighted by x²; eight blocks
+//! IQ4_NL tries fifteen scales besides the obvious one and keeps the best in least squares weighted by x²; sixteen blocks
 //! are searched at once, one to a lane. MXFP4 has the power of two two below that of the largest value.
 
 use super::super::fp4::{UNEVEN, half_power};
-use super::Pack;
-use super::lanes::{Lanes, NEGLIGIBLE, Parts, extremes, lanes, turned};
+use super::lanes::{Lanes, NEGLIGIBLE, Parts, extremes, lanes, mask, put, turned};
 use super::simple::write_halves;
 use crate::tensor::code::{Code, F16};
 
@@ -58,36 +57,16 @@ fn index<const N: usize>(value: &Lanes<N>) -> [u8; N] {
     index
 }
 
-/// Packs IQ4_NL.
-pub(super) struct Iq4Nl;
-
-impl Pack for Iq4Nl {
-    #[inline(always)]
-    fn pack(values: &[f32], bytes: &mut [u8]) {
-        let (eights, rest) = values.as_chunks::<256>();
-        let (blocks, last) = bytes.as_chunks_mut::<144>();
-        for (eight, blocks) in eights.iter().zip(blocks) {
-            iq4_nl(eight, blocks);
-        }
-        if !rest.is_empty() {
-            let (mut eight, mut blocks) = ([0.0; 256], [0; 144]);
-            eight[..rest.len()].copy_from_slice(rest);
-            iq4_nl(&eight, &mut blocks);
-            last.copy_from_slice(&blocks[..last.len()]);
-        }
-    }
-}
-
 #[inline(always)]
-fn iq4_nl(values: &[f32; 256], blocks: &mut [u8; 144]) {
+pub(super) fn iq4_nl(values: &[f32; 512], blocks: &mut [u8; 288]) {
     const TRIES: i8 = 7;
-    let x: Parts<8, 32> = turned(values);
+    let x: Parts<16, 32> = turned(values);
     let (extreme, size) = extremes(&x);
-    let sums = |inverse: &Lanes<8>| {
-        let (mut sum_qx, mut sum_q2) = ([0.0; 8], [0.0; 8]);
+    let sums = |inverse: &Lanes<16>| {
+        let (mut sum_qx, mut sum_q2) = ([0.0; 16], [0.0; 16]);
         for x in &x {
-            let level: Lanes<8> = level(&lanes(|lane| inverse[lane] * x[lane]));
-            for lane in 0..8 {
+            let level: Lanes<16> = level(&lanes(|lane| inverse[lane] * x[lane]));
+            for lane in 0..16 {
                 let wq = x[lane] * x[lane] * level[lane];
                 sum_qx[lane] += wq * x[lane];
                 sum_q2[lane] += wq * level[lane];
@@ -96,20 +75,18 @@ fn iq4_nl(values: &[f32; 256], blocks: &mut [u8; 144]) {
         (sum_qx, sum_q2)
     };
     let (sum_qx, sum_q2) = sums(&lanes(|lane| 1.0 / (-extreme[lane] / LOWEST)));
-    let mut scale: Lanes<8> = lanes(|lane| sum_qx[lane] / sum_q2[lane]);
-    let mut best: Lanes<8> = lanes(|lane| scale[lane] * sum_qx[lane]);
+    let mut scale: Lanes<16> = lanes(|lane| sum_qx[lane] / sum_q2[lane]);
+    let mut best: Lanes<16> = lanes(|lane| scale[lane] * sum_qx[lane]);
     for step in -TRIES..=TRIES {
         let (sum_qx, sum_q2) = sums(&lanes(|lane| (f32::from(step) + LOWEST) / extreme[lane]));
-        for lane in 0..8 {
-            let better = sum_q2[lane] > 0.0 && sum_qx[lane] * sum_qx[lane] > best[lane] * sum_q2[lane];
-            let found = sum_qx[lane] / sum_q2[lane];
-            scale[lane] = if better { found } else { scale[lane] };
-            best[lane] = if better { found * sum_qx[lane] } else { best[lane] };
-        }
+        let better = mask(|lane| (sum_q2[lane] > 0.0) & (sum_qx[lane] * sum_qx[lane] > best[lane] * sum_q2[lane]));
+        let found: Lanes<16> = lanes(|lane| sum_qx[lane] / sum_q2[lane]);
+        put(&better, &found, &mut scale);
+        put(&better, &lanes(|lane| found[lane] * sum_qx[lane]), &mut best);
     }
-    let scale: Lanes<8> = lanes(|lane| if size[lane] < NEGLIGIBLE { 0.0 } else { scale[lane] });
-    let inverse: Lanes<8> = lanes(|lane| if scale[lane] == 0.0 { 0.0 } else { 1.0 / scale[lane] });
-    let numbers = x.map(|x| index(&lanes::<_, 8>(|lane| inverse[lane] * x[lane])));
+    let scale: Lanes<16> = lanes(|lane| if size[lane] < NEGLIGIBLE { 0.0 } else { scale[lane] });
+    let inverse: Lanes<16> = lanes(|lane| if scale[lane] == 0.0 { 0.0 } else { 1.0 / scale[lane] });
+    let numbers = x.map(|x| index(&lanes::<_, 16>(|lane| inverse[lane] * x[lane])));
     for (lane, block) in blocks.as_chunks_mut::<18>().0.iter_mut().enumerate() {
         block[..2].copy_from_slice(&F16::nearest(scale[lane]));
         write_halves(&numbers.map(|numbers| numbers[lane]), &mut block[2..]);

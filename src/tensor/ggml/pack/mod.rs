@@ -11,24 +11,46 @@ mod parts;
 mod simple;
 
 use super::GgmlType;
-use crate::tensor::simd::{Level, per_cpu};
+use crate::tensor::simd::{Level, Simd, per_cpu};
 
 /// A way to pack whole blocks.
 trait Pack {
-    fn pack(values: &[f32], bytes: &mut [u8]);
+    fn pack<const W: usize, S: Simd<W>>(simd: S, values: &[f32], bytes: &mut [u8]);
 }
 
-/// Declares how blocks of every type are packed: values, bytes, function.
+/// Calls a function that packs, with the vectors of the machine if it asks for them.
+macro_rules! pack {
+    ($function:path, $simd:ident, $values:expr, $bytes:expr) => {
+        $function($values, $bytes)
+    };
+    ($function:path, $simd:ident, $values:expr, $bytes:expr, vectors) => {
+        $function($simd, $values, $bytes)
+    };
+}
+
+/// Declares how blocks of every type are packed: values and bytes that a function takes at once, one block or several.
+/// (The functions are called by name: a closure might be compiled without the instructions of its caller.)
 macro_rules! blocks {
-    ($($ggml:ident: $values:literal, $bytes:literal, $one:path;)*) => {
+    ($($ggml:ident: $count:literal, $size:literal, $some:path $(, $vectors:ident)?;)*) => {
         $(
             struct $ggml;
             impl Pack for $ggml {
                 #[inline(always)]
-                fn pack(values: &[f32], bytes: &mut [u8]) {
-                    let (values, blocks) = (values.as_chunks::<$values>().0, bytes.as_chunks_mut::<$bytes>().0);
-                    for (values, block) in values.iter().zip(blocks) {
-                        $one(values, block);
+                #[allow(unused_variables, reason = "some ask for vectors")]
+                fn pack<const W: usize, S: Simd<W>>(simd: S, values: &[f32], bytes: &mut [u8]) {
+                    let (values, rest) = values.as_chunks::<$count>();
+                    let (blocks, last) = bytes.as_chunks_mut::<$size>();
+                    for (values, blocks) in values.iter().zip(blocks) {
+                        pack!($some, simd, values, blocks $(, $vectors)?);
+                    }
+                    if !rest.is_empty() {
+                        // The rest again and again: a lane without values would take the longer way.
+                        let (mut full, mut blocks) = ([0.0; $count], [0; $size]);
+                        for part in full.chunks_mut(rest.len()) {
+                            part.copy_from_slice(&rest[..part.len()]);
+                        }
+                        pack!($some, simd, &full, &mut blocks $(, $vectors)?);
+                        last.copy_from_slice(&blocks[..last.len()]);
                     }
                 }
             }
@@ -36,13 +58,12 @@ macro_rules! blocks {
 
         /// Whether blocks of that type are made here.
         pub(super) fn is_known(ggml: GgmlType) -> bool {
-            matches!(ggml, $(GgmlType::$ggml |)* GgmlType::Iq4Nl)
+            matches!(ggml, $(GgmlType::$ggml)|*)
         }
 
         fn encode_with(level: Level, ggml: GgmlType, values: &[f32], bytes: &mut [u8]) {
             match ggml {
                 $(GgmlType::$ggml => pack_at::<$ggml>(level, values, bytes),)*
-                GgmlType::Iq4Nl => pack_at::<levels::Iq4Nl>(level, values, bytes),
                 other => panic!("{other} is not packed"),
             }
         }
@@ -55,11 +76,12 @@ blocks! {
     Q5_0: 32, 22, simple::q5_0;
     Q5_1: 32, 24, simple::q5_1;
     Q8_0: 32, 34, simple::q8_0;
-    Q2K: 256, 84, k::q2;
-    Q3K: 256, 110, k::q3;
-    Q4K: 256, 144, k::q4;
-    Q5K: 256, 176, k::q5;
-    Q6K: 256, 210, k::q6;
+    Q2K: 512, 168, k::q2, vectors;
+    Q3K: 512, 220, k::q3;
+    Q4K: 1024, 576, k::q4, vectors;
+    Q5K: 1024, 704, k::q5, vectors;
+    Q6K: 512, 420, k::q6, vectors;
+    Iq4Nl: 512, 288, levels::iq4_nl;
     Mxfp4: 32, 17, levels::mxfp4;
 }
 
@@ -69,12 +91,12 @@ pub(super) fn encode(ggml: GgmlType, values: &[f32], bytes: &mut [u8]) {
 }
 
 per_cpu! {
-    fn pack_at<P: Pack>(values: &[f32], bytes: &mut [u8]) = pack_body::<P>;
+    fn pack_at<P: Pack>(values: &[f32], bytes: &mut [u8]) = vectors of pack_body;
 }
 
 #[inline(always)]
-fn pack_body<P: Pack>(values: &[f32], bytes: &mut [u8]) {
-    P::pack(values, bytes);
+fn pack_body<const W: usize, S: Simd<W>, P: Pack>(simd: S, values: &[f32], bytes: &mut [u8]) {
+    P::pack(simd, values, bytes);
 }
 
 #[cfg(test)]

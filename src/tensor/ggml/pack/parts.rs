@@ -5,7 +5,8 @@
 //! numbers come from scales tried around the obvious one. These are `make_qx_quants`, `make_q3_quants` and
 //! `make_qkx2_quants` of ggml, with its weights and its candidates.
 
-use super::lanes::{Lanes, NEGLIGIBLE, Parts, extremes, lanes, nearest};
+use super::lanes::{Lanes, NEGLIGIBLE, Number, Parts, extremes, is_moderate, lanes, mask, nearest, put};
+use crate::tensor::simd::Simd;
 
 /// What was found for the parts.
 pub(super) struct Found<const N: usize, const LENGTH: usize> {
@@ -36,7 +37,8 @@ fn error(search: Search, difference: f32) -> f32 {
 
 /// Scales and minima with weights `w`.
 #[inline(always)]
-pub(super) fn with_minimum<const N: usize, const LENGTH: usize>(
+pub(super) fn with_minimum<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
+    simd: S,
     x: &Parts<N, LENGTH>,
     w: &Parts<N, LENGTH>,
     search: Search,
@@ -54,8 +56,7 @@ pub(super) fn with_minimum<const N: usize, const LENGTH: usize>(
     }
     let low: Lanes<N> = lanes(|lane| if low[lane] > 0.0 { 0.0 } else { low[lane] });
     let flat: [bool; N] = lanes(|lane| low[lane] == high[lane]);
-    let top = search.max as f32;
-    let number = |inverse: f32, x: f32, low: f32| nearest(inverse * (x - low)).min(search.max).max(0);
+    let (number, top) = (Number::between(0, search.max), search.max as f32);
 
     let mut inverse: Lanes<N> = lanes(|lane| top / (high[lane] - low[lane]));
     let mut scale: Lanes<N> = lanes(|lane| 1.0 / inverse[lane]);
@@ -64,101 +65,231 @@ pub(super) fn with_minimum<const N: usize, const LENGTH: usize>(
     let mut best = [0.0; N];
     for (x, w) in x.iter().zip(w) {
         for lane in 0..N {
-            let q = number(inverse[lane], x[lane], low[lane]) as f32;
+            let q = number.of(inverse[lane] * (x[lane] - low[lane]));
             best[lane] += w[lane] * error(search, scale[lane] * q + low[lane] - x[lane]);
         }
     }
+    // Not where a value is no number.
+    let finite = sum_x.iter().fold(true, |finite, sum| finite & sum.is_finite());
+    let mut tries = [[0.0; N]; LENGTH];
     for step in 0..=search.steps {
         let tried: Lanes<N> =
             lanes(|lane| (search.first + search.step * f32::from(step) + top) / (high[lane] - min[lane]));
-        let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; N], [0.0; N], [0.0; N]);
-        let mut numbers = [[0.0; N]; LENGTH];
-        for ((x, w), numbers) in x.iter().zip(w).zip(&mut numbers) {
-            for lane in 0..N {
-                let q = number(tried[lane], x[lane], min[lane]) as f32;
-                numbers[lane] = q;
-                let wq = w[lane] * q;
-                sum_l[lane] += wq;
-                sum_l2[lane] += wq * q;
-                sum_xl[lane] += wq * x[lane];
-            }
-        }
+        let ends = [low, high].map(|end| lanes(|lane| tried[lane] * (end[lane] - min[lane])));
+        let sums = if finite && ends.iter().all(is_moderate::<N>) {
+            try_moderate(simd, [x, w], [&tried, &min], number, &mut tries)
+        } else {
+            try_numbers([x, w], [&tried, &min], number, &mut tries)
+        };
+        let [sum_l, sum_l2, sum_xl] = sums;
         let determinant: Lanes<N> = lanes(|lane| sum_w[lane] * sum_l2[lane] - sum_l[lane] * sum_l[lane]);
         let solved: Lanes<N> =
             lanes(|lane| (sum_l2[lane] * sum_x[lane] - sum_l[lane] * sum_xl[lane]) / determinant[lane]);
-        let new_min: Lanes<N> = lanes(|lane| if solved[lane] > 0.0 { 0.0 } else { solved[lane] });
-        let new_scale: Lanes<N> = lanes(|lane| {
-            let free = (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / determinant[lane];
-            if solved[lane] > 0.0 { sum_xl[lane] / sum_l2[lane] } else { free }
-        });
-        let mut errors = [0.0; N];
-        for ((x, w), numbers) in x.iter().zip(w).zip(&numbers) {
-            for lane in 0..N {
-                let difference = new_scale[lane] * numbers[lane] + new_min[lane] - x[lane];
-                errors[lane] += w[lane] * error(search, difference);
-            }
-        }
+        let above = mask(|lane| solved[lane] > 0.0);
+        let (mut new_min, mut new_scale) = (solved, [0.0; N]);
         for lane in 0..N {
-            let better = determinant[lane] > 0.0 && errors[lane] < best[lane];
-            best[lane] = if better { errors[lane] } else { best[lane] };
-            scale[lane] = if better { new_scale[lane] } else { scale[lane] };
-            from[lane] = if better { min[lane] } else { from[lane] };
-            min[lane] = if better { new_min[lane] } else { min[lane] };
-            inverse[lane] = if better { tried[lane] } else { inverse[lane] };
+            new_scale[lane] = (sum_w[lane] * sum_xl[lane] - sum_x[lane] * sum_l[lane]) / determinant[lane];
         }
+        put(&above, &[0.0; N], &mut new_min);
+        put(&above, &lanes(|lane| sum_xl[lane] / sum_l2[lane]), &mut new_scale);
+        let errors = errors(simd, search, [x, w, &tries], [&new_scale, &new_min]);
+        let better = mask(|lane| (determinant[lane] > 0.0) & (errors[lane] < best[lane]));
+        put(&better, &errors, &mut best);
+        put(&better, &new_scale, &mut scale);
+        put(&better, &min, &mut from);
+        put(&better, &new_min, &mut min);
+        put(&better, &tried, &mut inverse);
     }
     let mut numbers = [[0; N]; LENGTH];
     for (x, numbers) in x.iter().zip(&mut numbers) {
         for lane in 0..N {
-            let q = number(inverse[lane], x[lane], from[lane]) as u8;
+            let q = nearest(inverse[lane] * (x[lane] - from[lane])).min(search.max).max(0) as u8;
             numbers[lane] = if flat[lane] { 0 } else { q };
         }
     }
     Found { scale: lanes(|lane| if flat[lane] { 0.0 } else { scale[lane] }), min: lanes(|lane| -min[lane]), numbers }
 }
 
+/// The numbers that inverse scales and minima give, and their sums Σ w q, Σ w q² and Σ w q x.
+#[inline(always)]
+fn try_numbers<const N: usize, const LENGTH: usize>(
+    [x, w]: [&Parts<N, LENGTH>; 2],
+    [inverse, min]: [&Lanes<N>; 2],
+    number: Number,
+    numbers: &mut Parts<N, LENGTH>,
+) -> [Lanes<N>; 3] {
+    let mut sums = [[0.0; N]; 3];
+    for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
+        for lane in 0..N {
+            let q = number.of(inverse[lane] * (x[lane] - min[lane]));
+            numbers[lane] = q;
+            let wq = w[lane] * q;
+            sums[0][lane] += wq;
+            sums[1][lane] += wq * q;
+            sums[2][lane] += wq * x[lane];
+        }
+    }
+    sums
+}
+
+/// The same where what is rounded is moderate.
+#[inline(always)]
+fn try_moderate<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
+    simd: S,
+    [x, w]: [&Parts<N, LENGTH>; 2],
+    [inverse, min]: [&Lanes<N>; 2],
+    number: Number,
+    numbers: &mut Parts<N, LENGTH>,
+) -> [Lanes<N>; 3] {
+    let zero = simd.splat(0.0);
+    let mut sums = [[zero; 3]; GROUPS];
+    for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
+        for (at, sums) in sums[..N / W].iter_mut().enumerate() {
+            let x = load(simd, at, x);
+            let above = simd.sub(x, load(simd, at, min));
+            let q = number.of_moderate(simd, simd.mul(load(simd, at, inverse), above));
+            numbers.as_chunks_mut::<W>().0[at] = simd.store(q);
+            let wq = simd.mul(load(simd, at, w), q);
+            sums[0] = simd.add(sums[0], wq);
+            sums[1] = simd.add(sums[1], simd.mul(wq, q));
+            sums[2] = simd.add(sums[2], simd.mul(wq, x));
+        }
+    }
+    stored(simd, sums)
+}
+
+/// Vectors of lanes that are worked on at once, at most: 32 lanes of four.
+const GROUPS: usize = 8;
+
+/// Sums of all lanes, kind by kind.
+#[inline(always)]
+fn stored<const W: usize, S: Simd<W>, const N: usize, const KINDS: usize>(
+    simd: S,
+    sums: [[S::Vector; KINDS]; GROUPS],
+) -> [Lanes<N>; KINDS] {
+    let mut all = [[0.0; N]; KINDS];
+    for (at, sums) in sums[..N / W].iter().enumerate() {
+        for (all, sum) in all.iter_mut().zip(sums) {
+            all.as_chunks_mut::<W>().0[at] = simd.store(*sum);
+        }
+    }
+    all
+}
+
+/// The lanes from `at` · `W` on.
+#[inline(always)]
+fn load<const W: usize, S: Simd<W>, const N: usize>(simd: S, at: usize, lanes: &Lanes<N>) -> S::Vector {
+    simd.load(&lanes.as_chunks::<W>().0[at])
+}
+
+/// Σ w · error of values, weights and numbers on a scale above a minimum.
+#[inline(always)]
+fn errors<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
+    simd: S,
+    search: Search,
+    [x, w, numbers]: [&Parts<N, LENGTH>; 3],
+    [scale, min]: [&Lanes<N>; 2],
+) -> Lanes<N> {
+    let zero = simd.splat(0.0);
+    let mut sums = [zero; GROUPS];
+    for ((x, w), numbers) in x.iter().zip(w).zip(numbers) {
+        for (at, sum) in sums[..N / W].iter_mut().enumerate() {
+            let stored = simd.add(simd.mul(load(simd, at, scale), load(simd, at, numbers)), load(simd, at, min));
+            let difference = simd.sub(stored, load(simd, at, x));
+            let error = if search.absolute { simd.largest(difference, zero) } else { simd.mul(difference, difference) };
+            *sum = simd.add(*sum, simd.mul(load(simd, at, w), error));
+        }
+    }
+    let mut all = [0.0; N];
+    for (all, sum) in all.as_chunks_mut::<W>().0.iter_mut().zip(sums) {
+        *all = simd.store(sum);
+    }
+    all
+}
+
 /// Scales for numbers from −max to max − 1 with the weights x², stored with max added.
 #[inline(always)]
-pub(super) fn symmetric<const N: usize, const LENGTH: usize>(x: &Parts<N, LENGTH>, max: i32) -> Found<N, LENGTH> {
+pub(super) fn symmetric<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
+    simd: S,
+    x: &Parts<N, LENGTH>,
+    max: i32,
+) -> Found<N, LENGTH> {
     let (extreme, size) = extremes(x);
-    let top = max as f32;
-    let number = |inverse: f32, x: f32| nearest(inverse * x).min(max - 1).max(-max);
-    let mut inverse: Lanes<N> = lanes(|lane| -top / extreme[lane]);
-    let sums = |inverse: &Lanes<N>| {
-        let (mut sum_lx, mut sum_l2) = ([0.0; N], [0.0; N]);
-        for x in x {
-            for lane in 0..N {
-                let q = number(inverse[lane], x[lane]) as f32;
-                let w = x[lane] * x[lane];
-                sum_lx[lane] += w * x[lane] * q;
-                sum_l2[lane] += w * q * q;
-            }
+    let (number, top) = (Number::between(-max, max - 1), max as f32);
+    let w: Parts<N, LENGTH> = x.map(|x| lanes(|lane| x[lane] * x[lane]));
+    let mut wx = w;
+    for (wx, x) in wx.iter_mut().zip(x) {
+        for lane in 0..N {
+            wx[lane] *= x[lane];
         }
-        (sum_lx, sum_l2)
-    };
-    let (sum_lx, sum_l2) = sums(&inverse);
+    }
+    let mut inverse: Lanes<N> = lanes(|lane| -top / extreme[lane]);
+    let [sum_lx, sum_l2] = weighed([x, &w, &wx], &inverse, number);
     let mut scale: Lanes<N> = lanes(|lane| if sum_l2[lane] == 0.0 { 0.0 } else { sum_lx[lane] / sum_l2[lane] });
     let mut best: Lanes<N> = lanes(|lane| scale[lane] * sum_lx[lane]);
+    // No value is larger than the extreme, and none is no number where the sums are numbers.
+    let moderate = is_moderate(&inverse.map(|inverse| inverse * NEGLIGIBLE))
+        && sum_l2.iter().fold(true, |finite, sum| finite & sum.is_finite());
     for step in (-9_i8..=9).filter(|step| *step != 0) {
         let tried: Lanes<N> = lanes(|lane| -(top + 0.1 * f32::from(step)) / extreme[lane]);
-        let (sum_lx, sum_l2) = sums(&tried);
-        for lane in 0..N {
-            let better = sum_l2[lane] > 0.0 && sum_lx[lane] * sum_lx[lane] > best[lane] * sum_l2[lane];
-            let found = sum_lx[lane] / sum_l2[lane];
-            scale[lane] = if better { found } else { scale[lane] };
-            best[lane] = if better { found * sum_lx[lane] } else { best[lane] };
-            inverse[lane] = if better { tried[lane] } else { inverse[lane] };
-        }
+        let [sum_lx, sum_l2] = if moderate {
+            weighed_moderate(simd, [x, &w, &wx], &tried, number)
+        } else {
+            weighed([x, &w, &wx], &tried, number)
+        };
+        let better = mask(|lane| (sum_l2[lane] > 0.0) & (sum_lx[lane] * sum_lx[lane] > best[lane] * sum_l2[lane]));
+        let found: Lanes<N> = lanes(|lane| sum_lx[lane] / sum_l2[lane]);
+        put(&better, &found, &mut scale);
+        put(&better, &lanes(|lane| found[lane] * sum_lx[lane]), &mut best);
+        put(&better, &tried, &mut inverse);
     }
     let zero: [bool; N] = lanes(|lane| size[lane] < NEGLIGIBLE);
     let mut numbers = [[0; N]; LENGTH];
     for (x, numbers) in x.iter().zip(&mut numbers) {
         for lane in 0..N {
-            let q = (number(inverse[lane], x[lane]) + max) as u8;
+            let q = (nearest(inverse[lane] * x[lane]).min(max - 1).max(-max) + max) as u8;
             numbers[lane] = if zero[lane] { 0 } else { q };
         }
     }
     Found { scale: lanes(|lane| if zero[lane] { 0.0 } else { scale[lane] }), min: [0.0; N], numbers }
+}
+
+/// Σ w x q and Σ w q² of the numbers that inverse scales give; of values, weights and values times weights.
+#[inline(always)]
+fn weighed<const N: usize, const LENGTH: usize>(
+    [x, w, wx]: [&Parts<N, LENGTH>; 3],
+    inverse: &Lanes<N>,
+    number: Number,
+) -> [Lanes<N>; 2] {
+    let mut sums = [[0.0; N]; 2];
+    for ((x, w), wx) in x.iter().zip(w).zip(wx) {
+        for lane in 0..N {
+            let q = number.of(inverse[lane] * x[lane]);
+            sums[0][lane] += wx[lane] * q;
+            sums[1][lane] += w[lane] * q * q;
+        }
+    }
+    sums
+}
+
+/// The same where what is rounded is moderate.
+#[inline(always)]
+fn weighed_moderate<const W: usize, S: Simd<W>, const N: usize, const LENGTH: usize>(
+    simd: S,
+    [x, w, wx]: [&Parts<N, LENGTH>; 3],
+    inverse: &Lanes<N>,
+    number: Number,
+) -> [Lanes<N>; 2] {
+    let zero = simd.splat(0.0);
+    let mut sums = [[zero; 2]; GROUPS];
+    for ((x, w), wx) in x.iter().zip(w).zip(wx) {
+        for (at, sums) in sums[..N / W].iter_mut().enumerate() {
+            let q = number.of_moderate(simd, simd.mul(load(simd, at, inverse), load(simd, at, x)));
+            sums[0] = simd.add(sums[0], simd.mul(load(simd, at, wx), q));
+            sums[1] = simd.add(sums[1], simd.mul(simd.mul(load(simd, at, w), q), q));
+        }
+    }
+    stored(simd, sums)
 }
 
 /// As [`symmetric`], by moving one number after the other to where it fits best, in at most five passes.
@@ -189,10 +320,10 @@ pub(super) fn one_by_one<const N: usize, const LENGTH: usize>(x: &Parts<N, LENGT
                 let new = nearest(x[lane] * without_l2 / without_lx).min(max - 1).max(-max) as f32;
                 let with_lx = without_lx + w * x[lane] * new;
                 let with_l2 = without_l2 + w * new * new;
-                let better = without_lx > 0.0
-                    && new != old
-                    && with_l2 > 0.0
-                    && with_lx * with_lx * sum_l2[lane] > sum_lx[lane] * sum_lx[lane] * with_l2;
+                let better = (without_lx > 0.0)
+                    & (new != old)
+                    & (with_l2 > 0.0)
+                    & (with_lx * with_lx * sum_l2[lane] > sum_lx[lane] * sum_lx[lane] * with_l2);
                 numbers[lane] = if better { new } else { old };
                 sum_lx[lane] = if better { with_lx } else { sum_lx[lane] };
                 sum_l2[lane] = if better { with_l2 } else { sum_l2[lane] };
@@ -211,4 +342,32 @@ pub(super) fn one_by_one<const N: usize, const LENGTH: usize>(x: &Parts<N, LENGT
         if usable { sum_lx[lane] / sum_l2[lane] } else { 0.0 }
     });
     Found { scale, min: [0.0; N], numbers: stored }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::random_bits;
+    use crate::tensor::simd::Portable;
+
+    #[test]
+    fn both_ways_of_rounding_give_the_same_numbers_and_sums() {
+        let parts = |seed: u64| -> Parts<16, 32> {
+            let mut parts = [[0.0; 16]; 32];
+            for (at, value) in (0..).zip(parts.as_flattened_mut()) {
+                *value = (random_bits(seed, at) >> 8) as f32 / 1e6 - 8.0;
+            }
+            parts
+        };
+        let (x, w) = (parts(1), parts(2).map(|w| w.map(f32::abs)));
+        let (inverse, min) = (parts(3)[0].map(|value| value.abs() + 0.5), parts(4)[0].map(|value| -value.abs()));
+        let (mut long, mut short) = (x, w);
+        let number = Number::between(0, 15);
+        let sums = try_numbers([&x, &w], [&inverse, &min], number, &mut long);
+        assert_eq!(try_moderate::<4, _, 16, 32>(Portable, [&x, &w], [&inverse, &min], number, &mut short), sums);
+        assert_eq!(long, short);
+        let (number, wx) = (Number::between(-32, 31), w);
+        let sums = weighed([&x, &w, &wx], &inverse, number);
+        assert_eq!(weighed_moderate::<4, _, 16, 32>(Portable, [&x, &w, &wx], &inverse, number), sums);
+    }
 }

@@ -7,6 +7,7 @@
 //! | Q5_0, Q5_1 | the same with −16 and 31 | ⌊x / d + 16.5⌋, ⌊(x − min) / d + 0.5⌋ |
 //! | Q8_0 | d = max size / 127 | x / d to nearest, ties away from 0 |
 
+use super::lanes::nearest;
 use crate::tensor::code::{Code, F16};
 
 /// Infinity, and above it NaN, as bits without sign.
@@ -27,10 +28,14 @@ fn largest_size(values: &[f32; 32]) -> u32 {
 /// The value of largest size, the first of several; 0 where all are.
 #[inline(always)]
 pub(super) fn extreme(values: &[f32; 32]) -> f32 {
-    let largest = largest_size(values);
-    let at = |(at, &value): (u32, &f32)| if size(value) == largest { at } else { 31 };
-    let first = (0..32_u32).zip(values).map(at).fold(31, u32::min);
-    if largest == 0 { 0.0 } else { values[first as usize] }
+    let largest = f32::from_bits(largest_size(values));
+    let holds = |wanted: f32| values.iter().fold(false, |holds, &value| holds | (value == wanted));
+    match (holds(largest), holds(-largest)) {
+        _ if largest == 0.0 => 0.0,
+        (true, false) => largest,
+        (false, _) => -largest,
+        (true, true) => *values.iter().find(|value| value.abs() == largest).unwrap_or(&largest),
+    }
 }
 
 /// (min, max) as `if x < min` and `if x > max` find them, starting beyond all numbers.
@@ -54,12 +59,20 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// ⌊value⌋ of a positive value, at most `max`; 0 for what is no number of moderate size, as the machine has it.
+/// ⌊value⌋ of positive values, at most `max`; 0 for what is no number of moderate size, as the machine has it.
 #[inline(always)]
-fn floor(value: f32, max: i32) -> u8 {
-    let moderate = if value.abs() < 1e9 { value } else { 0.0 };
-    // C casts to eight bits first.
-    i32::from(moderate as i32 as i8).min(max) as u8
+fn floors(values: [f32; 32], max: i32) -> [u8; 32] {
+    if values.iter().fold(true, |small, value| small & (*value >= 0.0) & (*value < 127.0)) {
+        return values.map(|value| {
+            let near = nearest(value);
+            (near - i32::from(near as f32 > value)).min(max) as u8
+        });
+    }
+    values.map(|value| {
+        let moderate = if value.abs() < 1e9 { value } else { 0.0 };
+        // C casts to eight bits first.
+        i32::from(moderate as i32 as i8).min(max) as u8
+    })
 }
 
 /// Low halves of the first sixteen and high halves of the other sixteen.
@@ -73,15 +86,20 @@ pub(super) fn write_halves(numbers: &[u8; 32], out: &mut [u8]) {
 /// The fifth bits of 32 numbers.
 #[inline(always)]
 fn fifth_bits(numbers: &[u8; 32]) -> [u8; 4] {
-    let bits = numbers.iter().enumerate().fold(0, |bits, (at, &number)| bits | u32::from(number >> 4 & 1) << at);
-    bits.to_le_bytes()
+    let mut out = [0; 4];
+    for (out, numbers) in out.iter_mut().zip(numbers.as_chunks::<8>().0) {
+        // Bit 0 of byte k, multiplied by one power of two after the other, comes to bit k of the uppermost byte once.
+        let bits = u64::from_le_bytes(*numbers) >> 4 & 0x0101_0101_0101_0101;
+        [.., *out] = bits.wrapping_mul(0x0102_0408_1020_4080).to_le_bytes();
+    }
+    out
 }
 
 #[inline(always)]
 pub(super) fn q4_0(values: &[f32; 32], block: &mut [u8; 18]) {
     let d = extreme(values) / -8.0;
     let inverse = inverse(d);
-    let numbers = values.map(|value| floor(value * inverse + 8.5, 15));
+    let numbers = floors(values.map(|value| value * inverse + 8.5), 15);
     block[..2].copy_from_slice(&F16::nearest(d));
     write_halves(&numbers, &mut block[2..]);
 }
@@ -91,7 +109,7 @@ pub(super) fn q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
     let (min, max) = range(values);
     let d = (max - min) / 15.0;
     let inverse = inverse(d);
-    let numbers = values.map(|value| floor((value - min) * inverse + 0.5, 15));
+    let numbers = floors(values.map(|value| (value - min) * inverse + 0.5), 15);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..4].copy_from_slice(&F16::nearest(min));
     write_halves(&numbers, &mut block[4..]);
@@ -101,7 +119,7 @@ pub(super) fn q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
 pub(super) fn q5_0(values: &[f32; 32], block: &mut [u8; 22]) {
     let d = extreme(values) / -16.0;
     let inverse = inverse(d);
-    let numbers = values.map(|value| floor(value * inverse + 16.5, 31));
+    let numbers = floors(values.map(|value| value * inverse + 16.5), 31);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..6].copy_from_slice(&fifth_bits(&numbers));
     write_halves(&numbers, &mut block[6..]);
@@ -112,7 +130,7 @@ pub(super) fn q5_1(values: &[f32; 32], block: &mut [u8; 24]) {
     let (min, max) = range(values);
     let d = (max - min) / 31.0;
     let inverse = inverse(d);
-    let numbers = values.map(|value| floor((value - min) * inverse + 0.5, 31));
+    let numbers = floors(values.map(|value| (value - min) * inverse + 0.5), 31);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..4].copy_from_slice(&F16::nearest(min));
     block[4..8].copy_from_slice(&fifth_bits(&numbers));
@@ -124,8 +142,19 @@ pub(super) fn q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
     let d = f32::from_bits(largest_size(values)) / 127.0;
     let inverse = inverse(d);
     block[..2].copy_from_slice(&F16::nearest(d));
-    for (out, &value) in block[2..].iter_mut().zip(values) {
-        let rounded = (value * inverse).round();
-        *out = ((if rounded.abs() < 1e9 { rounded } else { 0.0 }) as i32 as i8).cast_unsigned();
+    let exact = values.map(|value| value * inverse);
+    let numbers = if exact.iter().fold(true, |small, value| small & (value.abs() < 1e6)) {
+        exact.map(|exact| {
+            // Ties went to the even number: those on the way to 0 go back. What is cut off is exact.
+            let near = nearest(exact);
+            let rest = exact - near as f32;
+            let (up, down) = ((rest == 0.5) & (exact > 0.0), (rest == -0.5) & (exact < 0.0));
+            (near + i32::from(up) - i32::from(down)) as i8
+        })
+    } else {
+        exact.map(|exact| (if exact.abs() < 1e9 { exact.round() } else { 0.0 }) as i32 as i8)
+    };
+    for (out, number) in block[2..].iter_mut().zip(numbers) {
+        *out = number.cast_unsigned();
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::dialects::is_adapter;
+use super::is_adapter;
 use crate::error::{Error, Result};
 use crate::formats::gguf::parse_name;
 use crate::formats::{Format, WEIGHT_STEMS};
