@@ -56,6 +56,7 @@ mod pipeline;
 mod prefixes;
 mod quant;
 mod quant_hostile;
+mod quant_layouts;
 mod quant_states;
 mod range;
 mod resize;
