@@ -290,13 +290,16 @@ fn scaled_fp8_is_told_from_other_scaled_weights() {
     let tensors: [(&str, &str, &[u64], u64); 4] = [
         ("a.weight", "F8_E4M3", &[4], 4),
         ("a.weight_scale", "F32", &[], 4),
-        ("b.weight", "I8", &[4], 4),
+        ("b.weight", "I8", &[2, 2], 4),
         ("b.weight_scale", "F32", &[], 4),
     ];
     let (_keep, path) = directory("model.safetensors", &tensors, None);
     assert_eq!(
         facts(&path)["quantisation"],
-        json!([{"method": "FP8", "modules": 1, "bits": 8, "group": "one scale", "details": ["E4M3", "F32 scales"], "elements": 4}])
+        json!([
+            {"method": "FP8", "modules": 1, "bits": 8, "group": "one scale", "details": ["E4M3", "F32 scales"], "elements": 4},
+            {"method": "compressed-tensors int-quantized", "modules": 1, "bits": 8, "group": "one scale", "details": ["F32 scales"], "elements": 4}
+        ])
     );
 }
 
