@@ -42,14 +42,30 @@ impl View {
     /// # Errors
     /// When a weight contradicts itself, or its name is taken.
     pub fn find(checkpoint: &Checkpoint, config: Option<&Map<String, Value>>, float: Option<Float>) -> Result<Self> {
+        Self::look(checkpoint, config, float, &mut Err)
+    }
+
+    /// The same; `wrong` is told of every weight that cannot be read, and decides whether that is the end.
+    ///
+    /// # Errors
+    /// As [`View::find`], and what `wrong` says.
+    pub fn look(
+        checkpoint: &Checkpoint,
+        config: Option<&Map<String, Value>>,
+        float: Option<Float>,
+        wrong: &mut dyn FnMut(Error) -> Result<()>,
+    ) -> Result<Self> {
         let files = Files::of(checkpoint, config)?;
         let mut found = Vec::new();
         let mut view = Self::default();
         for info in checkpoint.tensors() {
             if comfyui::is_whole_mark(&info.name) || is_of_cache(info) {
                 view.marks.insert(info.name.clone());
-            } else if let Some(weight) = recognise(&files, info).map_err(|problem| named(&files, problem))? {
-                found.push(weight);
+            } else {
+                match recognise(&files, info) {
+                    Ok(weight) => found.extend(weight),
+                    Err(problem) => wrong(named(&files, problem))?,
+                }
             }
         }
         if found.is_empty() {

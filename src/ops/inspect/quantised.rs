@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::Checkpoint;
 use crate::model::ModelConfig;
 use crate::model::storage::view::View;
 use crate::model::storage::{Facts, KEYS, refused};
+
+/// Weights that cannot be read and are told of one by one.
+const TOLD: usize = 3;
 
 /// One way in which weights are quantised.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -51,13 +54,24 @@ pub struct Found {
 /// When a file beside it cannot be read.
 pub fn find(checkpoint: &Checkpoint, config: Option<&ModelConfig>) -> Result<Found> {
     let mut found = Found::default();
-    let view = match View::find(checkpoint, config.map(|config| &config.raw), None) {
-        Ok(view) => view,
-        Err(problem) => {
-            found.problems.push(problem.to_string());
-            View::default()
-        }
+    let mut wrong = Vec::new();
+    let mut told = |problem: Error| {
+        wrong.push(problem.to_string());
+        Ok(())
     };
+    let view = View::look(checkpoint, config.map(|config| &config.raw), None, &mut told).unwrap_or_else(|problem| {
+        wrong.push(problem.to_string());
+        View::default()
+    });
+    // What the config says is said of every weight.
+    wrong.dedup();
+    let more = wrong.len().saturating_sub(TOLD);
+    wrong.truncate(TOLD);
+    wrong.extend(
+        (more > 0)
+            .then(|| format!("{} cannot be read for the same or other reasons", super::counted(more, "more weight"))),
+    );
+    found.problems.extend(wrong);
     let mut ways: BTreeMap<Facts, (usize, u64)> = BTreeMap::new();
     for weight in view.weights() {
         let (modules, elements) = ways.entry(weight.storage.facts()).or_default();
