@@ -186,7 +186,8 @@ pub fn begin(
 /// What was found in reading and placing.
 pub fn notes(base: &Base, applied: &[Applied], placement: &Placement) -> Vec<String> {
     let read = applied.iter().flat_map(|applied| applied.adapter.tensors.notes());
-    base.notes().chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+    let packed = applied.iter().flat_map(|applied| applied.adapter.packing_notes());
+    base.notes().chain(read.cloned()).chain(packed).chain(placement.notes.iter().cloned()).collect()
 }
 
 /// What is said of every adapter.
