@@ -193,8 +193,12 @@ impl Adapter {
             }
             _ => None,
         };
-        let packed = self.packings.iter().filter(|packing| !packing.is_plain()).map(Packing::words);
-        self.tensors.notes().cloned().chain(alpha).chain(packed).collect()
+        self.tensors.notes().cloned().chain(alpha).chain(self.packing_notes()).collect()
+    }
+
+    /// How its stacks of experts lie, where PEFT of today would read something else.
+    pub fn packing_notes(&self) -> impl Iterator<Item = String> {
+        self.packings.iter().filter(|packing| !packing.is_plain()).map(Packing::words)
     }
 
     /// Refuses pairs whose factors do not fit each other.

@@ -208,6 +208,14 @@ fn every_verb_reads_what_unsloth_packed_and_writes_what_peft_reads() {
 }
 
 #[test]
+fn a_reading_that_only_the_values_tell_is_said() {
+    let bench = Bench::new();
+    let (base, adapter) = (root().join("bases/qwen3moe-v5"), root().join("skewed-bare-grouped/adapter"));
+    let report = merge(&base, &adapter, &bench.path("out"), &["--json"]).ok().json()["notes"].to_string();
+    assert!(report.contains("grouped by expert (by the values: no marker says so)"), "{report}");
+}
+
+#[test]
 fn inspect_names_the_reading_and_what_tells() {
     let facts = |case: &str| lorakit(&[&"inspect", &adapter_of(&root().join(case)), &"--json", &"--check"]).ok().json();
     let order = |case: &str, at: usize| {

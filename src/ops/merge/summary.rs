@@ -215,7 +215,9 @@ pub fn notes(base: &Base, applied: &[Applied], placement: &Placement) -> Vec<Str
     let quantised = base.view.is_some()
         || base.config.as_ref().is_some_and(|config| config.raw.contains_key("quantization_config"));
     let others: Vec<String> = named.iter().filter_map(|named| named_base::note(named, &own, quantised)).collect();
-    base.notes().chain(others).chain(read.cloned()).chain(placement.notes.iter().cloned()).collect()
+    let packed = applied.iter().flat_map(|applied| applied.adapter.packing_notes());
+    let read = read.cloned().chain(packed);
+    base.notes().chain(others).chain(read).chain(placement.notes.iter().cloned()).collect()
 }
 
 /// What the model is called: as its config or the Hugging Face cache says, else as its folder.
