@@ -222,21 +222,51 @@ for part in ("base", "tuned"):
 """
 
 
+# The same experts as stacks, and adapters of them as PEFT 0.18 and Unsloth packed them: swapped, B expert by expert.
+STACKS = """
+import json, sys, numpy as np
+from pathlib import Path
+from safetensors.numpy import save_file
+layers, out, experts, rank = int(sys.argv[1]) // 768, Path(sys.argv[2]), 256, 2
+rng = np.random.default_rng(2)
+new = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+(out / "stacks").mkdir(parents=True, exist_ok=True)
+stacks = {"gate_up_proj": (8, 4), "down_proj": (4, 4)}
+save_file({f"model.layers.{i}.mlp.experts.{name}": new(experts, *shape) for i in range(layers) for name, shape in stacks.items()},
+          out / "stacks" / "model.safetensors", metadata={"format": "pt"})
+json.dump({"model_type": "qwen3_moe", "hidden_size": 4, "num_experts": experts}, open(out / "stacks" / "config.json", "w"))
+for part in ("p", "q"):
+    (out / part).mkdir(parents=True, exist_ok=True)
+    keys = {"gate_up_proj": "experts.base_layer", "down_proj": "experts"}
+    shapes = lambda o, i: (("A", (experts * rank, o)), ("B", (i, rank * experts)))
+    tensors = {f"base_model.model.model.layers.{n}.mlp.{keys[name]}.lora_{k}.weight": new(*s)
+               for n in range(layers) for name, shape in stacks.items() for k, s in shapes(*shape)}
+    save_file(tensors, out / part / "adapter_model.safetensors", metadata={"format": "pt"})
+    json.dump({"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [], "peft_version": "0.18.1",
+               "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], "lora_B_layout": "grouped_by_expert"},
+              open(out / part / "adapter_config.json", "w"))
+"""
+
+
 def modules(a):
-    """Seconds of every verb for 10 000, 20 000 and 40 000 modules of [4, 4]: linear is 2 and 4 times."""
+    """Seconds of every verb for 10 000, 20 000 and 40 000 modules of [4, 4]: linear is 2 and 4 times. DeepSeek-V3 has 44 500."""
     print("\n| verb | 10 000 | 20 000 | 40 000 | 20 000 / 10 000 |\n|---|---|---|---|---|")
     counts = (10_000, 20_000, 40_000)
     for count in counts:
         if not (a.dir / f"modules-{count}" / "tuned" / "config.json").exists():
-            subprocess.run([a.peers or "python3", "-c", MODULES, str(count), str(a.dir / f"modules-{count}")], check=True)
-    for verb, parts, more in (("merge", "base a", ""), ("stack", "a b", ""), ("stack", "a b", "--rank 1"), ("resize", "a", "--energy 0.9"), ("extract", "base tuned", "--rank 1"),
-                              ("convert", "a", "--to mlx"), ("inspect", "a", "--json")):
+            for script in (MODULES, STACKS):
+                subprocess.run([a.peers or "python3", "-c", script, str(count), str(a.dir / f"modules-{count}")], check=True)
+    for verb, parts, options in (("merge", "base a", ""), ("stack", "a b", ""), ("stack", "a b", "--rank 1"), ("resize", "a", "--energy 0.9"), ("extract", "base tuned", "--rank 1"),
+                              ("convert", "a", "--to mlx"), ("inspect", "a", "--json"), ("merge", "stacks a", ""), ("merge", "base p", ""), ("merge", "stacks p", ""),
+                              ("stack", "p q", ""), ("resize", "p", "--rank 1"), ("convert", "a", "--to peft --experts fused"),
+                              ("convert", "p", "--to peft --experts per-expert --base {}/stacks"), ("inspect", "p", "--json --check")):
         seconds = []
         for count in counts:
             inputs = [a.dir / f"modules-{count}" / part for part in parts.split()]
+            more = options.replace("{}", str(a.dir / f"modules-{count}"))
             out = [] if verb == "inspect" else ["-o", a.out, "-q"]
             seconds.append(statistics.median(r["wall"] for r in timed(a, [a.lorakit, verb, *inputs, *more.split(), "-j", a.threads, *out], inputs, a.out, a.runs)))
-        print(f"| {verb} {more} | {' | '.join(f'{s:.2f}' for s in seconds)} | {seconds[1] / seconds[0]:.2f} |", flush=True)
+        print(f"| {verb} {parts} {options} | {' | '.join(f'{s:.2f}' for s in seconds)} | {seconds[1] / seconds[0]:.2f} |", flush=True)
 
 
 def scaling(a):

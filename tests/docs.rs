@@ -4,6 +4,8 @@
 //! `LORAKIT_UPDATE_DOCS=1 cargo test --test docs` writes outputs, tables and the picture anew; `tests/docs/README.md` tells how
 //! a page is written.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot unwrap has failed")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -54,12 +54,15 @@ pub fn resolve(written: impl AsRef<OsStr>, caches: &[PathBuf]) -> Result<PathBuf
 fn near(path: &Path) -> Option<PathBuf> {
     const FAR: usize = 2;
     const LOOKED_AT: usize = 4096;
-    let name = path.file_name()?.to_str()?;
+    /// Longest name that is compared, and most bytes by which two differ.
+    const LONGEST: usize = 100;
+    const LONG: usize = 8;
+    let name = path.file_name()?.to_str().filter(|name| name.len() <= LONGEST)?;
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let entries = std::fs::read_dir(folder.unwrap_or(Path::new("."))).ok()?.flatten().take(LOOKED_AT);
     let distance = |entry: &std::fs::DirEntry| {
         let other = entry.file_name();
-        let other = other.to_str()?;
+        let other = other.to_str().filter(|other| other.len().abs_diff(name.len()) <= LONG)?;
         Some((strsim::damerau_levenshtein(name, other), other.to_owned()))
     };
     let (far, other) = entries.filter_map(|entry| distance(&entry)).min()?;

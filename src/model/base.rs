@@ -5,8 +5,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::config::ModelConfig;
+use super::storage::refused::{self, Refused};
 use super::storage::view::View as Quantised;
-use super::storage::{SIDE_FILES, fp8, refused};
+use super::storage::{SIDE_FILES, fp8};
 use super::train_base::TrainBase;
 use super::weight::Weight;
 use super::wrapping::Wrapping;
@@ -272,6 +273,15 @@ impl Base {
         let info = self.checkpoint.info(name)?;
         if Packing::of(&info.dtype).is_some() || info.shape.as_slice().len() < 2 {
             return None;
+        }
+        let said = self.config.as_ref().and_then(|config| config.raw.get("quantization_config")?.as_object());
+        if let Some(Refused { who, why, .. }) = said.and_then(refused::of_settings) {
+            let what = format!(
+                "tensor `{name}` holds codes ({}), and the model is quantised by {who} (`quant_method` of its config), which {why}",
+                info.dtype
+            );
+            let error = Error::unsupported(self.checkpoint.root(), what);
+            return Some(error.hint("take the model the quantised one was made from, then quantise the result"));
         }
         let scale = self.scale_beside(name)?;
         let what = format!(

@@ -41,6 +41,7 @@ mod whole;
 
 pub use applied::{Applied, Sources};
 pub use change::Placeable;
+pub use experts::swapped_by_peft;
 pub use fit::is_transposed;
 pub use placer::{Outcome, Placer};
 pub use places::{Place as BasePlace, Places as BasePlaces};

@@ -2,6 +2,8 @@
 
 use std::fmt::{Result, Write};
 
+use serde_json::Value;
+
 use super::inspect::numbers::percent;
 use super::lines::{bytes, change, counts, head, indented, kept, notes, put, time};
 use super::{shown, table};
@@ -96,6 +98,7 @@ fn write(text: &mut String, verdict: &str, report: &MergeReport, more: &[String]
     if let Some(survival) = report.survival.as_ref().filter(|survival| survival.delta_norm > 0.0) {
         change(text, survival.delta_norm, &format!("{} kept after rounding", kept(survival.retained)), None)?;
     }
+    put(text, "options", &options(report))?;
     report.config_changes.iter().try_for_each(|change| put(text, "config", &line(change)))?;
     put(text, "size", &bytes(report.bytes, report.files))?;
     if report.survival.is_some() {
@@ -107,6 +110,22 @@ fn write(text: &mut String, verdict: &str, report: &MergeReport, more: &[String]
         details(text, report)?;
     }
     Ok(())
+}
+
+/// Options that change bytes, as the record has them.
+fn options(report: &MergeReport) -> String {
+    let given = report.options.as_object().into_iter().flatten();
+    let one = |(key, value): (&String, &Value)| match value {
+        Value::Bool(true) => key.replace('_', "-"),
+        Value::String(text) => format!("{} {text}", key.replace('_', "-")),
+        Value::Array(several) => {
+            let texts: Vec<String> =
+                several.iter().map(|one| one.as_str().map_or_else(|| one.to_string(), str::to_owned)).collect();
+            format!("{} {}", key.replace('_', "-"), texts.join(" "))
+        }
+        other => format!("{} {other}", key.replacen('_', "-", 1)),
+    };
+    line(&given.map(one).collect::<Vec<_>>().join(", "))
 }
 
 /// What has to be seen of a merge, whether its report is read or not.

@@ -295,7 +295,7 @@ fn every_reference_adapter_goes_there_and_back_or_is_refused_with_the_reason() {
             ("adapterhub", 2),
             ("comfyui", 16),
             ("diffusers", 7),
-            ("mlx", 20),
+            ("mlx", 21),
             ("peft", 5),
             ("torchtune", 18),
         ])

@@ -66,6 +66,17 @@ fn a_resized_file_of_sd_scripts_has_its_keys_and_metadata() {
 }
 
 #[test]
+fn the_arguments_of_convolutions_follow() {
+    let bench = Bench::new();
+    let input = fixtures().join("dialects/kohya-locon-r8c4.safetensors");
+    let out = bench.path("small.safetensors");
+    assert!(metadata(&input)["ss_network_args"].contains(r#""conv_dim": "4""#));
+    run(&[&"resize", &input, &"--rank", &"2", &"-o", &out]);
+    let args: serde_json::Value = serde_json::from_str(&metadata(&out)["ss_network_args"]).unwrap();
+    assert_eq!((&args["conv_dim"], &args["conv_alpha"]), (&json!("2"), &json!("2.0")));
+}
+
+#[test]
 fn a_stack_keeps_tags_of_all_and_what_they_agree_on() {
     let bench = Bench::new();
     let (one, two, out) =

@@ -161,7 +161,7 @@ fn a_text_is_no_weight_file() {
 /// Every key of a document, of its lists of objects too.
 fn keys(document: &Value, found: &mut std::collections::BTreeSet<String>) {
     // Their keys are names of files, ranks or settings.
-    const OPEN: [&str; 4] = ["ranks", "dtypes", "tensors", "alpha_from"];
+    const OPEN: [&str; 5] = ["ranks", "dtypes", "tensors", "alpha_from", "options"];
     match document {
         Value::Object(object) => {
             for (key, value) in object {
@@ -183,7 +183,9 @@ fn the_page_of_the_command_line_names_every_key() {
     let cat = fixtures().join("dialects/kohya-lora-r4.safetensors");
     let (merged, tuned) = (bench.path("merged"), bench.path("f32"));
     merge(&base, &adapter, &tuned, &["--dtype", "f32"]).ok();
-    let page = fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md")).unwrap();
+    let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference");
+    let pages = fs::read_dir(pages).unwrap().map(|page| fs::read_to_string(page.unwrap().path()).unwrap());
+    let page: String = pages.collect();
     for document in [
         lorakit(&[&"merge", &base, &adapter, &"-o", &merged, &"--json"]),
         lorakit(&[&"extract", &base, &tuned, &"--max-size", &"20kB", &"-o", &bench.path("e"), &"--json"]),
@@ -197,7 +199,7 @@ fn the_page_of_the_command_line_names_every_key() {
         keys(&document.ok().json(), &mut found);
         for key in found {
             let named = [format!("`{key}`"), format!("`{key}[]`"), format!("`{key}{{}}`"), format!("[].{key}`")];
-            assert!(named.iter().any(|name| page.contains(name)), "docs/cli.md does not name `{key}`");
+            assert!(named.iter().any(|name| page.contains(name)), "no page of docs/reference names `{key}`");
         }
     }
 }
@@ -218,4 +220,15 @@ fn a_config_of_another_dtype_is_a_problem() {
         let problems = lorakit(&[&"inspect", &base, &"--json"]).ok().json()["problems"].clone();
         assert_eq!(problems.as_array().unwrap().len(), count, "{problems}");
     }
+}
+
+#[test]
+fn options_that_change_bytes_leave_a_trace_in_the_report() {
+    let bench = Bench::new();
+    let (base, adapter) = (fixtures().join("tiny/base"), fixtures().join("tiny/adapter"));
+    let more = ["--weight-for", "mlp=0.5", "--include", "layers", "--dtype", "f32"];
+    let text = merge(&base, &adapter, &bench.path("a"), &more).ok().stdout;
+    assert!(text.contains("  options  dtype F32, include layers, weight-for mlp 0.5\n"), "{text}");
+    let plain = merge(&base, &adapter, &bench.path("b"), &[]).ok().stdout;
+    assert!(!plain.contains("options"), "{plain}");
 }

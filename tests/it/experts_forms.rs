@@ -223,7 +223,8 @@ fn inspect_names_the_reading_and_what_tells() {
     assert_eq!(order("skewed-bare-grouped", 0)[2], "by the values: no marker says so");
     assert!(facts("split-qwen3moe").get("experts").is_none());
     let page = lorakit(&[&"inspect", &adapter_of(&root().join("unsloth-mixed"))]).ok().stdout;
-    assert!(page.contains("grouped by expert (Unsloth's marker)"), "{page}");
+    let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("expert columns grouped by expert (Unsloth's marker)"), "{page}");
     let exception = facts("skewed-merged-exception")["problems"].to_string();
     assert!(exception.contains("--expert-order") || exception.contains("the values say otherwise"), "{exception}");
 }
@@ -233,8 +234,7 @@ fn noise_adapter(bench: &Bench, config: Value) -> PathBuf {
     let tensors: Vec<(String, Tensor)> = [("base_layer.", 16, 6, 1), ("", 6, 8, 3)]
         .into_iter()
         .flat_map(|(nested, outputs, inputs, seed)| {
-            let key =
-                |factor: &str| format!("base_model.model.model.layers.0.mlp.experts.{nested}lora_{factor}.weight");
+            let key = |factor: &str| format!("model.layers.0.mlp.experts.{nested}lora_{factor}.weight");
             let down = Tensor::f32(&[8, inputs], &noise(seed, 8 * inputs, 1.0));
             let up = Tensor::f32(&[outputs, 8], &noise(seed + 1, outputs * 8, 1.0));
             [(key("A"), down), (key("B"), up)]
@@ -242,7 +242,7 @@ fn noise_adapter(bench: &Bench, config: Value) -> PathBuf {
         .collect();
     let borrowed: Vec<(&str, Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.clone())).collect();
     let mut all = json!({
-        "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "peft_version": "0.21.2",
+        "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [], "peft_version": "0.21.2",
         "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
     });
     all.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
@@ -348,9 +348,13 @@ fn servers_get_every_expert_and_both_stacks() {
     convert(&part, &deep, &["--experts", "vllm-3d", "--base", base_text]).ok();
     assert_eq!(read_model(&deep).len(), 2 * 2 * 2, "layers, stacks, factors");
     assert_declared(&deep, "vllm-3d");
-    let wanted = read_model(&merged(&bench, &base, &part, "wanted", &[]));
+    // What is not changed is copied as it is stored.
+    let values = |out: &Path| -> Vec<(String, Vec<f64>)> {
+        read_model(out).into_iter().map(|(name, tensor)| (name, tensor.values())).collect()
+    };
+    let wanted = values(&merged(&bench, &base, &part, "wanted", &[]));
     for form in [&flat, &deep] {
-        assert_eq!(read_model(&merged(&bench, &base, form, "out", &[])), wanted);
+        assert!(values(&merged(&bench, &base, form, "out", &[])) == wanted, "{}", form.display());
     }
     convert(&part, &bench.path("unknown"), &["--experts", "fused"])
         .refused(1, &["some experts are missing", "--base PATH"]);

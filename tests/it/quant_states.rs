@@ -134,4 +134,15 @@ fn methods_that_are_not_read_are_called_by_their_names() {
         let told = lorakit(&[&"inspect", &base]).ok().stdout;
         assert!(told.contains(who), "{told}");
     }
+    // By the config alone.
+    let codes = [("layers.0.q_proj.weight", bytes(Dtype::I8, &[8, 8], 1))];
+    for (method, who) in [("eetq", "EETQ"), ("bitnet", "BitNet"), ("quark", "Quark"), ("sinq", "SINQ")] {
+        let base = bench.base(&codes, &json!({"quantization_config": {"quant_method": method}}));
+        lorakit(&[&"convert", &base, &"--dtype", &"bf16", &"-o", &bench.path("out")]).refused(1, &[who, "hint: "]);
+    }
+    // A plain tensor may be called like the parts of some method.
+    let plain =
+        [("ssm.B", Tensor::f32(&[4, 4], &[1.0; 16])), ("vq.centroids.weight", Tensor::f32(&[4, 4], &[1.0; 16]))];
+    let base = bench.base(&plain, &json!({}));
+    lorakit(&[&"convert", &base, &"--dtype", &"bf16", &"-o", &bench.path("plain")]).ok();
 }

@@ -75,9 +75,10 @@ fn marker(source: &Map<String, Value>, parameter: &str) -> Option<Order> {
     source.get(FLAT).and_then(word)
 }
 
-/// The settings of what we write: columns rank by rank, said where PEFT drops it and where it keeps it.
-pub fn declare(config: &mut Map<String, Value>, version: &str) {
-    config.insert("peft_version".into(), version.into());
+/// The settings of what we write: columns rank by rank, said where PEFT drops it and where it keeps it, and the version whose rule
+/// for the sides holds.
+pub fn declare(config: &mut Map<String, Value>, version: Option<&str>) {
+    config.extend(version.map(|version| ("peft_version".to_owned(), version.into())));
     config.insert(FLAT.into(), Order::RankMajor.marker().into());
     config.remove(NESTED);
     if let Some(Value::Object(mapping)) = config.get_mut(MAPPING) {

@@ -172,6 +172,7 @@ fn decide_sides(
     let sibling = by_shape.iter().flatten().next().copied();
     let (era, told) = sides::era(&adapter.config);
     let version = sides::by_version(era, &told, family);
+    let says_version = adapter.config.raw.contains_key("peft_version");
     let mut all = Vec::with_capacity(found.len());
     for (found, shape) in found.iter().zip(by_shape) {
         let decided = match (shape, options.expert_sides) {
@@ -189,7 +190,9 @@ fn decide_sides(
                 (sibling, "as the adapter's other stacks".to_owned())
             }
             // Of a matrix that is not square the model tells, if nothing else does.
-            (None, None) if !found.is_square() && family.types.is_empty() => (None, "only the model tells".to_owned()),
+            (None, None) if !found.is_square() && (family.types.is_empty() || !says_version) => {
+                (None, "only the model tells".to_owned())
+            }
             (None, None) => match &version {
                 Ok((sides, by)) => (Some(*sides), by.clone()),
                 Err(why) => (None, why.clone()),

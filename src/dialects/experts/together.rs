@@ -7,8 +7,12 @@
 use std::collections::BTreeMap;
 
 use super::sides::Family;
-use crate::dialects::pieces::{Pair, Pieces, Stacked, most_frequent};
+use crate::adapters::{Adapter, ReadOptions};
+use crate::dialects::files::{Facts, Wishes};
+use crate::dialects::pieces::{self, Pair, Pieces, Stacked, Stacks, most_frequent};
+use crate::dialects::{made, peft};
 use crate::error::{Error, Result};
+use crate::model::{ModelConfig, same_tensors};
 use crate::naming::experts::{Part, expert_of};
 use crate::pairs::matrix::{Block, Grid};
 
@@ -56,6 +60,22 @@ pub fn singles(pieces: &mut Pieces, interleaved: &mut bool) -> Result<Lists> {
     }
     pieces.pairs = rest;
     Ok(lists)
+}
+
+/// The same adapter with stacks for its single experts, as PEFT would have it; `config` is that of the model.
+///
+/// # Errors
+/// When it has no such form.
+pub fn fused(adapter: &Adapter, model: Model<'_>, config: Option<&ModelConfig>) -> Result<Adapter> {
+    let mut pieces = pieces::collect(adapter, Stacks::Kept)?;
+    fuse(&mut pieces, model, false)?;
+    let facts = Facts { adapter, family: None, float: None, wishes: Wishes::default(), is_file: false, model: config };
+    let files = peft::write::write(pieces, &facts)?;
+    let file = adapter.tensors.files().first().map(|file| &file.map);
+    let file = file.ok_or_else(|| Error::unsupported(&adapter.root, "has no tensors"))?;
+    let mut made = made(files, &adapter.root, file)?;
+    made.read_stacks(config, &ReadOptions::default(), false)?;
+    Ok(made)
 }
 
 /// Whether the experts of a list have a gate; those of Nemotron-H have none.
@@ -148,7 +168,7 @@ fn stack(
         let ranks = own.iter().filter(|((_, own), _)| own == part).map(|(_, pair)| pair.rank());
         ranks.max().unwrap_or(0)
     };
-    let shared = parts.len() == 1 || share_factors(own, experts, parts);
+    let shared = parts.len() == 1 || share_factors(own, experts, parts)?;
     let ranks: Vec<u64> = parts.iter().map(rank_of).collect();
     let rank = if shared { ranks.iter().copied().max().unwrap_or(0) } else { ranks.iter().sum() };
     let all = outputs * parts.len() as u64;
@@ -180,21 +200,29 @@ fn stack(
 }
 
 /// Whether gate and up of every expert have one A, as those that were taken out of a stack do.
-fn share_factors(own: &BTreeMap<(u64, Part), Pair>, experts: u64, parts: &[Part]) -> bool {
-    let same = |left: &Block, right: &Block| {
-        std::sync::Arc::ptr_eq(&left.source.map, &right.source.map)
-            && (left.source.start, left.first, left.step, left.size)
-                == (right.source.start, right.first, right.step, right.size)
-            && (left.turned, left.at, left.factor) == (right.turned, right.at, right.factor)
+fn share_factors(own: &BTreeMap<(u64, Part), Pair>, experts: u64, parts: &[Part]) -> Result<bool> {
+    let same = |left: &Block, right: &Block| -> Result<bool> {
+        let shape = (left.turned, left.first, left.step, left.size, left.at, left.gap)
+            == (right.turned, right.first, right.step, right.size, right.at, right.gap);
+        let tensors = (&left.source, &right.source);
+        let is_one = std::sync::Arc::ptr_eq(&tensors.0.map, &tensors.1.map) && tensors.0.start == tensors.1.start;
+        Ok(shape && left.factor == right.factor && (is_one || same_tensors(tensors.0, tensors.1)?))
     };
-    (0..experts).all(|expert| {
-        let mut pairs = parts.iter().filter_map(|part| own.get(&(expert, *part)));
-        let Some(first) = pairs.next() else { return true };
-        pairs.all(|other| {
-            let (left, right) = (&first.down.blocks, &other.down.blocks);
-            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| same(left, right))
-        })
-    })
+    for expert in 0..experts {
+        let pairs: Vec<&Pair> = parts.iter().filter_map(|part| own.get(&(expert, *part))).collect();
+        for pair in pairs.windows(2) {
+            let (left, right) = (&pair[0].down.blocks, &pair[1].down.blocks);
+            if left.len() != right.len() {
+                return Ok(false);
+            }
+            for (left, right) in left.iter().zip(right) {
+                if !same(left, right)? {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Both parameters of every layer: the missing one changes nothing.

@@ -31,6 +31,8 @@ pub struct NewAdapter {
     pub whole: Vec<NewWhole>,
     /// The scale is α/√r. For pairs that keep their input's scale; what is computed has it folded in.
     pub rslora: bool,
+    /// Which factor of some stack lies on the input only the model tells: the version stays that of the input.
+    pub open: bool,
 }
 
 impl NewAdapter {

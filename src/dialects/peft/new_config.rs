@@ -59,7 +59,7 @@ pub fn render(adapter: &NewAdapter) -> Value {
     }
     config.extend(adapter.inherited.clone());
     if has_stacks(adapter) {
-        order::declare(&mut config, WRITTEN_VERSION);
+        order::declare(&mut config, (!adapter.open).then_some(WRITTEN_VERSION));
     }
     let mut entries: Vec<(String, Value)> = config.into_iter().collect();
     entries.sort_by(|(left, _), (right, _)| left.cmp(right));

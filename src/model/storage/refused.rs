@@ -42,14 +42,14 @@ const REFUSED: &[Refused] = &[
     Refused {
         who: "VPTQ",
         why: "stores vectors of learned codebooks",
-        ends: &[".centroids.weight", ".res_centroids.weight", ".centroids"],
+        ends: &[".res_centroids.weight"],
         methods: &["vptq"],
     },
     Refused { who: "HIGGS", why: "rotates weights before it packs them", ends: &[".tables2"], methods: &["higgs"] },
     Refused {
         who: "SpQR",
         why: "keeps its outliers apart in a sparse form",
-        ends: &[".dense_weights", ".row_offsets"],
+        ends: &[".dense_weights"],
         methods: &["spqr"],
     },
     Refused {
@@ -63,7 +63,7 @@ const REFUSED: &[Refused] = &[
     Refused {
         who: "marlin",
         why: "is ordered for the lanes of a GPU",
-        ends: &[".B", ".marlin_qweight"],
+        ends: &[".marlin_qweight"],
         methods: &["marlin"],
     },
     Refused {
@@ -72,14 +72,14 @@ const REFUSED: &[Refused] = &[
         ends: &[],
         methods: &["bitnet"],
     },
-    Refused { who: "EETQ", why: "is ordered for the lanes of a GPU", ends: &[".weight_scales"], methods: &["eetq"] },
+    Refused { who: "EETQ", why: "is ordered for the lanes of a GPU", ends: &[], methods: &["eetq"] },
     Refused {
         who: "FP-Quant",
         why: "rotates weights before it packs them",
         ends: &[".dqweight"],
         methods: &["fp_quant"],
     },
-    Refused { who: "SINQ", why: "scales both axes of a weight", ends: &[".scale2"], methods: &["sinq"] },
+    Refused { who: "SINQ", why: "scales both axes of a weight", ends: &[], methods: &["sinq"] },
     Refused {
         who: "Gemma QAT",
         why: "has widths and offsets that only its config knows",

@@ -48,7 +48,7 @@ impl View {
         for info in checkpoint.tensors() {
             if comfyui::is_whole_mark(&info.name) || is_of_cache(info) {
                 view.marks.insert(info.name.clone());
-            } else if let Some(weight) = recognise(&files, info)? {
+            } else if let Some(weight) = recognise(&files, info).map_err(|problem| named(&files, problem))? {
                 found.push(weight);
             }
         }
@@ -289,6 +289,11 @@ fn is_linear(module: &str) -> bool {
 /// Whether a tensor scales the cache of keys and values: the config that says so goes with that of the weights.
 fn is_of_cache(info: &TensorInfo) -> bool {
     info.shape.elements() == Some(1) && CACHE.iter().any(|end| info.name.ends_with(end))
+}
+
+/// Why a weight is not read, by the name of its format where the config says one that never is.
+fn named(files: &Files<'_>, problem: Error) -> Error {
+    refused::check(files).err().unwrap_or(problem)
 }
 
 fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {

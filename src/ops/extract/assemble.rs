@@ -36,7 +36,7 @@ pub fn assemble(
         }
         pairs.push(pair);
     }
-    NewAdapter { inherited: settings(base, examined, base_name), pairs, whole, rslora: false }
+    NewAdapter { inherited: settings(base, examined, base_name), pairs, whole, rslora: false, open: false }
 }
 
 /// The whole tensors with their values: the tuned file's bytes, and what lies otherwise in GGUF files as the numbers it

@@ -41,8 +41,15 @@ pub enum Class {
 }
 
 /// The class of the tensor `name` with the dimensions `shape`. `has_children` tells whether modules lie below its own,
-/// `is_one_of` whether the model is of one of some types.
-pub fn classify(name: &str, shape: &[u64], has_children: bool, is_one_of: impl Fn(&[&str]) -> bool) -> Class {
+/// `is_one_of` whether the model is of one of some types; `turned` whether a stack is to be turned, where that is known.
+pub fn classify(
+    name: &str,
+    shape: &[u64],
+    has_children: bool,
+    turned: Option<bool>,
+    is_one_of: impl Fn(&[&str]) -> bool,
+) -> Class {
+    let turned = turned.unwrap_or_else(|| is_one_of(&TRANSPOSED_MODELS));
     let (module, parameter) = (module_of(name), name.rsplit('.').next().unwrap_or(name));
     let named_weight = parameter == "weight";
     if parameter != "weight" && parameter.contains("bias") {
@@ -52,11 +59,11 @@ pub fn classify(name: &str, shape: &[u64], has_children: bool, is_one_of: impl F
     let layer = match shape {
         [] | [_] if named_weight || !has_children => return Class::Whole("has one dimension"),
         [] | [_] => return Class::Loose,
-        [_, _] if !named_weight || is_router(module) => parameter_of(parameter, shape, is_one_of(&TRANSPOSED_MODELS)),
+        [_, _] if !named_weight || is_router(module) => parameter_of(parameter, shape, turned),
         [_, _] if embeddings::is_table(module) => Layer::Embedding,
         [_, _] if is_one_of(&conv1d::MODELS) && conv1d::is_layer(module) => Layer::Conv1d,
         [_, _] => Layer::Linear,
-        [_, _, _] if !named_weight || is_stack(name) => parameter_of(parameter, shape, is_one_of(&TRANSPOSED_MODELS)),
+        [_, _, _] if !named_weight || is_stack(name) => parameter_of(parameter, shape, turned),
         [out, 1, kernel @ ..] if *out > 1 && kernel.iter().product::<u64>() > 1 => {
             return Class::Whole("may be a convolution in groups, of which PEFT has no low-rank form");
         }
@@ -126,9 +133,9 @@ mod tests {
             ("aria", "mlp.experts.down_proj", &[5, 8, 4], false, parameter("down_proj", 5, true)),
             ("llama", "l.0.block_sparse_moe.input_linear.weight", &[5, 8, 4], false, parameter("weight", 5, false)),
         ] {
-            assert_eq!(classify(name, shape, children, |types| types.contains(&model)), class, "{name}");
+            assert_eq!(classify(name, shape, children, None, |types| types.contains(&model)), class, "{name}");
         }
-        let grouped = classify("conv.weight", &[8, 1, 4], false, |_| false);
+        let grouped = classify("conv.weight", &[8, 1, 4], false, None, |_| false);
         assert!(matches!(grouped, Class::Whole(why) if why.contains("groups")));
     }
 }

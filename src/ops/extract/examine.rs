@@ -15,6 +15,7 @@ use crate::model::same_bytes;
 use crate::model::storage::refused;
 use crate::naming::{embeddings, head};
 use crate::output::Run;
+use crate::placement::swapped_by_peft;
 use crate::plan::{Budget, map_within};
 
 /// What one look holds: two rows of a comparison.
@@ -118,7 +119,8 @@ impl Look<'_> {
         } else if attention_of(self.base, module).is_some() {
             Class::Whole(ATTENTION)
         } else {
-            classify(&pair.name, shape, self.has_children(module), |types| self.base.is_one_of(types))
+            let turned = swapped_by_peft(self.base, module);
+            classify(&pair.name, shape, self.has_children(module), turned, |types| self.base.is_one_of(types))
         };
         // The experts of a stack lie one under the other.
         let stack = matches!(class, Class::Factors(Layer::Parameter { .. })) && shape.len() == 3;

@@ -193,6 +193,7 @@ pub(super) fn merge_as(options: &MergeOptions, direction: Direction, run: &Run<'
     let recipe = provenance::recipe(options.asked(), direction, &base, &applied)?;
     let assembled = assemble(&base, &placement, options, &provenance::metadata(&recipe))?;
     let mut report = summary::begin(options, &applied, &placement, &assembled, &base)?;
+    report.options = recipe["options"].clone();
     let Assembled { plan, merged, .. } = assembled;
     let mut output = sides::output(plan, &options.write, &base);
     let originals = applied.iter().filter_map(|applied| applied.original.as_ref());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::MergeOptions;
 use super::assemble::{Assembled, Counts};
@@ -41,6 +42,8 @@ pub struct MergeReport {
     pub part: Option<String>,
     /// What was merged.
     pub adapters: Vec<AdapterSummary>,
+    /// Options that change bytes and are not as they are without being said; as in the record.
+    pub options: Value,
     /// Tensors of the output by origin.
     pub tensors: Counts,
     /// Names of tensors by what happened to them; what is not listed was copied.
@@ -171,6 +174,7 @@ pub fn begin(
         dry_run: options.write.dry_run,
         part: options.write.part.map(|part| format!("{}/{}", part.part, part.parts)),
         adapters: adapters(applied, placement),
+        options: Value::Object(Map::new()),
         tensors: assembled.counts,
         changed,
         written_as: written_as(&assembled.merged),

@@ -130,7 +130,8 @@ pub fn files(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<NewPair>>) -> R
         frozen_bias: false,
     });
     let pairs = pairs.into_iter().flatten().collect();
-    let new = NewAdapter { pairs, whole: whole.collect(), ..NewAdapter::default() };
+    let open = terms.slots.values().any(Slot::is_open);
+    let new = NewAdapter { pairs, whole: whole.collect(), open, ..NewAdapter::default() };
     let config = json::render(&config(adapter, &new, left.iter().all(|left| *left)));
     let mut pairs = new.pairs.into_iter();
     let slots = terms.slots.values().zip(left).map(|(slot, left)| (slot, if left { pairs.next() } else { None }));
@@ -187,7 +188,7 @@ fn config(adapter: &Adapter, new: &NewAdapter, all: bool) -> Map<String, Value> 
         let version = adapter.config.raw.get("peft_version").and_then(Value::as_str).unwrap_or(WRITTEN_VERSION);
         let version =
             if Era::of(version) == Some(Era::Today) { version.to_owned() } else { WRITTEN_VERSION.to_owned() };
-        order::declare(&mut config, &version);
+        order::declare(&mut config, (!new.open).then_some(version.as_str()));
     }
     if adapter.config.init.0 != Init::Plain {
         // ΔW is told from the original base now.

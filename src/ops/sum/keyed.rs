@@ -9,7 +9,7 @@ use crate::dialects::files::{Files, Tensor};
 use crate::dialects::kohya::KOHYA;
 use crate::error::Result;
 use crate::formats::Stored;
-use crate::pairs::{Bytes, NewPair};
+use crate::pairs::{Bytes, NewPair, PairKind};
 use crate::placement::terms::{Slot, Terms};
 use crate::tensor::{Float, Shape};
 
@@ -19,6 +19,9 @@ const FACTOR: &str = ".lora_";
 /// Keys of sd-scripts that tell rank and alpha of all modules.
 const DIM: &str = "ss_network_dim";
 const ALPHA: &str = "ss_network_alpha";
+
+/// Key of sd-scripts that tells the arguments of the network as JSON: rank and alpha of convolutions are among them.
+const ARGS: &str = "ss_network_args";
 
 /// The file of `adapter` with new `pairs`, one per slot of `terms`; `None` leaves a pair out.
 ///
@@ -35,9 +38,29 @@ pub fn files(adapter: &Adapter, terms: &Terms, pairs: Vec<Option<NewPair>>) -> R
         let value = if same { values.first().cloned().unwrap_or_default() } else { "Dynamic".to_owned() };
         metadata.iter_mut().filter(|(own, _)| own == key).for_each(|(_, old)| old.clone_from(&value));
     }
+    if let Some((_, args)) = metadata.iter_mut().find(|(key, _)| key == ARGS)
+        && let Some(said) = arguments(args, &left)
+    {
+        *args = said;
+    }
     let hashed = metadata.iter().any(|(key, _)| key.starts_with("sshs_") || key == "modelspec.hash_sha256");
     let tensors = tensors(adapter, terms.slots.values().zip(pairs))?;
     Ok(Files { tensors, metadata, single: true, hashed, ..Files::of(&KOHYA, &[]) })
+}
+
+/// The arguments of the network with the rank and α that its convolutions have now; nothing where they say none.
+fn arguments(text: &str, pairs: &[&NewPair]) -> Option<String> {
+    let mut said: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text).ok()?;
+    let wide = |pair: &&&NewPair| matches!(&pair.kind, PairKind::Conv { kernel } if kernel.iter().product::<u64>() > 1);
+    let convolutions: Vec<&&NewPair> = pairs.iter().filter(wide).collect();
+    let one = convolutions.first()?;
+    let same = convolutions.iter().all(|pair| pair.rank == one.rank && pair.alpha == one.alpha);
+    for (key, value) in [("conv_dim", one.rank.to_string()), ("conv_alpha", format!("{:?}", one.alpha))] {
+        if said.contains_key(key) {
+            said.insert(key.into(), if same { value.into() } else { "Dynamic".into() });
+        }
+    }
+    Some(serde_json::Value::Object(said).to_string())
 }
 
 /// The tensors of the adapter in its order, those of its pairs and their α replaced or left out.

@@ -228,6 +228,9 @@ impl Opened {
         report.whole = new.whole.iter().map(WholeReport::of).collect();
         new.inherited = inherited(&self.sources, combined.token_indices, &mut report.notes)?;
         new.pairs = pairs.into_iter().flatten().collect();
+        new.open = terms.slots.values().any(Slot::is_open);
+        let version = adapter.config.raw.get("peft_version").filter(|_| new.open);
+        new.inherited.extend(version.map(|version| ("peft_version".to_owned(), version.clone())));
         let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
         refuse_nothing(options, nothing, &report)?;
         new.check_readable(&adapter.root)?;

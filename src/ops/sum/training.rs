@@ -1,5 +1,7 @@
 //! What trainers wrote about the adapters that are summed: it is taken along, as far as it is true of the sum.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
 use crate::adapters::Adapter;
@@ -20,18 +22,18 @@ const NAMED: usize = 4;
 /// said of the rest.
 pub fn take_along(adapters: &[&Adapter], metadata: &mut Vec<(String, String)>) -> Option<String> {
     let all = adapters.iter().flat_map(|adapter| &adapter.tensors.files()[0].header.metadata);
-    let own: Vec<&(String, String)> =
-        all.filter(|(key, _)| PREFIXES.iter().any(|prefix| key.starts_with(prefix))).collect();
-    let mut keys: Vec<&str> = Vec::new();
-    own.iter().for_each(|(key, _)| {
-        if !keys.contains(&key.as_str()) {
-            keys.push(key);
+    // In the order they come; a header may hold very many keys.
+    let mut said: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for (key, text) in all.filter(|(key, _)| PREFIXES.iter().any(|prefix| key.starts_with(prefix))) {
+        let at = *places.entry(key).or_insert(said.len());
+        if at == said.len() {
+            said.push((key, Vec::new()));
         }
-    });
+        said[at].1.push(text);
+    }
     let mut left = Vec::new();
-    for key in keys {
-        let mut values: Vec<&str> =
-            own.iter().filter(|(other, _)| other == key).map(|(_, text)| text.as_str()).collect();
+    for (key, mut values) in said {
         values.dedup();
         let value = match (values.as_slice(), key) {
             ([one], _) => Some((*one).to_owned()),

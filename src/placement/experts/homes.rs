@@ -94,6 +94,11 @@ impl Layer {
         Some(Self { layer: layer.to_owned(), place, turned, interleaved })
     }
 
+    /// Whether its stacks are `[E, in, out]`.
+    pub fn is_turned(&self) -> bool {
+        self.turned
+    }
+
     /// How many experts the projections `parts` have.
     pub fn experts(&self, base: &Base, parts: &[Part]) -> Option<u64> {
         let stack = |name: String| base.checkpoint.info(&name)?.shape.as_slice().first().copied();

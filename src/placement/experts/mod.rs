@@ -19,7 +19,9 @@ use super::tile::Piece;
 use crate::adapters::{Delta, Lora, LowRankDelta, Term};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
+use crate::model::base::Base;
 use crate::naming::experts;
+use crate::naming::experts::peft::Class;
 use crate::tensor::{Float, Rounding, Shape, TensorInfo};
 
 /// Lands a pair that has no layer of its own: of an expert, or of a stack. `None` if it is neither.
@@ -31,6 +33,15 @@ pub fn place(placer: &mut Placer<'_>, job: &Placeable<'_>, lora: &Lora) -> Resul
         return single::place(placer, job, lora, &single);
     }
     stacks::place(placer, job)
+}
+
+/// Whether PEFT of today takes the outputs of the stacks of `module` for their third dimension: those that are `[E, in, out]`, unless
+/// their class does not say so (Llama 4). `None` where that is not known.
+pub fn swapped_by_peft(base: &Base, module: &str) -> Option<bool> {
+    let layer = Layers::default().of(base, experts::layer_of_stack(module)?)?;
+    let silent =
+        base.config.as_ref().is_some_and(|config| config.types().any(|name| Class::of(name) == [Class::Silent]));
+    Some(layer.is_turned() && !silent)
 }
 
 /// The difference to untrained factors is formed for layers only.

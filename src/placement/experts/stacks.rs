@@ -84,16 +84,21 @@ fn assign<'a>(
         ));
     }
     let fits = |order: &[usize]| order.iter().zip(&inner_first).all(|(at, module)| stacks[*at].takes(lora_of(module)));
-    let found = permutations(stacks.len()).into_iter().find(|order| fits(order));
+    let straight = |order: &[usize]| {
+        order.iter().zip(&inner_first).all(|(at, module)| stacks[*at].takes_straight(lora_of(module)))
+    };
+    let orders = permutations(stacks.len());
+    let upright: Vec<&Vec<usize>> = orders.iter().filter(|order| straight(order)).collect();
+    let fitting = if upright.is_empty() { orders.iter().filter(|order| fits(order)).collect() } else { upright };
     // In what order a class that no table has defines its parameters is not known.
     let is_open =
         |stack: &Stack| matches!(&stack.home, Place::List { name, .. } if !DEFINITION_ORDER.contains(&name.as_str()));
-    if stacks.iter().any(is_open) && permutations(stacks.len()).iter().filter(|order| fits(order)).count() > 1 {
+    if stacks.iter().any(is_open) && fitting.len() > 1 {
         let names: Vec<String> = stacks.iter().map(|stack| format!("`{}`", stack.parameter)).collect();
         let what = format!("its pairs for {} have the same shapes, and which is whose is not known", names.join(", "));
         return Err(Error::unsupported(&job.applied.adapter.root, what));
     }
-    let Some(order) = found else {
+    let Some(order) = fitting.first().copied().cloned() else {
         let pair = lora_of(inner_first[0]);
         let offers: Vec<String> = stacks.iter().map(Stack::describe).collect();
         let problem = format!("B is {}; the parameters are {}", pair.up.info.shape, offers.join(", "));
@@ -136,6 +141,10 @@ impl Stack {
         // A plain matrix never lies the other way round.
         let swapped = self.can_swap() && (pair.inputs(), pair.outputs()) == self.size;
         pair.rank().is_multiple_of(self.experts) && (straight || swapped)
+    }
+
+    fn takes_straight(&self, pair: &Lora) -> bool {
+        pair.rank().is_multiple_of(self.experts) && (pair.outputs(), pair.inputs()) == self.size
     }
 
     fn can_swap(&self) -> bool {

@@ -401,6 +401,11 @@ impl Slot {
         self.shares.splice(at..at, shares);
     }
 
+    /// Whether it is a stack of which only the model tells which factor lies on the input: it stays as it lies.
+    pub fn is_open(&self) -> bool {
+        self.shares.iter().any(|share| share.stack.as_ref().is_some_and(|stack| stack.sides.is_none()))
+    }
+
     /// Experts of a stack; 1 for everything else.
     pub fn experts(&self) -> usize {
         self.kind.experts()

@@ -99,8 +99,8 @@ impl Parameters {
         if let Some(stack) = &lora.stack
             && stack.sides.is_none()
         {
-            // What lies as PEFT lays it today is written as it lies; a square one may lie either way.
-            if !stack.lies_as_today || lora.inputs() == lora.outputs() {
+            // Its shape tells whoever has the model, so it is written as it lies; a square one may lie either way.
+            if lora.inputs() == lora.outputs() {
                 return Err(stack.refusal(&lora.down));
             }
         }

@@ -4,8 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::adapters::{Adapter, Change, Init, ReadOptions};
+use crate::dialects::experts::sides::Family;
+use crate::dialects::experts::together::{Model, fused};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::model::original::{Original, initialiser};
+use crate::naming::experts::expert_of;
 use crate::placement::Applied;
 
 /// Opens adapters that are to be summed, with what tells their ΔW from what an initialiser took out of the base: untrained factors,
@@ -50,7 +54,27 @@ pub fn open(
         return Err(Error::invalid("--init-adapter", problem));
     }
     read.check_needed("--input-alpha", sources.iter().map(|applied: &Applied| &applied.adapter))?;
+    one_form(&mut sources, model)?;
     Ok(sources)
+}
+
+/// Where some adapters have experts in stacks and others one by one, all get stacks: a file holds one form.
+fn one_form(sources: &mut [Applied], model: Option<&ModelConfig>) -> Result<()> {
+    let stacks = |adapter: &Adapter| {
+        adapter.modules.iter().find_map(|module| match &module.change {
+            Change::Lora(lora) => lora.stack.as_ref().map(|stack| stack.experts).filter(|experts| *experts > 1),
+            _ => None,
+        })
+    };
+    let Some(experts) = sources.iter().find_map(|source| stacks(&source.adapter)) else { return Ok(()) };
+    let family = sources.iter().map(|source| Family::of(&source.adapter.config, model));
+    let Some(family) = family.max_by_key(|family| !family.is_unknown()) else { return Ok(()) };
+    for source in sources {
+        if source.adapter.modules.iter().any(|module| expert_of(&module.path).is_some()) {
+            source.adapter = fused(&source.adapter, Model { family: &family, experts: Some(experts) }, model)?;
+        }
+    }
+    Ok(())
 }
 
 fn refuse_dora(adapter: &Adapter) -> Result<()> {

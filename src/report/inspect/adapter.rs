@@ -28,7 +28,9 @@ pub fn describe(page: &mut Page, facts: &AdapterFacts, verdict: &str, modules: b
     page.line("trained", &trained(facts));
     stored(page, &facts.weights);
     groups(page, facts);
-    facts.experts.iter().for_each(|packing| page.line("experts", &packing.words()));
+    // That PEFT reads them as they lie goes without saying.
+    let said = facts.experts.iter().filter(|packing| !packing.is_plain() || packing.sides.is_none());
+    said.for_each(|packing| page.line("experts", &packing.words()));
     facts.inserted.iter().for_each(|one| inserted(page, one));
     if facts.layers.iter().any(|sum| sum.name != "other") {
         sums(page, "layers", &facts.layers);

@@ -129,8 +129,7 @@ impl Bits {
             BitOrder::Interleaved => put(&INTERLEAVED.map(|at| codes[at]), 4, bytes),
             BitOrder::Planes => {
                 let mut from = 0;
-                for (shift, width) in planes(self.width) {
-                    let width = width as usize;
+                for (shift, width) in planes(self.bits()) {
                     let mut plane = [0; MOST];
                     plane
                         .iter_mut()
@@ -162,7 +161,7 @@ fn put(codes: &[u8], width: usize, bytes: &mut [u8]) {
 }
 
 /// (bits below it, its bits) of the planes of a width.
-fn planes(width: u32) -> impl Iterator<Item = (u32, u32)> {
+fn planes(width: usize) -> impl Iterator<Item = (usize, usize)> {
     let mut below = 0;
     [8, 4, 2, 1].into_iter().filter(move |plane| width & plane != 0).map(move |plane| {
         below += plane;
@@ -178,9 +177,9 @@ per_cpu! {
 #[inline(always)]
 fn unpack_units(bits: Bits, bytes: &[u8], out: &mut [u8]) {
     match bits.order {
-        BitOrder::Stream => stream(bits.width, bytes, out),
-        BitOrder::Words => words(bits.width, bytes, out),
-        BitOrder::Planes => unpack_planes(bits.width, bytes, out),
+        BitOrder::Stream => stream(bits.bits(), bytes, out),
+        BitOrder::Words => words(bits.bits(), bytes, out),
+        BitOrder::Planes => unpack_planes(bits.bits(), bytes, out),
         BitOrder::HighFirst => {
             for (out, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
                 *out = [byte >> 4, byte & 15];
@@ -195,7 +194,7 @@ fn unpack_units(bits: Bits, bytes: &[u8], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn stream(width: u32, bytes: &[u8], out: &mut [u8]) {
+fn stream(width: usize, bytes: &[u8], out: &mut [u8]) {
     match width {
         1 => stream_of::<1>(bytes, out),
         2 => stream_of::<2>(bytes, out),
@@ -226,7 +225,7 @@ fn stream_of<const WIDTH: usize>(bytes: &[u8], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn words(width: u32, bytes: &[u8], out: &mut [u8]) {
+fn words(width: usize, bytes: &[u8], out: &mut [u8]) {
     match width {
         3 => words_of::<3, 10>(bytes, out),
         5 => words_of::<5, 6>(bytes, out),
@@ -249,13 +248,13 @@ fn words_of<const WIDTH: usize, const CODES: usize>(bytes: &[u8], out: &mut [u8]
 }
 
 #[inline(always)]
-fn unpack_planes(width: u32, bytes: &[u8], out: &mut [u8]) {
-    for (out, unit) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.chunks_exact(4 * width as usize)) {
+fn unpack_planes(width: usize, bytes: &[u8], out: &mut [u8]) {
+    for (out, unit) in out.as_chunks_mut::<32>().0.iter_mut().zip(bytes.chunks_exact(4 * width)) {
         *out = [0; 32];
         let mut rest = unit;
         for (shift, plane) in planes(width) {
             let mut part = [0; 32];
-            let (own, after) = rest.split_at(4 * plane as usize);
+            let (own, after) = rest.split_at(4 * plane);
             stream(plane, own, &mut part);
             out.iter_mut().zip(part).for_each(|(code, part)| *code |= part << shift);
             rest = after;

@@ -17,7 +17,7 @@ pub static E2M3: [f32; 64] = e2m3();
 const fn e2m3() -> [f32; 64] {
     let mut table = [0.0; 64];
     let mut code = 0;
-    while code < 32_u8 {
+    while code < 32_usize {
         let (exponent, mantissa) = (code >> 3, (code & 7) as f32 / 8.0);
         let magnitude = match exponent {
             0 => mantissa,
@@ -25,8 +25,8 @@ const fn e2m3() -> [f32; 64] {
             2 => 2.0 + 2.0 * mantissa,
             _ => 4.0 + 4.0 * mantissa,
         };
-        table[code as usize] = magnitude;
-        table[code as usize + 32] = -magnitude;
+        table[code] = magnitude;
+        table[code + 32] = -magnitude;
         code += 1;
     }
     table
