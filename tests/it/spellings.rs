@@ -206,7 +206,7 @@ fn the_same_adapter_in_two_spellings_is_one_adapter() {
         }
     }
     let out = bench.path("average");
-    stack(&[(&a, 0.5), (&b, 0.5)], &out, &["--method", "factor-average"]).ok();
+    stack(&[(&a, 0.5), (&b, 0.5)], &out, &["--method", "factor-average", "--to", "peft"]).ok();
     let found = deltas(&out);
     assert_eq!(found.len(), 3);
     let wanted: Vec<Vec<f64>> = pairs.iter().map(|pair| pair.delta(2.0)).collect();
@@ -399,7 +399,7 @@ fn a_pointwise_convolution_is_a_matrix() {
     let b = dotted(&bench, "b.safetensors", "unet", &[(module, &conv)]);
     for (case, order) in [[&a, &b], [&b, &a]].into_iter().enumerate() {
         let out = bench.path(&format!("out{case}"));
-        stack(&[(order[0], 1.0), (order[1], 1.0)], &out, &[]).ok();
+        stack(&[(order[0], 1.0), (order[1], 1.0)], &out, &["--to", "peft"]).ok();
         let tensors = read(&out.join("adapter_model.safetensors"));
         let (down, up) =
             (tensors.values().find(|t| t.shape[0] == 2 * RANK), tensors.values().find(|t| t.shape[0] == SIDE));
@@ -415,7 +415,7 @@ fn a_pattern_means_a_layer_by_either_name() {
     let (paths, changes) = three(&bench);
     for pattern in ["mid_block", "middle_block"] {
         let out = bench.path(pattern);
-        stack(&[(&paths[0], 1.0), (&paths[1], 1.0)], &out, &["-i", pattern]).ok();
+        stack(&[(&paths[0], 1.0), (&paths[1], 1.0)], &out, &["-i", pattern, "--to", "peft"]).ok();
         let found = deltas(&out);
         assert_eq!(found.len(), 1, "{found:?}");
         assert_close(found.values().next().unwrap(), &plus(&changes[0][1], &changes[1][1]), 1e-6);
