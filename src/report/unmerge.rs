@@ -14,7 +14,10 @@ const SHOWN: usize = 5;
 /// ΔW subtracted as it is: a merge with negated weights, and what that means for the result.
 pub fn subtracted(report: &MergeReport, verbose: bool) -> String {
     let rounded = report.survival.as_ref().is_some_and(|survival| survival.relative_error > 1e-3);
-    let note = "W′ was rounded when it was merged: W comes back up to that; `--base PATH` gives it back bit for bit";
+    let note = "W′ was rounded when it was merged: W comes back up to that";
+    // Of GGUF files the base is not compared.
+    let is_gguf = report.base.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
+    let note = if is_gguf { note.to_owned() } else { format!("{note}; `--base PATH` gives it back bit for bit") };
     let verdict = match (report.dry_run, report.changes_nothing, &report.part) {
         (true, ..) => format!("{} tensors would change", report.tensors.changed),
         (_, true, _) => "nothing is taken out: the result equals the merged model".to_owned(),
@@ -23,7 +26,7 @@ pub fn subtracted(report: &MergeReport, verbose: bool) -> String {
         }
         _ => format!("subtracted: {}", outcome(report)),
     };
-    let more: Vec<String> = rounded.then(|| note.to_owned()).into_iter().collect();
+    let more: Vec<String> = rounded.then_some(note).into_iter().collect();
     written(&verdict, report, &more, verbose)
 }
 
