@@ -61,7 +61,9 @@ pub(super) fn outcome(report: &MergeReport) -> String {
         return "the change is in the weights exactly".to_owned();
     }
     if report.options["keep_format"] == true {
-        return format!("codes on the base's own scales keep {share} of the change; a plain result, without `--keep-format`, keeps more");
+        return format!(
+            "codes on the base's own scales keep {share} of the change; a plain result, without `--keep-format`, keeps more"
+        );
     }
     if report.drowned > 0 {
         let wider = if is_float { "`--dtype f32` keeps all of it" } else { "`--quant q8_0` is more precise" };

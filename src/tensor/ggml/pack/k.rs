@@ -2,7 +2,7 @@
 //! numbers are chosen again for what those say. The layouts stand in `super::super::k`.
 
 use super::super::k::{six_bits, three_scale};
-use super::lanes::{Lanes, NEGLIGIBLE, Parts, lanes, nearest, turned};
+use super::lanes::{Lanes, NEGLIGIBLE, Parts, each, lanes, nearest, turned};
 use super::parts::{Found, Search, one_by_one, symmetric, with_minimum};
 use crate::tensor::code::{Code, F16};
 use crate::tensor::simd::Simd;
@@ -64,7 +64,7 @@ fn write_two_bits(numbers: &[u8; 256], out: &mut [u8]) {
 pub(super) fn q2<const W: usize, S: Simd<W>>(simd: S, values: &[f32; 512], blocks: &mut [u8; 168]) {
     const SEARCH: Search = Search { max: 3, first: -0.5, step: 0.1, steps: 15, absolute: true };
     let x: Parts<32, 16> = turned(values);
-    let w = x.map(|x| lanes(|lane| x[lane].abs()));
+    let w: Parts<32, 16> = each(|at, lane| x[at][lane].abs());
     let mut found = with_minimum(simd, &x, &w, SEARCH);
     let blocks = blocks.as_chunks_mut::<84>().0;
     let (mut scales, mut minima) = ([0.0; 32], [0.0; 32]);
@@ -156,7 +156,7 @@ fn eight_parts<const W: usize, S: Simd<W>>(
         }
     }
     let typical: Lanes<32> = lanes(|lane| (squares[lane] / 32.0).sqrt());
-    let w = x.map(|x| lanes(|lane| typical[lane] + x[lane].abs()));
+    let w: Parts<32, 32> = each(|at, lane| typical[lane] + x[at][lane].abs());
     let mut found: Found<32, 32> = with_minimum(simd, &x, &w, search);
     let mut heads = [[0; 16]; 4];
     let (mut scales, mut minima) = ([0.0; 32], [0.0; 32]);

@@ -21,6 +21,18 @@ pub(super) fn lanes<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -
     out
 }
 
+/// `out[at][lane] = f(at, lane)`. (`array::map` is a call, made without the instructions of its caller.)
+#[inline(always)]
+pub(super) fn each<const N: usize, const LENGTH: usize>(f: impl Fn(usize, usize) -> f32) -> Parts<N, LENGTH> {
+    let mut out = [[0.0; N]; LENGTH];
+    for (at, out) in out.iter_mut().enumerate() {
+        for (lane, out) in out.iter_mut().enumerate() {
+            *out = f(at, lane);
+        }
+    }
+    out
+}
+
 /// Where a condition holds: all bits of a lane, or none.
 pub(super) type Mask<const N: usize> = [u32; N];
 

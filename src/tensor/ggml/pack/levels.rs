@@ -86,7 +86,10 @@ pub(super) fn iq4_nl(values: &[f32; 512], blocks: &mut [u8; 288]) {
     }
     let scale: Lanes<16> = lanes(|lane| if size[lane] < NEGLIGIBLE { 0.0 } else { scale[lane] });
     let inverse: Lanes<16> = lanes(|lane| if scale[lane] == 0.0 { 0.0 } else { 1.0 / scale[lane] });
-    let numbers = x.map(|x| index(&lanes::<_, 16>(|lane| inverse[lane] * x[lane])));
+    let mut numbers = [[0; 16]; 32];
+    for (numbers, x) in numbers.iter_mut().zip(&x) {
+        *numbers = index(&lanes::<_, 16>(|lane| inverse[lane] * x[lane]));
+    }
     for (lane, block) in blocks.as_chunks_mut::<18>().0.iter_mut().enumerate() {
         block[..2].copy_from_slice(&F16::nearest(scale[lane]));
         write_halves(&numbers.map(|numbers| numbers[lane]), &mut block[2..]);

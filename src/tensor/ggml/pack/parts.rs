@@ -5,7 +5,7 @@
 //! numbers come from scales tried around the obvious one. These are `make_qx_quants`, `make_q3_quants` and
 //! `make_qkx2_quants` of ggml, with its weights and its candidates.
 
-use super::lanes::{Lanes, NEGLIGIBLE, Number, Parts, extremes, is_moderate, lanes, mask, nearest, put};
+use super::lanes::{Lanes, NEGLIGIBLE, Number, Parts, each, extremes, is_moderate, lanes, mask, nearest, put};
 use crate::tensor::simd::Simd;
 
 /// What was found for the parts.
@@ -216,7 +216,7 @@ pub(super) fn symmetric<const W: usize, S: Simd<W>, const N: usize, const LENGTH
 ) -> Found<N, LENGTH> {
     let (extreme, size) = extremes(x);
     let (number, top) = (Number::between(-max, max - 1), max as f32);
-    let w: Parts<N, LENGTH> = x.map(|x| lanes(|lane| x[lane] * x[lane]));
+    let w: Parts<N, LENGTH> = each(|at, lane| x[at][lane] * x[at][lane]);
     let mut wx = w;
     for (wx, x) in wx.iter_mut().zip(x) {
         for lane in 0..N {
@@ -228,7 +228,7 @@ pub(super) fn symmetric<const W: usize, S: Simd<W>, const N: usize, const LENGTH
     let mut scale: Lanes<N> = lanes(|lane| if sum_l2[lane] == 0.0 { 0.0 } else { sum_lx[lane] / sum_l2[lane] });
     let mut best: Lanes<N> = lanes(|lane| scale[lane] * sum_lx[lane]);
     // No value is larger than the extreme, and none is no number where the sums are numbers.
-    let moderate = is_moderate(&inverse.map(|inverse| inverse * NEGLIGIBLE))
+    let moderate = is_moderate::<N>(&lanes(|lane| inverse[lane] * NEGLIGIBLE))
         && sum_l2.iter().fold(true, |finite, sum| finite & sum.is_finite());
     for step in (-9_i8..=9).filter(|step| *step != 0) {
         let tried: Lanes<N> = lanes(|lane| -(top + 0.1 * f32::from(step)) / extreme[lane]);
@@ -336,7 +336,12 @@ pub(super) fn one_by_one<const N: usize, const LENGTH: usize>(x: &Parts<N, LENGT
         }
     }
     let zero: [bool; N] = lanes(|lane| size[lane] < NEGLIGIBLE);
-    let stored = numbers.map(|numbers| lanes(|lane| if zero[lane] { 0 } else { (numbers[lane] as i32 + max) as u8 }));
+    let mut stored = [[0; N]; LENGTH];
+    for (stored, numbers) in stored.iter_mut().zip(&numbers) {
+        for lane in 0..N {
+            stored[lane] = if zero[lane] { 0 } else { (numbers[lane] as i32 + max) as u8 };
+        }
+    }
     let scale = lanes(|lane| {
         let usable = sum_l2[lane] > 0.0 && !zero[lane];
         if usable { sum_lx[lane] / sum_l2[lane] } else { 0.0 }

@@ -7,7 +7,7 @@
 //! | Q5_0, Q5_1 | the same with −16 and 31 | ⌊x / d + 16.5⌋, ⌊(x − min) / d + 0.5⌋ |
 //! | Q8_0 | d = max size / 127 | x / d to nearest, ties away from 0 |
 
-use super::lanes::nearest;
+use super::lanes::{lanes, nearest};
 use crate::tensor::code::{Code, F16};
 
 /// Infinity, and above it NaN, as bits without sign.
@@ -63,13 +63,13 @@ fn inverse(d: f32) -> f32 {
 #[inline(always)]
 fn floors(values: [f32; 32], max: i32) -> [u8; 32] {
     if values.iter().fold(true, |small, value| small & (*value >= 0.0) & (*value < 127.0)) {
-        return values.map(|value| {
-            let near = nearest(value);
-            (near - i32::from(near as f32 > value)).min(max) as u8
+        return lanes(|at| {
+            let near = nearest(values[at]);
+            (near - i32::from(near as f32 > values[at])).min(max) as u8
         });
     }
-    values.map(|value| {
-        let moderate = if value.abs() < 1e9 { value } else { 0.0 };
+    lanes(|at| {
+        let moderate = if values[at].abs() < 1e9 { values[at] } else { 0.0 };
         // C casts to eight bits first.
         i32::from(moderate as i32 as i8).min(max) as u8
     })
@@ -99,7 +99,7 @@ fn fifth_bits(numbers: &[u8; 32]) -> [u8; 4] {
 pub(super) fn q4_0(values: &[f32; 32], block: &mut [u8; 18]) {
     let d = extreme(values) / -8.0;
     let inverse = inverse(d);
-    let numbers = floors(values.map(|value| value * inverse + 8.5), 15);
+    let numbers = floors(lanes(|at| values[at] * inverse + 8.5), 15);
     block[..2].copy_from_slice(&F16::nearest(d));
     write_halves(&numbers, &mut block[2..]);
 }
@@ -109,7 +109,7 @@ pub(super) fn q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
     let (min, max) = range(values);
     let d = (max - min) / 15.0;
     let inverse = inverse(d);
-    let numbers = floors(values.map(|value| (value - min) * inverse + 0.5), 15);
+    let numbers = floors(lanes(|at| (values[at] - min) * inverse + 0.5), 15);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..4].copy_from_slice(&F16::nearest(min));
     write_halves(&numbers, &mut block[4..]);
@@ -119,7 +119,7 @@ pub(super) fn q4_1(values: &[f32; 32], block: &mut [u8; 20]) {
 pub(super) fn q5_0(values: &[f32; 32], block: &mut [u8; 22]) {
     let d = extreme(values) / -16.0;
     let inverse = inverse(d);
-    let numbers = floors(values.map(|value| value * inverse + 16.5), 31);
+    let numbers = floors(lanes(|at| values[at] * inverse + 16.5), 31);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..6].copy_from_slice(&fifth_bits(&numbers));
     write_halves(&numbers, &mut block[6..]);
@@ -130,7 +130,7 @@ pub(super) fn q5_1(values: &[f32; 32], block: &mut [u8; 24]) {
     let (min, max) = range(values);
     let d = (max - min) / 31.0;
     let inverse = inverse(d);
-    let numbers = floors(values.map(|value| (value - min) * inverse + 0.5), 31);
+    let numbers = floors(lanes(|at| (values[at] - min) * inverse + 0.5), 31);
     block[..2].copy_from_slice(&F16::nearest(d));
     block[2..4].copy_from_slice(&F16::nearest(min));
     block[4..8].copy_from_slice(&fifth_bits(&numbers));
@@ -142,17 +142,17 @@ pub(super) fn q8_0(values: &[f32; 32], block: &mut [u8; 34]) {
     let d = f32::from_bits(largest_size(values)) / 127.0;
     let inverse = inverse(d);
     block[..2].copy_from_slice(&F16::nearest(d));
-    let exact = values.map(|value| value * inverse);
-    let numbers = if exact.iter().fold(true, |small, value| small & (value.abs() < 1e6)) {
-        exact.map(|exact| {
+    let exact: [f32; 32] = lanes(|at| values[at] * inverse);
+    let numbers: [i8; 32] = if exact.iter().fold(true, |small, value| small & (value.abs() < 1e6)) {
+        lanes(|at| {
             // Ties went to the even number: those on the way to 0 go back. What is cut off is exact.
-            let near = nearest(exact);
-            let rest = exact - near as f32;
-            let (up, down) = ((rest == 0.5) & (exact > 0.0), (rest == -0.5) & (exact < 0.0));
+            let near = nearest(exact[at]);
+            let rest = exact[at] - near as f32;
+            let (up, down) = ((rest == 0.5) & (exact[at] > 0.0), (rest == -0.5) & (exact[at] < 0.0));
             (near + i32::from(up) - i32::from(down)) as i8
         })
     } else {
-        exact.map(|exact| (if exact.abs() < 1e9 { exact.round() } else { 0.0 }) as i32 as i8)
+        lanes(|at| (if exact[at].abs() < 1e9 { exact[at].round() } else { 0.0 }) as i32 as i8)
     };
     for (out, number) in block[2..].iter_mut().zip(numbers) {
         *out = number.cast_unsigned();
