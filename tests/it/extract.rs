@@ -677,3 +677,41 @@ fn a_dry_run_says_it_all_and_writes_nothing() {
     assert!(outcome.stdout.starts_with("dry run, nothing was written") && outcome.stdout.contains("q_proj"));
     assert!(!bench.path("out").exists());
 }
+
+#[test]
+fn quantised_gguf_files_are_subtracted_as_the_numbers_they_mean() {
+    let bench = Bench::new();
+    let fixtures = crate::support::fixtures();
+    let (tiny, adapter) = (bench.path("tiny"), fixtures.join("tiny/adapter"));
+    std::fs::create_dir(&tiny).unwrap();
+    for file in std::fs::read_dir(fixtures.join("tiny/base")).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), tiny.join(file.file_name())).unwrap();
+    }
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixtures.join("gguf/models/llama").join(name), tiny.join(name)).unwrap();
+    }
+    let (base, tuned) = (bench.path("base.gguf"), bench.path("tuned.gguf"));
+    lorakit(&[&"convert", &tiny, &"-o", &base, &"--quant", &"q8_0"]).ok();
+    merge(&base, &adapter, &tuned, &[]).ok();
+    // Two quantised files, and one beside plain numbers.
+    for (from, name) in [(&base, "two"), (&tiny, "one")] {
+        let out = bench.path(name);
+        let report = report(from, &tuned, &out, &["--rank", "4"]);
+        // Beside plain numbers embedding and head differ by rounding, and nothing else.
+        let adapted = report["modules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|module| module["module"].as_str().is_some_and(|module| module.starts_with("model.layers.")));
+        for module in adapted {
+            let known = (module["rounding"].as_f64(), module["kept_energy"].as_f64());
+            assert!(known.0 > Some(0.0) && known.1 > Some(0.998), "{}: {known:?}", module["module"]);
+        }
+        let module = "model.layers.0.self_attn.q_proj";
+        let (found, wanted) = (delta(&out, module), delta(&adapter, module));
+        let off = norm(found.iter().zip(&wanted).map(|(found, wanted)| found - wanted));
+        assert!(off < 0.05 * norm(wanted.iter().copied()), "{off}");
+    }
+    let nothing = bench.path("nothing");
+    extract(&base, &base, &nothing, &["--rank", "4"]).refused(1, &[]);
+}

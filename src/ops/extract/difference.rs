@@ -18,18 +18,15 @@ const COMPARED: usize = 1 << 16;
 pub struct Difference {
     base: Weight,
     tuned: Weight,
-    /// The numbers that the base and the tuned weight are stored as.
-    floats: [Float; 2],
+    /// The numbers that the base and the tuned weight are stored as; `None` in blocks.
+    floats: [Option<Float>; 2],
     /// Rows of both that are meant.
     rows: Range<usize>,
 }
 
 impl Difference {
     /// The change of all rows of two weights of one shape.
-    ///
-    /// # Errors
-    /// When one is stored in blocks, whose rounding is not known.
-    pub fn new(mut base: Weight, tuned: Weight) -> Result<Self> {
+    pub fn new(mut base: Weight, tuned: Weight) -> Self {
         assert_eq!((base.rows, base.cols), (tuned.rows, tuned.cols), "weights of one shape are compared");
         let rows = 0..base.rows;
         // What was tuned started from the base as it is loaded in this type.
@@ -38,7 +35,7 @@ impl Difference {
         {
             base.quantised = Some(Arc::new(quantised.rounded_to(float)));
         }
-        Ok(Self { floats: [base.float()?, tuned.float()?], base, tuned, rows })
+        Self { floats: [base.packing.float(), tuned.packing.float()], base, tuned, rows }
     }
 
     /// One of `count` parts of as many rows each.
@@ -53,8 +50,8 @@ impl Difference {
         &self.tuned
     }
 
-    /// The numbers that the tuned weight is stored as.
-    pub fn tuned_float(&self) -> Float {
+    /// The numbers that the tuned weight is stored as; `None` in blocks.
+    pub fn tuned_float(&self) -> Option<Float> {
         self.floats[1]
     }
 
@@ -64,7 +61,7 @@ impl Difference {
     /// When a file is no longer there as it was mapped.
     pub fn is_zero(&self) -> Result<bool> {
         let layouts = [&self.base.layout, &self.tuned.layout];
-        if self.floats[0] == self.floats[1]
+        if self.base.packing == self.tuned.packing
             && layouts[0] == layouts[1]
             && same_bytes(&self.base.tensor, &self.tuned.tensor)?
         {
@@ -91,6 +88,10 @@ impl Difference {
         let sides = [&self.base, &self.tuned].into_iter().zip(self.floats);
         // What stands for a quantised weight is refused where it is read.
         for (weight, float) in sides.filter(|(weight, _)| weight.quantised.is_none()) {
+            let Some(float) = float else {
+                check_blocks(weight, self.rows.clone())?;
+                continue;
+            };
             let data = weight.tensor.view()?.data;
             if let Some(at) = first_not_finite(float, data) {
                 let mut value = [0.0];
@@ -109,15 +110,19 @@ impl Difference {
     /// # Errors
     /// When the file is no longer there as it was mapped.
     pub fn rounding_variance(&self, elements: usize) -> Result<f64> {
-        let (weight, float, cols) = (&self.tuned, self.tuned_float(), self.tuned.cols);
+        let (weight, cols) = (&self.tuned, self.tuned.cols);
         let wanted = (elements / cols.max(1)).max(1);
         let step = self.rows.len().div_ceil(wanted).max(1);
         let (mut sum, mut count) = (0.0, 0);
         let mut values = vec![0.0; cols];
         for row in self.rows.clone().step_by(step) {
-            sum += match &weight.quantised {
-                Some(quantised) => quantised.storage.rounding_variance(row)?,
-                None => {
+            sum += match (&weight.quantised, weight.packing) {
+                (Some(quantised), _) => quantised.storage.rounding_variance(row)?,
+                (None, Packing::Blocks(ggml)) => {
+                    BaseRows::read(weight, row..row + 1, 0..cols, &mut values)?;
+                    ggml.rounding_variance(&values)
+                }
+                (None, Packing::Float(float)) => {
                     float.decode(weight.bytes(weight.tensor.view()?.data, row, 0..cols), &mut values);
                     rounding_variance(float, &values)
                 }
@@ -167,7 +172,7 @@ impl RowSource for Difference {
 
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let rows = self.rows.start + rows.start..self.rows.start + rows.end;
-        if self.floats.contains(&Float::F64) {
+        if self.floats.contains(&Some(Float::F64)) {
             return self.read_wide(rows, out);
         }
         let cols = self.base.cols;
@@ -180,6 +185,19 @@ impl RowSource for Difference {
         }
         Ok(())
     }
+}
+
+/// Refuses blocks whose values are not finite.
+fn check_blocks(weight: &Weight, rows: Range<usize>) -> Result<()> {
+    let mut values = vec![0.0; weight.cols];
+    for row in rows {
+        BaseRows::read(weight, row..row + 1, 0..weight.cols, &mut values)?;
+        if let Some(col) = values.iter().position(|value| !value.is_finite()) {
+            let problem = format!("the value at [{row}, {col}] is {}", values[col]);
+            return Err(Error::numeric(weight.tensor.path(), &weight.tensor.info.name, problem));
+        }
+    }
+    Ok(())
 }
 
 /// One row in f64.

@@ -17,6 +17,7 @@ use crate::naming::{embeddings, head};
 use crate::output::Run;
 use crate::placement::swapped_by_peft;
 use crate::plan::{Budget, map_within};
+use crate::tensor::Packing;
 
 /// What one look holds: two rows of a comparison.
 const LOOK_BYTES: u64 = 2 << 20;
@@ -110,7 +111,8 @@ impl Look<'_> {
             return grown(module, &left, &right).map(Verdict::Grown);
         }
         let floats = left.info.dtype.float().and(right.info.dtype.float()).is_some();
-        if !floats {
+        let read = [&left, &right].iter().all(|tensor| Packing::of(&tensor.info.dtype).is_some());
+        if !floats && (full || !read) {
             return self.not_numbers(&left, &right, full);
         }
         let shape = left.info.shape.as_slice();
@@ -122,10 +124,13 @@ impl Look<'_> {
             let turned = swapped_by_peft(self.base, module);
             classify(&pair.name, shape, self.has_children(module), turned, |types| self.base.is_one_of(types))
         };
+        if !floats && matches!(class, Class::Whole(_) | Class::Loose) {
+            return self.not_numbers(&left, &right, full);
+        }
         // The experts of a stack lie one under the other.
         let stack = matches!(class, Class::Factors(Layer::Parameter { .. })) && shape.len() == 3;
         let cols = stack.then(|| usize::try_from(shape[2]).expect("a mapped tensor fits the address space"));
-        let difference = Difference::new(self.base.weight(base_name, cols)?, self.tuned.weight(&pair.tuned, cols)?)?;
+        let difference = Difference::new(self.base.weight(base_name, cols)?, self.tuned.weight(&pair.tuned, cols)?);
         let verdict = if difference.is_zero()? {
             Verdict::Unchanged
         } else {

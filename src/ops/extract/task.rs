@@ -76,8 +76,8 @@ impl Truncatable for Task {
     /// Formats that no one serves adapters in are widened or narrowed.
     fn float(&self, wanted: Option<Float>) -> Float {
         wanted.unwrap_or(match self.difference.tuned_float() {
-            Float::F32 | Float::F64 => Float::F32,
-            Float::F16 => Float::F16,
+            Some(Float::F32 | Float::F64) => Float::F32,
+            Some(Float::F16) => Float::F16,
             _ => Float::Bf16,
         })
     }

@@ -64,6 +64,19 @@ fn range<const TOGETHER: usize>(values: &[f32; TOGETHER]) -> (f32, f32) {
     (low.iter().copied().fold(f32::INFINITY, f32::min), high.iter().copied().fold(f32::NEG_INFINITY, f32::max))
 }
 
+impl Levels {
+    /// How far levels lie apart between these ends; of FP4 the smallest distance.
+    #[inline(always)]
+    fn step(&self, (low, high): (f32, f32)) -> f32 {
+        match self {
+            Self::Around(steps) => high.max(-low) / steps,
+            Self::Between(steps) => (high - low) / steps,
+            Self::Above(steps) => (high - low.min(0.0)) / steps,
+            Self::Fp4 => (high.max(-low).log2().floor() - 3.0).exp2(),
+        }
+    }
+}
+
 #[inline(always)]
 fn blocks<const TOGETHER: usize>(levels: &Levels, values: &mut [f32], seed: u64, index: u64) {
     for (block, values) in (0_u64..).zip(values.as_chunks_mut::<TOGETHER>().0) {
@@ -73,12 +86,7 @@ fn blocks<const TOGETHER: usize>(levels: &Levels, values: &mut [f32], seed: u64,
             *noise = random::bits(seed, at) as f32 / 4_294_967_296.0 - 0.5;
         }
         let (low, high) = range(values);
-        let step = match levels {
-            Levels::Around(steps) => high.max(-low) / steps,
-            Levels::Between(steps) => (high - low) / steps,
-            Levels::Above(steps) => (high - low.min(0.0)) / steps,
-            Levels::Fp4 => (high.max(-low).log2().floor() - 3.0).exp2(),
-        };
+        let step = levels.step((low, high));
         if matches!(levels, Levels::Fp4) {
             for (value, noise) in values.iter_mut().zip(noise) {
                 *value = by_chance(*value, step, noise + 0.5);
@@ -110,6 +118,19 @@ per_cpu! {
 }
 
 impl GgmlType {
+    /// Σ step²∕12 over values of whole blocks: the variance of what rounding to nearest added to them. 0 for types that are not
+    /// made here, whose levels are not told from the values.
+    pub fn rounding_variance(self, values: &[f32]) -> f64 {
+        let Some((together, levels)) = levels(self) else { return 0.0 };
+        let one = |block: &[f32]| {
+            let low = block.iter().copied().fold(f32::INFINITY, f32::min);
+            let high = block.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let step = if high > low { f64::from(levels.step((low, high))) } else { 0.0 };
+            block.len() as f64 * step * step
+        };
+        values.chunks(together).map(one).sum::<f64>() / 12.0
+    }
+
     /// Adds noise to values that are packed next, whole blocks. `seed` is one per tensor, `index` that of the first value in it.
     pub fn dither(self, values: &mut [f32], seed: u64, index: u64) {
         if let Some((together, levels)) = levels(self) {
