@@ -1,6 +1,7 @@
 //! One number for each of `N` parts of a block; loops over lanes are what the compiler makes vector instructions of.
 
 use crate::tensor::simd::Simd;
+pub(super) use crate::tensor::simd::lanes;
 
 /// A value per lane.
 pub(super) type Lanes<const N: usize> = [f32; N];
@@ -10,16 +11,6 @@ pub(super) type Parts<const N: usize, const LENGTH: usize> = [[f32; N]; LENGTH];
 
 /// Numbers below this size count as none when a scale is looked for (ggml's `GROUP_MAX_EPS`).
 pub(super) const NEGLIGIBLE: f32 = 1e-15;
-
-/// `out[lane] = f(lane)`.
-#[inline(always)]
-pub(super) fn lanes<T: Copy + Default, const N: usize>(f: impl Fn(usize) -> T) -> [T; N] {
-    let mut out = [T::default(); N];
-    for (lane, out) in out.iter_mut().enumerate() {
-        *out = f(lane);
-    }
-    out
-}
 
 /// `out[at][lane] = f(at, lane)`. (`array::map` is a call, made without the instructions of its caller.)
 #[inline(always)]

@@ -88,7 +88,7 @@ pub(super) fn iq4_nl(values: &[f32; 512], blocks: &mut [u8; 288]) {
     let inverse: Lanes<16> = lanes(|lane| if scale[lane] == 0.0 { 0.0 } else { 1.0 / scale[lane] });
     let mut numbers = [[0; 16]; 32];
     for (numbers, x) in numbers.iter_mut().zip(&x) {
-        *numbers = index(&lanes::<_, 16>(|lane| inverse[lane] * x[lane]));
+        *numbers = index(&lanes::<16, _>(|lane| inverse[lane] * x[lane]));
     }
     for (lane, block) in blocks.as_chunks_mut::<18>().0.iter_mut().enumerate() {
         block[..2].copy_from_slice(&F16::nearest(scale[lane]));
