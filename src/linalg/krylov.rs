@@ -32,11 +32,11 @@ pub enum Compute {
 }
 
 impl Compute {
-    /// Accepted excess over the best error, relative. Half of what is promised, since the excess is estimated.
+    /// Accepted excess over the best error, relative. Less than what is promised, since the excess is estimated.
     fn tolerance(self) -> f64 {
         match self {
             Self::Fast => 0.5e-2,
-            Self::Accurate => 0.5e-3,
+            Self::Accurate => 0.8e-3,
         }
     }
 }
@@ -53,11 +53,8 @@ const EXPECTED_BLOCKS: usize = 3;
 /// Blocks beyond the rank that the basis has at least in the end.
 const BEYOND_RANK: usize = 2;
 
-/// Width of the basis from which a look at the eigenvalues costs about as much as a block.
-const COSTLY_LOOK: usize = 128;
-
-/// The next look is left out where the gain to come is this many times what is accepted.
-const FAR: f64 = 8.0;
+/// Looks at the eigenvalues that are left out one after the other, at most: forecasts reach no further.
+const MOST_UNSEEN: usize = 3;
 
 /// Largest smaller side that is always decomposed in full: below, setting up an iteration costs more.
 const ALWAYS_FULL: usize = 64;
@@ -95,6 +92,8 @@ pub fn decompose(operator: &dyn LinearOperator, rule: &RankRule, compute: Comput
     if side <= ALWAYS_FULL || rule.needs_all() && rule.max_rank.is_none() || expected > FULL_SHARE * side as f64 {
         return Decomposition::of_whole(operator.dense()?);
     }
+    let held = operator.held()?;
+    let operator = held.as_ref().map_or(operator, |held| held as &dyn LinearOperator);
     let mut iteration = Iteration::start(operator, block, seed)?;
     if iteration.norm_squared == 0.0 {
         return Ok(Decomposition::zero(rows, cols, 0.0));
@@ -161,10 +160,10 @@ struct Iteration {
     projected: Array2<f64>,
     /// What the last block's AᵀA·V is beyond the basis, in the coordinates of `next`.
     coupling: Array2<f64>,
-    /// The Ritz values (squares of singular values) one block ago; as they were forecast, if that look was left out.
-    before: Vec<f64>,
-    /// Whether the next look is left out.
-    is_far: bool,
+    /// The Ritz values (squares of singular values) one block ago, if they were looked at.
+    before: Option<Vec<f64>>,
+    /// The coming looks that are left out: a look costs as much as a block of a small matrix.
+    unseen: usize,
 }
 
 impl Iteration {
@@ -183,8 +182,8 @@ impl Iteration {
             images: Columns::new(rows),
             projected: Array2::zeros((0, 0)),
             coupling: Array2::zeros((0, 0)),
-            before: Vec::new(),
-            is_far: false,
+            before: None,
+            unseen: 0,
         })
     }
 
@@ -217,9 +216,13 @@ impl Iteration {
 
     /// What later blocks would add to the squares of the leading singular values, where they are not worth the work.
     fn look(&mut self, rule: &RankRule, compute: Compute) -> Option<Vec<f64>> {
-        let wanted = rule.rank_at_most().filter(|_| matches!(rule.policy, RankPolicy::Rank(_)));
+        let before = self.before.take();
         let block = self.next.ncols();
-        if wanted.is_some_and(|rank| self.width() < rank + block) || std::mem::take(&mut self.is_far) {
+        // Of a cluster that one block cannot hold, the next ones find the rest before anything tells of it.
+        let ripe = |rank: usize| self.width() >= rank + BEYOND_RANK * block;
+        let wanted = rule.rank_at_most().filter(|_| matches!(rule.policy, RankPolicy::Rank(_)));
+        if self.unseen > 0 || wanted.is_some_and(|rank| !ripe(rank)) {
+            self.unseen = self.unseen.saturating_sub(1);
             return None;
         }
         let squares = descending(&self.projected)?;
@@ -227,17 +230,16 @@ impl Iteration {
         let roots = |squares: &[f64]| squares.iter().map(|square| square.sqrt() / scale).collect::<Vec<f64>>();
         let values = roots(&squares);
         let rank = rule.is_settled(&values, self.norm_squared).then(|| rule.choose(&values, self.norm_squared));
-        // Of a cluster that one block cannot hold, the next ones find the rest before anything tells of it.
-        let ripe = rank.is_some_and(|rank| self.width() >= rank + BEYOND_RANK * block);
-        let Some(rank) = rank.filter(|_| ripe || self.width() >= COSTLY_LOOK) else {
-            self.before = squares;
+        let Some(rank) = rank.filter(|rank| ripe(*rank)) else {
+            self.before = Some(squares);
             return None;
         };
+        let before = before.or_else(|| self.values_before())?;
         let coming = self.values_with_next()?;
         // Where nothing is kept, the first value tells how fast the others change.
         let sum = |squares: &[f64]| squares.iter().take(rank.max(1)).sum::<f64>();
         let gain = (sum(&coming) - sum(&squares)).max(0.0);
-        let gained = (sum(&squares) - sum(&self.before)).max(gain);
+        let gained = (sum(&squares) - sum(&before)).max(gain);
         // Gains of later blocks shrink about as the last two did.
         let rate = if gained > 0.0 { (gain / gained).min(MOST_RATE) } else { 0.0 };
         let now = squares.iter().copied().chain(std::iter::repeat(0.0));
@@ -252,10 +254,18 @@ impl Iteration {
         // A rule about single values holds only if none is on its way across.
         let forecast: Vec<f64> = gains.iter().zip(now).map(|(gain, now)| now + gain).collect();
         let holds = !rule.looks_at_single_values() || rule.choose(&roots(&forecast), self.norm_squared) == rank;
-        self.is_far = self.width() >= COSTLY_LOOK && to_come > FAR * accepted;
-        self.before = if self.is_far { coming } else { squares };
-        let done = ripe && to_come <= accepted && holds;
+        let done = to_come <= accepted && holds;
+        // As many blocks as the gain to come needs to shrink to what is accepted, but for the last.
+        let blocks = (to_come / accepted).ln() / rate.recip().ln();
+        self.unseen = if blocks >= 1.0 { MOST_UNSEEN.min(blocks as usize) } else { 0 };
+        self.before = Some(squares);
         done.then(|| gains.into_iter().map(|gain| gain / scale / scale).collect())
+    }
+
+    /// The Ritz values one block ago.
+    fn values_before(&self) -> Option<Vec<f64>> {
+        let old = self.width() - self.coupling.ncols();
+        descending(&self.projected.slice(s![..old, ..old]).to_owned())
     }
 
     /// The Ritz values that the coming block would give, if its own energy were that of the last one.

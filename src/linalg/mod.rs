@@ -31,7 +31,7 @@ pub use decomposition::{Certificate, Decomposition, Truncated};
 pub use krylov::{Compute, decompose, truncated_svd};
 pub use leading::{Part, first_columns, leading};
 pub use low_rank::LowRank;
-pub use operator::{LinearOperator, RowSource, Streamed};
+pub use operator::{Held, LinearOperator, RowSource, Streamed, held_bytes};
 pub use policy::{RankPolicy, RankRule};
 
 /// A matrix in f32, row by row.

@@ -69,6 +69,41 @@ pub trait LinearOperator: Sync {
     /// # Errors
     /// When its inputs cannot be read.
     fn dense(&self) -> Result<Array2<f64>>;
+
+    /// The same matrix with its elements in memory, if they have to be read for every product and are few enough to be held.
+    ///
+    /// # Errors
+    /// When its inputs cannot be read.
+    fn held(&self) -> Result<Option<Streamed<Held>>> {
+        Ok(None)
+    }
+}
+
+/// Elements of a matrix up to which it is held while it is decomposed: 16 MiB of f32.
+const HELD_ELEMENTS: usize = 4 << 20;
+
+/// Bytes of a matrix of this shape while it is decomposed, if it is held.
+pub fn held_bytes(rows: usize, cols: usize) -> Option<usize> {
+    rows.checked_mul(cols).filter(|elements| *elements <= HELD_ELEMENTS).map(|elements| elements * size_of::<f32>())
+}
+
+/// A matrix in memory.
+pub struct Held(Matrix);
+
+impl RowSource for Held {
+    fn shape(&self) -> (usize, usize) {
+        self.0.dim()
+    }
+
+    fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        out.copy_from_slice(self.rows(rows).expect("all rows are held"));
+        Ok(())
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Option<&[f32]> {
+        let cols = self.0.ncols();
+        self.0.as_slice()?.get(rows.start * cols..rows.end * cols)
+    }
 }
 
 /// A matrix that is read in bands of rows, any number of times, with the same values each time.
@@ -81,6 +116,11 @@ pub trait RowSource: Sync {
     /// # Errors
     /// When they cannot be read.
     fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// `rows`, if they are in memory.
+    fn rows(&self, _rows: Range<usize>) -> Option<&[f32]> {
+        None
+    }
 }
 
 /// A [`RowSource`] as an operator: nothing but one band of it is held.
@@ -91,16 +131,20 @@ impl<S: RowSource> Streamed<S> {
     fn bands(&self, mut each: impl FnMut(Range<usize>, MatrixView<'_>) -> Result<()>) -> Result<()> {
         let (rows, cols) = self.0.shape();
         let step = (BAND_ELEMENTS / cols.max(1)).max(MIN_BAND_ROWS);
-        let mut buffer = vec![0.0; step.min(rows) * cols];
-        let mut first = 0;
-        while first < rows {
-            let band = first..rows.min(first + step);
-            let values = &mut buffer[..band.len() * cols];
+        let mut buffer = Vec::new();
+        for first in (0..rows).step_by(step) {
             interrupt::check()?;
-            self.0.read(band.clone(), values)?;
+            let band = first..rows.min(first + step);
+            let values = match self.0.rows(band.clone()) {
+                Some(values) => values,
+                None => {
+                    buffer.resize(band.len() * cols, 0.0);
+                    self.0.read(band.clone(), &mut buffer)?;
+                    &buffer
+                }
+            };
             let view = ArrayView2::from_shape((band.len(), cols), values).expect("the buffer was cut to size");
-            each(band.clone(), view)?;
-            first = band.end;
+            each(band, view)?;
         }
         Ok(())
     }
@@ -177,6 +221,19 @@ impl<S: RowSource> LinearOperator for Streamed<S> {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    fn held(&self) -> Result<Option<Streamed<Held>>> {
+        let (rows, cols) = self.shape();
+        if held_bytes(rows, cols).is_none() || self.0.rows(0..rows).is_some() {
+            return Ok(None);
+        }
+        let mut all = Matrix::zeros((rows, cols));
+        self.bands(|rows, band| {
+            all.slice_mut(s![rows, ..]).assign(&band);
+            Ok(())
+        })?;
+        Ok(Some(Streamed(Held(all))))
     }
 }
 

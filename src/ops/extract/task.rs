@@ -5,7 +5,7 @@ use std::path::Path;
 use super::class::Layer;
 use super::difference::Difference;
 use crate::error::Result;
-use crate::linalg::{RowSource, Streamed};
+use crate::linalg::{RowSource, Streamed, held_bytes};
 use crate::pairs::PairKind;
 use crate::tensor::{Float, Shape, seed_of};
 use crate::truncate::{Operator, Part, Truncatable};
@@ -102,7 +102,7 @@ impl Truncatable for Task {
         let dense = (rows * cols * size_of::<f64>()) as u64 * DENSE_COPIES;
         let rank = rank.map_or(rows.min(cols) / EXPECTED_BLOCKS, |rank| rank.min(rows).min(cols));
         let sides = ((rows + cols) * (rank + BEYOND_RANK) * EXPECTED_BLOCKS) as u64 * SIDE_BYTES;
-        dense.min(sides)
+        dense.min(sides + held_bytes(rows, cols).unwrap_or(0) as u64)
     }
 
     /// A tied head repeats its embedding's factors.
