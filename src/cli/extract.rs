@@ -4,8 +4,8 @@ use std::ffi::OsString;
 
 use clap::Args as Group;
 use lorakit::error::Result;
+use lorakit::ops::Run;
 use lorakit::ops::extract::{Choice, ExtractOptions, extract};
-use lorakit::ops::{RankChoice, Run};
 use lorakit::report;
 
 use super::place;
@@ -49,7 +49,6 @@ pub fn run(args: &Extract) -> Result<Said> {
     let mut options = ExtractOptions::new(
         place::model(&args.base, args.component.as_deref())?,
         place::model(&args.tuned, args.component.as_deref())?,
-        RankChoice::required(args.rank.choice()?)?,
         write.options()?,
     );
     options.choice = Choice {
@@ -57,6 +56,7 @@ pub fn run(args: &Extract) -> Result<Said> {
         skip: skip.collect(),
         full: patterns("--full", &args.full)?,
     };
+    options.ranks = args.rank.choice()?;
     options.alpha = args.rank.alpha;
     options.base_name = args.base_name.clone();
     options.compute = args.rank.compute.into();

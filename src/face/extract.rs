@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use super::common::{Common, makes_adapters, runs, writes};
 use crate::error::Result;
+use crate::ops::Run;
 use crate::ops::extract::{Choice, ExtractOptions, ExtractReport, extract};
-use crate::ops::{RankChoice, Run};
 
 /// What made one model of another, as an adapter.
 ///
-/// Ranks have to be chosen, by [`rank`](Extract::rank), [`energy`](Extract::energy) or [`max_bytes`](Extract::max_bytes).
+/// Ranks are chosen by [`rank`](Extract::rank), [`energy`](Extract::energy) or [`max_bytes`](Extract::max_bytes); otherwise each
+/// ends where nothing but the rounding of what was tuned is left.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -44,9 +45,8 @@ impl Extract {
     pub fn run_with(&self, run: &Run<'_>) -> Result<ExtractReport> {
         let common = &self.common;
         let [include, skip] = common.patterns()?;
-        let options =
-            ExtractOptions::new(&self.base, &self.tuned, RankChoice::required(common.ranks)?, common.write()?);
+        let options = ExtractOptions::new(&self.base, &self.tuned, common.write()?);
         let choice = Choice { include, skip, ..Choice::default() };
-        extract(&ExtractOptions { choice, dialect: common.dialect.clone(), ..options }, run)
+        extract(&ExtractOptions { choice, ranks: common.ranks, dialect: common.dialect.clone(), ..options }, run)
     }
 }

@@ -68,6 +68,10 @@ impl Budgeted {
 }
 
 impl RankChoice {
+    /// Two ways to choose ranks, as a hint.
+    pub const WAYS: &str =
+        "`--rank 16` gives every module one rank, `--energy 0.95` each the lowest that keeps so much of it";
+
     /// All matrices by `ranking`.
     pub fn new(ranking: Ranking) -> Self {
         Self { ranking, conv_rank: None, max_rank: None, uniform: false, kohya: false }
@@ -86,9 +90,7 @@ impl RankChoice {
         choice.ok_or_else(|| {
             let problem = "a way to choose ranks is needed: --rank, --energy, --max-error, --max-size, --max-params, \
                            --rank-method or --noise";
-            Error::invalid("--rank", problem).hint(
-                "`--rank 16` gives every module one rank, `--energy 0.95` each the lowest that keeps so much of it",
-            )
+            Error::invalid("--rank", problem).hint(Self::WAYS)
         })
     }
 

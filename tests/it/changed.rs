@@ -96,7 +96,8 @@ impl World {
                 unmerge(&options, run).map(drop)
             }
             "extract" | "extract, mlx" => {
-                let mut options = ExtractOptions::new(self.at("base"), self.at("tuned"), rank, write);
+                let mut options = ExtractOptions::new(self.at("base"), self.at("tuned"), write);
+                options.ranks = Some(rank);
                 options.dialect = dialect(name);
                 extract(&options, run).map(drop)
             }

@@ -221,6 +221,23 @@ fn noise_keeps_what_rounding_does_not_explain() {
     assert_eq!(module(&report, "model.layers.0.q_proj")["rank"], 3);
 }
 
+#[test]
+fn without_a_rank_each_ends_where_nothing_but_rounding_is_left() {
+    let bench = Bench::new();
+    let (base, _, merged) = merged_pair(&bench, Dtype::BF16, 0.1);
+    let [asked, silent] = ["asked", "silent"].map(|name| bench.path(name));
+    let noise = report(&base, &merged, &asked, &["--noise"]);
+    let default = report(&base, &merged, &silent, &[]);
+    assert_eq!(default["modules"], noise["modules"]);
+    assert_eq!(snapshot(&silent), snapshot(&asked));
+    assert!(default["notes"].to_string().contains("no rank was asked for"), "{}", default["notes"]);
+
+    let bench = Bench::new();
+    let (base, _, merged) = merged_pair(&bench, Dtype::F32, 0.1);
+    extract(&base, &merged, &bench.path("out"), &[])
+        .refused(2, &["tensor `model.layers.0.q_proj.weight` is F32, whose rounding ends no rank", "--rank 16"]);
+}
+
 /// Elements of `left` whose bits are not those of `right`.
 fn different(left: &Tensor, right: &Tensor) -> usize {
     assert_eq!((left.dtype, &left.shape), (right.dtype, &right.shape));
@@ -639,7 +656,6 @@ fn models_that_do_not_fit_are_refused_with_what_does_not() {
     let (base, _) = small(&bench, &[("x", vector)]);
     extract(&base, &base, &bench.path("out"), &["--rank", "2"])
         .refused(1, &["2 tensors are equal", "nothing to extract"]);
-    extract(&base, &base, &bench.path("out"), &[]).refused(2, &["a way to choose ranks is needed"]);
     extract(&base, &base, &bench.path("out"), &["--rank", "2", "--dtype", "f8_e4m3"])
         .refused(2, &["--dtype: `float8_e4m3fn` is not one of"]);
     extract(&base, &base, &base, &["--rank", "2", "--force"]).refused(1, &["would take the place of the input"]);

@@ -64,7 +64,7 @@ const GUESSES: [(&str, Then); 56] = [
     ("merge base lora -o no/such/x", Says(&["no/such", "`mkdir -p no/such`"])),
     ("merge base lora -o -", Says(&["`-o out`"])),
     ("merge bsae lora -o x", Says(&["did you mean `base`?"])),
-    ("extract base base -o x", Says(&["--rank"])),
+    ("extract base base -o x", Says(&["there is nothing to extract"])),
     ("extract --base base --tuned base -r 4 -o x", Says(&["`lorakit extract base base -r 4 -o x`"])),
     ("resize cat.safetensors -r 2 -o x.safetensors", Works),
     (

@@ -34,8 +34,9 @@ use crate::output::{Run, check_early};
 use crate::pairs::NewWhole;
 use crate::plan::Quiet;
 use crate::tensor::{Float, Shape, TensorInfo};
-use crate::truncate::{Means, NewAdapterReport, RankChoice, Truncatable, WholeReport, check_alpha, truncate};
+use crate::truncate::{Means, NewAdapterReport, RankChoice, Ranking, Truncatable, WholeReport, check_alpha, truncate};
 use examine::{Examined, examine};
+use task::Task;
 
 /// Longest entry of a header beside the path of a module: keys, offsets, shape.
 const ENTRY_BYTES: usize = 200;
@@ -53,8 +54,8 @@ pub struct ExtractOptions {
     pub tuned: PathBuf,
     /// Which modules, and which of them whole.
     pub choice: Choice,
-    /// How ranks are chosen.
-    pub ranks: RankChoice,
+    /// How ranks are chosen; if nothing is said, they end where nothing but the rounding of TUNED is left.
+    pub ranks: Option<RankChoice>,
     /// `None` is the rank: a scale of 1.
     pub alpha: Option<f64>,
     /// How close to the best error.
@@ -69,12 +70,12 @@ pub struct ExtractOptions {
 
 impl ExtractOptions {
     /// What made `tuned` of `base`; everything else is as on the command line without options.
-    pub fn new(base: impl Into<PathBuf>, tuned: impl Into<PathBuf>, ranks: RankChoice, write: WriteOptions) -> Self {
+    pub fn new(base: impl Into<PathBuf>, tuned: impl Into<PathBuf>, write: WriteOptions) -> Self {
         Self {
             base: base.into(),
             tuned: tuned.into(),
             choice: Choice::default(),
-            ranks,
+            ranks: None,
             alpha: None,
             compute: Compute::default(),
             dialect: ToDialect::default(),
@@ -92,7 +93,7 @@ impl ExtractOptions {
 pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport> {
     let started = Instant::now();
     check_dtype(options.write.dtype)?;
-    options.ranks.check()?;
+    options.ranks.map_or(Ok(()), |ranks| ranks.check())?;
     options.alpha.map_or(Ok(()), check_alpha)?;
     let inputs = Inputs::watch();
     // Exactly what the files hold: a difference is no larger than what rounding would do to it.
@@ -115,30 +116,30 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
         return Err(Error::mismatch(options.tuned.display().to_string(), options.base.display().to_string(), problem));
     }
     let whole = assemble::whole(&tuned, &examined.whole)?;
-    let recipe = recipe(options, &base, &tuned);
+    let ranks = options.ranks.map_or_else(|| until_rounding(&examined), Ok)?;
+    let recipe = recipe(options, &ranks, &base, &tuned);
     let changes: Vec<&dyn Truncatable> = examined.tasks.iter().map(|task| task as &dyn Truncatable).collect();
     let means = Means {
-        choice: &options.ranks,
+        choice: &ranks,
         alpha: options.alpha,
         compute: options.compute,
         dtype: options.write.dtype,
         raises: false,
-        fixed: options
-            .ranks
+        fixed: ranks
             .fixed(|| header(&examined, &whole, &recipe), || whole.iter().map(|whole| elements(&whole.shape)).sum()),
         budget: &budget,
         cancel: run.cancel,
         progress: run.progress,
     };
     let made = truncate(&changes, &means)?;
-    let mut report = describe(options, &tuned, &examined, &whole, made.report);
+    let mut report = describe(options, &ranks, &tuned, &examined, &whole, made.report);
     let adapter = assemble::assemble(&base, &examined, made.pairs, whole, options.base_name.as_deref());
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
     let file = &tuned.checkpoint.files()[0].map;
     let origin = Origin { input: &options.tuned, file, base: Some(&options.base), component: true };
     let written = options.dialect.write(adapter.into_files(), &recipe, origin, &options.write, &quiet, &inputs)?;
     let foreign = options.dialect.foreign().map(|dialect| dialect.name);
-    report.made.weigh(foreign, (written.bytes, written.weights), Some(&options.ranks));
+    report.made.weigh(foreign, (written.bytes, written.weights), Some(&ranks));
     report.made.notes.extend(written.notes);
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
@@ -161,6 +162,15 @@ fn dialect(options: &ExtractOptions, base: &Base) -> ToDialect {
         None
     };
     ToDialect { to, ..options.dialect.clone() }
+}
+
+/// Ranks that end where nothing but the rounding of TUNED is left.
+fn until_rounding(examined: &Examined) -> Result<RankChoice> {
+    let wide = |task: &&Task| matches!(task.difference.tuned_float(), Some(Float::F32 | Float::F64));
+    let Some(task) = examined.tasks.iter().find(wide) else { return Ok(RankChoice::new(Ranking::Noise)) };
+    let tensor = &task.difference.tuned().tensor;
+    let problem = format!("tensor `{}` is {}, whose rounding ends no rank", tensor.info.name, tensor.info.dtype);
+    Err(Error::invalid(tensor.path().display().to_string(), problem).hint(RankChoice::WAYS))
 }
 
 /// Factors are served as f32, f16 or bf16.
@@ -196,6 +206,7 @@ fn elements(shape: &Shape) -> u64 {
 /// What is said of the adapter `made`.
 fn describe(
     options: &ExtractOptions,
+    ranks: &RankChoice,
     tuned: &Base,
     examined: &Examined,
     whole: &[NewWhole],
@@ -204,7 +215,7 @@ fn describe(
     let described = examined.whole.iter().zip(whole);
     made.whole =
         described.map(|(why, whole)| WholeReport { why: Some(why.why.clone()), ..WholeReport::of(whole) }).collect();
-    let uniform = options.ranks.uniform;
+    let uniform = ranks.uniform;
     let mut notes = examined.notes.clone();
     let grown = examined.whole.iter().filter(|whole| whole.why.starts_with("grew"));
     notes.extend(grown.map(|whole| {
@@ -221,7 +232,12 @@ fn describe(
         notes.push("PEFT fuses pairs of single experts and gives them one rank: `--uniform-rank` makes it so".into());
     }
     let at_rounding_floor = made.modules.iter().filter(|module| module.at_rounding_floor == Some(true)).count();
-    if at_rounding_floor > 0 {
+    if options.ranks.is_none() {
+        notes.push(
+            "no rank was asked for: each ends where nothing but the rounding of TUNED is left, as with `--noise`"
+                .into(),
+        );
+    } else if at_rounding_floor > 0 {
         let mut enough: Vec<usize> = made.modules.iter().filter_map(|module| module.rank_above_rounding).collect();
         enough.sort_unstable();
         let most = enough.get((enough.len() * 9).div_ceil(10).saturating_sub(1)).map(|rank| *rank.max(&1));
@@ -252,20 +268,20 @@ fn describe(
 }
 
 /// How the adapter was made. Depends on inputs and options alone.
-fn recipe(options: &ExtractOptions, base: &Base, tuned: &Base) -> Value {
+fn recipe(options: &ExtractOptions, ranks: &RankChoice, base: &Base, tuned: &Base) -> Value {
     json!({
         "lorakit": env!("CARGO_PKG_VERSION"),
         "operation": "extract",
         "base": { "name": name_of(base.checkpoint.root()) },
         "tuned": { "name": name_of(tuned.checkpoint.root()) },
-        "options": chosen(options),
+        "options": chosen(options, ranks),
     })
 }
 
 /// The options that differ from their defaults and change bytes.
-fn chosen(options: &ExtractOptions) -> Value {
-    let mut chosen = options.ranks.recipe();
-    chosen.extend(options.ranks.recipe_of_form(options.alpha, options.compute, options.write.dtype));
+fn chosen(options: &ExtractOptions, ranks: &RankChoice) -> Value {
+    let mut chosen = ranks.recipe();
+    chosen.extend(ranks.recipe_of_form(options.alpha, options.compute, options.write.dtype));
     let choice = &options.choice;
     for (key, patterns) in [("include", &choice.include), ("skip", &choice.skip), ("full", &choice.full)] {
         if !patterns.is_empty() {
