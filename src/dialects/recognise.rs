@@ -11,6 +11,7 @@ use crate::adapters::config::CONFIG_NAME;
 use crate::adapters::keys::{is_adapters, is_frozen, is_strong, scheme_of};
 use crate::adapters::peft_keys;
 use crate::formats::{Checkpoint, Format, WEIGHT_STEMS, endings};
+use crate::naming::Forms;
 use crate::naming::scheme::{Scheme, schemes};
 
 /// How diffusers names its file.
@@ -42,7 +43,7 @@ pub fn recognise(path: &Path) -> (bool, Option<Checkpoint>) {
         return (true, None);
     }
     let opened = Format::is_of_weights(path).then(|| Checkpoint::open(path).ok()).flatten();
-    (opened.as_ref().is_some_and(|tensors| tensors.tensors().any(|info| is_adapters(&info.name))), opened)
+    (opened.as_ref().is_some_and(holds_factors), opened)
 }
 
 /// Whether anything has that name: what cannot be read is an error of its reader, with the reason.
@@ -68,7 +69,8 @@ fn holds_one(path: &Path) -> bool {
 
 /// Whether any tensor is one of an adapter.
 pub(crate) fn holds_factors(tensors: &Checkpoint) -> bool {
-    tensors.tensors().any(|info| is_adapters(&info.name))
+    let mut forms = Forms::new();
+    tensors.tensors().any(|info| forms.of(&info.name, is_adapters))
 }
 
 /// Whether some keys are not spelled as PEFT spells them: flattened, with other suffixes, or with α beside the factors.

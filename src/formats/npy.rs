@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use foldhash::HashMap;
 use regex::Regex;
 
 use super::format::Format;
@@ -75,7 +76,8 @@ fn read_npy(map: &Arc<MappedFile>) -> Result<Option<Found>> {
     let name = map.path().file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let mut budget = Budget::new(map.path(), map.len());
     let mut found = Found::default();
-    add(map, &mut found, Source { name, start: Some(0), bytes: Cow::Borrowed(map.bytes()) }, &mut budget)?;
+    let source = Source { name, start: Some(0), bytes: Cow::Borrowed(map.bytes()) };
+    add(map, &mut found, source, &mut Headers::default(), &mut budget)?;
     Ok(Some(found))
 }
 
@@ -89,13 +91,13 @@ fn read_npz(map: &Arc<MappedFile>) -> Result<Option<Found>> {
         return Ok(None);
     }
     let mut budget = Budget::new(map.path(), map.len());
-    let mut found = Found::default();
+    let (mut found, mut headers) = (Found::default(), Headers::default());
     for entry in archive.entries() {
         let Some(name) = entry.name.strip_suffix(ENDING) else {
             found.notes.push(format!("{}: {} is no array and was left aside", map.path().display(), entry.place()));
             continue;
         };
-        add(map, &mut found, source(&archive, entry, name, &mut budget)?, &mut budget)?;
+        add(map, &mut found, source(&archive, entry, name, &mut budget)?, &mut headers, &mut budget)?;
     }
     Ok(Some(found))
 }
@@ -113,10 +115,16 @@ fn source<'a>(archive: &Archive<'a>, entry: &Entry<'_>, name: &str, budget: &mut
     Ok(Source { name: name.to_owned(), start, bytes: archive.contents(entry, budget)? })
 }
 
-fn add(map: &Arc<MappedFile>, found: &mut Found, source: Source<'_>, budget: &mut Budget<'_>) -> Result<()> {
+fn add(
+    map: &Arc<MappedFile>,
+    found: &mut Found,
+    source: Source<'_>,
+    headers: &mut Headers,
+    budget: &mut Budget<'_>,
+) -> Result<()> {
     let path = map.path();
     let Source { name, start, bytes } = source;
-    let header = Header::read(path, &name, &bytes)?;
+    let header = Header::read(path, &name, &bytes, headers)?;
     let wrong = |problem: String| Error::malformed(path, format!("array `{name}`"), problem);
     let width = u64::from(header.dtype.bits().unwrap_or(8) / 8);
     let shape = Shape::from(header.shape);
@@ -153,6 +161,13 @@ fn add(map: &Arc<MappedFile>, found: &mut Found, source: Source<'_>, budget: &mu
     Ok(())
 }
 
+/// What texts mean: arrays of one kind repeat theirs.
+type Headers = HashMap<String, Header>;
+
+/// The most that are kept.
+const MOST_HEADERS: usize = 1000;
+
+#[derive(Clone)]
 struct Header {
     dtype: Dtype,
     shape: Vec<u64>,
@@ -164,7 +179,7 @@ struct Header {
 }
 
 impl Header {
-    fn read(path: &Path, name: &str, bytes: &[u8]) -> Result<Self> {
+    fn read(path: &Path, name: &str, bytes: &[u8], known: &mut Headers) -> Result<Self> {
         let wrong = |problem: String| Error::malformed(path, format!("array `{name}`"), problem);
         let (prefix, length): (usize, usize) = match bytes.strip_prefix(MAGIC) {
             Some([1, _, low, high, ..]) => (10, u16::from_le_bytes([*low, *high]).into()),
@@ -184,6 +199,9 @@ impl Header {
         }
         let text = bytes.get(prefix..prefix + length).and_then(|text| std::str::from_utf8(text).ok());
         let text = text.ok_or_else(|| wrong("its header is cut short or is no text".into()))?;
+        if let Some(known) = known.get(text) {
+            return Ok(Self { len: prefix + length, ..known.clone() });
+        }
         let (descr, fortran, shape) =
             parse(text).ok_or_else(|| wrong(format!("its header cannot be read: {}", brief(text))))?;
         let (dtype, swapped) = dtype_of(&descr)
@@ -192,7 +210,11 @@ impl Header {
             let what = format!("number of dimensions of array `{name}`");
             return Err(Error::limit(path, what, shape.len() as u64, MAX_DIMENSIONS as u64));
         }
-        Ok(Self { dtype, shape, fortran, swapped, len: prefix + length })
+        let header = Self { dtype, shape, fortran, swapped, len: prefix + length };
+        if known.len() < MOST_HEADERS {
+            known.insert(text.to_owned(), header.clone());
+        }
+        Ok(header)
     }
 }
 

@@ -12,9 +12,10 @@
 //! refused, so an archive holds no more stored bytes than its file has.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::Path;
 
+use foldhash::HashMap;
+use foldhash::fast::RandomState;
 use miniz_oxide::inflate::decompress_to_vec_with_limit;
 
 use super::held::Budget;
@@ -89,7 +90,7 @@ impl<'a> Archive<'a> {
             return Err(Error::malformed(path, format!("byte {directory_at}"), problem));
         }
         keep_apart(path, &mut entries, directory_at)?;
-        let mut by_name = HashMap::with_capacity(entries.len());
+        let mut by_name = HashMap::with_capacity_and_hasher(entries.len(), RandomState::default());
         for (at, entry) in entries.iter().enumerate() {
             if by_name.insert(entry.name, at).is_some() {
                 return Err(Error::malformed(path, entry.place(), "stands in the archive twice"));

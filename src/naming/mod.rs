@@ -13,6 +13,7 @@
 //! * [`Endings`]: lists of names that mean the ends of paths.
 //! * [`experts`]: the ways mixture-of-experts layers are stored, as a table.
 //! * [`blocks`]: weights block by block.
+//! * [`Forms`]: what is judged once for all names that differ in numbers alone.
 //! * [`Names`]: the keys of a base, what resembles them, and how an adapter's paths map onto them.
 
 pub mod adapterhub;
@@ -24,6 +25,7 @@ pub mod conv1d;
 pub mod embeddings;
 mod endings;
 pub mod experts;
+mod forms;
 pub mod head;
 mod names;
 mod nesting;
@@ -31,6 +33,7 @@ pub mod renamed;
 pub mod scheme;
 
 pub use endings::{Endings, ends};
+pub use forms::Forms;
 pub use names::{Names, Shift};
 pub use nesting::layers_within_layers;
 

@@ -1,8 +1,10 @@
 //! The keys of a base: what is there, what resembles it, and how an adapter's paths map onto it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 use std::sync::OnceLock;
+
+use foldhash::HashSet;
 
 use super::renamed;
 
@@ -19,7 +21,9 @@ const MAX_SHIFT_COMPONENTS: usize = 3;
 #[derive(Debug)]
 pub struct Names {
     keys: HashSet<String>,
-    modules: BTreeSet<String>,
+    /// Their modules and those that share another's weight, at the first question that needs them.
+    modules: OnceLock<BTreeSet<String>>,
+    shared: Vec<String>,
     /// The keys in order, at the first question that needs it.
     sorted: OnceLock<BTreeSet<String>>,
 }
@@ -49,15 +53,14 @@ impl Shift {
 impl Names {
     /// The names of a base's tensors.
     pub fn new(keys: impl IntoIterator<Item = String>) -> Self {
-        let keys: HashSet<String> = keys.into_iter().collect();
-        let modules = keys.iter().filter_map(|key| key.rsplit_once('.')).map(|(module, _)| module.to_owned()).collect();
-        Self { keys, modules, sorted: OnceLock::new() }
+        Self { keys: keys.into_iter().collect(), modules: OnceLock::new(), shared: Vec::new(), sorted: OnceLock::new() }
     }
 
     /// The same names, and the module `module` whose weight is another's.
     #[must_use]
     pub fn with_module(mut self, module: &str) -> Self {
-        self.modules.insert(module.to_owned());
+        self.shared.push(module.to_owned());
+        self.modules = OnceLock::new();
         self
     }
 
@@ -100,14 +103,21 @@ impl Names {
 
     /// The modules that have parameters of their own.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
-        self.modules.iter().map(String::as_str)
+        self.all_modules().iter().map(String::as_str)
+    }
+
+    fn all_modules(&self) -> &BTreeSet<String> {
+        self.modules.get_or_init(|| {
+            let own = self.keys.iter().filter_map(|key| key.rsplit_once('.')).map(|(module, _)| module.to_owned());
+            own.chain(self.shared.iter().cloned()).collect()
+        })
     }
 
     /// Whether the base holds a parameter of this module or of one below it.
     pub fn has_module(&self, module: &str) -> bool {
         let below = format!("{module}.");
-        self.modules.contains(module)
-            || self.modules.range(below.clone()..).next().is_some_and(|m| m.starts_with(&below))
+        let modules = self.all_modules();
+        modules.contains(module) || modules.range(below.clone()..).next().is_some_and(|m| m.starts_with(&below))
     }
 
     /// The module `path` as the base calls it: by this name, or by another that the same module has in other versions of its
@@ -152,7 +162,8 @@ impl Names {
             return vec![Shift::default()];
         }
         let first: Vec<&str> = modules[0].split('.').collect();
-        let candidates: BTreeSet<Shift> = self.modules.iter().filter_map(|base| shift_between(&first, base)).collect();
+        let candidates: BTreeSet<Shift> =
+            self.all_modules().iter().filter_map(|base| shift_between(&first, base)).collect();
         let fits = |shift: &Shift| modules.iter().all(|module| self.has_module(&shift.apply(module)));
         candidates.into_iter().filter(fits).collect()
     }

@@ -1,8 +1,9 @@
 //! From named values to tensors: every storage is found and every range of bytes checked before it is used.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use super::state::State;
 use super::tensor::{Described, StorageId, describe, tensor_call};
@@ -46,7 +47,7 @@ pub fn collect(
     budget: &mut Budget<'_>,
 ) -> Result<Found> {
     let mut found = Found { notes: state.notes, ..Found::default() };
-    let mut known: HashMap<String, Storage> = HashMap::new();
+    let mut known: HashMap<&str, Storage> = HashMap::default();
     let mut total = 0_u64;
     let most = map.len().saturating_mul(MAX_SHARING);
     for (name, value) in state.tensors {
@@ -65,7 +66,7 @@ pub fn collect(
             Some(storage) => storage.clone(),
             None => match look_up(storages, &tensor.storage, budget)? {
                 Some(storage) => {
-                    known.insert(tensor.storage.key.to_owned(), storage.clone());
+                    known.insert(tensor.storage.key, storage.clone());
                     storage
                 }
                 None if elements == 0 => Storage { held: None, start: 0, len: 0 },

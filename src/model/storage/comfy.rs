@@ -48,8 +48,9 @@ struct Blocks {
 /// # Errors
 /// When what belongs to it does not fit, or the format is none that is read.
 pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
-    let Some(module) = info.name.strip_suffix(".weight") else { return Ok(None) };
-    let Some(stored) = files.find(&info.name).filter(|_| info.dtype.bits() == Some(8)) else { return Ok(None) };
+    let module = info.name.strip_suffix(".weight").filter(|_| info.dtype.bits() == Some(8));
+    let Some(module) = module else { return Ok(None) };
+    let Some(stored) = files.find(&info.name) else { return Ok(None) };
     let Some(format) = files.comfyui(module).filter(|format| !comfyui::is_plain(format)) else { return Ok(None) };
     let storage: Arc<dyn Storage> = match (format.as_str(), &info.dtype) {
         ("nvfp4", Dtype::U8) => {

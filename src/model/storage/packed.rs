@@ -35,7 +35,8 @@ const DENSE: [u64; 2] = [0, 18];
 /// When what belongs to them is missing or does not fit.
 pub fn recognise(files: &Files<'_>, info: &TensorInfo) -> Result<Option<Found>> {
     let module = info.name.strip_suffix(".weight_packed").filter(|_| info.dtype == Dtype::I32);
-    let Some((module, stored)) = module.zip(files.find(&info.name)) else { return Ok(None) };
+    let Some(module) = module else { return Ok(None) };
+    let Some(stored) = files.find(&info.name) else { return Ok(None) };
     let sizes = logical(&shapes::needed(files, info, module, ".weight_shape")?, info)?;
     let words = usize_of(info.shape.as_slice().last().copied().unwrap_or(0));
     let bits = bits_of(files, info, sizes.cols, words)?;

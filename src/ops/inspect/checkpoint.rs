@@ -18,8 +18,7 @@ use crate::adapters::peft_keys;
 use crate::error::Result;
 use crate::formats::{Checkpoint, Container, companions};
 use crate::model::ModelConfig;
-use crate::naming::Names;
-use crate::naming::Role;
+use crate::naming::{Names, Role};
 use crate::output::Run;
 use crate::tensor::Float;
 
@@ -185,10 +184,8 @@ fn group_of(name: &str) -> (&str, &str) {
 /// What is wrong with the files around the tensors.
 fn layout_problems(checkpoint: &Checkpoint, has_config: bool, bytes: u64) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    let factors = checkpoint
-        .tensors()
-        .filter(|tensor| matches!(peft_keys::parse(&tensor.name).role, Role::Down | Role::Up))
-        .count();
+    let is_factor = |name: &str| name.contains("lora_") && matches!(peft_keys::parse(name).role, Role::Down | Role::Up);
+    let factors = checkpoint.tensors().filter(|tensor| is_factor(&tensor.name)).count();
     if factors > 0 {
         problems.push(format!(
             "{} of a LoRA and no `{CONFIG_NAME}` beside them: the scale is unknown",

@@ -10,6 +10,7 @@ use crate::formats::Checkpoint;
 use crate::model::ModelConfig;
 use crate::model::storage::view::View;
 use crate::model::storage::{Facts, KEYS, refused};
+use crate::naming::Forms;
 
 /// Weights that cannot be read and are told of one by one.
 const TOLD: usize = 3;
@@ -117,11 +118,15 @@ fn way(facts: Facts, (modules, elements): (usize, u64)) -> Quantisation {
 /// Weights packed in a way that betrays itself by the names of tensors, and that are not read: by whom, why, and in how many
 /// modules.
 fn packed(checkpoint: &Checkpoint, view: &View) -> Vec<(String, Option<&'static str>, usize)> {
+    let mut forms = Forms::new();
+    let betrays = |name: &str| refused::ends().any(|(end, _)| name.ends_with(end));
+    let names = checkpoint.tensors().map(|tensor| tensor.name.as_str());
+    let names: Vec<&str> =
+        names.filter(|name| forms.of(name, betrays)).filter(|name| !view.is_done_with(name)).collect();
     let mut seen = HashSet::new();
     let mut found: Vec<(String, Option<&'static str>, usize)> = Vec::new();
     for (ending, method, why) in refused::ends_and_reasons() {
-        let names = checkpoint.tensors().filter(|tensor| !view.is_done_with(&tensor.name));
-        let modules = names.filter_map(|tensor| tensor.name.strip_suffix(ending));
+        let modules = names.iter().filter_map(|name| name.strip_suffix(ending));
         let modules = modules.filter(|module| seen.insert(*module)).count();
         match found.iter_mut().find(|(known, ..)| known == method) {
             _ if modules == 0 => {}
