@@ -39,6 +39,8 @@ mod face;
 #[doc(hidden)]
 pub mod formats;
 #[doc(hidden)]
+pub mod inserted;
+#[doc(hidden)]
 pub mod interrupt;
 #[doc(hidden)]
 pub mod io;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use regex::Regex;
 
 /// Rooms by layer; a room may import rooms of lower layers only.
-const LAYERS: [(&str, u32); 22] = [
+const LAYERS: [(&str, u32); 23] = [
     ("error", 0),
     ("limits", 0),
     ("interrupt", 1),
@@ -27,12 +27,13 @@ const LAYERS: [(&str, u32); 22] = [
     ("dialects", 7),
     ("placement", 8),
     ("output", 9),
+    ("inserted", 10),
     ("truncate", 9),
-    ("ops", 10),
-    ("face", 11),
-    ("report", 11),
-    ("cli", 12),
-    ("main", 12),
+    ("ops", 11),
+    ("face", 12),
+    ("report", 12),
+    ("cli", 13),
+    ("main", 13),
 ];
 
 /// Crates that only some rooms may name.

@@ -1,9 +1,11 @@
 //! `lorakit stack`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Args as Group, ValueEnum};
 use lorakit::error::{Error, Result};
+use lorakit::inserted::{step_of, weights_of_run};
 use lorakit::ops::Run;
 use lorakit::ops::merge::Selection;
 use lorakit::ops::sum::{Majority, Method, Operation, Pruning, Rule, SumOptions, sum};
@@ -28,7 +30,7 @@ pub struct Stack {
     pub write: WriteAdapter,
     #[command(flatten)]
     pub weights: Weights,
-    /// How adapters become one; all but `concat` and `factor-average` need ranks
+    /// How adapters become one; ties, dare, dare-ties and magnitude need ranks
     #[arg(long, value_enum, default_value_t = MethodName::Concat, value_name = "METHOD")]
     pub method: MethodName,
     /// Share of the elements of each ΔW that ties, dare, dare-ties and magnitude keep
@@ -37,6 +39,9 @@ pub struct Stack {
     /// Seed of dare and dare-ties
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub seed: u64,
+    /// Average checkpoints of one run with the weights of an exponential moving average of this width, as 0.1
+    #[arg(long, value_name = "SIGMA_REL")]
+    pub ema: Option<f64>,
     /// How ties and dare-ties elect a sign
     #[arg(long, value_enum, default_value_t = MajorityName::Total, value_name = "RULE")]
     pub majority: MajorityName,
@@ -57,6 +62,8 @@ pub enum MethodName {
     Magnitude,
     /// A and B averaged apart, which is no sum of the ΔW (PEFT's `linear`)
     FactorAverage,
+    /// Tensors of one name averaged, of adapters of any kind and one structure
+    Average,
 }
 
 /// How a sign is elected.
@@ -70,7 +77,10 @@ pub enum MajorityName {
 
 /// Stacks, and gives the report.
 pub fn run(args: &Stack) -> Result<Said> {
-    let adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<_>>()?;
+    let mut adapters = args.adapters.iter().map(|written| place::adapter(written)).collect::<Result<Vec<_>>>()?;
+    if let Some(sigma) = args.ema {
+        weigh(&mut adapters, sigma)?;
+    }
     let (weights, blocks) = (args.weights.patterns()?, args.weights.blocks()?);
     let selection = Selection { weights, blocks, ..selection(&args.write)? };
     let mut options = args.sum.options(Operation::Stack, adapters, selection, args.write.options()?)?;
@@ -91,6 +101,18 @@ pub fn perform(options: &SumOptions, talk: Talk) -> Result<Said> {
     Ok(Said::of(talk, &result, |result| report::sum(result, talk.verbose)).bad(bad))
 }
 
+/// Gives checkpoints of one run the weights of a moving average.
+fn weigh(adapters: &mut [(PathBuf, f64)], sigma: f64) -> Result<()> {
+    if let Some((path, weight)) = adapters.iter().find(|(_, weight)| *weight != 1.0) {
+        let problem = format!("gives the weights itself, and `{}` has the weight {weight}", path.display());
+        return Err(Error::invalid("--ema", problem));
+    }
+    let steps = adapters.iter().map(|(path, _)| step_of(path)).collect::<Result<Vec<u64>>>()?;
+    let weights = weights_of_run(&steps, sigma)?;
+    adapters.iter_mut().zip(weights).for_each(|((_, own), weight)| *own = weight);
+    Ok(())
+}
+
 impl Stack {
     fn method(&self) -> Result<Method> {
         let majority = match self.majority {
@@ -98,7 +120,7 @@ impl Stack {
             MajorityName::Frequency => Majority::Frequency,
         };
         let rule = match self.method {
-            MethodName::Concat | MethodName::FactorAverage => None,
+            MethodName::Concat | MethodName::FactorAverage | MethodName::Average => None,
             MethodName::Ties => Some(Rule::Ties(majority)),
             MethodName::Dare => Some(Rule::Dare),
             MethodName::DareTies => Some(Rule::DareTies(majority)),
@@ -106,10 +128,17 @@ impl Stack {
         };
         match (rule, self.density) {
             (Some(rule), Some(density)) => Ok(Method::Elementwise(Pruning { rule, density, seed: self.seed })),
+            (Some(_), _) if self.ema.is_some() => {
+                Err(Error::invalid("--ema", "is an average: it goes with `--method average`"))
+            }
             (Some(_), None) => Err(Error::invalid("--density", "is needed: the share of elements that is kept")),
             (None, Some(_)) => Err(Error::invalid("--density", "belongs to ties, dare, dare-ties and magnitude")),
-            (None, None) if self.method == MethodName::FactorAverage => Ok(Method::FactorAverage),
-            (None, None) => Ok(Method::Concat),
+            (None, None) => match (self.method, self.ema) {
+                (MethodName::Average, _) | (MethodName::Concat, Some(_)) => Ok(Method::Average),
+                (_, Some(_)) => Err(Error::invalid("--ema", "is an average: it goes with `--method average`")),
+                (MethodName::FactorAverage, None) => Ok(Method::FactorAverage),
+                (_, None) => Ok(Method::Concat),
+            },
         }
     }
 }

@@ -59,6 +59,8 @@ pub struct Dialect {
     pub write: Option<fn(Pieces, &Facts<'_>) -> Result<Files>>,
     /// Adds what lies beside an adapter and is taken along where it stays in its dialect.
     pub beside: fn(&Adapter, &mut Files) -> Result<()>,
+    /// A key as it is called today, where older versions called it otherwise.
+    pub key_of_today: fn(&str) -> String,
 }
 
 /// What an output is.
@@ -97,6 +99,7 @@ impl Dialect {
         fit,
         write: None,
         beside: |_, _| Ok(()),
+        key_of_today: str::to_owned,
     };
 
     /// Whether the output `out` is one file.

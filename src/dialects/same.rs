@@ -42,7 +42,7 @@ pub fn write(adapter: &Adapter, float: Option<Float>) -> Result<Files> {
     }
     for stored in adapter.tensors.all() {
         files.tensors.push((
-            stored.info.name.clone(),
+            (dialect.key_of_today)(&stored.info.name),
             stored.info.shape.clone(),
             cast(&stored, wanted(&stored, float)),
         ));

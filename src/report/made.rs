@@ -41,7 +41,10 @@ pub fn extract(report: &ExtractReport, verbose: bool) -> String {
 /// A stack or a difference of adapters as text; `verbose` lists every module.
 pub fn sum(report: &SumReport, verbose: bool) -> String {
     written(|text| {
-        let verdict = format!("stacked: {}", outcome(&report.made, "the sum"));
+        let verdict = match report.made.averaged {
+            Some(tensors) => format!("averaged: {tensors} tensors, element by element"),
+            None => format!("stacked: {}", outcome(&report.made, "the sum")),
+        };
         head(text, &verdict, &report.out, of_dialect(report.to).as_str(), report.dry_run)?;
         report.adapters.iter().try_for_each(|adapter| put(text, "adapter", &input(adapter)))?;
         put(text, "method", report.method)?;
@@ -103,6 +106,9 @@ fn written(write: impl FnOnce(&mut String) -> Result) -> String {
 
 /// What came of it, in one sentence.
 fn outcome(made: &NewAdapterReport, whole: &str) -> String {
+    if are_bottlenecks(made) {
+        return of_units(made);
+    }
     let rank = span(made.ranks.keys().copied());
     let rank = if rank.is_empty() { String::new() } else { format!("rank {rank} ") };
     if made.modules.is_empty() {
@@ -114,8 +120,28 @@ fn outcome(made: &NewAdapterReport, whole: &str) -> String {
     format!("{rank}keeps {} of {whole} (error {} at most)", kept(made.kept_energy), percent(made.relative_error))
 }
 
+/// Whether the modules are bottlenecks, which have units and no rank.
+fn are_bottlenecks(made: &NewAdapterReport) -> bool {
+    !made.modules.is_empty() && made.modules.iter().all(|module| module.kind == "bottleneck")
+}
+
+/// What came of bottlenecks.
+fn of_units(made: &NewAdapterReport) -> String {
+    let units = span(made.ranks.keys().copied());
+    if made.kept_energy < 1.0 {
+        let share = kept(made.kept_energy);
+        return format!("{units} units a place, the largest: they have {share} of the size of all, by their weights");
+    }
+    let how = if made.exact { "exactly" } else { "every number rounded once" };
+    format!("{units} units a place give the sum of the outputs, {how}")
+}
+
 /// The new adapter; `share` ends the line that tells its size.
 fn made(text: &mut String, made: &NewAdapterReport, share: &str, verbose: bool) -> Result {
+    if made.averaged.is_some() {
+        let before = made.bytes_before.map_or(String::new(), |bytes| format!(" from {}", size(bytes)));
+        return put(text, "size", &format!("{}{before}", size(made.bytes)));
+    }
     put(text, "modules", &modules(made))?;
     if !made.vanished.is_empty() {
         put(text, "nothing", &format!("left of {}", listed(made.vanished.iter().cloned(), verbose)))?;
@@ -125,7 +151,7 @@ fn made(text: &mut String, made: &NewAdapterReport, share: &str, verbose: bool) 
         let names = made.whole.iter().map(|whole| format!("{}.{}", whole.module, whole.tensor));
         put(text, "whole", &format!("{} tensors, {}: {}", made.whole.len(), size(bytes), listed(names, verbose)))?;
     }
-    if !made.modules.is_empty() {
+    if !made.modules.is_empty() && !are_bottlenecks(made) {
         match made.exact {
             true => change(text, made.norm, "exact", None)?,
             false => change(text, made.norm, &format!("{} kept", kept(made.kept_energy)), Some(made.relative_error))?,
@@ -136,7 +162,8 @@ fn made(text: &mut String, made: &NewAdapterReport, share: &str, verbose: bool) 
     }
     let before = made.bytes_before.map_or(String::new(), |bytes| format!(" from {}", size(bytes)));
     let parameters = made.parameters_before.map_or(String::new(), |count| format!(" from {count}"));
-    let pairs = format!("{} parameters in pairs{parameters}", made.parameters);
+    let which = if are_bottlenecks(made) { "bottlenecks" } else { "pairs" };
+    let pairs = format!("{} parameters in {which}{parameters}", made.parameters);
     put(text, "size", &format!("{}{before}, {pairs}{share}", size(made.bytes)))
 }
 
@@ -168,6 +195,7 @@ fn modules(made: &NewAdapterReport) -> String {
     let dtypes = dtypes.into_iter().collect::<Vec<_>>().join("/");
     match made.modules.len() {
         0 => "none".into(),
+        count if are_bottlenecks(made) => format!("{count} bottlenecks, units {}, {dtypes}", rank_change(made)),
         count => format!("{count}, rank {}, {dtypes}", rank_change(made)),
     }
 }

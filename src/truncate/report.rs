@@ -8,6 +8,7 @@ use super::RankChoice;
 use super::Truncated;
 use super::job::{Job, Pair};
 use crate::pairs::{NewPair, NewWhole};
+use crate::tensor::Float;
 
 /// A new adapter.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -33,6 +34,9 @@ pub struct NewAdapterReport {
     pub parameters: u64,
     /// Ranks that occur, and in how many modules.
     pub ranks: BTreeMap<usize, usize>,
+    /// Tensors that are averages, element by element.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub averaged: Option<usize>,
     /// How a budget was spent.
     pub budget: Option<Spent>,
     /// Bytes of the weight files of the adapters it was made of, if it was made of some.
@@ -143,6 +147,34 @@ impl ModuleReport {
             rank_above_rounding: None,
             complete: true,
             parameters: ((rows + cols) * pair.kind.experts() * pair.rank) as u64,
+            singular_values: Vec::new(),
+            settled_values: 0,
+        }
+    }
+
+    /// A bottleneck of so many units in a model of the width `hidden`; `norm` is the size of its units together.
+    pub fn of_units(place: &str, (hidden, units): (usize, usize), float: Float, norm: f64) -> Self {
+        Self {
+            module: place.to_owned(),
+            kind: "bottleneck",
+            shape: vec![hidden as u64, hidden as u64],
+            ranks_before: Vec::new(),
+            rank: units,
+            alpha: units as f64,
+            dtype: float.dtype().name().to_owned(),
+            exact: true,
+            norm,
+            kept_energy: 1.0,
+            relative_error: 0.0,
+            measured_error: 0.0,
+            stored_error: 0.0,
+            optimum_at_least: None,
+            optimum_near: None,
+            rounding: None,
+            at_rounding_floor: None,
+            rank_above_rounding: None,
+            complete: true,
+            parameters: (2 * hidden * units + hidden + units) as u64,
             singular_values: Vec::new(),
             settled_values: 0,
         }

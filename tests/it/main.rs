@@ -8,6 +8,7 @@ mod alpha;
 mod archs;
 mod bad;
 mod blocks;
+mod bottlenecks;
 mod changed;
 mod combined;
 mod comfyui_marks;

@@ -11,6 +11,7 @@ use super::dialect::Dialect;
 use crate::adapters::config::CONFIG_NAME;
 
 pub use head::HEADS;
+pub use read::{SHARED_PARAMETERS, key_of, name_in};
 
 /// AdapterHub, known by the architecture in its config.
 pub const ADAPTERHUB: Dialect = Dialect {
@@ -25,5 +26,6 @@ pub const ADAPTERHUB: Dialect = Dialect {
     read: Some(read::open),
     write: Some(|pieces, facts| write::write(&pieces, facts)),
     beside: head::take_along,
+    key_of_today: read::key_of_today,
     ..Dialect::PLAIN
 };

@@ -6,6 +6,7 @@
 //! LoRA and IA³ change weights. Everything else is inserted between layers or in front of the input.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde_json::Value;
 
@@ -31,8 +32,8 @@ const INFIXES: [(&str, &str, &str); 15] = [
     (".attention_text_lang_adapters.", "bottleneck adapter", BOTTLENECK),
     (".layer_text_task_adapters.", "bottleneck adapter", BOTTLENECK),
     (".layer_text_lang_adapters.", "bottleneck adapter", BOTTLENECK),
-    (".shared_parameters.", "shared parameters of bottleneck adapters", BOTTLENECK),
-    ("shared_parameters.", "shared parameters of bottleneck adapters", BOTTLENECK),
+    (".shared_parameters.", SHARED_PARAMETERS, BOTTLENECK),
+    ("shared_parameters.", SHARED_PARAMETERS, BOTTLENECK),
     (
         ".prefix_tunings.",
         "prefix tuning",
@@ -48,6 +49,42 @@ const INFIXES: [(&str, &str, &str); 15] = [
     ),
     ("heads.", "a prediction head", "it belongs to the task, and the base has no such layer"),
 ];
+
+/// How parameters are called that all bottlenecks of an adapter share.
+pub const SHARED_PARAMETERS: &str = "shared parameters of bottleneck adapters";
+
+/// The key of `role` of something inserted at `place` for the adapter `name`, as the library of today writes it.
+pub fn key_of(kind: &str, place: &str, name: &str, role: &str) -> String {
+    let infix = INFIXES.iter().find(|(_, own, _)| *own == kind).map_or(".adapters.", |(infix, ..)| infix);
+    if place.is_empty() {
+        format!("{}{name}.{role}", infix.trim_start_matches('.'))
+    } else {
+        format!("{place}{infix}{name}.{role}")
+    }
+}
+
+/// A key under the name that the library of today gives it: versions before 3 told adapters of tasks from those of languages.
+pub(super) fn key_of_today(key: &str) -> String {
+    let old = INFIXES.iter().filter(|(infix, ..)| infix.contains("_lang_") || infix.contains("_task_"));
+    let renamed = old.into_iter().find_map(|(infix, kind, _)| {
+        let (place, rest) = key.split_once(infix)?;
+        let (name, role) = rest.split_once('.')?;
+        Some(key_of(kind, place, name, role))
+    });
+    renamed.unwrap_or_else(|| key.to_owned())
+}
+
+/// Where the adapter's name stands in a key.
+pub fn name_in(key: &str) -> Option<Range<usize>> {
+    let infixes = INFIXES.iter().map(|(infix, ..)| *infix).chain([LORAS]);
+    let start = infixes.filter_map(|infix| match infix.starts_with('.') {
+        true => key.find(infix).map(|at| at + infix.len()),
+        false => key.starts_with(infix).then_some(infix.len()),
+    });
+    let start = start.min()?;
+    let len = key[start..].find('.').unwrap_or(key.len() - start);
+    Some(start..start + len)
+}
 
 /// What stands before the adapter's name in a LoRA.
 const LORAS: &str = ".loras.";
@@ -111,8 +148,8 @@ pub(super) fn open(source: Source<'_>) -> Result<Opened> {
     config.raw = raw;
     if let Some(head) = HEADS.iter().find(|head| std::fs::symlink_metadata(root.join(head)).is_ok()) {
         tensors.note(format!(
-            "a prediction head lies beside it (`{head}`): it belongs to the task, and only a conversion of the whole adapter to \
-             adapterhub takes it along"
+            "a prediction head lies beside it (`{head}`): it belongs to the task, and goes along only where the adapter stays one of \
+             AdapterHub by itself"
         ));
     }
     Ok(Opened::new(root, &ADAPTERHUB, config, tensors, modules))

@@ -11,6 +11,7 @@ mod batch;
 mod concat;
 mod elementwise;
 mod fold;
+mod inserted;
 mod kept;
 mod keyed;
 mod named;
@@ -83,6 +84,8 @@ struct Opened {
     inputs: Inputs,
     original: Option<Arc<Original>>,
     sources: Vec<Applied>,
+    /// They are inserted into the model, or averaged: what they do to weights is not asked.
+    inserted: bool,
     /// In which dialect it is written.
     dialect: ToDialect,
     /// Why in that one.
@@ -95,14 +98,19 @@ impl Opened {
     fn read(options: &SumOptions) -> Result<Self> {
         let inputs = Inputs::watch();
         let original = options.base.as_deref().map(Original::open).transpose()?.map(Arc::new);
-        let mut sources = terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?;
+        let found = inserted::open(options)?;
+        let inserted = found.is_some();
+        let mut sources = match found {
+            Some(sources) => sources,
+            None => terms::open(&options.adapters, &options.init_adapters, original.as_ref(), &options.read)?,
+        };
         let adapters: Vec<&Adapter> = sources.iter().map(|source| &source.adapter).collect();
         let (dialect, why) = options.dialect.over(&adapters, &options.write.out);
         if dialect.foreign().is_some_and(|foreign| foreign.pipelines) {
             sources.iter_mut().for_each(|source| parts::name(&mut source.adapter));
         }
         let recipe = recipe::recipe(options, &dialect, &sources)?;
-        Ok(Self { inputs, original, sources, dialect, why, recipe })
+        Ok(Self { inputs, original, sources, inserted, dialect, why, recipe })
     }
 
     /// Writes the sum. Gives what is said of it, and how many tensors were left out by choice.
@@ -115,6 +123,9 @@ impl Opened {
         };
         let expected = self.dialect.expected(&options.write.out, copied.into_iter());
         check_early(&options.write, &self.inputs, &expected)?;
+        if self.inserted {
+            return self.write_inserted(options, run);
+        }
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
         let (files, mut report) = self.make(options, &terms, form, run)?;
@@ -139,6 +150,36 @@ impl Opened {
             ));
         }
         Ok((report, terms.left_out))
+    }
+
+    /// The same of adapters that are inserted, or averaged, in their own dialect.
+    fn write_inserted(&self, options: &SumOptions, run: &Run<'_>) -> Result<(NewAdapterReport, usize)> {
+        let first = &self.sources[0].adapter;
+        if self.dialect.name() != first.dialect {
+            let what =
+                format!("is written as what it is, an adapter of {}, not of {}", first.dialect, self.dialect.name());
+            return Err(
+                Error::unsupported(&first.root, what).hint("without `--to` it is written; `convert` translates it")
+            );
+        }
+        let (mut files, mut report) = inserted::make(&self.sources, options)?;
+        if self.sources.len() == 1 {
+            files.copied = kept::beside(first, &files.beside)?.0;
+        }
+        let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
+        report.bytes_before = Some(read.map(|file| file.map.len()).sum());
+        let mut notes: Vec<String> = Vec::new();
+        for note in self.sources.iter().flat_map(|source| source.adapter.notes()) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        report.notes.splice(0..0, notes);
+        let origin =
+            Origin { input: &options.adapters[0].0, file: &first.tensors.files()[0].map, base: None, component: false };
+        let written = ToDialect::default().write(files, &self.recipe, origin, &options.write, run, &self.inputs)?;
+        report.weigh(Some(first.dialect), (written.bytes, written.weights), None);
+        Ok((report, 0))
     }
 
     /// What the adapters do to every module, and what is to be said of it.

@@ -31,6 +31,8 @@ pub enum Method {
     Elementwise(Pruning),
     /// A and B apart.
     FactorAverage,
+    /// Tensor by tensor, of any kind whose structure agrees.
+    Average,
 }
 
 /// What is summed, and how.
@@ -81,6 +83,7 @@ impl Method {
         match self {
             Self::Concat => "concat",
             Self::FactorAverage => "factor-average",
+            Self::Average => "average",
             Self::Elementwise(pruning) => match pruning.rule {
                 Rule::Magnitude => "magnitude",
                 Rule::Ties(_) => "ties",
@@ -154,8 +157,8 @@ impl SumOptions {
                     return Err(Error::invalid("--noise", problem));
                 }
             }
-            (Method::FactorAverage, Some(_)) => {
-                let problem = "`factor-average` keeps the rank of its inputs";
+            (Method::FactorAverage | Method::Average, Some(_)) => {
+                let problem = format!("`{name}` keeps the rank of its inputs");
                 return Err(Error::invalid("--method", problem)
                     .hint("`--method concat` with the same options cuts the true sum"));
             }
@@ -164,6 +167,9 @@ impl SumOptions {
         let Some(alpha) = self.alpha else { return Ok(()) };
         if self.method == Method::FactorAverage {
             return Err(Error::invalid("--alpha", "`factor-average` has alpha = rank"));
+        }
+        if self.method == Method::Average {
+            return Err(Error::invalid("--alpha", "`average` keeps the alpha of its inputs"));
         }
         check_alpha(alpha)
     }
