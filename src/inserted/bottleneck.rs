@@ -180,6 +180,8 @@ impl Bottleneck {
         let joined = |one: &[f32], two: &[f32]| [one, two].concat();
         let rows =
             |row: usize| joined(&self.up[row * left..(row + 1) * left], &other.up[row * right..(row + 1) * right]);
+        let added = |one: f32, two: f32| f64::from(one + two) == f64::from(one) + f64::from(two);
+        let exact = self.up_bias.iter().zip(&other.up_bias).all(|(one, two)| added(*one, *two));
         Self {
             hidden: self.hidden,
             down: joined(&self.down, &other.down),
@@ -188,7 +190,7 @@ impl Bottleneck {
             up_bias: self.up_bias.iter().zip(&other.up_bias).map(|(one, two)| one + two).collect(),
             norm: self.norm.clone(),
             float: self.float,
-            rounded: self.rounded || other.rounded,
+            rounded: self.rounded || other.rounded || !exact,
         }
     }
 
