@@ -32,6 +32,9 @@
 
 #[doc(hidden)]
 pub mod adapters;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 #[doc(hidden)]
 pub mod dialects;
 pub mod error;

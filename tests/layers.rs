@@ -33,7 +33,7 @@ const LAYERS: [(&str, u32); 23] = [
     ("face", 12),
     ("report", 12),
     ("cli", 13),
-    ("main", 13),
+    ("main", 14),
 ];
 
 /// Crates that only some rooms may name.

@@ -3,18 +3,19 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
-use lorakit::dialects::{Target, is_adapter};
-use lorakit::error::{Error, Result};
-use lorakit::llama::Mix;
-use lorakit::ops::Run;
-use lorakit::ops::convert::{ConvertOptions, convert};
-use lorakit::report;
 
 use super::options::Write;
 use super::progress::Bar;
 use super::reading::Reading;
 use super::said::Said;
 use super::{place, values, watch, words};
+
+use crate::dialects::{Target, is_adapter};
+use crate::error::{Error, Result};
+use crate::llama::Mix;
+use crate::ops::Run;
+use crate::ops::convert::{ConvertOptions, convert};
+use crate::report;
 
 #[derive(Debug, Group)]
 pub struct Convert {

@@ -3,10 +3,6 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
-use lorakit::error::Result;
-use lorakit::ops::Run;
-use lorakit::ops::extract::{Choice, ExtractOptions, extract};
-use lorakit::report;
 
 use super::place;
 use super::progress::Bar;
@@ -15,6 +11,11 @@ use super::said::Said;
 use super::watch::{interruptible, peak_resident_bytes};
 use super::words::patterns;
 use super::write_adapter::{To, WriteAdapter};
+
+use crate::error::Result;
+use crate::ops::Run;
+use crate::ops::extract::{Choice, ExtractOptions, extract};
+use crate::report;
 
 #[derive(Debug, Group)]
 pub struct Extract {

@@ -6,10 +6,11 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use clap::Command;
-use lorakit::dialects::is_adapter;
-use lorakit::formats::json;
 
 use super::help;
+
+use crate::dialects::is_adapter;
+use crate::formats::json;
 
 /// Other names of options, as other tools have them → ours.
 const OPTIONS: [(&str, &str); 22] = [

@@ -4,16 +4,17 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::error::{Error, Result};
-use lorakit::ops::Run;
-use lorakit::ops::inspect::{Entry, InspectOptions, Inspection, find, inspect, inspect_all};
-use lorakit::plan::Quiet;
-use lorakit::report;
 
 use super::options::Talk;
 use super::reading::Reading;
 use super::said::Said;
 use super::{place, watch, words};
+
+use crate::error::{Error, Result};
+use crate::ops::Run;
+use crate::ops::inspect::{Entry, InspectOptions, Inspection, find, inspect, inspect_all};
+use crate::plan::Quiet;
+use crate::report;
 
 #[derive(Debug, Group)]
 pub struct Inspect {

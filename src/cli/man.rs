@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as Group, Command};
 use clap_mangen::Man;
-use lorakit::error::{Error, Result};
 
 use super::help;
 use super::said::Said;
+
+use crate::error::{Error, Result};
 
 #[derive(Debug, Group)]
 pub struct Pages {

@@ -3,19 +3,20 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
-use lorakit::error::{Error, Result};
-use lorakit::llama::Mix;
-use lorakit::model::TrainBase;
-use lorakit::ops::Run;
-use lorakit::ops::merge::{MergeOptions, merge};
-use lorakit::report;
-use lorakit::tensor::{Float, GgmlType, Packing};
 
 use super::options::{Weights, Write};
 use super::progress::Bar;
 use super::reading::Reading;
 use super::said::Said;
 use super::{place, values, watch};
+
+use crate::error::{Error, Result};
+use crate::llama::Mix;
+use crate::model::TrainBase;
+use crate::ops::Run;
+use crate::ops::merge::{MergeOptions, merge};
+use crate::report;
+use crate::tensor::{Float, GgmlType, Packing};
 
 #[derive(Debug, Group)]
 pub struct Merge {

@@ -32,12 +32,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{FromArgMatches, Subcommand};
-use lorakit::error::shown::{clean, line};
-use lorakit::error::{Blame, Error, Result};
-use lorakit::report;
 
 use args::{Args, Color};
 use said::Said;
+pub use watch::Host;
+
+use crate::error::shown::{clean, line};
+use crate::error::{Blame, Error, Result};
+use crate::report;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -109,6 +111,32 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
         }
         (None, None) => ExitCode::SUCCESS,
     }
+}
+
+/// What became of a verb that another program ran.
+#[derive(Debug)]
+pub struct Ran {
+    /// The report, as JSON.
+    pub document: String,
+    /// What could not be done although there is a report.
+    pub failed: Option<Error>,
+}
+
+/// Runs the verb that `words` say, for `host`: nothing is printed, and no signal is handled.
+///
+/// # Errors
+/// When the words mean nothing, or the verb fails.
+pub fn run_for(host: Host, words: &[OsString]) -> Result<Ran> {
+    let args = parse(words).map_err(|error| {
+        let (_, problem, hint) = usage::explained(words, error);
+        let error = Error::invalid("arguments", problem);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    })?;
+    let said = watch::hosted(host, || perform(&args.verb))?;
+    Ok(Ran { document: String::from_utf8_lossy(&said.text).into_owned(), failed: said.failed })
 }
 
 /// The words as options.

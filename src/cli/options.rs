@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 
 use clap::{Args as Group, ValueEnum};
-use lorakit::error::{Error, Result};
-use lorakit::naming::blocks::BlockWeights;
-use lorakit::ops::merge::Selection;
-use lorakit::ops::{Rounding, WriteOptions};
 use regex::Regex;
 
 use super::{place, values, words};
+
+use crate::error::{Error, Result};
+use crate::naming::blocks::BlockWeights;
+use crate::ops::merge::Selection;
+use crate::ops::{Rounding, WriteOptions};
 
 /// Options that all writing verbs share.
 #[derive(Debug, Group)]

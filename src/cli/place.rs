@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use lorakit::error::{Error, Result};
-use lorakit::formats::hub;
+use crate::error::{Error, Result};
+use crate::formats::hub;
 
 /// Roots of the Hugging Face cache, as huggingface_hub finds them.
 pub fn caches() -> Vec<PathBuf> {

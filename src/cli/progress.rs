@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lorakit::plan::Progress;
+
+use super::watch::{Host, host};
+
+use crate::plan::Progress;
 
 /// How long a run goes on without a bar.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -21,6 +24,7 @@ const COUNTING: &str = "{prefix} {wide_bar} {msg} {eta} left";
 /// A bar on stderr, or nothing where stderr is not a terminal.
 #[derive(Default)]
 pub struct Bar {
+    host: Option<Host>,
     quiet: bool,
     /// What is being done, in one word.
     verb: &'static str,
@@ -33,7 +37,7 @@ pub struct Bar {
 impl Bar {
     /// A bar that says `verb`, or stays away if `quiet`.
     pub fn new(verb: &'static str, quiet: bool) -> Self {
-        Self { quiet, verb, ..Self::default() }
+        Self { quiet, verb, host: host(), ..Self::default() }
     }
 
     /// How many of the parts are done, where they are counted.
@@ -45,10 +49,14 @@ impl Bar {
 
 impl Progress for Bar {
     fn parts(&self, what: &'static str, count: usize) {
+        self.host.iter().for_each(|host| host.progress.parts(what, count));
         let _ = self.parts.set((what, count));
     }
 
     fn begin(&self, bytes: u64) {
+        if let Some(host) = &self.host {
+            return host.progress.begin(bytes);
+        }
         let template = if self.counted().is_some() { COUNTING } else { WRITING };
         let style = ProgressStyle::with_template(template).expect("the templates are constants that a test renders");
         let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden()).with_style(style);
@@ -58,6 +66,9 @@ impl Progress for Bar {
     }
 
     fn advance(&self, bytes: u64) {
+        if let Some(host) = &self.host {
+            return host.progress.advance(bytes);
+        }
         self.done.fetch_add(1, Ordering::Relaxed);
         if let Some(bar) = self.bar.get() {
             if let Some(counted) = self.counted() {
@@ -73,6 +84,7 @@ impl Progress for Bar {
     }
 
     fn finish(&self) {
+        self.host.iter().for_each(|host| host.progress.finish());
         if let Some(bar) = self.bar.get() {
             bar.finish_and_clear();
         }

@@ -1,11 +1,12 @@
 //! Options that say how the pairs of a new adapter are made, shared by `extract`, `stack`, `subtract` and `resize`.
 
 use clap::{Args as Group, ValueEnum};
-use lorakit::error::{Error, Result};
-use lorakit::linalg::{Compute, RankPolicy};
-use lorakit::ops::{Budgeted, RankChoice, Ranking};
 
 use super::place;
+
+use crate::error::{Error, Result};
+use crate::linalg::{Compute, RankPolicy};
+use crate::ops::{Budgeted, RankChoice, Ranking};
 
 /// The options.
 #[derive(Debug, Clone, Default, Group)]

@@ -1,9 +1,10 @@
 //! What the files of adapters leave open, and the command line says.
 
 use clap::{Args as Group, ValueEnum};
-use lorakit::adapters::ReadOptions;
-use lorakit::error::{Error, Result};
-use lorakit::naming::experts::peft::{Order, Sides};
+
+use crate::adapters::ReadOptions;
+use crate::error::{Error, Result};
+use crate::naming::experts::peft::{Order, Sides};
 
 /// For verbs without an alpha of their own.
 #[derive(Debug, Group)]

@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 
 use clap::Args as Group;
-use lorakit::error::{Error, Result};
-use lorakit::ops::Run;
-use lorakit::ops::sum::{Operation, Outcome, resize};
-use lorakit::report;
 
 use super::progress::Bar;
 use super::said::Said;
 use super::sum::{Sum, selection, vanished};
 use super::write_adapter::WriteAdapter;
 use super::{notice, place, watch};
+
+use crate::error::{Error, Result};
+use crate::ops::Run;
+use crate::ops::sum::{Operation, Outcome, resize};
+use crate::report;
 
 /// Options of `resize`.
 #[derive(Debug, Group)]

@@ -2,12 +2,13 @@
 
 use std::io::{self, Write};
 
-use lorakit::error::{Error, Result};
-use lorakit::report;
 use serde::Serialize;
 
 use super::options::Talk;
 use super::paint::painted;
+
+use crate::error::{Error, Result};
+use crate::report;
 
 /// What stands on stdout, and what follows from it.
 #[derive(Default)]

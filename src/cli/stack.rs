@@ -4,12 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as Group, ValueEnum};
-use lorakit::error::{Error, Result};
-use lorakit::inserted::{step_of, weights_of_run};
-use lorakit::ops::Run;
-use lorakit::ops::merge::Selection;
-use lorakit::ops::sum::{Majority, Method, Operation, Pruning, Rule, SumOptions, sum};
-use lorakit::report;
 
 use super::options::{Talk, Weights};
 use super::progress::Bar;
@@ -17,6 +11,13 @@ use super::said::Said;
 use super::sum::{Sum, selection};
 use super::write_adapter::WriteAdapter;
 use super::{notice, place, watch};
+
+use crate::error::{Error, Result};
+use crate::inserted::{step_of, weights_of_run};
+use crate::ops::Run;
+use crate::ops::merge::Selection;
+use crate::ops::sum::{Majority, Method, Operation, Pruning, Rule, SumOptions, sum};
+use crate::report;
 
 /// The words after `stack`.
 #[derive(Debug, Group)]

@@ -4,18 +4,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::dialects::recognise;
-use lorakit::error::{Error, Result};
-use lorakit::ops::Run;
-use lorakit::ops::sum::Operation;
-use lorakit::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
-use lorakit::report;
 
 use super::options::{RoundingMode, Weights, Write};
 use super::progress::Bar;
 use super::said::Said;
 use super::sum::Sum;
 use super::{place, stack, warn, watch};
+
+use crate::dialects::recognise;
+use crate::error::{Error, Result};
+use crate::ops::Run;
+use crate::ops::sum::Operation;
+use crate::ops::unmerge::{UnmergeOptions, Unmerged, unmerge};
+use crate::report;
 
 #[derive(Debug, Group)]
 pub struct Subtract {

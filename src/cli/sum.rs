@@ -4,17 +4,18 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::error::Result;
-use lorakit::ops::WriteOptions;
-use lorakit::ops::merge::Selection;
-use lorakit::ops::sum::{Operation, SumOptions};
-use lorakit::truncate::NewAdapterReport;
 
 use super::place;
 use super::rank::Rank;
 use super::reading::ReadingInputs;
 use super::words;
 use super::write_adapter::{To, WriteAdapter};
+
+use crate::error::Result;
+use crate::ops::WriteOptions;
+use crate::ops::merge::Selection;
+use crate::ops::sum::{Operation, SumOptions};
+use crate::truncate::NewAdapterReport;
 
 /// The options.
 #[derive(Debug, Group)]

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::error::Result;
-use lorakit::{ops, report};
 
 use super::options::Talk;
 use super::said::Said;
+
+use crate::error::Result;
+use crate::{ops, report};
 
 #[derive(Debug, Group)]
 pub struct Finish {

@@ -5,13 +5,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
-use lorakit::error::shown::{clean, line};
-use lorakit::report::{self, Failure};
 
 use super::args::Color;
 use super::guesses;
 use super::said::Said;
 use super::{WRONG_USAGE, parse};
+
+use crate::error::shown::{clean, line};
+use crate::report::{self, Failure};
 
 /// Most letters in which a name differs from the one that is offered for it.
 const FAR: usize = 2;
@@ -32,18 +33,9 @@ pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let cleaned: Vec<OsString> = words.iter().map(|word| line(&word.to_string_lossy()).into()).collect();
-    let mut error = parse(&cleaned).err().unwrap_or(error);
-    let hint = guesses::way_out(&cleaned);
-    for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
-        keep_near(&mut error, kind);
-    }
-    // "To pass it as a value": nobody wants that.
-    error.remove(ContextKind::Suggested);
-    let text = error.render().to_string();
-    let problem = text.split("\n\n").next().unwrap_or(&text).trim_end();
+    let (error, problem, hint) = explained(words, error);
     if wants_json(words) {
-        let failure = Failure::usage(problem.trim_start_matches("error: ").to_owned(), hint.clone());
+        let failure = Failure::usage(problem.clone(), hint.clone());
         let _ = Said::plain(report::json(&failure)).print();
     }
     match hint {
@@ -52,13 +44,26 @@ pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
         }
         Some(hint) => {
             let (red, cyan) = (Color::style(anstyle::AnsiColor::Red), Color::style(anstyle::AnsiColor::Cyan));
-            let problem = problem.trim_start_matches("error: ");
             let mut stderr = anstream::stderr().lock();
-            let _ = writeln!(stderr, "{red}error{red:#}: {}", clean(problem));
+            let _ = writeln!(stderr, "{red}error{red:#}: {}", clean(&problem));
             let _ = writeln!(stderr, "\n{cyan}hint{cyan:#}: {}", clean(&hint));
         }
     }
     ExitCode::from(WRONG_USAGE)
+}
+
+/// What is wrong with the words, as clap says it and in one sentence, and what was probably meant.
+pub fn explained(words: &[OsString], error: clap::Error) -> (clap::Error, String, Option<String>) {
+    let cleaned: Vec<OsString> = words.iter().map(|word| line(&word.to_string_lossy()).into()).collect();
+    let mut error = parse(&cleaned).err().unwrap_or(error);
+    for kind in [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand] {
+        keep_near(&mut error, kind);
+    }
+    // "To pass it as a value": nobody wants that.
+    error.remove(ContextKind::Suggested);
+    let text = error.render().to_string();
+    let problem = text.split("\n\n").next().unwrap_or(&text).trim_end().trim_start_matches("error: ").to_owned();
+    (error, problem, guesses::way_out(&cleaned))
 }
 
 /// Takes away what clap offers and was not meant; with it the line of usage that is made of it.

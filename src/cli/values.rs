@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 
 use clap::builder::{PossibleValue, TypedValueParser};
-use lorakit::dialects::Target;
-use lorakit::llama::Mix;
-use lorakit::naming::arch::archs;
-use lorakit::tensor::GgmlType;
+
+use crate::dialects::Target;
+use crate::llama::Mix;
+use crate::naming::arch::archs;
+use crate::tensor::GgmlType;
 
 /// Dtypes that tensors are written in.
 pub const DTYPES: [&str; 7] = ["keep", "f32", "f16", "bf16", "f64", "f8_e4m3", "f8_e5m2"];
@@ -51,7 +52,7 @@ pub fn dialects() -> Named {
 
 /// `--arch`: families of image and video models. Those of language models are names of their configs.
 pub fn families() -> Named {
-    Named(|| archs().iter().map(lorakit::naming::arch::Arch::name).collect())
+    Named(|| archs().iter().map(crate::naming::arch::Arch::name).collect())
 }
 
 /// `--quant` of a conversion.

@@ -1,21 +1,53 @@
 //! What a long run needs from the system: to be stopped, to be told of a lost input, to open many files, to know its memory.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use lorakit::error::{Error, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
+
+use crate::error::{Error, Result};
+use crate::plan::Progress;
 
 /// What is said when an input shrinks under the map.
 const LOST: &str =
     "error: an input file became shorter while it was being read, or its disk failed; nothing was written";
 
+/// Who runs a verb in a process of their own, and hears of it instead of signals and a terminal.
+#[derive(Clone)]
+pub struct Host {
+    /// Set to stop the run.
+    pub cancel: Arc<AtomicBool>,
+    /// Hears how far it is.
+    pub progress: Arc<dyn Progress + Send + Sync>,
+}
+
+thread_local! {
+    static HOST: RefCell<Option<Host>> = const { RefCell::new(None) };
+}
+
+/// Who runs the verbs of this thread; nobody in the program itself.
+pub fn host() -> Option<Host> {
+    HOST.with_borrow(Clone::clone)
+}
+
+/// Runs `work` for `host`.
+pub fn hosted<T>(host: Host, work: impl FnOnce() -> T) -> T {
+    HOST.set(Some(host));
+    let done = work();
+    HOST.set(None);
+    done
+}
+
 /// A flag that an interrupt sets, or a terminal that goes away; the second interrupt ends the process at once. Also ends it with
 /// a message when an input shrinks while it is mapped. A file that may not grow further is an error of its write from now on.
 pub fn interruptible() -> Result<Arc<AtomicBool>> {
-    lorakit::io::exit_on_lost_mapping(LOST)?;
+    crate::io::exit_on_lost_mapping(LOST)?;
+    if let Some(host) = host() {
+        return Ok(host.cancel);
+    }
     let cancel = Arc::new(AtomicBool::new(false));
     let cannot = |source| Error::io("signals", "cannot be handled", source);
     for signal in [SIGINT, SIGTERM, SIGHUP] {

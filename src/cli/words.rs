@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use lorakit::error::{Error, Result};
-use lorakit::plan::Budget;
-use lorakit::tensor::Float;
 use regex::Regex;
 
-pub use lorakit::placement::pattern;
-
 use super::place;
+
+use crate::error::{Error, Result};
+pub use crate::placement::pattern;
+use crate::plan::Budget;
+use crate::tensor::Float;
 
 /// `--dtype`; `None` keeps what is there.
 pub fn dtype(written: &str) -> Result<Option<Float>> {

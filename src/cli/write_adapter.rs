@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args as Group;
-use lorakit::Target;
-use lorakit::error::Result;
-use lorakit::ops::{ToDialect, WriteOptions};
 
 use super::options::Talk;
 use super::{values, words};
+
+use crate::Target;
+use crate::error::Result;
+use crate::ops::{ToDialect, WriteOptions};
 
 /// The options.
 #[derive(Debug, Group)]
