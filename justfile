@@ -28,6 +28,7 @@ bench what="merge" *args:
         gguf) cargo build --release && python3 benches/gguf.py {{args}} ;;
         profile) cargo build --profile profiling && python3 benches/profile.py target/profiling/lorakit {{args}} ;;
         extract|resize|stack|scaling) cargo build --release && python3 benches/algebra.py {{what}} {{args}} ;;
+        quant) cargo build --release && python3 benches/quant.py {{args}} ;;
         kernels|svd) cargo bench --bench {{what}} -- {{args}} ;;
         *) echo "unknown bench: {{what}}" >&2; exit 2 ;;
     esac
