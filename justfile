@@ -68,6 +68,10 @@ wheel:
     PATH="$PWD/target/venv/bin:$PATH" maturin build --release --zig --compatibility manylinux2014 -o dist
     PATH="$PWD/target/venv/bin:$PATH" maturin sdist -o dist
 
+# Every test, with the ways that go on every system.
+portable:
+    LORAKIT_PORTABLE=1 cargo test --locked
+
 # The Python package as the tests want it.
 python-test:
     python/tests/run.sh
