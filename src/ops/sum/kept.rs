@@ -1,14 +1,14 @@
 //! An adapter that stays what it is but for its ranks: every tensor under its own key, the config as it was but for what ranks and
 //! scales say.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::SumOptions;
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::{Adapter, Init};
+use crate::adapters::{Adapter, Change, Init};
 use crate::dialects::experts::order;
 use crate::dialects::files::{Files, Tensor};
 use crate::dialects::kohya::{COMFYUI, KOHYA};
@@ -34,11 +34,13 @@ const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_tra
 /// When they have none, or a pattern matches none of them.
 pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDialect) -> Result<()> {
     let path = &options.adapters[0].0;
-    if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
-        let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
-        return Err(Error::unsupported(path, what).hint("`stack` with `--base` and a rank approximates W′ − W"));
-    }
     options.selection.check(&terms.slots.values().map(|slot| slot.path.clone()).collect())?;
+    let kept = |slot: &&Slot| !slot.multiplied.is_empty() && !options.selection.takes(&slot.path);
+    if let Some(slot) = terms.slots.values().find(kept) {
+        let what = format!("`{}` is DoRA and would stay so, beside modules that become LoRA", slot.path);
+        return Err(Error::unsupported(path, what)
+            .hint("resize all of its modules: DoRA and LoRA cannot stand beside each other"));
+    }
     if terms.slots.is_empty() {
         return Err(Error::unsupported(path, "holds no low-rank pairs to be resized"));
     }
@@ -50,6 +52,20 @@ pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDial
         }
         None => Ok(()),
     }
+}
+
+/// What to say of modules that had another method and are LoRA now, whose ranks can be chosen.
+pub fn made_lora(adapter: &Adapter, terms: &Terms) -> Option<String> {
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for module in &adapter.modules {
+        if let Change::Method(method) = &module.change {
+            *kinds.entry(method.kind().to_string()).or_default() += 1;
+        }
+    }
+    let dora = terms.slots.values().filter(|slot| !slot.multiplied.is_empty()).count();
+    kinds.extend((dora > 0).then(|| ("DoRA".to_owned(), dora)));
+    let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} of {count} modules")).collect();
+    (!kinds.is_empty()).then(|| format!("written as LoRA, whose rank can be chosen: {}", kinds.join(", ")))
 }
 
 /// The dialects whose files are one, with α beside the factors.

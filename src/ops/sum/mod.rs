@@ -26,7 +26,6 @@ mod summed;
 mod training;
 mod whole;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,7 +38,6 @@ use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Blame, Error, Result};
 use crate::io::{Inputs, name_of};
 use crate::model::original::Original;
-use crate::naming::components;
 use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
@@ -128,8 +126,15 @@ impl Opened {
         }
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
+        let parts_note = match self.dialect.foreign() {
+            Some(_) => None,
+            None => parts::check(&self.sources, &terms, options)?,
+        };
         let (files, mut report) = self.make(options, &terms, form, run)?;
-        report.notes.splice(0..0, self.why.iter().cloned().chain(self.parts_note(&terms)).chain(notes));
+        if options.keeps_the_rest() {
+            report.notes.extend(kept::made_lora(first, &terms));
+        }
+        report.notes.splice(0..0, self.why.iter().cloned().chain(parts_note).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -216,20 +221,6 @@ impl Opened {
         })
     }
 
-    /// What to say of several parts of a pipeline in one adapter of PEFT's, which belongs to one model.
-    fn parts_note(&self, terms: &Terms) -> Option<String> {
-        let parts: BTreeSet<&str> =
-            terms.slots.values().filter_map(|slot| components::split(&slot.path)).map(|(part, _)| part).collect();
-        let several = self.dialect.foreign().is_none() && parts.len() > 1;
-        several.then(|| {
-            let parts: Vec<&str> = parts.into_iter().collect();
-            format!(
-                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one file",
-                parts.join(" and ")
-            )
-        })
-    }
-
     /// The way out where a dialect that nobody asked for cannot hold the result.
     fn with_other_dialect(&self, options: &SumOptions, error: Error) -> Error {
         let chosen = options.dialect.to.is_none() && self.dialect.foreign().is_some();
@@ -274,6 +265,9 @@ impl Opened {
         new.inherited.extend(version.map(|version| ("peft_version".to_owned(), version.clone())));
         let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
         refuse_nothing(options, nothing, &report)?;
+        if self.dialect.foreign().is_none() && parts::are_named(&self.sources) {
+            new.leave_component();
+        }
         new.check_readable(&adapter.root)?;
         let mut files = new.into_files();
         if self.dialect.foreign().is_some_and(|foreign| foreign.pipelines) {
