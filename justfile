@@ -61,6 +61,20 @@ docs:
 doc:
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
+# The wheel, with the program and the module in it, for glibc 2.17 and later; and the source distribution. In dist/.
+wheel:
+    python3 -m venv target/venv && target/venv/bin/pip install -q 'maturin>=1.9,<2' ziglang
+    PATH="$PWD/target/venv/bin:$PATH" maturin build --release --zig --compatibility manylinux2014 -o dist
+    PATH="$PWD/target/venv/bin:$PATH" maturin sdist -o dist
+
+# The Python package as the tests want it.
+python-test:
+    python/tests/run.sh
+
+# Builds everything that is released, installs each in an empty place and runs README's commands there. In dist/.
+release-check: wheel
+    python/release_check.sh
+
 # Everything that must pass before a change lands.
 ci:
     bash .ci/run

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lorakit::cli::run(std::env::args_os())
+    lorakit::cli::run(std::env::args_os()).into()
 }

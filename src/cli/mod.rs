@@ -29,7 +29,6 @@ mod write_adapter;
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::{FromArgMatches, Subcommand};
 
@@ -40,6 +39,9 @@ pub use watch::Host;
 use crate::error::shown::{clean, line};
 use crate::error::{Blame, Error, Result};
 use crate::report;
+
+/// Exit code of a command that did what was asked.
+const DONE: u8 = 0;
 
 /// Exit code of a command that failed.
 const FAILED: u8 = 1;
@@ -81,8 +83,8 @@ pub enum Verb {
     Man(man::Pages),
 }
 
-/// Runs the program with `words`, the first being its own name.
-pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
+/// Runs the program with `words`, the first being its own name. Gives its exit code.
+pub fn run(words: impl Iterator<Item = OsString>) -> u8 {
     let words: Vec<OsString> = words.collect();
     let args = match parse(&words) {
         Ok(args) => args,
@@ -107,9 +109,9 @@ pub fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
         (Some(error), _) => fail(error),
         (None, Some(why)) => {
             notice(&format!("--strict: {why}"));
-            ExitCode::from(BAD)
+            BAD
         }
-        (None, None) => ExitCode::SUCCESS,
+        (None, None) => DONE,
     }
 }
 
@@ -146,9 +148,9 @@ fn parse<I: IntoIterator<Item = W>, W: Into<OsString> + Clone>(words: I) -> std:
 }
 
 /// Says what went wrong, and gives the exit code of it.
-fn fail(error: &Error) -> ExitCode {
+fn fail(error: &Error) -> u8 {
     complain(error);
-    ExitCode::from(if matches!(error.blame(), Blame::Invalid { .. }) { WRONG_USAGE } else { FAILED })
+    if matches!(error.blame(), Blame::Invalid { .. }) { WRONG_USAGE } else { FAILED }
 }
 
 /// What a verb says on stdout. Reports quote files, so nothing that a terminal obeys passes, wherever in them it came from.

@@ -2,14 +2,13 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue};
 
 use super::args::Color;
 use super::guesses;
 use super::said::Said;
-use super::{WRONG_USAGE, parse};
+use super::{DONE, WRONG_USAGE, parse};
 
 use crate::error::shown::{clean, line};
 use crate::report::{self, Failure};
@@ -27,11 +26,11 @@ pub fn wants_json(words: &[OsString]) -> bool {
 
 /// What clap has to say: help, or what is wrong with the words. Those may be names of files that a shell put in, so they are
 /// cleaned first, and found wrong again.
-pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
+pub fn refuse(words: &[OsString], error: clap::Error) -> u8 {
     if !error.use_stderr() {
         // Help that nobody reads to its end is no failure.
         let _ = error.print();
-        return ExitCode::SUCCESS;
+        return DONE;
     }
     let (error, problem, hint) = explained(words, error);
     if wants_json(words) {
@@ -49,7 +48,7 @@ pub fn refuse(words: &[OsString], error: clap::Error) -> ExitCode {
             let _ = writeln!(stderr, "\n{cyan}hint{cyan:#}: {}", clean(&hint));
         }
     }
-    ExitCode::from(WRONG_USAGE)
+    WRONG_USAGE
 }
 
 /// What is wrong with the words, as clap says it and in one sentence, and what was probably meant.

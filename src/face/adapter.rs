@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use crate::adapters::{self, Change, Delta, Init, LowRankDelta, Method, Target, Tile, scale_of};
 use crate::error::{Error, Result};
+use crate::formats::Stored;
+use crate::linalg::{LowRank, singular_values};
 use crate::ops::inspect::{ModuleFacts, Pair, Targets, modules, pairs};
 use crate::tensor::usize_of;
 
@@ -83,6 +85,36 @@ impl Adapter {
             return Err(self.unknown(path, "it is changed in several ways"));
         }
         whole(delta.as_ref())
+    }
+
+    /// A and B of the module `path`, as they are stored, if it is changed by one pair of factors.
+    pub fn factors(&self, path: &str) -> Option<[Stored; 2]> {
+        let pairs = pairs(&self.inner, &Targets::of(&self.inner.config));
+        let mut pairs = pairs.iter().filter(|pair| pair.path == path);
+        let pair = pairs.next().filter(|_| pairs.next().is_none())?;
+        Some([pair.lora.down.clone(), pair.lora.up.clone()])
+    }
+
+    /// The singular values of ΔW of the module `path` that are not zero by its rank, largest first.
+    ///
+    /// # Errors
+    /// As [`Adapter::delta`].
+    pub fn singular_values(&self, path: &str) -> Result<Vec<f64>> {
+        let pairs = pairs(&self.inner, &Targets::of(&self.inner.config));
+        let mut same = pairs.iter().filter(|pair| pair.path == path);
+        // A pair tells them without ΔW, if `delta` would form it.
+        let plain = self.inner.config.refusal().is_none() && self.inner.config.init.0 == Init::Plain;
+        if let (true, Some(pair), None) = (plain, same.next(), same.next())
+            && pair.experts == 1
+            && pair.lora.magnitude.is_none()
+        {
+            let term = pair.lora.term(scale_of(&self.inner, path, pair.rank)?)?;
+            let (down, up) = (term.down.to_vec()?, term.up.to_vec()?);
+            let product = LowRank::from_rows(up, down, usize_of(pair.rank), term.scale);
+            return Ok(product.decompose()?.values().to_vec());
+        }
+        let (values, [rows, cols]) = self.delta(path)?;
+        singular_values(&values, rows, cols).ok_or_else(|| self.unknown(path, "its values are not finite"))
     }
 
     /// s · B·A.

@@ -49,6 +49,12 @@ pub const F32_ROUNDOFF: f64 = 1.0 / (1 << 24) as f64;
 /// Rows that are widened and multiplied at once, so that they stay in the cache.
 const INNER_ROWS: usize = 512;
 
+/// All singular values of a matrix given row by row, largest first; `None` if it is not finite.
+pub fn singular_values(values: &[f32], rows: usize, cols: usize) -> Option<Vec<f64>> {
+    let matrix = ArrayView2::from_shape((rows, cols), values).ok()?.mapv(f64::from);
+    backend::svd(matrix.view()).map(|(_, values, _)| values.to_vec())
+}
+
 /// leftᵀ · right in f64, of matrices with many rows and few columns.
 fn inner(left: MatrixView<'_>, right: MatrixView<'_>) -> Array2<f64> {
     let mut sum = Array2::zeros((left.ncols(), right.ncols()));

@@ -25,7 +25,7 @@ fn loha_and_lokr_are_resized_as_lora_and_it_is_said() {
         words(&[]).refused(1, &["may be a convolution", "--base PATH"]);
         let base = image_base();
         let text = words(&["--base", base.to_str().unwrap()]).ok().stdout;
-        assert!(text.contains(&format!("written as LoRA, whose rank can be chosen: {kind} of ")), "{text}");
+        assert!(text.contains(&format!("{kind} became LoRA")), "{text}");
         assert!(read(&out).keys().all(|key| !key.contains("hada") && !key.contains("lokr")));
     }
 }
@@ -37,7 +37,7 @@ fn dora_is_resized_with_its_model_as_stack_approximates_it() {
     let (resized, stacked) = (bench.path("resized.safetensors"), bench.path("stacked.safetensors"));
     lorakit(&[&"resize", &input, &"-o", &resized, &"--rank", &"2"]).refused(1, &["is DoRA", "--base PATH", "--rank N"]);
     let text = lorakit(&[&"resize", &input, &"-o", &resized, &"--rank", &"2", &"--base", &base]).ok().stdout;
-    assert!(text.contains("DoRA of "), "{text}");
+    assert!(text.contains("DoRA became LoRA"), "{text}");
     lorakit(&[&"stack", &input, &"-o", &stacked, &"--rank", &"2", &"--base", &base]).ok();
     assert_eq!(read(&resized), read(&stacked));
 

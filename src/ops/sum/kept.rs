@@ -1,14 +1,14 @@
 //! An adapter that stays what it is but for its ranks: every tensor under its own key, the config as it was but for what ranks and
 //! scales say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::SumOptions;
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::{Adapter, Change, Init};
+use crate::adapters::{Adapter, Init};
 use crate::dialects::experts::order;
 use crate::dialects::files::{Files, Tensor};
 use crate::dialects::kohya::{COMFYUI, KOHYA};
@@ -52,20 +52,6 @@ pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDial
         }
         None => Ok(()),
     }
-}
-
-/// What to say of modules that had another method and are LoRA now, whose ranks can be chosen.
-pub fn made_lora(adapter: &Adapter, terms: &Terms) -> Option<String> {
-    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-    for module in &adapter.modules {
-        if let Change::Method(method) = &module.change {
-            *kinds.entry(method.kind().to_string()).or_default() += 1;
-        }
-    }
-    let dora = terms.slots.values().filter(|slot| !slot.multiplied.is_empty()).count();
-    kinds.extend((dora > 0).then(|| ("DoRA".to_owned(), dora)));
-    let kinds: Vec<String> = kinds.iter().map(|(kind, count)| format!("{kind} of {count} modules")).collect();
-    (!kinds.is_empty()).then(|| format!("written as LoRA, whose rank can be chosen: {}", kinds.join(", ")))
 }
 
 /// The dialects whose files are one, with α beside the factors.

@@ -26,6 +26,7 @@ mod summed;
 mod training;
 mod whole;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -131,10 +132,8 @@ impl Opened {
             None => parts::check(&self.sources, &terms, options)?,
         };
         let (files, mut report) = self.make(options, &terms, form, run)?;
-        if options.keeps_the_rest() {
-            report.notes.extend(kept::made_lora(first, &terms));
-        }
-        report.notes.splice(0..0, self.why.iter().cloned().chain(parts_note).chain(notes));
+        let became = self.became_lora().filter(|_| options.keeps_the_rest() && form.is_none());
+        report.notes.splice(0..0, self.why.iter().cloned().chain(became).chain(parts_note).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -219,6 +218,19 @@ impl Opened {
                 "no {name} holds this sum exactly, so it is f32: `--dtype {name}` rounds it and takes half of the room"
             )
         })
+    }
+
+    /// What to say of an adapter of another method that is LoRA now.
+    fn became_lora(&self) -> Option<String> {
+        let kind = |change: &Change| match change {
+            Change::Method(method) => Some(method.kind().to_string()),
+            Change::Lora(lora) => lora.magnitude.is_some().then(|| "DoRA".to_owned()),
+            _ => None,
+        };
+        let modules = self.sources.iter().flat_map(|source| &source.adapter.modules);
+        let kinds: BTreeSet<String> = modules.filter_map(|module| kind(&module.change)).collect();
+        let kinds: Vec<String> = kinds.into_iter().collect();
+        (!kinds.is_empty()).then(|| format!("{} became LoRA, which has ranks", kinds.join(" and ")))
     }
 
     /// The way out where a dialect that nobody asked for cannot hold the result.

@@ -19,9 +19,6 @@ const CONVOLUTIONS: [&str; 9] = [
     "patch_embed",
 ];
 
-/// What refusals offer where only shapes are missing.
-const BASE: &str = "`--base PATH` with the model tells the shapes";
-
 /// What refusals of what is no product offer.
 const WAY_OUT: &str = "`lorakit merge MODEL ADAPTER -o merged` applies it; then `lorakit extract MODEL merged -o lora --rank 16` makes a LoRA";
 
@@ -98,7 +95,7 @@ fn kernel(job: &Placeable<'_>, method: &dyn Method, target: Option<&Target>) -> 
             job.path,
             method.kind()
         );
-        return Err(Error::unsupported(&job.applied.adapter.root, what).hint(BASE));
+        return Err(Error::unsupported(&job.applied.adapter.root, what).hint("the model tells: add `--base MODEL`"));
     }
     Ok(Vec::new())
 }
@@ -106,7 +103,9 @@ fn kernel(job: &Placeable<'_>, method: &dyn Method, target: Option<&Target>) -> 
 fn no_product(job: &Placeable<'_>, method: &dyn Method, target: &Option<Target>) -> Error {
     // Methods that tell their shape have said all they can without the model.
     let reason = match (target, method.shape()) {
-        (None, None) => "it is no product of two factors, or one whose shape only the model tells (`--base PATH`)",
+        (None, None) => {
+            "either it is no product of two factors, or only the model tells the shape; `--base MODEL` finds out"
+        }
         _ => "it is no product of two factors that could be summed with others",
     };
     let what = format!("`{}` is changed by {}: {reason}", job.path, method.kind());
