@@ -5,6 +5,7 @@
 //! | `cfg` | when | without it |
 //! |---|---|---|
 //! | `reference` | `../shared/reference` exists, and `LORAKIT_NO_REFERENCE` is not set | tests against the whole reference data |
+//! | `portable` | `LORAKIT_PORTABLE` is set | Linux takes Linux's calls: `src/io/system.rs` |
 //! | `mounts` | Linux lets this process mount | tests of full disks |
 
 use std::path::Path;
@@ -12,6 +13,8 @@ use std::path::Path;
 const REFERENCE: &str = "../shared/reference";
 /// Set to anything, tests run as if the reference data were not there.
 const WITHOUT: &str = "LORAKIT_NO_REFERENCE";
+/// Set to anything, Linux takes the ways that go everywhere, as with `RUSTFLAGS="--cfg portable"`, and no dependency is built anew.
+const PORTABLE: &str = "LORAKIT_PORTABLE";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -22,6 +25,10 @@ fn main() {
         if std::env::var_os(WITHOUT).is_none() {
             println!("cargo::rustc-cfg=reference");
         }
+    }
+    println!("cargo::rerun-if-env-changed={PORTABLE}");
+    if std::env::var_os(PORTABLE).is_some() {
+        println!("cargo::rustc-cfg=portable");
     }
     if may_mount() {
         println!("cargo::rustc-cfg=mounts");

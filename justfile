@@ -28,6 +28,7 @@ bench what="merge" *args:
         gguf) cargo build --release && python3 benches/gguf.py {{args}} ;;
         profile) cargo build --profile profiling && python3 benches/profile.py target/profiling/lorakit {{args}} ;;
         extract|resize|stack|scaling) cargo build --release && python3 benches/algebra.py {{what}} {{args}} ;;
+        quant) cargo build --release && python3 benches/quant.py {{args}} ;;
         kernels|svd) cargo bench --bench {{what}} -- {{args}} ;;
         *) echo "unknown bench: {{what}}" >&2; exit 2 ;;
     esac
@@ -67,6 +68,10 @@ wheel:
     python3 -m venv target/venv && target/venv/bin/pip install -q 'maturin>=1.9,<2' ziglang
     PATH="$PWD/target/venv/bin:$PATH" maturin build --release --zig --compatibility manylinux2014 -o dist
     PATH="$PWD/target/venv/bin:$PATH" maturin sdist -o dist
+
+# Every test, with the ways that go on every system.
+portable:
+    LORAKIT_PORTABLE=1 cargo test --locked
 
 # The Python package as the tests want it.
 python-test:

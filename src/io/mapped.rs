@@ -18,6 +18,7 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 use super::inputs::{Stamp, note};
 use super::regular::open_regular;
+use super::system;
 use crate::error::{Error, Result};
 
 /// A regular file, mapped read-only; shared freely between threads. Or bytes that were made from one and are held in
@@ -220,7 +221,9 @@ impl MappedFile {
 
     /// Maps a range in one go instead of page by page at the first touch. Advice, like [`release`](Self::release).
     pub fn populate(&self, offset: u64, len: u64) {
-        self.advise(Advice::PopulateRead, offset, len);
+        if let (Contents::Mapped(map), Some((start, end))) = (&self.contents, self.clamp(offset, len)) {
+            let _ = system::populate(map, start, end - start);
+        }
     }
 
     /// (device, inode): the same pair means the same file, whatever the paths say.

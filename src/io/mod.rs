@@ -15,6 +15,7 @@
 //! | `payload` | a directory being filled, that nothing escapes |
 //! | `earlier` | what stands under the final name already: an output of ours and nothing else? |
 //! | `copying` | a whole file copied: in blocks, holes left open |
+//! | `system` | what one system can do and another cannot, and the way that goes everywhere |
 //! | `target` | the final name, and the renames onto it |
 //! | `lock` | is the process that left this alive? |
 //! | `staging` | one run: everything or nothing |
@@ -31,6 +32,7 @@ mod positional;
 mod regular;
 mod space;
 mod staging;
+mod system;
 mod target;
 
 pub use earlier::{RECORD, RECORDED_FILES, old_record_beside, record_beside};

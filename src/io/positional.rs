@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::mapped::MappedFile;
-use super::{disk_length, piece, space};
+use super::{disk_length, piece, space, system};
 use crate::error::{Error, Result};
 
 /// Bytes of one write. Larger ones make the system look for larger pages to put them into: on Linux 6.18 with ext4 a merge
@@ -141,15 +141,14 @@ impl PositionalFile {
     }
 
     /// How many of `len` bytes the kernel copied before it was done or declined.
-    #[cfg(target_os = "linux")]
     fn copy_in_kernel(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<u64> {
         use rustix::io::Errno;
 
         let (target, mut done) = (self.open()?, 0);
         while done < len {
-            let (mut from, mut to) = (source_offset + done, offset + done);
+            let (from, to) = (source_offset + done, offset + done);
             let most = piece(len - done, KERNEL_COPY_BYTES);
-            match rustix::fs::copy_file_range(source.file(), Some(&mut from), &*target, Some(&mut to), most) {
+            match system::copy_range(source.file(), from, &target, to, most) {
                 // The source ends here, or an old kernel is confused; reading by hand tells which.
                 Ok(0) => break,
                 Ok(copied) => done += disk_length(copied),
@@ -163,11 +162,6 @@ impl PositionalFile {
             }
         }
         Ok(done)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn copy_in_kernel(&self, _: &MappedFile, _: u64, _: u64, _: u64) -> Result<u64> {
-        Ok(0)
     }
 
     fn copy_by_hand(&self, source: &MappedFile, source_offset: u64, offset: u64, len: u64) -> Result<()> {

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::system;
 use crate::error::{Error, Result};
 
 /// Bytes that a user without privileges can still write to the file system of `directory`.
@@ -31,7 +31,7 @@ pub(super) fn reserve(file: &File, path: &Path, bytes: u64) -> Result<()> {
     }
     // Measured first: an attempt that fails half-way can hold on to what it got.
     let available = path.parent().map(available_bytes);
-    match rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes)) {
+    match system::reserve(file, path, bytes) {
         Ok(()) => Ok(()),
         // NFS before 4.2, some FUSE file systems: the length without the promise.
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
@@ -64,6 +64,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(portable, ignore = "needs a promise of blocks")]
     fn a_reserved_file_has_its_length_and_its_blocks() {
         use std::os::unix::fs::MetadataExt;
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -170,11 +170,10 @@ fn what_is_no_product_is_refused_by_name() {
         ("peft/oft-b8/adapter", ["OFT", "`merge` applies it"]),
         ("peft/ia3/adapter", ["IA³", "`merge` applies it"]),
         ("peft/hira/adapter", ["HiRA", "`merge` applies it"]),
-        ("peft/vera-r16/adapter", ["VeRA", "`stack --base PATH`"]),
+        ("peft/vera-r16/adapter", ["VeRA", "`--base MODEL` finds out"]),
         ("kohya/lyco-full/lora.safetensors", ["no product of two factors", "`merge` applies it"]),
         ("kohya/lyco-loha-dora/lora.safetensors", ["LoHa", "`merge` applies it"]),
-        ("kohya/lyco-loha/lora.safetensors", ["may be a convolution", "`merge` applies it"]),
-        ("adapterhub/houlsby-double_seq_bn", ["a bottleneck", "is not linear"]),
+        ("kohya/lyco-loha/lora.safetensors", ["may be a convolution", "add `--base MODEL`"]),
     ] {
         let (bench, adapter) = (Bench::new(), root.join(adapter));
         for words in [vec!["stack"], vec!["resize", "--rank", "2"]] {
@@ -184,5 +183,27 @@ fn what_is_no_product_is_refused_by_name() {
             lorakit(&all).refused(1, &parts);
             assert!(bench.listing().is_empty(), "{}", adapter.display());
         }
+    }
+}
+
+#[test]
+fn parts_of_a_pipeline_in_one_adapter_of_peft_are_told() {
+    let bench = Bench::new();
+    let kohya = fixtures().join("methods/kohya/kohya-lora-r4/lora.safetensors");
+    let done = lorakit(&[&"stack", &kohya, &kohya, &"--to", &"peft", &"-o", &bench.path("out")]).ok();
+    let parts = ["changes text_encoder and unet", r"`--include '^text_encoder\.'` and `--include '^unet\.'`"];
+    assert!(parts.iter().all(|part| done.stdout.contains(part)), "{}", done.stdout);
+}
+
+#[test]
+fn other_methods_are_resized_as_lora_where_the_model_is_given() {
+    let base = fixtures().join("methods/kohya/base");
+    for (case, method) in [("lyco-loha", "LoHa"), ("lyco-lokr", "LoKr"), ("lyco-dora", "DoRA")] {
+        let bench = Bench::new();
+        let input = fixtures().join("methods/kohya").join(case).join("lora.safetensors");
+        let out = bench.path("out.safetensors");
+        let done = lorakit(&[&"resize", &input, &"--base", &base, &"--rank", &"2", &"-o", &out]).ok();
+        assert!(done.stdout.contains(&format!("{method} became LoRA")), "{case}: {}", done.stdout);
+        lorakit(&[&"resize", &input, &"--rank", &"2", &"-o", &bench.path("no.safetensors")]).refused(1, &["--base"]);
     }
 }

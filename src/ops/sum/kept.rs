@@ -34,10 +34,6 @@ const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_tra
 /// When they have none, or a pattern matches none of them.
 pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDialect) -> Result<()> {
     let path = &options.adapters[0].0;
-    if terms.slots.values().any(|slot| !slot.multiplied.is_empty()) {
-        let what = "is DoRA: what it adds to a weight is no product of two factors, and has no ranks to be lowered";
-        return Err(Error::unsupported(path, what).hint("`stack` with `--base` and a rank approximates W′ − W"));
-    }
     options.selection.check(&terms.slots.values().map(|slot| slot.path.clone()).collect())?;
     if terms.slots.is_empty() {
         return Err(Error::unsupported(path, "holds no low-rank pairs to be resized"));

@@ -131,7 +131,9 @@ impl Opened {
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
         let (files, mut report) = self.make(options, &terms, form, run)?;
-        report.notes.splice(0..0, self.why.iter().cloned().chain(self.parts_note(&terms)).chain(notes));
+        let became = self.became_lora().filter(|_| options.keeps_the_rest() && form.is_none());
+        let parts = self.parts_note(&terms);
+        report.notes.splice(0..0, self.why.iter().cloned().chain(became).chain(parts).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -228,12 +230,28 @@ impl Opened {
             terms.slots.values().filter_map(|slot| components::split(&slot.path)).map(|(part, _)| part).collect();
         let several = self.dialect.foreign().is_none() && parts.len() > 1;
         several.then(|| {
+            let each: Vec<String> = parts.iter().map(|part| format!("`--include '^{part}\\.'`")).collect();
             let parts: Vec<&str> = parts.into_iter().collect();
             format!(
-                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one file",
-                parts.join(" and ")
+                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one \
+                 file; `lorakit convert` with {} makes one of each",
+                parts.join(" and "),
+                each.join(" and ")
             )
         })
+    }
+
+    /// What to say of an adapter of another method that is LoRA now.
+    fn became_lora(&self) -> Option<String> {
+        let kind = |change: &Change| match change {
+            Change::Method(method) => Some(method.kind().to_string()),
+            Change::Lora(lora) => lora.magnitude.is_some().then(|| "DoRA".to_owned()),
+            _ => None,
+        };
+        let modules = self.sources.iter().flat_map(|source| &source.adapter.modules);
+        let kinds: BTreeSet<String> = modules.filter_map(|module| kind(&module.change)).collect();
+        let kinds: Vec<String> = kinds.into_iter().collect();
+        (!kinds.is_empty()).then(|| format!("{} became LoRA, which has ranks", kinds.join(" and ")))
     }
 
     /// The way out where a dialect that nobody asked for cannot hold the result.

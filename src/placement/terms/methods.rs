@@ -95,7 +95,7 @@ fn kernel(job: &Placeable<'_>, method: &dyn Method, target: Option<&Target>) -> 
             job.path,
             method.kind()
         );
-        return Err(Error::unsupported(&job.applied.adapter.root, what).hint(WAY_OUT));
+        return Err(Error::unsupported(&job.applied.adapter.root, what).hint("the model tells: add `--base MODEL`"));
     }
     Ok(Vec::new())
 }
@@ -104,7 +104,7 @@ fn no_product(job: &Placeable<'_>, method: &dyn Method, target: &Option<Target>)
     // Methods that tell their shape have said all they can without the model.
     let reason = match (target, method.shape()) {
         (None, None) => {
-            "either it is no product of two factors, or only the model tells the shape; `stack --base PATH` finds out"
+            "either it is no product of two factors, or only the model tells the shape; `--base MODEL` finds out"
         }
         _ => "it is no product of two factors that could be summed with others",
     };
