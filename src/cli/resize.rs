@@ -11,8 +11,8 @@ use super::write_adapter::WriteAdapter;
 use super::{notice, place, watch};
 
 use crate::error::{Error, Result};
-use crate::ops::Run;
-use crate::ops::sum::{Operation, Outcome, resize};
+use crate::ops::sum::{Intruders, Operation, Outcome, resize};
+use crate::ops::{RankChoice, Ranking, Run};
 use crate::report;
 
 /// Options of `resize`.
@@ -25,12 +25,52 @@ pub struct Resize {
     pub sum: Sum,
     #[command(flatten)]
     pub write: WriteAdapter,
+    #[command(flatten)]
+    pub intruders: IntruderArgs,
+}
+
+/// Options of PEFT's `reduce_intruder_dimension`, by its names.
+#[derive(Debug, Group)]
+pub struct IntruderArgs {
+    /// Weaken directions that the base does not have (PEFT's reduce_intruder_dimension), which keeps more of what it knew; needs --base,
+    /// and ranks stay if none are chosen
+    #[arg(long, help_heading = "Intruders")]
+    pub remove_intruders: bool,
+    /// How many of the largest singular vectors of W + ΔW are looked at
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Intruders", requires = "remove_intruders")]
+    pub top_k: usize,
+    /// An intruder's |cos| with every left singular vector of W is below this
+    #[arg(long, value_name = "COS", default_value_t = 0.5, help_heading = "Intruders", requires = "remove_intruders")]
+    pub threshold_epsilon: f64,
+    /// The share of an intruder that stays; 0 removes it
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.75,
+        help_heading = "Intruders",
+        requires = "remove_intruders"
+    )]
+    pub mitigation_lambda: f64,
+}
+
+impl IntruderArgs {
+    fn chosen(&self) -> Option<Intruders> {
+        self.remove_intruders.then(|| Intruders {
+            top_k: self.top_k,
+            threshold: self.threshold_epsilon,
+            lambda: self.mitigation_lambda,
+        })
+    }
 }
 
 /// Resizes, and gives the report.
 pub fn run(args: &Resize) -> Result<Said> {
     let adapters = args.adapters.iter().map(|written| Ok((place::path(written)?, 1.0))).collect::<Result<_>>()?;
-    let options = args.sum.options(Operation::Resize, adapters, selection(&args.write)?, args.write.options()?)?;
+    let mut options = args.sum.options(Operation::Resize, adapters, selection(&args.write)?, args.write.options()?)?;
+    options.intruders = args.intruders.chosen();
+    if options.intruders.is_some() {
+        options.rank = options.rank.or(Some(RankChoice::new(Ranking::Own)));
+    }
     let cancel = watch::interruptible()?;
     let talk = args.write.talk;
     let bar = Bar::new("resizing", talk.quiet);

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::common::{Common, makes_adapters, runs, writes};
 use crate::error::Result;
-use crate::ops::sum::{ResizeReport, SumOptions, resize};
-use crate::ops::{RankChoice, Run};
+use crate::ops::sum::{Intruders, ResizeReport, SumOptions, resize};
+use crate::ops::{RankChoice, Ranking, Run};
 
 /// An adapter, or a folder of adapters, with other ranks.
 ///
@@ -23,6 +23,7 @@ use crate::ops::{RankChoice, Run};
 pub struct Resize {
     adapters: Vec<PathBuf>,
     base: Option<PathBuf>,
+    intruders: Option<Intruders>,
     common: Common,
 }
 
@@ -33,7 +34,7 @@ runs!(Resize, ResizeReport);
 impl Resize {
     /// Of an adapter, or of all adapters of a folder.
     pub fn new(adapter: impl Into<PathBuf>) -> Self {
-        Self { adapters: vec![adapter.into()], base: None, common: Common::default() }
+        Self { adapters: vec![adapter.into()], base: None, intruders: None, common: Common::default() }
     }
 
     /// One more adapter; the output of several is a folder of them.
@@ -48,6 +49,13 @@ impl Resize {
         self
     }
 
+    /// Weakens directions that the [`base`](Resize::base) does not have, as PEFT's `reduce_intruder_dimension` does. Ranks stay if none are
+    /// chosen.
+    pub fn remove_intruders(mut self, intruders: Intruders) -> Self {
+        self.intruders = Some(intruders);
+        self
+    }
+
     /// The same as [`Resize::run`], watched by `run`. With several adapters, one that fails does not keep the others from being done:
     /// see [`failed`](ResizeReport::failed).
     ///
@@ -56,8 +64,9 @@ impl Resize {
     pub fn run_with(&self, run: &Run<'_>) -> Result<ResizeReport> {
         let common = &self.common;
         let (base, selection, dialect) = (self.base.clone(), common.selection()?, common.dialect.clone());
-        let ranks = RankChoice::required(common.ranks)?;
+        let own = self.intruders.map(|_| RankChoice::new(Ranking::Own));
+        let ranks = RankChoice::required(common.ranks.or(own))?;
         let options = SumOptions::resize(self.adapters.clone(), ranks, common.write()?);
-        resize(&SumOptions { base, selection, dialect, ..options }, run)
+        resize(&SumOptions { base, selection, dialect, intruders: self.intruders, ..options }, run)
     }
 }

@@ -149,7 +149,7 @@ fn band(matrix: &dyn RowSource, rows: std::ops::Range<usize>) -> Result<Array2<f
 }
 
 /// WᵀW.
-fn gram_of_columns(matrix: &dyn RowSource) -> Result<Array2<f64>> {
+pub(super) fn gram_of_columns(matrix: &dyn RowSource) -> Result<Array2<f64>> {
     let side = matrix.shape().1;
     let mut gram = Array2::zeros((side, side));
     bands(matrix, |_, band| {
@@ -160,7 +160,7 @@ fn gram_of_columns(matrix: &dyn RowSource) -> Result<Array2<f64>> {
 }
 
 /// W·Wᵀ, its lower half by pairs of bands.
-fn gram_of_rows(matrix: &dyn RowSource) -> Result<Array2<f64>> {
+pub(super) fn gram_of_rows(matrix: &dyn RowSource) -> Result<Array2<f64>> {
     let side = matrix.shape().0;
     let mut gram = Array2::zeros((side, side));
     bands(matrix, |left, outer| {
@@ -178,7 +178,7 @@ fn gram_of_rows(matrix: &dyn RowSource) -> Result<Array2<f64>> {
 }
 
 /// Qᵀ·W.
-fn projected(matrix: &dyn RowSource, q: ArrayView2<'_, f64>) -> Result<Array2<f64>> {
+pub(super) fn projected(matrix: &dyn RowSource, q: ArrayView2<'_, f64>) -> Result<Array2<f64>> {
     let mut down = Array2::zeros((q.ncols(), matrix.shape().1));
     bands(matrix, |first, band| {
         down += &backend::multiply_f64(q.slice(s![first..first + band.nrows(), ..]).t(), band);

@@ -16,6 +16,7 @@ mod decomposition;
 #[cfg(all(test, feature = "lapack"))]
 #[path = "faer.rs"]
 mod faer_backend;
+mod intruders;
 mod krylov;
 #[cfg(test)]
 mod krylov_tests;
@@ -28,6 +29,7 @@ use ndarray::{Array2, ArrayView2};
 
 pub use budget::{Allocation, Spectrum, allocate};
 pub use decomposition::{Certificate, Decomposition, Truncated};
+pub use intruders::{Foreign, Intruder, intruders};
 pub use krylov::{Compute, decompose, truncated_svd};
 pub use leading::{Part, first_columns, leading};
 pub use low_rank::LowRank;

@@ -90,6 +90,14 @@ pub fn held_bytes(rows: usize, cols: usize) -> Option<usize> {
 /// A matrix in memory.
 pub struct Held(Matrix);
 
+impl Held {
+    /// This matrix.
+    #[cfg(test)]
+    pub(super) fn of(matrix: Matrix) -> Self {
+        Self(matrix)
+    }
+}
+
 impl RowSource for Held {
     fn shape(&self) -> (usize, usize) {
         self.0.dim()

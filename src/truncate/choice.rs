@@ -25,6 +25,8 @@ pub enum Ranking {
     Budget(Budgeted),
     /// What is above the noise that rounding makes.
     Noise,
+    /// Each matrix has the rank it had.
+    Own,
 }
 
 /// What the rank options say.
@@ -165,6 +167,7 @@ impl RankChoice {
             Ranking::Budget(Budgeted::Bytes(bytes)) => ("max_size", json!(bytes)),
             Ranking::Budget(Budgeted::Parameters(parameters)) => ("max_params", json!(parameters)),
             Ranking::Noise => ("noise", json!(true)),
+            Ranking::Own => ("own", json!(true)),
             Ranking::Rule(policy) => match policy {
                 RankPolicy::Rank(rank) => ("rank", json!(rank)),
                 RankPolicy::Energy(share) => ("energy", json!(share)),

@@ -54,6 +54,7 @@ impl<'a> Job<'a> {
         }
         let policy = match (choice.rule(self.kernel()), choice.ranking) {
             (Some(rule), _) => return Ok(Some(self.capped(rule))),
+            (None, Ranking::Own) => RankPolicy::Rank(self.change.ranks().iter().sum()),
             (None, Ranking::Noise) => RankPolicy::Above(self.change.noise()?),
             (None, _) if self.cap.is_some() => RankPolicy::All,
             (None, _) => return Ok(None),

@@ -24,7 +24,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use change::{Operator, Own, Part, Truncatable};
 pub use choice::{Budgeted, RankChoice, Ranking, check_alpha};
-pub use report::{ModuleReport, NewAdapterReport, Spent, WholeReport};
+pub use report::{IntruderReport, ModuleReport, NewAdapterReport, Spent, WholeReport};
 
 use crate::error::Result;
 use crate::linalg::Compute;

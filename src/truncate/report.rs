@@ -37,6 +37,9 @@ pub struct NewAdapterReport {
     /// Tensors that are averages, element by element.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged: Option<usize>,
+    /// What was found foreign to the model, where it was looked for: modules that have intruders.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intruders: Option<Vec<IntruderReport>>,
     /// How a budget was spent.
     pub budget: Option<Spent>,
     /// Bytes of the weight files of the adapters it was made of, if it was made of some.
@@ -95,6 +98,19 @@ pub struct ModuleReport {
     pub singular_values: Vec<f64>,
     /// The first so many of them are known to 1e-4; others may be larger in truth.
     pub settled_values: usize,
+}
+
+/// Intruders of one module: leading singular vectors of W + ΔW that are like none of W's.
+#[derive(Debug, Clone, Serialize)]
+pub struct IntruderReport {
+    /// The module.
+    pub module: String,
+    /// Which singular vectors of W + ΔW they are, the largest being 0.
+    pub at: Vec<usize>,
+    /// Their singular values.
+    pub values: Vec<f64>,
+    /// The largest |cos| of each with a left singular vector of W.
+    pub cosines: Vec<f64>,
 }
 
 /// One tensor stored whole.

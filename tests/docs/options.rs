@@ -51,7 +51,7 @@ fn help(verb: &str) -> String {
 }
 
 /// Groups in the order of a page; `Options` are the everyday ones.
-const GROUPS: [&str; 7] = ["Arguments", "Options", "Rank", "Selection", "Precision", "Advanced", "Output"];
+const GROUPS: [&str; 8] = ["Arguments", "Options", "Rank", "Intruders", "Selection", "Precision", "Advanced", "Output"];
 
 /// One table for each group of options.
 fn tables(help: &str) -> String {

@@ -43,6 +43,7 @@ mod heads;
 mod hints;
 mod hostile_names;
 mod initial;
+mod intruders;
 mod kohya;
 mod layout;
 mod limited;

@@ -12,6 +12,7 @@ mod concat;
 mod elementwise;
 mod fold;
 mod inserted;
+mod intruders;
 mod kept;
 mod keyed;
 mod named;
@@ -50,6 +51,7 @@ use kept::Kept;
 
 pub use batch::resize;
 pub use elementwise::{Contribution, Elementwise, Majority, Pruning, Rule};
+pub use intruders::Intruders;
 pub use options::{Method, Operation, SumOptions};
 pub use summary::{AdapterResize, Input, Outcome, ResizeReport, Resized, SumReport};
 
@@ -159,6 +161,10 @@ impl Opened {
     /// The same of adapters that are inserted, or averaged, in their own dialect.
     fn write_inserted(&self, options: &SumOptions, run: &Run<'_>) -> Result<(NewAdapterReport, usize)> {
         let first = &self.sources[0].adapter;
+        if options.intruders.is_some() {
+            let what = "changes no weight, so nothing in it is foreign to one: `--remove-intruders` is for LoRA";
+            return Err(Error::unsupported(&first.root, what));
+        }
         if self.dialect.name() != first.dialect {
             let what =
                 format!("is written as what it is, an adapter of {}, not of {}", first.dialect, self.dialect.name());
@@ -254,7 +260,8 @@ impl Opened {
         let (adapter, base) = (&self.sources[0].adapter, self.original.as_ref().map(|original| &original.base));
         if let Some(form) = form {
             let fixed = kept::fixed(adapter, terms, &self.recipe);
-            let (pairs, mut report) = pairs::make(terms, &self.sources, options, fixed, run)?;
+            let foreign = self.intruders(options, terms, run)?;
+            let (pairs, mut report) = pairs::make(terms, &self.sources, options, (fixed, &foreign), run)?;
             report.whole = kept::whole(terms);
             refuse_nothing(options, pairs.iter().all(Option::is_none), &report)?;
             let (files, notes) = match form {
@@ -267,7 +274,8 @@ impl Opened {
         let combined = whole::combine(terms, base, options.write.dtype)?;
         let mut new = NewAdapter { whole: combined.tensors, ..NewAdapter::default() };
         let fixed = beside_factors(&new, terms, &self.recipe);
-        let (pairs, mut report) = pairs::make(terms, &self.sources, options, fixed, run)?;
+        let foreign = self.intruders(options, terms, run)?;
+        let (pairs, mut report) = pairs::make(terms, &self.sources, options, (fixed, &foreign), run)?;
         report.notes.extend(combined.notes);
         report.whole = new.whole.iter().map(WholeReport::of).collect();
         new.inherited = inherited(&self.sources, combined.token_indices, &mut report.notes)?;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::elementwise::{Pruning, Rule};
+use super::intruders::Intruders;
 use crate::adapters::ReadOptions;
 use crate::error::{Error, Result};
 use crate::linalg::Compute;
@@ -56,6 +57,8 @@ pub struct SumOptions {
     pub rank: Option<RankChoice>,
     /// How close to the optimum an iteration has to come, where one is needed.
     pub compute: Compute,
+    /// What of `resize` is taken out beside ranks; it needs the base.
+    pub intruders: Option<Intruders>,
     /// α of what is computed; `None` makes the scale 1.
     pub alpha: Option<f64>,
     /// Which modules; `resize` keeps the others as they are.
@@ -106,6 +109,7 @@ impl SumOptions {
             method: Method::Concat,
             rank: None,
             compute: Compute::default(),
+            intruders: None,
             alpha: None,
             selection: Selection::default(),
             dialect: ToDialect::default(),
@@ -136,6 +140,9 @@ impl SumOptions {
         }
         if self.keeps_the_rest() {
             RankChoice::required(self.rank)?;
+        }
+        if let Some(intruders) = &self.intruders {
+            intruders.check(self)?;
         }
         if let Some(rank) = &self.rank {
             rank.check()?;

@@ -3,6 +3,7 @@
 use super::average::average;
 use super::concat::concatenate;
 use super::fold::{self, Fold};
+use super::intruders::{self, Foreign};
 use super::summed::Summed;
 use super::{Method, SumOptions};
 use crate::error::{Error, Result};
@@ -16,7 +17,8 @@ use crate::plan::{Quiet, map_within};
 use crate::tensor::Float;
 use crate::truncate::{Means, ModuleReport, NewAdapterReport, Ranking, Truncatable, Truncated, truncate};
 
-/// Makes the pairs of `terms`, one per slot; `None` where nothing is left. `fixed` are bytes and numbers of what is no factor.
+/// Makes the pairs of `terms`, one per slot; `None` where nothing is left. `bytes` and `numbers` are those of what is no factor, `foreign`
+/// has one entry per slot where intruders are taken out.
 ///
 /// # Errors
 /// When factors cannot be read or have no such combination.
@@ -24,7 +26,7 @@ pub fn make(
     terms: &Terms,
     sources: &[Applied],
     options: &SumOptions,
-    (bytes, numbers): (u64, u64),
+    ((bytes, numbers), foreign): ((u64, u64), &[Option<Foreign>]),
     run: &Run<'_>,
 ) -> Result<(Vec<Option<NewPair>>, NewAdapterReport)> {
     let slots: Vec<&Slot> = terms.slots.values().collect();
@@ -34,7 +36,11 @@ pub fn make(
             if matches!(options.method, Method::Elementwise(_)) {
                 refuse_biases(&slots)?;
             }
-            let changes: Vec<Summed<'_>> = slots.iter().map(|slot| Summed { slot, options }).collect();
+            let changes: Vec<Summed<'_>> = slots
+                .iter()
+                .enumerate()
+                .map(|(at, slot)| Summed { slot, options, foreign: foreign.get(at).and_then(Option::as_ref) })
+                .collect();
             let changes: Vec<&dyn Truncatable> = changes.iter().map(|change| change as &dyn Truncatable).collect();
             let Truncated { pairs, report } = truncate(
                 &changes,
@@ -74,6 +80,9 @@ pub fn make(
             (report, pairs)
         }
     };
+    if let Some(own) = &options.intruders {
+        intruders::tell(&slots, foreign, own, &mut report);
+    }
     let before = |slot: &&Slot| {
         let (rows, cols) = slot.shape();
         ((rows + cols) * slot.ranks().iter().sum::<usize>() * slot.experts()) as u64

@@ -68,6 +68,7 @@ fn chosen(options: &SumOptions, dialect: &ToDialect) -> Map<String, Value> {
         }
     }
     chosen.extend(options.base.as_ref().map(|base| ("base".to_owned(), name_of(base).into())));
+    chosen.extend(options.intruders.as_ref().map(|intruders| ("remove_intruders".to_owned(), intruders.recipe())));
     let selection = &options.selection;
     for (key, patterns) in [("include", &selection.include), ("exclude", &selection.exclude)] {
         if !patterns.is_empty() {

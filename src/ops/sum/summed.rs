@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::elementwise::{Contribution, Elementwise, Pruning};
+use super::intruders::Foreign;
 use super::{Method, SumOptions, concat, fold, noise};
 use crate::error::Result;
 use crate::linalg::{F32_ROUNDOFF, LinearOperator, LowRank, Streamed};
@@ -26,12 +27,19 @@ pub struct Summed<'a> {
     pub slot: &'a Slot,
     /// How they become one.
     pub options: &'a SumOptions,
+    /// What is taken out of it, of a single adapter.
+    pub foreign: Option<&'a Foreign>,
 }
 
 impl Summed<'_> {
     /// Whether the rank of the module is chosen; `resize` lets the others be.
     fn is_taken(&self) -> bool {
         !self.options.keeps_the_rest() || self.options.selection.takes(&self.slot.path)
+    }
+
+    /// Whether it may stay the product that it is.
+    fn stays(&self) -> bool {
+        self.options.is_of_one() && self.slot.multiplied.is_empty() && self.foreign.is_none()
     }
 
     fn merged(&self, pruning: Pruning, expert: usize) -> Result<Elementwise> {
@@ -95,6 +103,7 @@ impl Truncatable for Summed<'_> {
             return Ok(Part::new(Operator::Streamed(Box::new(merged)), seed));
         }
         let mut terms = slot.products(expert, |share| share.factor() / divisor)?;
+        terms.extend(self.foreign.map(|foreign| foreign.over(divisor)));
         // A sum of one adapter keeps the scale of its only product apart; of several, scales are folded into the factors.
         if terms.len() == 1 && self.options.is_of_one() {
             return Ok(Part::new(Operator::Product(terms.remove(0)), seed));
@@ -127,7 +136,7 @@ impl Truncatable for Summed<'_> {
     fn own(&self) -> Option<Own<'_>> {
         let [share] = self.slot.shares.as_slice() else { return None };
         let Share { rank, float, stored, bias, .. } = share;
-        let (down, up) = stored.as_ref().filter(|_| self.options.is_of_one() && self.slot.multiplied.is_empty())?;
+        let (down, up) = stored.as_ref().filter(|_| self.stays())?;
         Some(Own { rank: *rank, float: *float, scale: share.factor(), down, up, bias: bias.as_ref() })
     }
 
