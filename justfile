@@ -66,8 +66,9 @@ doc:
 
 # The wheel, with the program and the module in it, for glibc 2.17 and later; and the source distribution. In dist/.
 wheel:
-    python3 -m venv target/venv && target/venv/bin/pip install -q 'maturin>=1.9,<2' ziglang
+    python3 -m venv target/venv && target/venv/bin/pip install -q 'maturin>=1.9,<2' ziglang wheel
     PATH="$PWD/target/venv/bin:$PATH" maturin build --release --zig --compatibility manylinux2014 -o dist
+    PATH="$PWD/target/venv/bin:$PATH" python/add_data.sh dist
     PATH="$PWD/target/venv/bin:$PATH" maturin sdist -o dist
 
 # Every test, with the ways that go on every system.

@@ -52,7 +52,7 @@ const WRONG_USAGE: u8 = 2;
 /// Exit code of an outcome that a strict caller does not want.
 const BAD: u8 = 3;
 
-/// The verbs: a new one is a line here and one in [`perform`].
+/// The verbs: a new one is a line here and one in `perform`.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Add adapters to the weights of a model

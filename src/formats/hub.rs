@@ -53,6 +53,8 @@ pub fn resolve(written: impl AsRef<OsStr>, caches: &[PathBuf]) -> Result<PathBuf
 /// What is called almost like the missing `path`, in its folder.
 fn near(path: &Path) -> Option<PathBuf> {
     const FAR: usize = 2;
+    /// One letter in so many may differ.
+    const SHARE: usize = 3;
     const LOOKED_AT: usize = 4096;
     /// Longest name that is compared, and most bytes by which two differ.
     const LONGEST: usize = 100;
@@ -66,7 +68,7 @@ fn near(path: &Path) -> Option<PathBuf> {
         Some((strsim::damerau_levenshtein(name, other), other.to_owned()))
     };
     let (far, other) = entries.filter_map(|entry| distance(&entry)).min()?;
-    (far <= FAR && far < name.chars().count())
+    (far <= FAR && far * SHARE <= name.chars().count())
         .then(|| folder.map_or_else(|| other.clone().into(), |folder| folder.join(&other)))
 }
 

@@ -254,7 +254,9 @@ impl Bottleneck {
 }
 
 /// Weight `[out, in]`, its sizes and the bias of a layer.
-fn layer(parts: &Parts<'_>, layer: &str, position: &str) -> Result<(Vec<f32>, [usize; 2], Option<Vec<f32>>)> {
+pub type Layer = (Vec<f32>, [usize; 2], Option<Vec<f32>>);
+
+fn layer(parts: &Parts<'_>, layer: &str, position: &str) -> Result<Layer> {
     let Some(weight) = parts.find(&format!("{layer}.weight")) else {
         return kronecker::plain(parts, layer, position);
     };

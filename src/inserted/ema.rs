@@ -56,7 +56,7 @@ pub fn weights_of_run(steps: &[u64], sigma: f64) -> Result<Vec<f64>> {
         weights[at] = until - before;
         before = until;
     }
-    if let Some(at) = weights.iter().position(|weight| !(*weight > 0.0)) {
+    if let Some(at) = weights.iter().position(|weight| *weight <= 0.0) {
         let problem = format!("the checkpoint of step {} gets no weight", steps[at]);
         return Err(Error::invalid("--ema", problem).hint("leave it out, or take a wider average"));
     }

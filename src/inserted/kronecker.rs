@@ -1,7 +1,7 @@
 //! Compacter's layers as plain ones: the weight of a PHM layer is Σᵢ ruleᵢ ⊗ Wᵢ, `[in, out]` (Mahabadi et al. 2021; adapters 1.3
 //! `methods/modeling.py`).
 
-use super::bottleneck::{Parts, values};
+use super::bottleneck::{Layer, Parts, values};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::usize_of;
@@ -47,7 +47,7 @@ impl Cube {
 ///
 /// # Errors
 /// When a tensor is missing, or they do not fit each other.
-pub fn plain(parts: &Parts<'_>, layer: &str, position: &str) -> Result<(Vec<f32>, [usize; 2], Option<Vec<f32>>)> {
+pub fn plain(parts: &Parts<'_>, layer: &str, position: &str) -> Result<Layer> {
     let rule = cube(parts, &[(layer, "phm_rule"), ("", "phm_rule")])?;
     let shared = format!("W_{position}");
     let weight = cube(parts, &[(layer, "W"), ("", &shared)])?;

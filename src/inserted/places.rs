@@ -68,7 +68,7 @@ pub fn even(found: &mut BTreeMap<String, Bottleneck>) -> Value {
 
 /// A reduction factor that gives `units`: a whole number where one does, otherwise one in the middle of those that do.
 fn factor(hidden: usize, units: usize) -> Value {
-    if hidden % units == 0 { json!(hidden / units) } else { json!(hidden as f64 / (units as f64 + 0.5)) }
+    if hidden.is_multiple_of(units) { json!(hidden / units) } else { json!(hidden as f64 / (units as f64 + 0.5)) }
 }
 
 fn widen(one: &mut Bottleneck, units: usize) {

@@ -144,6 +144,13 @@ pub fn kind_of_denoiser(component: &str) -> Option<&'static str> {
     })
 }
 
+/// Two components that `paths` are below, where there are several.
+pub fn two_of<'a>(paths: impl Iterator<Item = &'a str>) -> Option<(&'a str, &'a str)> {
+    let mut parts: Vec<&str> = paths.filter_map(split).map(|(part, _)| part).collect();
+    parts.sort_unstable();
+    Some((parts.first().copied()?, parts.last().copied()?)).filter(|(one, other)| one != other)
+}
+
 /// Component and path below it, if `path` begins with the name of one.
 pub fn split(path: &str) -> Option<(&str, &str)> {
     let (first, rest) = path.split_once('.')?;

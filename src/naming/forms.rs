@@ -8,10 +8,16 @@ pub struct Forms<T> {
     form: Vec<u8>,
 }
 
+impl<T> Default for Forms<T> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), form: Vec::new() }
+    }
+}
+
 impl<T: Copy> Forms<T> {
     /// Nothing yet.
     pub fn new() -> Self {
-        Self { known: HashMap::new(), form: Vec::new() }
+        Self::default()
     }
 
     /// What `judge` says of `name`, or said of another of its form. It must not look at components that are numbers.

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::model::storage::{Change, Grid, Quantised};
 use crate::plan::Compute;
-use crate::tensor::{Survival, survey_values};
+use crate::tensor::{Survival, first_odd_value, survey_values};
 
 /// Values that are requantised at once: 2 MiB of f32.
 const AT_ONCE: usize = 1 << 19;
@@ -98,7 +98,7 @@ impl Requantised {
         if !is_changed {
             return Ok(Survival { elements: base.len() as u64, ..Survival::default() });
         }
-        if let Some(at) = wanted.iter().position(|value| !value.is_finite()) {
+        if let Some(at) = first_odd_value(&wanted) {
             let (row, col) = (rows.start + at / cols.len(), cols.start + at % cols.len());
             let problem = format!("merging makes the weight at [{row}, {col}] {}, it was {}", wanted[at], base[at]);
             return Err(Error::numeric(self.codes().path(), &merged.name, problem));

@@ -18,6 +18,11 @@ pub struct Unplaced {
     pub lost: Lost,
 }
 
+/// The tensor of the base that a module would change.
+fn wanted(module: &Unplaced) -> String {
+    format!("{}.weight", module.wanted)
+}
+
 /// What would be lost without a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
@@ -52,14 +57,16 @@ impl Placer<'_> {
             .iter()
             .take(SHOWN)
             .map(|module| {
-                let near = self.base.names.nearest(&format!("{}.weight", module.wanted), 2);
+                // Of another model every name resembles some other one, and means none of them.
+                let near = if any { self.base.names.nearest(&wanted(module), 2) } else { Vec::new() };
+                if near.contains(&wanted(module).as_str()) {
+                    return format!("`{}` (`{}` has no such parameter)", module.tensors[0], module.wanted);
+                }
                 let near: Vec<String> = near.iter().map(|name| format!("`{name}`")).collect();
-                let near = if near.is_empty() {
-                    "nothing in the base resembles it".into()
-                } else {
-                    format!("did you mean {}?", near.join(" or "))
-                };
-                format!("`{}` ({near})", module.tensors[0])
+                match near.is_empty() {
+                    true => format!("`{}`", module.tensors[0]),
+                    false => format!("`{}` (did you mean {}?)", module.tensors[0], near.join(" or ")),
+                }
             })
             .collect();
         let more = if unplaced.len() > SHOWN {
@@ -67,8 +74,9 @@ impl Placer<'_> {
         } else {
             String::new()
         };
+        let all = if any { "" } else { ", those of all its modules," };
         let problem =
-            format!("{tensors} of {total} adapter tensors have no place in the base: {}{more}", shown.join(", "));
+            format!("{tensors} of {total} adapter tensors{all} have no place in the base: {}{more}", shown.join(", "));
         let problem = nearly.map_or(problem.clone(), |nearly| format!("{problem}; {nearly}"));
         Error::mismatch(adapter.root.display().to_string(), self.base_name(), problem)
             .hint(self.way_out(unplaced, !any))

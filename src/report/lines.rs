@@ -51,7 +51,8 @@ pub fn notes(text: &mut String, notes: &[String]) -> Result {
 pub fn kept(share: f64) -> String {
     let percent = 100.0 * share;
     match (percent - 100.0).abs() {
-        off if off < 5e-4 => "100 %".to_owned(),
+        // Rounding falls on either side: what is a little more than all is all.
+        off if off < 5e-4 || (percent > 100.0 && off < 1.0) => "100 %".to_owned(),
         off if off < 0.05 => format!("{percent:.3} %"),
         off if off < 1.0 => format!("{percent:.2} %"),
         _ => format!("{percent:.1} %"),

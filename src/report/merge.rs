@@ -69,8 +69,8 @@ pub(super) fn outcome(report: &MergeReport) -> String {
         let wider = if is_float { "`--dtype f32` keeps all of it" } else { "`--quant q8_0` is more precise" };
         let times = survival.relative_error;
         return format!(
-            "usable, but {stored} is coarse for this adapter: {share} of the change is there on average, under rounding {times:.1} times \
-             its size; {wider}"
+            "usable, but {stored} is coarse for this adapter: {share} of the change is there on average, and rounding moved the weights \
+             {times:.1} times as much; {wider}"
         );
     }
     match is_float {
@@ -143,9 +143,10 @@ pub fn warnings(report: &MergeReport) -> Vec<String> {
 fn below_rounding(report: &MergeReport) -> Option<String> {
     let worst = report.worst.first().filter(|_| report.drowned > 0 && !report.changes_nothing)?;
     Some(format!(
-        "the change is below rounding in {} tensor(s), where rounding moved the weights as much or more ({}: {:.0} %): more bits keep \
-         more of it (--quant or --dtype)",
+        "in {} {} rounding moved the weights as much as the change or more (most in `{}`: {:.0} % of it): more bits keep more of it \
+         (`--quant` or `--dtype`)",
         report.drowned,
+        if report.drowned == 1 { "tensor" } else { "tensors" },
         worst.tensor,
         100.0 * worst.relative_error
     ))
@@ -153,7 +154,7 @@ fn below_rounding(report: &MergeReport) -> Option<String> {
 
 pub(super) fn describe(adapter: &AdapterSummary) -> String {
     let ranks: Vec<String> = adapter.ranks.keys().map(u64::to_string).collect();
-    let mut parts = vec![format!("{} × {}, {}", shown(&adapter.path), adapter.weight, line(&adapter.method))];
+    let mut parts = vec![format!("{} × {}, {}", shown(&adapter.path), adapter.weight, method(&adapter.method))];
     if adapter.modules > 0 {
         parts.push(format!("{} modules, rank {}", adapter.modules, ranks.join("/")));
     }
@@ -176,6 +177,11 @@ pub(super) fn describe(adapter: &AdapterSummary) -> String {
         parts.push(format!("{count} tensors {what}"));
     }
     parts.join(", ")
+}
+
+/// A method as people write it; PEFT's config has it in capitals.
+fn method(written: &str) -> String {
+    if written == "LORA" { "LoRA".to_owned() } else { line(written) }
 }
 
 /// What rounding did to each tensor, and all that changed.

@@ -14,10 +14,10 @@ const SHOWN: usize = 5;
 /// ΔW subtracted as it is: a merge with negated weights, and what that means for the result.
 pub fn subtracted(report: &MergeReport, verbose: bool) -> String {
     let rounded = report.survival.as_ref().is_some_and(|survival| survival.relative_error > 1e-3);
-    let note = "W′ was rounded when it was merged: W comes back up to that";
+    let note = "MERGED was rounded, so what comes back is BASE up to that rounding";
     // Of GGUF files the base is not compared.
     let is_gguf = report.base.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    let note = if is_gguf { note.to_owned() } else { format!("{note}; `--base PATH` gives it back bit for bit") };
+    let note = if is_gguf { note.to_owned() } else { format!("{note}; `--base PATH` gives BASE back bit for bit") };
     let verdict = match (report.dry_run, report.changes_nothing, &report.part) {
         (true, ..) => format!("{} tensors would change", report.tensors.changed),
         (_, true, _) => "nothing is taken out: the result equals the merged model".to_owned(),
@@ -40,14 +40,14 @@ pub fn unmerge(report: &UnmergeReport, verbose: bool) -> String {
 
 fn verdict(report: &UnmergeReport) -> String {
     match report.exact {
-        _ if report.dry_run => format!("nothing was compared; {} tensors would be", report.compared + report.proved),
-        Some(true) => "proved: MERGED is exactly that merge; OUT equals BASE bit for bit".to_owned(),
+        _ if report.dry_run => format!("{} tensors would be compared", report.compared + report.proved),
+        Some(true) => "proved: MERGED is exactly that merge; every tensor of OUT equals BASE's bit for bit".to_owned(),
         _ if report.elements > 0 && report.differing > 0 => {
             let share = 100.0 * report.differing as f64 / report.elements as f64;
             let tensors = report.differing_tensors.len();
             format!(
-                "not proved: {} of {} elements ({share:.3} %) in {tensors} tensors are not those of that merge; another adapter, weight \
-                 or base, or MERGED was changed since",
+                "not proved: {} of {} elements ({share:.3} %) in {tensors} tensors differ from that merge: another adapter, weight, \
+                 base or `--rounding` made MERGED, or it was changed since",
                 report.differing, report.elements
             )
         }

@@ -37,6 +37,6 @@ pub use one_pass::{OnePass, Product};
 pub use packing::Packing;
 pub use random::{bits as random_bits, seed_of};
 pub use range::Beyond;
-pub use scan::{all_zero, first_not_finite};
+pub use scan::{all_zero, first_not_finite, first_odd_value};
 pub use survey::{NotFinite, Tally, add_to_f64, encode_surveyed, encode_values, survey_values};
 pub use survival::Survival;

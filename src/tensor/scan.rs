@@ -16,6 +16,11 @@ pub fn first_not_finite(float: Float, bytes: &[u8]) -> Option<usize> {
     with_code!(float, C => first_not_finite_at::<C>(Level::best(), bytes))
 }
 
+/// Index of the first value that is infinite or NaN.
+pub fn first_odd_value(values: &[f32]) -> Option<usize> {
+    first_odd_value_at(Level::best(), values)
+}
+
 /// Whether every element is 0 or −0.
 ///
 /// # Panics
@@ -39,6 +44,17 @@ fn first_not_finite_body<C: Code>(bytes: &[u8]) -> Option<usize> {
         before += chunk.len();
     }
     None
+}
+
+per_cpu! {
+    fn first_odd_value_at(values: &[f32]) -> Option<usize> = first_odd_value_body;
+}
+
+#[inline(always)]
+fn first_odd_value_body(values: &[f32]) -> Option<usize> {
+    let is_good = |chunk: &[f32]| chunk.iter().fold(true, |all, value| all & value.is_finite());
+    let bad = values.chunks(CHUNK).position(|chunk| !is_good(chunk))? * CHUNK;
+    values[bad..].iter().position(|value| !value.is_finite()).map(|at| bad + at)
 }
 
 per_cpu! {

@@ -93,6 +93,8 @@ pub(super) trait Simd<const W: usize>: Copy {
     fn splat(self, value: f32) -> Self::Vector;
     /// f16 as f32.
     fn widen_f16(self, codes: &[[u8; 2]; W]) -> Self::Vector;
+    /// The levels of codes below 16.
+    fn look_up(self, table: &[f32; 16], codes: &[u8; W]) -> Self::Vector;
     /// f32 to the nearest f16, as `code::F16` does it.
     fn narrow_f16(self, vector: Self::Vector) -> [[u8; 2]; W];
     /// left + right, lane by lane.
@@ -134,6 +136,10 @@ impl<const W: usize> Simd<W> for Portable {
     #[inline(always)]
     fn widen_f16(self, codes: &[[u8; 2]; W]) -> [f32; W] {
         lanes(|i| F16::widen(codes[i]))
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], codes: &[u8; W]) -> [f32; W] {
+        lanes(|i| table[usize::from(codes[i] & 15)])
     }
     #[inline(always)]
     fn narrow_f16(self, vector: [f32; W]) -> [[u8; 2]; W] {
@@ -219,7 +225,7 @@ macro_rules! vectors {
             $(
                 #[inline(always)]
                 fn $method(self, $($arg: $type),*) -> $output {
-                    // SAFETY: `self` was made where the features are there; nothing but registers is touched.
+                    // SAFETY: `self` was made where the features are there; nothing but registers and the arguments is touched.
                     unsafe { $body }
                 }
             )*
@@ -233,6 +239,8 @@ vectors! {
     _mm512_loadu_ps, _mm512_storeu_ps,
     splat(value: f32) -> __m512 = _mm512_set1_ps(value);
     widen_f16(codes: &[[u8; 2]; 16]) -> __m512 = _mm512_cvtph_ps(bytemuck::cast(*codes));
+    look_up(table: &[f32; 16], codes: &[u8; 16]) -> __m512 =
+        _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(bytemuck::cast(*codes)), _mm512_loadu_ps(table.as_ptr()));
     narrow_f16(vector: __m512) -> [[u8; 2]; 16] = bytemuck::cast(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(vector));
     add(left: __m512, right: __m512) -> __m512 = _mm512_add_ps(left, right);
     sub(left: __m512, right: __m512) -> __m512 = _mm512_sub_ps(left, right);
@@ -254,6 +262,13 @@ vectors! {
     _mm256_loadu_ps, _mm256_storeu_ps,
     splat(value: f32) -> __m256 = _mm256_set1_ps(value);
     widen_f16(codes: &[[u8; 2]; 8]) -> __m256 = _mm256_cvtph_ps(bytemuck::cast(*codes));
+    look_up(table: &[f32; 16], codes: &[u8; 8]) -> __m256 = {
+        let codes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(*codes)));
+        let [low, high]: [__m256; 2] = bytemuck::cast(*table);
+        // The bit of 8, where the sign is.
+        let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+        _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), is_high)
+    };
     narrow_f16(vector: __m256) -> [[u8; 2]; 8] = bytemuck::cast(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(vector));
     add(left: __m256, right: __m256) -> __m256 = _mm256_add_ps(left, right);
     sub(left: __m256, right: __m256) -> __m256 = _mm256_sub_ps(left, right);

@@ -53,6 +53,7 @@ mod methods;
 mod mlx;
 mod one_engine;
 mod options;
+mod other_forms;
 mod outputs;
 mod parts;
 mod pickle;

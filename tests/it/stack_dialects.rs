@@ -187,15 +187,6 @@ fn what_is_no_product_is_refused_by_name() {
 }
 
 #[test]
-fn parts_of_a_pipeline_in_one_adapter_of_peft_are_told() {
-    let bench = Bench::new();
-    let kohya = fixtures().join("methods/kohya/kohya-lora-r4/lora.safetensors");
-    let done = lorakit(&[&"stack", &kohya, &kohya, &"--to", &"peft", &"-o", &bench.path("out")]).ok();
-    let parts = ["changes text_encoder and unet", r"`--include '^text_encoder\.'` and `--include '^unet\.'`"];
-    assert!(parts.iter().all(|part| done.stdout.contains(part)), "{}", done.stdout);
-}
-
-#[test]
 fn other_methods_are_resized_as_lora_where_the_model_is_given() {
     let base = fixtures().join("methods/kohya/base");
     for (case, method) in [("lyco-loha", "LoHa"), ("lyco-lokr", "LoKr"), ("lyco-dora", "DoRA")] {

@@ -4,7 +4,7 @@ mod lokr;
 pub mod new_adapter;
 pub mod new_config;
 pub(super) mod read;
-pub(super) mod write;
+pub(crate) mod write;
 
 use super::dialect::Dialect;
 use crate::adapters::config::{CONFIG_NAME, INVOCATION};

@@ -14,6 +14,7 @@ use crate::adapters::peft_keys;
 use crate::dialects::files::{Files, Tensor};
 use crate::error::{Error, Result};
 use crate::formats::json;
+use crate::naming::components;
 use crate::pairs::{Bytes, NewPair, NewWhole, PairKind};
 use crate::tensor::Shape;
 
@@ -64,6 +65,16 @@ impl NewAdapter {
             }
         }
         Ok(())
+    }
+
+    /// Takes the component of a pipeline away in front of the modules: an adapter of PEFT's is loaded into one model, which does
+    /// not know it.
+    pub fn leave_component(&mut self) {
+        let pairs = self.pairs.iter_mut().map(|pair| &mut pair.path);
+        for path in pairs.chain(self.whole.iter_mut().map(|whole| &mut whole.module)) {
+            let rest = components::split(path).map(|(_, rest)| rest.to_owned());
+            rest.into_iter().for_each(|rest| *path = rest);
+        }
     }
 
     /// Bytes of all tensors.

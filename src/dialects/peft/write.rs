@@ -47,6 +47,17 @@ pub fn write(mut pieces: Pieces, facts: &Facts<'_>) -> Result<Files> {
     Ok(files)
 }
 
+/// Why an adapter that changes the components `one` and `other` cannot be PEFT's, and the ways out.
+#[must_use]
+pub fn one_model(one: &str, other: &str) -> (String, String) {
+    let what = format!("changes `{one}` and `{other}`; an adapter of PEFT belongs to one model");
+    let way = format!(
+        "one part at a time: `--include '^{one}\\.'`, then `--include '^{other}\\.'`; or all in one file: `--to diffusers`, \
+         `--to kohya`"
+    );
+    (what, way)
+}
+
 /// An adapter of PEFT belongs to one model: the name of its component is left out.
 fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
     let mut known: Option<String> = None;
@@ -54,10 +65,8 @@ fn one_component(pieces: &mut Pieces, facts: &Facts<'_>) -> Result<()> {
         let Some((component, _)) = components::split(path) else { continue };
         match &known {
             Some(other) if other != component => {
-                let what = format!("changes `{other}` and `{component}`; an adapter of PEFT belongs to one model");
-                return Err(facts
-                    .refuse(what)
-                    .hint("convert to diffusers, or one part at a time: --include '^unet\\.'"));
+                let (what, way) = one_model(other, component);
+                return Err(facts.refuse(what).hint(way));
             }
             _ => known = Some(component.to_owned()),
         }

@@ -21,11 +21,14 @@ use super::{Change, Facts, Found, Grid, Group, Storage};
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::naming::conv1d;
-use crate::tensor::codes::{BitOrder, Bits, Codebook, Level, Levels, Shared, requantise};
+use crate::tensor::codes::{BitOrder, Bits, Codebook, Level, Levels, Shared, decode_levels, requantise};
 use crate::tensor::{Dtype, Float, Shape, TensorInfo, usize_of};
 
 /// Codes of one map.
 const CODES: usize = 16;
+
+/// Codes that are read at once: they stay in the first cache.
+const PIECE: usize = 4096;
 
 /// Codes of the map of double quantisation.
 const NESTED_CODES: usize = 256;
@@ -162,6 +165,11 @@ impl Absmax {
     }
 }
 
+/// The first of two codes in the high half.
+fn halves() -> Bits {
+    Bits::new(BitOrder::HighFirst, 4).expect("half bytes")
+}
+
 impl FourBits {
     /// Reads elements of the flattened weight.
     fn flat(&self, elements: Range<usize>, out: &mut [f32]) -> Result<()> {
@@ -174,25 +182,17 @@ impl FourBits {
         self.scales.read(blocks.clone(), &mut scales)?;
         let first = elements.start / 2;
         let bytes = self.codes.read(first as u64, (elements.end.div_ceil(2) - first) as u64)?;
-        let mut at = elements.start;
-        for (scale, block) in scales.iter().zip(blocks) {
-            let end = elements.end.min((block + 1) * self.state.block);
-            let products = self.map.map(|value| value * scale);
-            let value = |element: usize| {
-                let byte = bytes[element / 2 - first];
-                products[usize::from(if element.is_multiple_of(2) { byte >> 4 } else { byte & 15 })]
-            };
-            // Whole bytes, and what is left at both ends.
-            let (low, high) = (at.next_multiple_of(2).min(end), end - end % 2);
-            (at..low).for_each(|element| out[element - elements.start] = value(element));
-            if low < high {
-                let pairs = out[low - elements.start..high - elements.start].as_chunks_mut::<2>().0;
-                for (pair, byte) in pairs.iter_mut().zip(&bytes[low / 2 - first..high / 2 - first]) {
-                    *pair = [products[usize::from(byte >> 4)], products[usize::from(byte & 15)]];
-                }
-            }
-            (high.max(low)..end).for_each(|element| out[element - elements.start] = value(element));
-            at = end;
+        let shared = Shared { size: block, skipped: elements.start % block, scales: &scales, zeros: &[], biases: &[] };
+        // An odd element is the second of its byte.
+        let (bits, odd) = (halves(), elements.start % 2);
+        let mut codes = [0; PIECE];
+        let mut done = 0;
+        while done < out.len() {
+            let skipped = (odd + done) % 2;
+            let count = (PIECE - skipped).min(out.len() - done);
+            bits.unpack(&bytes[(odd + done) / 2..], &mut codes[..skipped + count]);
+            decode_levels(&self.map, &codes[skipped..skipped + count], shared.from(done), &mut out[done..done + count]);
+            done += count;
         }
         Ok(())
     }
@@ -215,7 +215,7 @@ impl FourBits {
         let skipped = elements.start % block;
         let shared = Shared { size: block, skipped, scales: &scales, zeros: &[], biases: &[] };
         // The half of a last byte that is none of the weight's stays as it is.
-        let bits = Bits::new(BitOrder::HighFirst, 4).expect("half bytes");
+        let bits = halves();
         let mut codes = vec![0; 2 * out.len()];
         bits.unpack(out, &mut codes);
         let (_, cols) = self.stored_shape();

@@ -8,7 +8,7 @@ use super::Storage;
 use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::plan::Compute;
-use crate::tensor::{Float, Rounding, TensorInfo};
+use crate::tensor::{Float, Rounding, TensorInfo, first_not_finite, first_odd_value};
 
 /// Values that are made at once: 256 KiB of f32.
 const TILE: usize = 1 << 16;
@@ -76,7 +76,7 @@ impl Quantised {
         }
         let exact = out.to_vec();
         self.float.round(out);
-        match out.iter().position(|value| !value.is_finite()) {
+        match first_odd_value(out) {
             None => Ok(()),
             Some(at) => Err(self.beyond(rows.start + at / cols.len(), cols.start + at % cols.len(), exact[at])),
         }
@@ -134,7 +134,7 @@ impl Quantised {
     pub fn exact(&self, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) -> Result<()> {
         debug_assert!(rows.end <= self.rows && cols.end <= self.cols && out.len() == rows.len() * cols.len());
         self.storage.read(rows.clone(), cols.clone(), out)?;
-        match out.iter().position(|value| !value.is_finite()) {
+        match first_odd_value(out) {
             None => Ok(()),
             Some(at) => Err(self.not_finite(rows.start + at / cols.len(), cols.start + at % cols.len(), out[at])),
         }
@@ -187,7 +187,7 @@ impl Quantised {
             let (place, others) = rest.split_at_mut(count * width);
             self.float.encode(&values, Rounding::Nearest, place);
             if self.float != Float::F32
-                && let Some(bad) = crate::tensor::first_not_finite(self.float, place)
+                && let Some(bad) = first_not_finite(self.float, place)
             {
                 return Err(self.beyond(rows.start + bad / span.len(), span.start + bad % span.len(), values[bad]));
             }

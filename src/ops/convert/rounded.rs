@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::Rounding;
 use crate::model::weight::Weight;
 use crate::plan::Compute;
-use crate::tensor::Float;
+use crate::tensor::{Float, first_odd_value, sum_of_squared_differences, sum_of_squares};
 
 /// Elements that are rounded at once: 256 KiB of f32.
 const TILE: usize = 1 << 16;
@@ -91,6 +91,18 @@ impl Rounded {
 }
 
 impl Sums {
+    /// Counts values and what they became, where all are finite, and says whether they are.
+    fn add_finite(&mut self, before: &[f32], after: &[f32]) -> bool {
+        let all_finite = first_odd_value(before).is_none() && first_odd_value(after).is_none();
+        if all_finite {
+            self.squared += sum_of_squares(before);
+            self.error_squared += sum_of_squared_differences(after, before);
+            let pairs = before.iter().zip(after);
+            self.vanished += pairs.filter(|(before, after)| **after == 0.0 && **before != 0.0).count() as u64;
+        }
+        all_finite
+    }
+
     /// Counts a value and what it became.
     pub fn count(&mut self, before: f32, after: f32) {
         if before.is_finite() {
@@ -157,6 +169,9 @@ impl Compute for Rounded {
             let place = &mut out[begin..begin + elements * width];
             self.out.encode(&values, self.rounding.at(&self.name, (first * cols) as u64), place);
             self.out.decode(place, &mut back);
+            if sums.add_finite(&values, &back) {
+                continue;
+            }
             for (at, (before, after)) in values.iter().zip(&back).enumerate() {
                 let kept = before.is_finite() == after.is_finite() && before.is_nan() == after.is_nan();
                 let (row, col) = (first + at / cols, at % cols);

@@ -35,6 +35,12 @@ const BY_LAYER: [&str; 3] = ["exclude_modules", "layers_pattern", "layers_to_tra
 pub fn check(adapter: &Adapter, terms: &Terms, options: &SumOptions, to: &ToDialect) -> Result<()> {
     let path = &options.adapters[0].0;
     options.selection.check(&terms.slots.values().map(|slot| slot.path.clone()).collect())?;
+    let kept = |slot: &&Slot| !slot.multiplied.is_empty() && !options.selection.takes(&slot.path);
+    if let Some(slot) = terms.slots.values().find(kept) {
+        let what = format!("`{}` is DoRA and would stay so, beside modules that become LoRA", slot.path);
+        return Err(Error::unsupported(path, what)
+            .hint("resize all of its modules: DoRA and LoRA cannot stand beside each other"));
+    }
     if terms.slots.is_empty() {
         return Err(Error::unsupported(path, "holds no low-rank pairs to be resized"));
     }

@@ -40,7 +40,6 @@ use crate::dialects::peft::new_adapter::NewAdapter;
 use crate::error::{Blame, Error, Result};
 use crate::io::{Inputs, name_of};
 use crate::model::original::Original;
-use crate::naming::components;
 use crate::output::new_adapter::{Origin, ToDialect};
 use crate::output::{Run, check_early};
 use crate::placement::terms::{self, Slot, Terms};
@@ -130,10 +129,13 @@ impl Opened {
         }
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
+        let parts_note = match self.dialect.foreign() {
+            Some(_) => None,
+            None => parts::check(&self.sources, &terms, options)?,
+        };
         let (files, mut report) = self.make(options, &terms, form, run)?;
         let became = self.became_lora().filter(|_| options.keeps_the_rest() && form.is_none());
-        let parts = self.parts_note(&terms);
-        report.notes.splice(0..0, self.why.iter().cloned().chain(became).chain(parts).chain(notes));
+        report.notes.splice(0..0, self.why.iter().cloned().chain(became).chain(parts_note).chain(notes));
         let read = self.sources.iter().flat_map(|source| source.adapter.tensors.files());
         report.bytes_before = Some(read.map(|file| file.map.len()).sum());
         let (input, file) = (&options.adapters[0].0, &first.tensors.files()[0].map);
@@ -224,23 +226,6 @@ impl Opened {
         })
     }
 
-    /// What to say of several parts of a pipeline in one adapter of PEFT's, which belongs to one model.
-    fn parts_note(&self, terms: &Terms) -> Option<String> {
-        let parts: BTreeSet<&str> =
-            terms.slots.values().filter_map(|slot| components::split(&slot.path)).map(|(part, _)| part).collect();
-        let several = self.dialect.foreign().is_none() && parts.len() > 1;
-        several.then(|| {
-            let each: Vec<String> = parts.iter().map(|part| format!("`--include '^{part}\\.'`")).collect();
-            let parts: Vec<&str> = parts.into_iter().collect();
-            format!(
-                "an adapter of PEFT belongs to one model, and this one changes {}: `--to kohya` and `--to diffusers` hold them in one \
-                 file; `lorakit convert` with {} makes one of each",
-                parts.join(" and "),
-                each.join(" and ")
-            )
-        })
-    }
-
     /// What to say of an adapter of another method that is LoRA now.
     fn became_lora(&self) -> Option<String> {
         let kind = |change: &Change| match change {
@@ -300,6 +285,9 @@ impl Opened {
         new.inherited.extend(version.map(|version| ("peft_version".to_owned(), version.clone())));
         let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
         refuse_nothing(options, nothing, &report)?;
+        if self.dialect.foreign().is_none() && parts::are_named(&self.sources) {
+            new.leave_component();
+        }
         new.check_readable(&adapter.root)?;
         let mut files = new.into_files();
         if self.dialect.foreign().is_some_and(|foreign| foreign.pipelines) {

@@ -187,8 +187,11 @@ fn refuse_multiplied(slots: &[&Slot], sources: &[Applied], options: &SumOptions)
         (Method::Concat, None) => "is DoRA: what it adds to a weight has full rank, so it takes a way to choose ranks",
         _ => "is DoRA: what it adds depends on the model; only its sum with others is approximated",
     };
-    Err(Error::unsupported(&sources[multiplied.source].adapter.config.path, what)
-        .hint("`--method concat` with `--rank N` or `--max-error ERROR` gives the nearest adapter, and says how near"))
+    let way = match options.method {
+        Method::Concat => "`--rank N` or `--max-error ERROR` writes the nearest LoRA and says how near",
+        _ => "`--method concat` with `--rank N` or `--max-error ERROR` writes the nearest LoRA and says how near",
+    };
+    Err(Error::unsupported(&sources[multiplied.source].adapter.config.path, what).hint(way))
 }
 
 /// Only matrices are merged element by element.

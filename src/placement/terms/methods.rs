@@ -19,8 +19,8 @@ const CONVOLUTIONS: [&str; 9] = [
     "patch_embed",
 ];
 
-/// What every refusal offers.
-const WAY_OUT: &str = "`merge` applies it to the model, and `extract` makes a LoRA of the difference";
+/// What refusals of what is no product offer.
+const WAY_OUT: &str = "`lorakit merge MODEL ADAPTER -o merged` applies it; then `lorakit extract MODEL merged -o lora --rank 16` makes a LoRA";
 
 /// A stack of experts in factors of three dimensions has no place in a PEFT adapter of layers.
 ///

@@ -85,10 +85,10 @@ fn refuse_dora(adapter: &Adapter) -> Result<()> {
     if !magnitude && !adapter.config.dora {
         return Ok(());
     }
-    let what = "is DoRA (`use_dora`): it multiplies the rows of W + ΔW, so what it adds depends on W and is no product of \
-                two factors";
+    let what = "is DoRA (`use_dora`): what it adds depends on the weights of the model, and has no rank of its own";
     Err(Error::unsupported(&adapter.config.path, what).hint(
-        "`--base PATH` with a way to choose ranks approximates W′ − W and certifies the error; `merge` applies it as it is",
+        "`--base PATH` (the model it was trained on) with `--rank N` writes the nearest LoRA and says how near; `merge` \
+         applies it exactly",
     ))
 }
 

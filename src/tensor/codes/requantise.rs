@@ -154,7 +154,7 @@ per_cpu! {
 #[inline(always)]
 fn quotients(is_whole: bool, shared: Shared<'_>, wanted: &[f32], out: &mut [f32]) {
     let count = out.len();
-    for (run, &scale) in shared.scales.iter().enumerate() {
+    for (run, &scale) in shared.scales[..shared.runs(count)].iter().enumerate() {
         let columns = shared.columns(run, count);
         let pairs = out[columns.clone()].iter_mut().zip(&wanted[columns]);
         let zero = shared.zeros.get(run).copied().unwrap_or(0.0);

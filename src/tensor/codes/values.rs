@@ -3,7 +3,7 @@
 //! The codes of a row fall into runs that share a scale: a [`Shared`] says how long they are and where the first begins. Products
 //! and sums are rounded one by one, as the producers do it.
 
-use crate::tensor::simd::{Level, per_cpu};
+use crate::tensor::simd::{Level, Simd, per_cpu};
 
 /// Runs of neighbouring columns that share a scale, a zero and a bias.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,12 @@ impl Shared<'_> {
             biases: &self.biases[cut(self.biases)..],
             ..self
         }
+    }
+
+    /// Runs that the first `count` columns touch: there may be numbers of many more.
+    #[inline(always)]
+    pub fn runs(&self, count: usize) -> usize {
+        self.scales.len().min(self.skipped.saturating_add(count).div_ceil(self.size))
     }
 
     /// The columns of run `run`, of `count` columns.
@@ -81,7 +87,7 @@ fn whole_body(codes: &[u8], shared: Shared<'_>, out: &mut [f32]) {
         out.iter_mut().zip(codes).for_each(|(out, (&code, (scale, zero)))| *out = (f32::from(code) - zero) * scale);
         return;
     }
-    for (run, &scale) in shared.scales.iter().enumerate() {
+    for (run, &scale) in shared.scales[..shared.runs(count)].iter().enumerate() {
         let columns = shared.columns(run, count);
         let zero = shared.zeros.get(run).copied().unwrap_or(0.0);
         let pairs = out[columns.clone()].iter_mut().zip(&codes[columns]);
@@ -99,20 +105,22 @@ per_cpu! {
 #[inline(always)]
 fn scale_body(shared: Shared<'_>, out: &mut [f32]) {
     let count = out.len();
-    for (run, &scale) in shared.scales.iter().enumerate() {
+    for (run, &scale) in shared.scales[..shared.runs(count)].iter().enumerate() {
         out[shared.columns(run, count)].iter_mut().for_each(|value| *value *= scale);
     }
 }
 
 per_cpu! {
-    fn levels_at(table: &[f32], codes: &[u8], out: &mut [f32]) = levels_body;
+    fn levels_at(table: &[f32], codes: &[u8], out: &mut [f32]) = vectors of levels_body;
 }
 
 #[inline(always)]
-fn levels_body(table: &[f32], codes: &[u8], out: &mut [f32]) {
+fn levels_body<const W: usize, S: Simd<W>>(simd: S, table: &[f32], codes: &[u8], out: &mut [f32]) {
     // A table whose length the compiler knows is read without a check.
     if let Ok(table) = <&[f32; 16]>::try_from(table) {
-        out.iter_mut().zip(codes).for_each(|(out, code)| *out = table[usize::from(code & 15)]);
+        let ((out, last), (codes, others)) = (out.as_chunks_mut::<W>(), codes.as_chunks::<W>());
+        out.iter_mut().zip(codes).for_each(|(out, codes)| *out = simd.store(simd.look_up(table, codes)));
+        last.iter_mut().zip(others).for_each(|(out, code)| *out = table[usize::from(code & 15)]);
     } else if let Ok(table) = <&[f32; 64]>::try_from(table) {
         out.iter_mut().zip(codes).for_each(|(out, code)| *out = table[usize::from(code & 63)]);
     } else {
@@ -151,12 +159,14 @@ mod tests {
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let codes: Vec<u8> = (0..97).map(|at| (at * 5) as u8 & 15).collect();
+        let uncut: Vec<u8> = (0..97).map(|at| (at * 53) as u8).collect();
         let scales = [0.1, 1.7e-3, 3.3, 7.0];
         let shared = Shared { size: 32, skipped: 9, scales: &scales, zeros: &[8.0, 3.0, 0.0, 15.0], biases: &scales };
         let results = Level::all().into_iter().map(|level| {
             let (mut out, mut looked_up) = (vec![0.0; 97], vec![0.0; 97]);
             whole_at(level, &codes, shared, &mut out);
-            levels_at(level, &E2M1, &codes, &mut looked_up);
+            levels_at(level, &E2M1, &uncut, &mut looked_up);
+            assert!(looked_up.iter().zip(&uncut).all(|(value, code)| *value == E2M1[usize::from(code & 15)]));
             scale_at(level, shared, &mut looked_up);
             out.extend(looked_up);
             out.iter().map(|value| value.to_bits()).collect::<Vec<_>>()

@@ -121,10 +121,14 @@ impl Codes {
             }
             Lay::Columns { word } => self.read_columns(source, (rows, cols), word, out)?,
             Lay::Turned { bytes } => {
-                let (mut scratch, mut column) = (Vec::new(), vec![0; rows.len()]);
-                for (at, col) in cols.enumerate() {
-                    self.read_line(source, col * bytes, rows.clone(), &mut scratch, &mut column)?;
-                    out[at..].iter_mut().step_by(width).zip(&column).for_each(|(place, code)| *place = *code);
+                let (height, mut scratch) = (rows.len(), Vec::new());
+                let mut lines = vec![0; SIDE * height];
+                for first in cols.clone().step_by(SIDE) {
+                    let some = first..(first + SIDE).min(cols.end);
+                    for (col, line) in some.clone().zip(lines.chunks_exact_mut(height.max(1))) {
+                        self.read_line(source, col * bytes, rows.clone(), &mut scratch, line)?;
+                    }
+                    turn(&lines[..some.len() * height], height, &mut out[first - cols.start..], width);
                 }
             }
             Lay::Pairs => {
@@ -277,11 +281,64 @@ impl Codes {
     }
 }
 
+/// Edge of the squares that are turned at once.
+const SIDE: usize = 8;
+
+/// Writes lines of `height` codes as the columns of rows that are `width` long.
+fn turn(lines: &[u8], height: usize, out: &mut [u8], width: usize) {
+    let whole = if lines.len() == SIDE * height { height / SIDE * SIDE } else { 0 };
+    for row in (0..whole).step_by(SIDE) {
+        let mut square = [0_u64; SIDE];
+        for (word, line) in square.iter_mut().zip(lines.chunks_exact(height)) {
+            *word = line[row..].first_chunk().map_or(0, |codes| u64::from_le_bytes(*codes));
+        }
+        for (at, word) in turned(square).into_iter().enumerate() {
+            let start = (row + at) * width;
+            out[start..start + SIDE].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    for (col, line) in lines.chunks_exact(height.max(1)).enumerate() {
+        for (row, code) in line.iter().enumerate().skip(whole) {
+            out[row * width + col] = *code;
+        }
+    }
+}
+
+/// The transpose of eight rows of eight bytes: squares of four, two and one change places across the diagonal.
+fn turned(mut rows: [u64; SIDE]) -> [u64; SIDE] {
+    for (step, bits, mask) in [(4, 32, 0xFFFF_FFFF), (2, 16, 0x0000_FFFF_0000_FFFF), (1, 8, 0x00FF_00FF_00FF_00FF)] {
+        for upper in (0..SIDE).filter(|row| row & step == 0) {
+            let swap = (rows[upper] >> bits ^ rows[upper + step]) & mask;
+            rows[upper] ^= swap << bits;
+            rows[upper + step] ^= swap;
+        }
+    }
+    rows
+}
+
 /// Puts words that stand side by side at the start of lines of `line` bytes.
 fn spread<const WORD: usize>(words: &[u8], line: usize, out: &mut [u8]) {
     for (word, place) in words.as_chunks::<WORD>().0.iter().zip(out.chunks_mut(line)) {
         if let Some(place) = place.first_chunk_mut() {
             *place = *word;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_become_rows_whatever_their_number() {
+        for (count, height, width) in [(8, 64, 8), (8, 19, 11), (3, 16, 5), (1, 1, 1), (8, 7, 9)] {
+            let lines: Vec<u8> = (0..count * height).map(|at| (at * 37 + at / 5) as u8).collect();
+            let mut out = vec![0; height * width];
+            turn(&lines, height, &mut out, width);
+            for (row, line) in out.chunks_exact(width).enumerate() {
+                let expected: Vec<u8> = (0..count).map(|col| lines[col * height + row]).collect();
+                assert_eq!(line[..count], expected, "{count} × {height}, row {row}");
+            }
         }
     }
 }
