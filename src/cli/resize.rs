@@ -55,7 +55,7 @@ pub struct IntruderArgs {
 
 impl IntruderArgs {
     fn chosen(&self) -> Option<Intruders> {
-        self.remove_intruders.then(|| Intruders {
+        self.remove_intruders.then_some(Intruders {
             top_k: self.top_k,
             threshold: self.threshold_epsilon,
             lambda: self.mitigation_lambda,
