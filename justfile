@@ -45,6 +45,7 @@ peers python="python3" *args:
     {{python}} tests/peers/containers.py
     {{python}} tests/peers/loaders.py
     {{python}} tests/peers/archs.py
+    {{python}} tests/peers/experts.py
     {{python}} tests/peers/intruders.py
     {{python}} tests/peers/llama_cpp.py
     {{python}} tests/peers/real.py {{args}}

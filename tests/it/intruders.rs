@@ -124,6 +124,13 @@ fn numbers_that_make_no_sense_and_what_cannot_be_compared_are_refused() {
     let bottleneck = fixtures().join("adapterhub/pfeiffer/a0");
     reduce(&bottleneck, &base, &out, &["--rank", "1"])
         .refused(1, &["changes no weight", "`--remove-intruders` is for LoRA"]);
+    for (name, base, message) in [
+        ("dora-r4", "llama-bf16", "is DoRA: `--remove-intruders` weakens a sum of products"),
+        ("mixtral-params", "mixtral-bf16", "is a parameter without a layer, whose intruders are not known"),
+    ] {
+        let peft = fixtures().join("peft");
+        reduce(&peft.join(name).join("adapter"), &peft.join("bases").join(base), &out, &[]).refused(1, &[message]);
+    }
 
     let mut broken: Vec<(String, Tensor)> = read_model(&base).into_iter().collect();
     let place = broken.iter_mut().find(|(name, _)| name.ends_with("o_proj.weight")).unwrap();

@@ -124,6 +124,10 @@ impl<'a> Home<'a> {
             let what = format!("`{}` is a parameter without a layer, whose intruders are not known", slot.name());
             return Err(Error::unsupported(root, what).hint("`--exclude REGEX` leaves it as it is"));
         }
+        if !slot.multiplied.is_empty() || slot.shares.is_empty() {
+            let what = format!("`{}` is DoRA: `--remove-intruders` weakens a sum of products, as in PEFT", slot.path);
+            return Err(Error::unsupported(root, what).hint("`resize --rank N --base PATH` makes it LoRA first"));
+        }
         let path = self.shift.apply(&slot.path);
         let path = base.names.located(&path).unwrap_or(path);
         let name = format!("{path}.weight");
