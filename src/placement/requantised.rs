@@ -96,7 +96,8 @@ impl Requantised {
             Ok(())
         })?;
         if !is_changed {
-            return Ok(Survival { elements: base.len() as u64, ..Survival::default() });
+            let elements = base.len() as u64;
+            return Ok(Survival { elements, codes: elements, ..Survival::default() });
         }
         if let Some(at) = first_odd_value(&wanted) {
             let (row, col) = (rows.start + at / cols.len(), cols.start + at % cols.len());
@@ -114,10 +115,12 @@ impl Requantised {
         grid.encode(bands.clone(), &change, out)?;
         let mut got = vec![0.0; base.len()];
         grid.values(bands, out, &mut got)?;
-        survey_values(&base, &wanted, &got).map_err(|found| {
+        let survival = survey_values(&base, &wanted, &got).map_err(|found| {
             let first = (rows.start * merged.source.cols + cols.start) as u64;
             merged.not_finite(&found, first)
-        })
+        })?;
+        let moved = base.iter().zip(&got).filter(|(before, after)| before != after).count() as u64;
+        Ok(Survival { codes: base.len() as u64, codes_moved: moved, ..survival })
     }
 }
 

@@ -61,8 +61,9 @@ pub(super) fn outcome(report: &MergeReport) -> String {
         return "the change is in the weights exactly".to_owned();
     }
     if report.options["keep_format"] == true {
+        let moved = survival.codes_moved.map_or(String::new(), |moved| format!(" ({} of them moved)", percent(moved)));
         return format!(
-            "codes on the base's own scales keep {share} of the change; a plain result, without `--keep-format`, keeps more"
+            "codes on the base's own scales keep {share} of the change{moved}; a plain result, without `--keep-format`, keeps more"
         );
     }
     if report.drowned > 0 {
@@ -210,7 +211,9 @@ fn worst(text: &mut String, worst: &[TensorSurvival]) -> Result {
             format!("{:.3e}", tensor.delta_norm),
             kept(tensor.retained),
             percent(tensor.relative_error),
-            percent(tensor.lost_share),
+            tensor
+                .codes_moved
+                .map_or_else(|| percent(tensor.lost_share), |moved| format!("{} of codes moved", percent(moved))),
         ]
     });
     indented(text, &table(&["largest errors", "‖ΔW‖", "kept", "error", "unmoved"], rows))
@@ -230,6 +233,7 @@ mod tests {
             relative_error,
             lost_share: 0.1,
             max_delta: 0.1,
+            codes_moved: None,
         })
     }
 

@@ -190,6 +190,7 @@ fn one(delta: f64, moved: f64, error: f64) -> Survival {
         dot: moved * delta,
         error_squared: error * error,
         max_delta: delta.abs() as f32,
+        ..Survival::default()
     }
 }
 
@@ -418,6 +419,7 @@ impl<const LANES: usize> Sums<LANES> {
             dot: self.dot.iter().sum(),
             error_squared: self.error_squared.iter().sum(),
             max_delta: self.max_delta.iter().copied().fold(0.0, larger),
+            ..Survival::default()
         }
     }
 }

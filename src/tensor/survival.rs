@@ -22,6 +22,10 @@ pub struct Survival {
     pub error_squared: f64,
     /// max |exact − base|.
     pub max_delta: f32,
+    /// Elements of a weight that is written back as codes.
+    pub codes: u64,
+    /// Of those, the ones whose code changed its value.
+    pub codes_moved: u64,
 }
 
 impl Survival {
@@ -35,6 +39,8 @@ impl Survival {
         self.dot += other.dot;
         self.error_squared += other.error_squared;
         self.max_delta = self.max_delta.max(other.max_delta);
+        self.codes += other.codes;
+        self.codes_moved += other.codes_moved;
     }
 
     /// ‖ΔW‖_F.
@@ -56,6 +62,11 @@ impl Survival {
     /// wanted and none happened.
     pub fn relative_error(&self) -> f64 {
         if self.error_squared > 0.0 { (self.error_squared / self.delta_squared).sqrt() } else { 0.0 }
+    }
+
+    /// Share of the codes that moved; `None` where nothing is written back as codes.
+    pub fn codes_moved_share(&self) -> Option<f64> {
+        (self.codes > 0).then(|| self.codes_moved as f64 / self.codes as f64)
     }
 
     /// Share of the wanted elements that did not move; 0 where none was wanted.
@@ -86,6 +97,7 @@ mod tests {
             dot: 2.0,
             error_squared: 1.0,
             max_delta: 0.5,
+            ..Survival::default()
         };
         let mut both = half.clone();
         both.add(&Survival { max_delta: 0.25, ..half });

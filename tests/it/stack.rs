@@ -445,7 +445,8 @@ fn what_has_no_sum_is_refused_by_name() {
     let root = fixtures().join("peft");
     let out = bench.path("out");
     let case = |name: &str| root.join(name).join("adapter");
-    stack(&[(&case("dora-r4"), 1.0)], &out, &[]).refused(1, &["use_dora", "depends on W", "--base"]);
+    stack(&[(&case("dora-r4"), 1.0)], &out, &[])
+        .refused(1, &["use_dora", "depends on the weights of the model", "--base"]);
     let llama = root.join("bases/llama-bf16");
     let with_base = |more: &[&str]| {
         let words: Vec<&str> = ["--base", llama.to_str().unwrap()].iter().chain(more).copied().collect();

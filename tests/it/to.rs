@@ -57,18 +57,18 @@ fn contents(root: &Path) -> BTreeMap<String, Contents> {
     found
 }
 
-/// `words --to dialect` for every one of `dialects` against `words --to by` and `convert --to dialect`.
+/// `words --to dialect` for every one of `dialects` against `words` and `convert --to dialect`.
 #[track_caller]
-fn assert_as_converted(words: &[&dyn AsRef<OsStr>], by: &str, dialects: &[&str], more: &[&str], names: &[&str]) {
+fn assert_as_converted(words: &[&dyn AsRef<OsStr>], dialects: &[&str], more: &[&str], names: &[&str]) {
     let bench = Bench::new();
-    let first = bench.path("first");
-    run(words, &first, &[more, &["--to", by]].concat()).ok();
+    let peft = bench.path("peft");
+    run(words, &peft, &[more, &["--to", "peft"]].concat()).ok();
     for dialect in dialects {
         let (direct, by_way) = (place(&bench, "direct", dialect), place(&bench, "by-way", dialect));
         let to: Vec<&str> = more.iter().copied().chain(["--to", dialect]).chain(names.iter().copied()).collect();
         run(words, &direct, &to).ok();
         let convert: Vec<&str> = ["--to", dialect].into_iter().chain(names.iter().copied()).collect();
-        run(&[&"convert", &first], &by_way, &convert).ok();
+        run(&[&"convert", &peft], &by_way, &convert).ok();
         let (direct, by_way) = (contents(&direct), contents(&by_way));
         assert!(direct.values().any(|(tensors, ..)| !tensors.is_empty()), "{dialect}");
         assert_eq!(direct, by_way, "{dialect}");
@@ -92,7 +92,7 @@ fn what_is_extracted_from_a_language_model_is_written_for_mlx() {
     let root = reference();
     let (base, tuned) = (root.join("peft/bases/llama-bf16"), root.join("extract/tiny-f32/tuned"));
     let more = ["--rank", "4", "--include", "proj", "--exclude", "bias"];
-    assert_as_converted(&[&"extract", &base, &tuned], "peft", &["mlx", "peft", "safetensors"], &more, &[]);
+    assert_as_converted(&[&"extract", &base, &tuned], &["mlx", "peft", "safetensors"], &more, &[]);
 }
 
 #[test]
@@ -103,8 +103,8 @@ fn what_is_extracted_from_a_pipeline_is_written_for_pipelines() {
     let tuned = bench.path("tuned");
     merge(&base, &adapter, &tuned, &[]).ok();
     let more = ["--rank", "4", "--include", "attn"];
-    for (part, by) in [("", "diffusers"), ("unet", "peft")] {
-        assert_as_converted(&[&"extract", &base.join(part), &tuned.join(part)], by, &PIPELINES, &more, &[]);
+    for part in ["", "unet"] {
+        assert_as_converted(&[&"extract", &base.join(part), &tuned.join(part)], &PIPELINES, &more, &[]);
     }
 }
 
@@ -112,8 +112,8 @@ fn what_is_extracted_from_a_pipeline_is_written_for_pipelines() {
 #[cfg_attr(not(reference), ignore = "needs ../shared/reference")]
 fn sums_of_adapters_are_written_for_pipelines() {
     let (_, left, right) = pipeline();
-    assert_as_converted(&[&"stack", &left, &right], "diffusers", &PIPELINES, &[], &[]);
-    assert_as_converted(&[&"subtract", &left, &right], "diffusers", &PIPELINES, &["--rank", "3"], &[]);
+    assert_as_converted(&[&"stack", &left, &right], &PIPELINES, &[], &[]);
+    assert_as_converted(&[&"subtract", &left, &right], &PIPELINES, &["--rank", "3"], &[]);
 }
 
 #[test]
@@ -121,9 +121,9 @@ fn sums_of_adapters_are_written_for_pipelines() {
 fn resized_adapters_are_written_for_pipelines_and_mlx() {
     let (_, adapter, _) = pipeline();
     // A file of sd-scripts stays one, key by key: `defaults`.
-    assert_as_converted(&[&"resize", &adapter], "diffusers", &["comfyui", "diffusers"], &["--rank", "2"], &[]);
+    assert_as_converted(&[&"resize", &adapter], &["comfyui", "diffusers"], &["--rank", "2"], &[]);
     let peft = reference_part("peft/lora-patterns/adapter");
-    assert_as_converted(&[&"resize", &peft], "peft", &["mlx"], &["--rank", "2"], &[]);
+    assert_as_converted(&[&"resize", &peft], &["mlx"], &["--rank", "2"], &[]);
 }
 
 #[test]

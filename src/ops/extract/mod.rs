@@ -116,16 +116,9 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
         );
         return Err(Error::mismatch(options.tuned.display().to_string(), options.base.display().to_string(), problem));
     }
-    let of_pipeline =
-        matches!(base.checkpoint.container(), Container::Pipeline(_)) && options.dialect.foreign().is_none();
-    if of_pipeline {
-        let paths = examined.tasks.iter().map(|task| task.path.as_str());
-        let paths = paths.chain(examined.whole.iter().map(|whole| whole.module.as_str()));
-        if let Some((one, other)) = components::two_of(paths) {
-            let (what, way) = one_model(one, other);
-            return Err(Error::unsupported(&options.tuned, what).hint(way));
-        }
-    }
+    let paths = examined.tasks.iter().map(|task| task.path.as_str());
+    let parts = components::two_of(paths.chain(examined.whole.iter().map(|whole| whole.module.as_str())));
+    let pefts = matches!(base.checkpoint.container(), Container::Pipeline(_)) && options.dialect.foreign().is_none();
     let whole = assemble::whole(&tuned, &examined.whole)?;
     let ranks = options.ranks.map_or_else(|| until_rounding(&examined), Ok)?;
     let recipe = recipe(options, &ranks, &base, &tuned);
@@ -145,8 +138,10 @@ pub fn extract(options: &ExtractOptions, run: &Run<'_>) -> Result<ExtractReport>
     let made = truncate(&changes, &means)?;
     let mut report = describe(options, &ranks, &tuned, &examined, &whole, made.report);
     let mut adapter = assemble::assemble(&base, &examined, made.pairs, whole, options.base_name.as_deref());
-    if of_pipeline {
-        adapter.leave_component();
+    match parts.filter(|_| pefts).map(|(one, other)| one_model(one, other)) {
+        Some((what, way)) => report.made.notes.push(format!("{what}: `lorakit convert` makes {way}")),
+        None if pefts => adapter.leave_component(),
+        None => {}
     }
     let quiet = Run { cancel: run.cancel, progress: &Quiet };
     let file = &tuned.checkpoint.files()[0].map;

@@ -132,6 +132,9 @@ pub struct TensorSurvival {
     pub lost_share: f64,
     /// Largest |ΔW|.
     pub max_delta: f32,
+    /// Share of the codes that moved, of weights that are written back as codes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub codes_moved: Option<f64>,
 }
 
 impl TensorSurvival {
@@ -145,6 +148,7 @@ impl TensorSurvival {
             relative_error: survival.relative_error(),
             lost_share: survival.lost_share(),
             max_delta: survival.max_delta,
+            codes_moved: survival.codes_moved_share(),
         }
     }
 }

@@ -129,10 +129,7 @@ impl Opened {
         }
         let (terms, notes) = self.gather(options, run)?;
         let form = kept::form(first, &terms, &self.dialect).filter(|_| options.keeps_the_rest());
-        let parts_note = match self.dialect.foreign() {
-            Some(_) => None,
-            None => parts::check(&self.sources, &terms, options)?,
-        };
+        let parts_note = if self.dialect.foreign().is_none() { parts::several(&terms) } else { None };
         let (files, mut report) = self.make(options, &terms, form, run)?;
         let became = self.became_lora().filter(|_| options.keeps_the_rest() && form.is_none());
         report.notes.splice(0..0, self.why.iter().cloned().chain(became).chain(parts_note).chain(notes));
@@ -285,7 +282,7 @@ impl Opened {
         new.inherited.extend(version.map(|version| ("peft_version".to_owned(), version.clone())));
         let nothing = new.pairs.is_empty() && (new.whole.is_empty() || report.norm > 0.0);
         refuse_nothing(options, nothing, &report)?;
-        if self.dialect.foreign().is_none() && parts::are_named(&self.sources) {
+        if self.dialect.foreign().is_none() && parts::are_named(&self.sources) && parts::several(terms).is_none() {
             new.leave_component();
         }
         new.check_readable(&adapter.root)?;
