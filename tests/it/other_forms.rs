@@ -22,7 +22,7 @@ fn loha_and_lokr_are_resized_as_lora_and_it_is_said() {
             all.extend(more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>));
             lorakit(&all)
         };
-        words(&[]).refused(1, &["may be a convolution", "--base PATH"]);
+        words(&[]).refused(1, &["may be a convolution", "--base MODEL"]);
         let base = image_base();
         let text = words(&["--base", base.to_str().unwrap()]).ok().stdout;
         assert!(text.contains(&format!("{kind} became LoRA")), "{text}");
