@@ -76,4 +76,5 @@ pub use error::{Error, Result};
 pub use face::{Adapter, Convert, Extract, Inspect, Merge, Resize, Stack, Subtract, Subtracted};
 pub use formats::Checkpoint;
 pub use ops::Run;
+pub use ops::sum::Intruders;
 pub use tensor::Float;
