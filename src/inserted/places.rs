@@ -6,19 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::bottleneck::Bottleneck;
-
-/// The number of the layer in a path, and what stands before and behind it.
-pub fn layer_of(place: &str) -> Option<(&str, u64, &str)> {
-    let mut start = 0;
-    for part in place.split('.') {
-        let end = start + part.len();
-        if let Ok(number) = part.parse() {
-            return Some((&place[..start], number, &place[end..]));
-        }
-        start = end + 1;
-    }
-    None
-}
+use crate::naming::layer_of;
 
 /// Fills up the places where the library expects a bottleneck and there is none, with one that adds nothing.
 pub fn fill(found: &mut BTreeMap<String, Bottleneck>) {
@@ -93,13 +81,5 @@ mod tests {
                 assert_eq!((hidden as f64 / factor).floor() as usize, units, "{hidden} and {units}: {factor}");
             }
         }
-    }
-
-    #[test]
-    fn the_first_number_is_the_layer() {
-        let of = |place| layer_of(place);
-        assert_eq!(of("bert.encoder.layer.3.output"), Some(("bert.encoder.layer.", 3, ".output")));
-        assert_eq!(of("a.b"), None);
-        assert_eq!(of("7"), Some(("", 7, "")));
     }
 }

@@ -49,6 +49,19 @@ fn write_form(name: &str, form: &mut Vec<u8>) {
     }
 }
 
+/// What stands before the first number of a path, the number, and the rest.
+pub fn layer_of(path: &str) -> Option<(&str, u64, &str)> {
+    let mut start = 0;
+    for part in path.split('.') {
+        let end = start + part.len();
+        if let Ok(number) = part.parse() {
+            return Some((&path[..start], number, &path[end..]));
+        }
+        start = end + 1;
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +74,12 @@ mod tests {
             forms.of(name, |name| looked.push(name.to_owned()));
         }
         assert_eq!(looked, ["a.0.w", "a.x1.w", "a.x2.w", "a..w", "9"]);
+    }
+
+    #[test]
+    fn the_first_number_is_the_layer() {
+        assert_eq!(layer_of("bert.encoder.layer.3.output"), Some(("bert.encoder.layer.", 3, ".output")));
+        assert_eq!(layer_of("a.b"), None);
+        assert_eq!(layer_of("7"), Some(("", 7, "")));
     }
 }

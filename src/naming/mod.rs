@@ -33,7 +33,7 @@ pub mod renamed;
 pub mod scheme;
 
 pub use endings::{Endings, ends};
-pub use forms::Forms;
+pub use forms::{Forms, layer_of};
 pub use names::{Names, Shift};
 pub use nesting::layers_within_layers;
 

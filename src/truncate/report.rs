@@ -143,13 +143,36 @@ impl ModuleReport {
     pub fn of(pair: &NewPair, norm: f64) -> Self {
         let (rows, cols) = pair.kind.matrix(pair.outer);
         Self {
-            module: pair.kind.name(&pair.path),
-            kind: pair.kind.label(),
             shape: pair.kind.weight_shape(pair.outer),
-            ranks_before: Vec::new(),
-            rank: pair.rank,
             alpha: pair.alpha,
             dtype: pair.down.dtype().name().to_owned(),
+            parameters: ((rows + cols) * pair.kind.experts() * pair.rank) as u64,
+            ..Self::whole(pair.kind.name(&pair.path), pair.kind.label(), pair.rank, norm)
+        }
+    }
+
+    /// A bottleneck of so many units in a model of the width `hidden`; `norm` is the size of its units together.
+    pub fn of_units(place: &str, (hidden, units): (usize, usize), float: Float, norm: f64) -> Self {
+        Self {
+            shape: vec![hidden as u64, hidden as u64],
+            alpha: units as f64,
+            dtype: float.dtype().name().to_owned(),
+            exact: true,
+            parameters: (2 * hidden * units + hidden + units) as u64,
+            ..Self::whole(place.to_owned(), "bottleneck", units, norm)
+        }
+    }
+
+    /// What is said where all of a change is kept and no more is known.
+    fn whole(module: String, kind: &'static str, rank: usize, norm: f64) -> Self {
+        Self {
+            module,
+            kind,
+            shape: Vec::new(),
+            ranks_before: Vec::new(),
+            rank,
+            alpha: 0.0,
+            dtype: String::new(),
             exact: false,
             norm,
             kept_energy: 1.0,
@@ -162,35 +185,7 @@ impl ModuleReport {
             at_rounding_floor: None,
             rank_above_rounding: None,
             complete: true,
-            parameters: ((rows + cols) * pair.kind.experts() * pair.rank) as u64,
-            singular_values: Vec::new(),
-            settled_values: 0,
-        }
-    }
-
-    /// A bottleneck of so many units in a model of the width `hidden`; `norm` is the size of its units together.
-    pub fn of_units(place: &str, (hidden, units): (usize, usize), float: Float, norm: f64) -> Self {
-        Self {
-            module: place.to_owned(),
-            kind: "bottleneck",
-            shape: vec![hidden as u64, hidden as u64],
-            ranks_before: Vec::new(),
-            rank: units,
-            alpha: units as f64,
-            dtype: float.dtype().name().to_owned(),
-            exact: true,
-            norm,
-            kept_energy: 1.0,
-            relative_error: 0.0,
-            measured_error: 0.0,
-            stored_error: 0.0,
-            optimum_at_least: None,
-            optimum_near: None,
-            rounding: None,
-            at_rounding_floor: None,
-            rank_above_rounding: None,
-            complete: true,
-            parameters: (2 * hidden * units + hidden + units) as u64,
+            parameters: 0,
             singular_values: Vec::new(),
             settled_values: 0,
         }

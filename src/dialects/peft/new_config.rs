@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::new_adapter::NewAdapter;
 use crate::dialects::experts::order;
-use crate::naming::ends;
 use crate::naming::experts::peft::WRITTEN_VERSION;
+use crate::naming::{ends, layer_of};
 use crate::pairs::{NewPair, PairKind};
 
 /// Settings that say where an adapter belongs, not what it does.
@@ -224,7 +224,7 @@ struct Depths<'a>(HashMap<&'a str, u64>);
 impl<'a> Depths<'a> {
     fn of(paths: impl Iterator<Item = &'a str>) -> Self {
         let mut depths: HashMap<&str, u64> = HashMap::default();
-        for (stem, number, _) in paths.filter_map(layer) {
+        for (stem, number, _) in paths.filter_map(layer_of) {
             let known = depths.entry(stem).or_default();
             *known = number.max(*known);
         }
@@ -235,26 +235,13 @@ impl<'a> Depths<'a> {
     /// was left out.
     fn fill(&self, members: &[&str]) -> bool {
         let mut numbers: HashMap<(&str, &str), HashSet<u64>> = HashMap::default();
-        for (stem, number, rest) in members.iter().copied().filter_map(layer) {
+        for (stem, number, rest) in members.iter().copied().filter_map(layer_of) {
             numbers.entry((stem, rest)).or_default().insert(number);
         }
         numbers
             .iter()
             .all(|((stem, _), numbers)| self.0.get(stem).is_some_and(|depth| numbers.len() as u64 == depth + 1))
     }
-}
-
-/// What stands before the first number of a path, the number, and the rest.
-fn layer(path: &str) -> Option<(&str, u64, &str)> {
-    let mut start = 0;
-    for segment in path.split('.') {
-        let end = start + segment.len();
-        if let Ok(number) = segment.parse() {
-            return Some((&path[..start], number, &path[end..]));
-        }
-        start = end + 1;
-    }
-    None
 }
 
 fn last(path: &str) -> &str {
