@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::formats::Stored;
 use crate::tensor::Float;
 
+/// What the roles of a bottleneck's tensors are or begin with.
+const ROLES: [&str; 5] = ["adapter_down.0", "adapter_down.1", "adapter_up", "adapter_norm_before", "scaling"];
+
 /// The tensors of one bottleneck by role, and those that all of the adapter share.
 pub struct Parts<'a> {
     /// The place, for messages.
@@ -62,6 +65,21 @@ impl<'a> Parts<'a> {
         self.root
     }
 
+    /// Refuses a tensor that no part of a bottleneck is made of: it would be lost.
+    ///
+    /// # Errors
+    /// When there is one.
+    fn check_known(&self) -> Result<()> {
+        let known = |role: &str| ROLES.iter().any(|known| role == *known || role.starts_with(&format!("{known}.")));
+        match self.inserted.tensors.iter().find(|(role, _)| !known(role)) {
+            None => Ok(()),
+            Some((role, stored)) => {
+                let what = format!("tensor `{}`: what `{role}` of a bottleneck means is not known", stored.info.name);
+                Err(Error::unsupported(stored.path(), what))
+            }
+        }
+    }
+
     fn needed(&self, role: &str) -> Result<&'a Stored> {
         let problem =
             || Error::malformed(self.root, format!("bottleneck `{}`", self.place), format!("`{role}` is missing"));
@@ -79,6 +97,7 @@ impl Bottleneck {
     /// # Errors
     /// When a tensor is missing, of no numbers, or does not fit the others.
     pub fn read(parts: &Parts<'_>, structure: &Structure, scaling: Option<f64>) -> Result<Self> {
+        parts.check_known()?;
         let norm = if structure.is("ln_before") {
             let [weight, bias] =
                 ["adapter_norm_before.weight", "adapter_norm_before.bias"].map(|role| parts.needed(role));

@@ -136,7 +136,7 @@ impl Structure {
         match reasons.iter().find(|(key, _)| self.is(key)) {
             None => Ok(()),
             Some((key, reason)) => {
-                let what = format!("sets `{key}`: {reason}, so it has no sum with another");
+                let what = format!("sets `{key}`: {reason}, so it is no sum over its units");
                 Err(Error::unsupported(&adapter.config.path, what)
                     .hint("`--method average` averages adapters of one structure"))
             }

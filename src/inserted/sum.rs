@@ -13,7 +13,7 @@ use super::bottleneck::{Bottleneck, Parts};
 use super::places;
 use super::structure::{BOTTLENECK, Structure};
 use crate::adapters::config::CONFIG_NAME;
-use crate::adapters::{Adapter, Change, Inserted};
+use crate::adapters::{Adapter, Change, Inserted, Module};
 use crate::dialects::adapterhub::{ADAPTERHUB, SHARED_PARAMETERS, key_of};
 use crate::dialects::files::{Files, Tensor};
 use crate::error::{Error, Result};
@@ -50,14 +50,14 @@ pub fn sum(adapters: &[(&Adapter, f64)], asked: &Asked<'_>) -> Result<(Files, Ne
         structures.iter().zip(adapters).map(|(one, (adapter, _))| one.scaling(adapter)).collect::<Result<_>>()?;
     // A factor that all share stays in the config.
     let common = scalings[0].filter(|scale| scalings.iter().all(|other| *other == Some(*scale)));
-    let several = adapters.len() > 1 || adapters[0].1 != 1.0;
-    for (structure, (adapter, _)) in structures.iter().zip(adapters).filter(|_| several) {
+    for (structure, (adapter, _)) in structures.iter().zip(adapters) {
         structure.check_is_sum(adapter)?;
         structure.check_adds_to(&structures[0], (adapter, first))?;
     }
     let mut made: BTreeMap<String, Bottleneck> = BTreeMap::new();
     let mut before: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     let mut others: Vec<(usize, &str, &Inserted)> = Vec::new();
+    let mut skipped: Vec<&str> = Vec::new();
     for (at, ((adapter, weight), structure)) in adapters.iter().zip(&structures).enumerate() {
         let shared = shared(adapter);
         for module in &adapter.modules {
@@ -70,6 +70,7 @@ pub fn sum(adapters: &[(&Adapter, f64)], asked: &Asked<'_>) -> Result<(Files, Ne
                 continue;
             }
             if !asked.keeps && !asked.selection.takes(&module.path) {
+                skipped.push(&module.path);
                 continue;
             }
             let parts = Parts::new(&module.path, inserted, shared, adapter);
@@ -83,9 +84,9 @@ pub fn sum(adapters: &[(&Adapter, f64)], asked: &Asked<'_>) -> Result<(Files, Ne
             made.insert(module.path.clone(), sum);
         }
     }
-    if made.is_empty() {
+    let Some(like) = made.values().next().cloned() else {
         return Err(Error::unsupported(&first.root, "no bottleneck of the adapters is taken"));
-    }
+    };
     let mut report = NewAdapterReport::default();
     let mut kept: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     for (place, one) in &mut made {
@@ -107,6 +108,10 @@ pub fn sum(adapters: &[(&Adapter, f64)], asked: &Asked<'_>) -> Result<(Files, Ne
     }
     refuse_nothing(&made, first)?;
     let (count, sizes_before) = (made.len(), made.values().map(Bottleneck::units).sum::<usize>());
+    // The library expects one there all the same.
+    for place in skipped {
+        made.entry(place.to_owned()).or_insert_with(|| Bottleneck::nothing(&like, 1));
+    }
     places::fill(&mut made);
     let factors = places::even(&mut made);
     let padded = made.values().map(Bottleneck::units).sum::<usize>() - sizes_before;
@@ -151,7 +156,7 @@ pub fn sum(adapters: &[(&Adapter, f64)], asked: &Asked<'_>) -> Result<(Files, Ne
 
 /// Refuses adapters without a bottleneck: what else is inserted has no sum.
 fn check_has_bottlenecks(adapter: &Adapter) -> Result<()> {
-    let kind = |module: &'_ crate::adapters::Module| match &module.change {
+    let kind = |module: &Module| match &module.change {
         Change::Inserted(inserted) => Some(inserted.kind),
         _ => None,
     };
@@ -176,7 +181,7 @@ fn shared(adapter: &Adapter) -> Option<&Inserted> {
 }
 
 /// The name that stands in the keys of `adapter`.
-pub fn name_of(adapter: &Adapter) -> &str {
+fn name_of(adapter: &Adapter) -> &str {
     adapter.config.raw.get("name").and_then(Value::as_str).unwrap_or("adapter")
 }
 

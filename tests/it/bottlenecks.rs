@@ -329,3 +329,41 @@ fn keys_of_older_versions_get_the_names_of_today() {
     let found = read(&bench.path("new").join("adapter.safetensors"));
     assert!(found.keys().eq(tensors.keys()), "{:?}", found.keys().collect::<Vec<_>>());
 }
+
+#[test]
+fn what_is_left_out_adds_nothing_and_is_still_there() {
+    let bench = Bench::new();
+    let (input, out) = (adapter("houlsby", "a0"), bench.path("out"));
+    run(&["stack", &shown(&input), "--exclude", "attention", "-o", &shown(&out)]).ok();
+    assert_eq!(places(&out).keys().collect::<Vec<_>>(), places(&input).keys().collect::<Vec<_>>());
+    let tensors = read(&out.join("adapter.safetensors"));
+    let ups = tensors.iter().filter(|(key, _)| key.contains("attention") && key.contains("adapter_up"));
+    assert!(ups.into_iter().all(|(_, tensor)| tensor.values().iter().all(|value| *value == 0.0)));
+}
+
+#[test]
+fn a_tensor_that_is_no_part_of_a_sum_is_never_lost() {
+    for (setting, role) in
+        [("use_gating", "gate.weight"), ("ln_after", "adapter_norm_after.weight"), ("dropout", "odd.weight")]
+    {
+        let bench = Bench::new();
+        let (input, folder) = (adapter("pfeiffer", "a0"), bench.path("gated"));
+        std::fs::create_dir(&folder).unwrap();
+        let mut config = read_json(&input.join("adapter_config.json"));
+        config["config"][setting] = true.into();
+        std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+        let mut tensors: Vec<(String, crate::support::Tensor)> =
+            read(&input.join("adapter.safetensors")).into_iter().collect();
+        let place = tensors[0].0.split_once(".adapter_").unwrap().0.to_owned();
+        tensors.push((format!("{place}.{role}"), crate::support::Tensor::f32(&[1, 32], &[0.5; 32])));
+        let tensors: Vec<(&str, crate::support::Tensor)> =
+            tensors.iter().map(|(key, tensor)| (key.as_str(), tensor.clone())).collect();
+        crate::support::write(&folder.join("adapter.safetensors"), &tensors);
+        for words in [vec!["stack"], vec!["resize", "--rank", "2"]] {
+            let part = if setting == "dropout" { "`odd.weight` of a bottleneck" } else { setting };
+            let (folder, out) = (shown(&folder), shown(&bench.path("out")));
+            let words: Vec<&str> = words.into_iter().chain([folder.as_str(), "-o", &out]).collect();
+            run(&words).refused(1, &[part]);
+        }
+    }
+}
